@@ -1,0 +1,1 @@
+"""snap: golden references for model ports."""

@@ -1,0 +1,199 @@
+"""Checkpoints: a folder or a hub id, pinned by revision, every file known by its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshot_tool.core.errors import CheckpointUnavailable, RevisionMismatch, UsageError
+from snapshot_tool.store.tensors import file_sha256
+
+DEFAULT_CHECKPOINT = "HuggingFaceTB/SmolVLM-256M-Instruct"
+FOLDER_OWNER = "local"
+_MIN_SHORT_REVISION = 7
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HUB_ID = re.compile(rf"{_NAME.pattern}/{_NAME.pattern}")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+# What loading a model and its processor needs: no other frameworks' weights, no ONNX exports.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that lies on this machine.
+
+    Args:
+        name: "owner/name"; a folder's owner is "local".
+        revision: commit SHA on the hub, SHA-256 over the files of a folder.
+        folder: where its files lie.
+        files: SHA-256 of each file, by relative path.
+        resolved_from: the branch or tag that was given for the revision, or "".
+    """
+
+    name: str
+    revision: str
+    folder: Path
+    files: Mapping[str, str]
+    resolved_from: str = ""
+
+
+def is_folder(spec: str) -> bool:
+    """Tell a folder from a hub id: it exists, or is written like a path."""
+    return Path(spec).is_dir() or spec.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(spec)
+
+
+def checkpoint_name(spec: str) -> str:
+    """Return the name under which goldens of a checkpoint are kept."""
+    if not is_folder(spec):
+        return spec
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(spec).expanduser().resolve().name).lstrip(".-_")
+    return f"{FOLDER_OWNER}/{name or 'checkpoint'}"
+
+
+def open_checkpoint(spec: str, *, revision: str | None) -> Checkpoint:
+    """Find a checkpoint and read its digests.
+
+    Raises CheckpointUnavailable where it cannot be had, RevisionMismatch where a folder's files are
+    not those of the revision given.
+    """
+    if is_folder(spec):
+        return _open_folder(Path(spec).expanduser(), revision=revision)
+    if not revision:
+        raise UsageError(
+            f"--revision is needed for {spec}: a golden is pinned to one commit",
+            "pass a commit SHA, or a branch or tag to be resolved to one",
+        )
+    return _open_hub(spec, revision=revision)
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder, hidden ones left out, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    relative = {path: path.relative_to(folder) for path in paths}
+    return {
+        name.as_posix(): file_sha256(path)
+        for path, name in relative.items()
+        if not any(part.startswith(".") for part in name.parts)
+    }
+
+
+def folder_revision(files: Mapping[str, str]) -> str:
+    """Return a folder's revision: the SHA-256 of what `sha256sum` prints for its sorted files."""
+    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def require_same_files(checkpoint: Checkpoint, recorded: Mapping[str, str]) -> None:
+    """Raise RevisionMismatch, naming a file, unless the checkpoint is the one recorded.
+
+    Further files are no difference (of a hub checkpoint only a part is downloaded), but further
+    weights are: a model may load them.
+    """
+    added = sorted(n for n in checkpoint.files if n not in recorded and n.endswith(_WEIGHTS))
+    if added:
+        raise RevisionMismatch(
+            f"{checkpoint.folder / added[0]} was not there when {checkpoint.name} was recorded",
+            "remove it, or record the checkpoint as it is now",
+        )
+    for name, digest in sorted(recorded.items()):
+        if name not in checkpoint.files:
+            problem = f"{checkpoint.folder / name} is missing"
+        elif checkpoint.files[name] != digest:
+            problem = f"{checkpoint.folder / name} has changed"
+        else:
+            continue
+        raise RevisionMismatch(
+            f"{problem} since {checkpoint.name} was recorded",
+            "use the recorded revision, or record the new one: snap record --checkpoint "
+            f"{checkpoint.folder}",
+        )
+
+
+def _open_folder(folder: Path, *, revision: str | None) -> Checkpoint:
+    if not folder.is_dir():
+        raise CheckpointUnavailable(
+            f"checkpoint {folder} is no folder here and no hub id (owner/name)",
+            "pass a folder with config.json, or a hub id",
+        )
+    if not (folder / "config.json").is_file():
+        raise CheckpointUnavailable(
+            f"checkpoint {folder} has no config.json",
+            "pass the folder that holds the model's files",
+        )
+    try:
+        files = hash_files(folder)
+    except OSError as error:
+        raise CheckpointUnavailable(f"checkpoint {folder} cannot be read: {error}") from error
+    found = folder_revision(files)
+    if revision and not (len(revision) >= _MIN_SHORT_REVISION and found.startswith(revision)):
+        raise RevisionMismatch(
+            f"the files of {folder} have revision {found}, not {revision}",
+            "leave --revision out to record the folder as it is",
+        )
+    return Checkpoint(checkpoint_name(str(folder)), found, folder, files)
+
+
+def _open_hub(name: str, *, revision: str) -> Checkpoint:
+    """Download (or find in the cache) a hub checkpoint at a commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    commit = revision if _COMMIT.fullmatch(revision) else _resolve(name, revision)
+    try:
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise _hub_problem(name, commit, error) from error
+    files = hash_files(folder)
+    if "config.json" not in files:
+        raise CheckpointUnavailable(f"{name} at {commit} has no config.json")
+    return Checkpoint(name, commit, folder, files, "" if commit == revision else revision)
+
+
+def _resolve(name: str, revision: str) -> str:
+    """Return the commit that a branch, a tag or a shortened SHA stands for now."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        commit = HfApi().model_info(name, revision=revision).sha
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise _hub_problem(name, revision, error) from error
+    if not commit or not _COMMIT.fullmatch(commit):
+        raise CheckpointUnavailable(f"the hub names no commit for {name} at {revision!r}")
+    return commit
+
+
+def _hub_problem(name: str, revision: str, error: Exception) -> CheckpointUnavailable:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    match error:
+        case GatedRepoError():
+            return CheckpointUnavailable(
+                f"{name} is gated: the hub wants a token", "log in with: huggingface-cli login"
+            )
+        case RepositoryNotFoundError():
+            return CheckpointUnavailable(
+                f"the hub has no checkpoint {name} (or it is private)",
+                "check the name, or log in with: huggingface-cli login",
+            )
+        case RevisionNotFoundError():
+            return CheckpointUnavailable(
+                f"{name} has no revision {revision!r}", "pass a commit SHA, branch or tag of it"
+            )
+        case OfflineModeIsEnabled():
+            why = "offline mode is on (HF_HUB_OFFLINE)"
+        case _:
+            why = "the hub cannot be reached"
+    return CheckpointUnavailable(
+        f"{name} at {revision} is not in the local cache, and {why}",
+        "connect to the network, or pass a folder: --checkpoint DIR",
+    )

@@ -1,0 +1,126 @@
+"""`snap check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from snapshot_tool.cli.options import (
+    fms_path_option,
+    goldens_option,
+    parse_phases,
+    phase_option,
+    write_text,
+)
+from snapshot_tool.core.phases import PHASES
+from snapshot_tool.core.report import CheckReport
+from snapshot_tool.core.results import Verdict
+from snapshot_tool.devices import DEVICES
+
+_COLOURS = {
+    Verdict.PASS: "green",
+    Verdict.FAIL: "red",
+    Verdict.ERROR: "red",
+    Verdict.SKIP: "yellow",
+}
+_TOLERANCE = click.FloatRange(min=0, max=1e30)
+
+
+@click.command(
+    "check",
+    short_help="Check an FMS model.",
+    epilog="Example: snap check --fms-path ./foundation-model-stack --device cuda",
+)
+@fms_path_option
+@click.option(
+    "--candidate",
+    default="fms",
+    show_default=True,
+    help="'fms', or 'module:factory' for anything else. Its code is run.",
+)
+@click.option("--checkpoint", help="Folder or hub id; by default the one that the golden names.")
+@click.option("--revision", help="Revision of the golden set, or its first digits.")
+@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
+@click.option(
+    "--golden-device",
+    type=click.Choice(DEVICES),
+    help="Check against a golden recorded on another device than --device.",
+)
+@phase_option
+@click.option("--case", default="*", show_default=True, help="Cases to run, as a glob.")
+@click.option("--atol", type=_TOLERANCE, help="Absolute tolerance in place of the golden's.")
+@click.option("--rtol", type=_TOLERANCE, help="Relative tolerance in place of the golden's.")
+@click.option(
+    "--require",
+    type=click.Choice([*PHASES]),
+    multiple=True,
+    help="Exit with 3 if this phase is skipped anywhere.",
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
+@goldens_option
+def check_command(
+    *,
+    fms_path: Path | None,
+    candidate: str,
+    checkpoint: str | None,
+    revision: str | None,
+    device: str,
+    golden_device: str | None,
+    phases: tuple[str, ...],
+    case: str,
+    atol: float | None,
+    rtol: float | None,
+    require: tuple[str, ...],
+    json_path: Path | None,
+    goldens: Path,
+) -> int:
+    """Run FMS (or another candidate) on a golden's inputs and judge what comes out.
+
+    Hugging Face is not needed and never imported. Exit code 0: all passed; 1: something differs
+    or raised; 3: it could not run, or nothing was compared.
+    """
+    from snapshot_tool.cli.progress import TerminalProgress
+    from snapshot_tool.reports.run_json import run_to_json
+    from snapshot_tool.workflows.check import CheckRequest, check
+
+    request = CheckRequest(
+        goldens=goldens,
+        candidate=candidate,
+        fms_path=fms_path,
+        checkpoint=checkpoint,
+        revision=revision,
+        device=device,
+        golden_device=golden_device,
+        phases=parse_phases(phases),
+        case=case,
+        atol=atol,
+        rtol=rtol,
+        required=parse_phases(require),
+    )
+    report = check(request, TerminalProgress())
+    if json_path is not None:
+        write_text(json_path, run_to_json(report))
+    if str(json_path) != "-":
+        _draw(report)
+    return report.exit_code
+
+
+def _draw(report: CheckReport) -> None:
+    """Print the report; click drops colours where the output is no terminal or NO_COLOR is set."""
+    from snapshot_tool.reports import run_text
+
+    for line in run_text.header_lines(report):
+        click.echo(line)
+    click.echo()
+    click.secho(run_text.grid_header(), bold=True)
+    for case, cells in run_text.grid_lines(report):
+        drawn = [
+            click.style(run_text.pad_cell(text), fg=_COLOURS[verdict]) if verdict else " " * 14
+            for text, verdict in cells
+        ]
+        click.echo(f"{case:<12}" + "".join(drawn).rstrip())
+    click.echo()
+    for line in run_text.problem_lines(report):
+        click.echo(line)
+    click.secho(run_text.summary_line(report), bold=True, fg=_COLOURS[report.verdict])

@@ -1,0 +1,125 @@
+"""`snap list`, `snap show` and `snap verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from snapshot_tool.cli.options import goldens_option
+
+if TYPE_CHECKING:
+    from snapshot_tool.store.manifest import Manifest
+
+_DAMAGED = 3
+
+
+@click.command("list", short_help="List the golden sets.", epilog="Example: snap list")
+@goldens_option
+def list_command(*, goldens: Path) -> int:
+    """List every golden set: checkpoint, revision, device, version, cases, size."""
+    from snapshot_tool.workflows.goldens import list_goldens
+
+    found = list_goldens(goldens)
+    if not found:
+        click.echo(f"no golden set in {goldens}")
+        return 0
+    for item in found:
+        manifest = item.manifest
+        if manifest is None:
+            click.echo(f"{item.folder}  unreadable: {item.problem}")
+            continue
+        size = sum(entry.size for entry in manifest.files.values()) / 1e6
+        click.echo(
+            f"{manifest.checkpoint.name}  {manifest.checkpoint.revision[:12]}  "
+            f"{manifest.device}-{manifest.dtype}  version {manifest.golden_version}  "
+            f"{len(manifest.cases)} cases  {size:.1f} MB"
+        )
+    return _DAMAGED if any(item.manifest is None for item in found) else 0
+
+
+@click.command("show", short_help="Show a golden set.", epilog="Example: snap show cpu-float32")
+@click.argument("golden", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole manifest.")
+@goldens_option
+def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
+    """Show where a golden set comes from and what it holds.
+
+    GOLDEN is its folder, a part of its path, or the checkpoint's name; it may be left out where
+    there is only one.
+    """
+    from snapshot_tool.store.manifest import encode
+    from snapshot_tool.workflows.goldens import find_golden
+
+    folder, manifest = find_golden(goldens, golden)
+    if as_json:
+        click.echo(encode(manifest).decode(), nl=False)
+        return 0
+    click.echo(manifest.title)
+    click.echo(f"folder    {folder}")
+    click.echo(f"revision  {manifest.checkpoint.revision}")
+    _show_facts(manifest)
+    _show_cases(manifest)
+    return 0
+
+
+def _show_facts(manifest: Manifest) -> None:
+    environment = manifest.environment
+    packages = ("transformers", "huggingface_hub", "torch", "python", "processor")
+    facts = ", ".join(f"{name} {environment[name]}" for name in packages if name in environment)
+    click.echo(f"made with {facts}")
+    draws = manifest.draws
+    click.echo(
+        f"drawn     {draws.variants} variants from seed {manifest.seed}, {draws.refused} refused"
+    )
+    for reason, count in draws.reasons.items():
+        click.echo(f"          {count} x {reason}")
+    for entry in manifest.history:
+        click.echo(f"version {entry.version} {entry.when}: {entry.reason}")
+        for line in entry.moved:
+            click.echo(f"    moved: {line}")
+    click.echo("tolerances")
+    for phase, tolerance in manifest.tolerances.items():
+        single, several = tolerance.single, tolerance.several_images
+        text = f"atol {single.atol:g}, rtol {single.rtol:g}"
+        if several != single:
+            text += f"; several images: atol {several.atol:g}, rtol {several.rtol:g}"
+        click.echo(f"    {phase.value:<14}{text}")
+
+
+def _show_cases(manifest: Manifest) -> None:
+    click.echo("cases")
+    for case in manifest.cases:
+        click.echo(
+            f"    {case.name:<12} {case.images} images, {case.tiles} tiles, {case.tokens} tokens: "
+            f"{_short(case.text)} -> {_short(case.generated)}"
+        )
+
+
+def _short(text: str, width: int = 48) -> str:
+    quoted = repr(text)
+    return quoted if len(quoted) <= width else quoted[: width - 2] + "…'"
+
+
+@click.command(
+    "verify", short_help="Check the files of golden sets.", epilog="Example: snap verify"
+)
+@click.argument("golden", required=False)
+@goldens_option
+def verify_command(*, golden: str | None, goldens: Path) -> int:
+    """Read every byte of the golden sets (or of GOLDEN) and compare with the recorded digests.
+
+    No model runs and nothing is changed. Exit code 3 where a file is missing or altered.
+    """
+    from snapshot_tool.workflows.goldens import verify_goldens
+
+    verifications = verify_goldens(goldens, golden)
+    for verification in verifications:
+        if not verification.damage:
+            click.echo(f"whole    {verification.title}")
+            continue
+        click.echo(f"DAMAGED  {verification.title}")
+        for line in verification.damage:
+            click.echo(f"         {line}")
+    return _DAMAGED if any(v.damage for v in verifications) else 0

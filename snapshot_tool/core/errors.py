@@ -1,0 +1,76 @@
+"""What can go wrong, as types. The command line turns each into one message and an exit code."""
+
+from typing import ClassVar
+
+
+class SnapError(Exception):
+    """Something kept snap from doing its work.
+
+    Args:
+        problem: what is wrong and where, on one line.
+        remedy: what to do about it, on one line; empty where nothing can be advised.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
+
+
+class UsageError(SnapError):
+    """The options given contradict each other or name something that does not exist."""
+
+    exit_code = 2
+
+
+class GoldenNotFound(SnapError):
+    """No golden set answers to what was asked for."""
+
+
+class GoldenExists(SnapError):
+    """A recording would replace a golden set, or an unfinished one, and nobody asked for that."""
+
+
+class GoldenDamaged(SnapError):
+    """A file of a golden set is missing, cut short or altered."""
+
+
+class GoldenLocked(SnapError):
+    """Another process is recording the same golden set."""
+
+
+class ManifestInvalid(GoldenDamaged):
+    """A manifest breaks its schema, or follows a schema newer than this snap."""
+
+
+class CheckpointUnavailable(SnapError):
+    """The checkpoint cannot be found, reached or read."""
+
+
+class RevisionMismatch(SnapError):
+    """The checkpoint's files are not those of the revision asked for or recorded."""
+
+
+class CandidateUnavailable(SnapError):
+    """The implementation under test cannot be imported or built."""
+
+
+class DeviceUnavailable(SnapError):
+    """The device asked for is not there, or not the one that the golden set is for."""
+
+
+class ReferenceUnavailable(SnapError):
+    """The Hugging Face side cannot run here."""
+
+
+class InputRefused(Exception):
+    """The reference itself refuses an input: the case is drawn again, not an error of snap."""
+
+
+class PhaseUnsupported(Exception):
+    """Raised by a candidate's method to say that it has no such phase; its text is the reason."""

@@ -1,0 +1,189 @@
+"""The seams between the parts: what a reference and a candidate must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.recipes import CaseRecipe
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class CaseInputs:
+    """What a prompt and its images became; the same for the reference and the candidate.
+
+    Args:
+        input_ids: (1, length) int64.
+        attention_mask: (1, length) int64; 0 marks padding.
+        pixel_values: (tiles, channels, height, width) float32, the tiles of all images in order;
+            None without images.
+        pixel_attention_mask: (tiles, height, width) bool, False where a tile is padded; None
+            without images.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    pixel_values: torch.Tensor | None = None
+    pixel_attention_mask: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRequest:
+    """What a candidate is built from.
+
+    Args:
+        checkpoint: folder with config.json and the weights.
+        config: the reference's complete configuration, defaults filled in, as recorded.
+        device: "cpu" or "cuda".
+        dtype: a torch dtype's name, e.g. "float32".
+    """
+
+    checkpoint: Path
+    config: Mapping[str, Any]
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateInfo:
+    """Which implementation ran: where its code is, at which commit, with what in its process."""
+
+    name: str
+    path: str = ""
+    version: str = ""
+    commit: str = ""
+    dirty: bool | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Candidate(Protocol):
+    """The implementation under test: one method per phase, called under torch.inference_mode.
+
+    A phase whose method is missing, or raises PhaseUnsupported, is a skip with that reason. Any
+    other exception makes the phase of that case an error; the rest still runs.
+    """
+
+    def info(self) -> CandidateInfo:
+        """Say which implementation this is."""
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
+        """Return pixel_values (tiles, channels, height, width) and, where padded, its mask."""
+
+    def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the encoder's last hidden state, (tiles, patches, vision width)."""
+
+    def connector(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the tokens of the text model, (tiles, tokens, text width)."""
+
+    def forward(self, inputs: CaseInputs) -> torch.Tensor:
+        """Return the logits of every position, (1, length, vocabulary)."""
+
+    def generate(
+        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> torch.Tensor:
+        """Return the greedy new tokens, (new,) int64, the end token included."""
+
+
+class CandidateFactory(Protocol):
+    """What `--candidate module:factory` names."""
+
+    def __call__(self, request: CandidateRequest) -> Candidate:
+        """Build the candidate."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCase:
+    """A case as the reference's processor made it.
+
+    Args:
+        text: what the tokenizer was given, before image placeholders were expanded.
+        inputs: the tensors.
+        image_grids: (images, 2) int64, rows and columns of tiles of each image; zeros where an
+            image stayed whole.
+    """
+
+    text: str
+    inputs: CaseInputs
+    image_grids: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Greedy generation.
+
+    Args:
+        token_ids: (new,) int64, without the prompt.
+        logits: (new, vocabulary), the row that chose each token.
+        text: the new tokens decoded.
+    """
+
+    token_ids: torch.Tensor
+    logits: torch.Tensor
+    text: str
+
+
+class Observer(Protocol):
+    """Shown the output of every named module, in the order in which modules finish."""
+
+    def __call__(self, module: str, output: torch.Tensor) -> None:
+        """Take what is needed of the output; it may change afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPass:
+    """One run from end to end.
+
+    Args:
+        outputs: per phase (vision, connector) the tensors to keep.
+        logits: (length, vocabulary).
+    """
+
+    outputs: Mapping[Phase, Mapping[str, torch.Tensor]]
+    logits: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceInfo:
+    """What a manifest says of the reference that answered; `modules` in order of definition."""
+
+    family: str
+    phases: tuple[Phase, ...]
+    config: Mapping[str, Any]
+    environment: Mapping[str, str]
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    modules: tuple[str, ...]
+
+
+class Reference(Protocol):
+    """The Hugging Face side, for one checkpoint on one device."""
+
+    def info(self) -> ReferenceInfo:
+        """Say what answers."""
+
+    def prepare(self, recipe: CaseRecipe, images: Sequence[Image.Image]) -> PreparedCase:
+        """Tokenize and preprocess; raise InputRefused for what the reference does not take."""
+
+    def forward(self, inputs: CaseInputs, *, observe: Observer) -> ForwardPass:
+        """Run the model once, from ids and pixels to logits."""
+
+    def generate(self, inputs: CaseInputs, *, max_new_tokens: int) -> Generation:
+        """Generate greedily."""
+
+
+class Progress(Protocol):
+    """How a workflow says what it does; the command line draws it, tests may ignore it."""
+
+    def stage(self, title: str, total: int) -> AbstractContextManager[Iterator[int]]:
+        """Open a stage of `total` steps; calling next() on what it yields counts one."""
+
+    def note(self, message: str) -> None:
+        """Say something that the user should know, on one line."""

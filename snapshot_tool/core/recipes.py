@@ -1,0 +1,78 @@
+"""A recipe is enough to build a case again without hypothesis: it is what a manifest keeps."""
+
+from dataclasses import dataclass, field
+
+IMAGE_TOKEN = "<image>"  # noqa: S105 - a placeholder in prompts, no secret
+IMAGE_KINDS = ("gradient", "inverse-gradient", "flat", "noise", "checkerboard", "shapes")
+IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK")
+MAX_IMAGE_SIDE = 8192  # pixels: a manifest from a stranger must not make us draw gigabytes
+MAX_PADDING = 4096  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecipe:
+    """A synthetic image: what is drawn, how large (pixels), in which PIL mode, from which seed."""
+
+    kind: str
+    width: int
+    height: int
+    mode: str = "RGB"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what `images.render` cannot draw."""
+        if self.kind not in IMAGE_KINDS:
+            raise ValueError(f"image kind {self.kind!r} is none of {', '.join(IMAGE_KINDS)}")
+        if self.mode not in IMAGE_MODES:
+            raise ValueError(f"image mode {self.mode!r} is none of {', '.join(IMAGE_MODES)}")
+        if not (1 <= self.width <= MAX_IMAGE_SIDE and 1 <= self.height <= MAX_IMAGE_SIDE):
+            raise ValueError(f"image size {self.width}x{self.height} is out of range")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"image seed {self.seed} is out of range")
+
+
+@dataclass(frozen=True, slots=True)
+class CaseRecipe:
+    """A prompt and its images.
+
+    Args:
+        prompt: the text, with one `<image>` for each image, in order.
+        images: the images that the placeholders stand for.
+        chat: whether the prompt is one user turn of the checkpoint's chat template.
+        left_padding: pad tokens put before the prompt, with a zero attention mask.
+    """
+
+    prompt: str
+    images: tuple[ImageRecipe, ...] = field(default=())
+    chat: bool = False
+    left_padding: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a recipe whose prompt and images do not belong together."""
+        placeholders = self.prompt.count(IMAGE_TOKEN)
+        if placeholders != len(self.images):
+            raise ValueError(
+                f"{placeholders} {IMAGE_TOKEN} in the prompt for {len(self.images)} images"
+            )
+        if not 0 <= self.left_padding <= MAX_PADDING:
+            raise ValueError(f"left padding {self.left_padding} is out of range")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRecipe:
+    """A recipe with the name of its case and where it came from: "fixed" or "variant"."""
+
+    name: str
+    origin: str
+    recipe: CaseRecipe
+
+
+_GRADIENT = ImageRecipe("gradient", 512, 512)
+_INVERSE = ImageRecipe("inverse-gradient", 512, 512)
+
+FIXED_CASES: tuple[NamedRecipe, ...] = (
+    NamedRecipe("one-image", "fixed", CaseRecipe("Describe the image: <image>.", (_GRADIENT,))),
+    NamedRecipe(
+        "two-images", "fixed", CaseRecipe("Compare: <image> then <image>.", (_GRADIENT, _INVERSE))
+    ),
+)

@@ -1,0 +1,88 @@
+"""A finished check, as plain data: what the text and the JSON report are made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from snapshot_tool.core.interfaces import CandidateInfo
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.results import Result, Verdict, first_divergence, overall_verdict
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenIdentity:
+    """Which golden set was checked against."""
+
+    checkpoint: str
+    revision: str
+    device: str
+    dtype: str
+    golden_version: int
+    folder: str
+
+    def __str__(self) -> str:
+        """Name the set as people read it."""
+        return (
+            f"{self.checkpoint} at {self.revision[:12]} ({self.device}-{self.dtype}), "
+            f"golden version {self.golden_version}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Transformers:
+    """Whether Hugging Face could have answered in the golden's place.
+
+    Args:
+        importable: transformers is installed here.
+        imported_by_candidate: loading or running the candidate imported it.
+    """
+
+    importable: bool
+    imported_by_candidate: bool
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        if self.imported_by_candidate:
+            return "imported by the candidate, not by snap"
+        installed = "installed here" if self.importable else "not installed here"
+        return f"never imported ({installed})"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """A finished check.
+
+    Args:
+        golden: the set checked against.
+        device: where the candidate ran.
+        device_name: that device's model.
+        candidate: which implementation ran.
+        transformers: whether Hugging Face was in reach.
+        environment: versions and settings of the process.
+        results: every verdict, in the order of cases and phases.
+        unmet: phases that `--require` named and that were skipped.
+    """
+
+    golden: GoldenIdentity
+    device: str
+    candidate: CandidateInfo
+    transformers: Transformers
+    environment: Mapping[str, str]
+    results: tuple[Result, ...]
+    unmet: tuple[Phase, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the whole run."""
+        return overall_verdict(self.results)
+
+    @property
+    def divergence(self) -> Result | None:
+        """The first result, in the order of phases, that is not as the golden says."""
+        return first_divergence(self.results)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all passed; 1 something differs or raised; 3 nothing compared, or a required skip."""
+        if self.verdict in (Verdict.FAIL, Verdict.ERROR):
+            return 1
+        return 3 if self.unmet or self.verdict is Verdict.SKIP else 0

@@ -1,0 +1,100 @@
+"""A tensor's sketch: small enough to commit, and yet sensitive to order and sign.
+
+Norms and ranges alone cannot see a permutation or a negation; a seeded sample and a seeded random
+projection can. The projection is a tensor product of random signs, one vector for each dimension:
+it costs one small matrix product, however large the tensor (tensorised Johnson-Lindenstrauss).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLE_SIZE = 64
+PROJECTION_SIZE = 16
+MOMENTS = ("mean", "rms", "abs_mean", "min", "max")
+MAX_DIMENSIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """The compact form of a tensor.
+
+    Args:
+        shape: the tensor's shape.
+        moments: (5,) float64, see MOMENTS.
+        sample: (at most 64,) float32, elements at seeded places; all, in order, of a small tensor.
+        projection: (16,) float64, random signed sums divided by the root of the element count.
+    """
+
+    shape: tuple[int, ...]
+    moments: torch.Tensor
+    sample: torch.Tensor
+    projection: torch.Tensor
+
+
+def sample_indices(numel: int, *, seed: int, size: int = SAMPLE_SIZE) -> torch.Tensor:
+    """Return `size` sorted flat indices, (at most numel,) int64, the same for the same seed."""
+    import torch
+
+    if numel <= size:
+        return torch.arange(numel)
+    # RandomState: NumPy promises that its stream never changes, unlike Generator's.
+    draws = np.random.RandomState(seed).randint(0, numel, size=size, dtype=np.int64)
+    return torch.from_numpy(np.sort(draws))
+
+
+def _signs(length: int, *, seed: int, dimension: int) -> torch.Tensor:
+    """Return (length, 16) of +1 and -1, drawn for one dimension of a tensor."""
+    import torch
+
+    state = np.random.RandomState((seed + 7919 * (dimension + 1)) % 2**32)
+    signs = state.randint(0, 2, size=(length, PROJECTION_SIZE), dtype=np.int8)
+    return torch.from_numpy(signs).to(torch.float64) * 2 - 1
+
+
+def project(tensor: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Return 16 random signed sums of the tensor, divided by the root of its element count."""
+    import torch
+
+    values = tensor.detach().to("cpu")
+    shape = values.shape if values.dim() else torch.Size([1])
+    rows = values.reshape(-1, shape[-1])
+    last = _signs(shape[-1], seed=seed, dimension=len(shape) - 1)
+    # Row blocks keep the float64 copy small however large the tensor is.
+    block = max(1, 2**20 // max(1, shape[-1]))
+    parts = [rows[i : i + block].to(torch.float64) @ last for i in range(0, len(rows), block)]
+    sums = torch.cat(parts) if parts else torch.zeros(0, PROJECTION_SIZE, dtype=torch.float64)
+    sums = sums.reshape(*shape[:-1], PROJECTION_SIZE)
+    for dimension in reversed(range(len(shape) - 1)):
+        signs = _signs(shape[dimension], seed=seed, dimension=dimension)
+        sums = (sums * signs).sum(dim=dimension)
+    scaled: torch.Tensor = sums / max(1, values.numel()) ** 0.5
+    return scaled
+
+
+def sketch(tensor: torch.Tensor, *, seed: int) -> Sketch:
+    """Return the sketch of a floating-point tensor of 1 to 4 dimensions."""
+    import torch
+
+    values = tensor.detach().to("cpu")
+    if not 1 <= values.dim() <= MAX_DIMENSIONS:
+        raise ValueError(f"cannot sketch a tensor of shape {tuple(values.shape)}")
+    flat = values.reshape(-1)
+    wide = flat.to(torch.float64)
+    moments = torch.stack(
+        [
+            wide.mean(),
+            wide.square().mean().sqrt(),
+            wide.abs().mean(),
+            wide.min(),
+            wide.max(),
+        ]
+    )
+    sample = flat[sample_indices(flat.numel(), seed=seed)].to(torch.float32)
+    return Sketch(tuple(values.shape), moments, sample, project(values, seed=seed))

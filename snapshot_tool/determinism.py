@@ -1,0 +1,34 @@
+"""The same numbers every time: seeds, threads, TF32 and algorithms, and what they were set to."""
+
+from __future__ import annotations
+
+import os
+
+
+def make_deterministic(seed: int, *, strict: bool = True) -> dict[str, str]:
+    """Fix everything in torch that could change a result, and return the settings as recorded.
+
+    The number of threads is left to torch (and OMP_NUM_THREADS): it is recorded, since sums over
+    another number of parts round differently. `strict` makes torch refuse operations that have no
+    deterministic form: right for recording, while a candidate on a GPU may need one.
+    """
+    # cuBLAS reads this once, at its first use (CUDA documentation, "Results reproducibility").
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    return {
+        "torch_seed": str(seed),
+        "torch_threads": str(torch.get_num_threads()),
+        "deterministic_algorithms": str(torch.are_deterministic_algorithms_enabled()).lower(),
+        "tf32": str(
+            torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+        ).lower(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cublas_workspace": os.environ["CUBLAS_WORKSPACE_CONFIG"],
+    }

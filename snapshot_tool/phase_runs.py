@@ -1,0 +1,132 @@
+"""Running one phase of one case on a candidate: what comes out, beside what the golden holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from snapshot_tool.core.errors import PhaseUnsupported
+from snapshot_tool.core.interfaces import Candidate
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.families import family_of
+from snapshot_tool.store import parts
+from snapshot_tool.store.golden import Golden
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A golden tensor and the candidate's, which may be anything that it returned.
+
+    `note` says something about a mismatch that the figures alone do not.
+    """
+
+    tensor: str
+    expected: torch.Tensor
+    actual: object
+    note: str = ""
+
+
+def run_phase(candidate: Candidate, golden: Golden, case: str, phase: Phase) -> list[Pair]:
+    """Run a phase on the golden's own inputs for it; raise PhaseUnsupported where it is lacking."""
+    method = "preprocess" if phase is Phase.PREPROCESSING else phase.value
+    if not callable(getattr(candidate, method, None)):
+        raise PhaseUnsupported(f"the candidate has no method {method!r}")
+    return _RUNS[phase](candidate, golden, case)
+
+
+def _preprocessing(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+    inputs = golden.inputs(case)
+    answer = candidate.preprocess(golden.images(case))
+    if not isinstance(answer, Mapping):
+        answer = {"pixel_values": answer}
+    pairs = []
+    if inputs.pixel_values is not None:
+        pairs.append(Pair("pixel_values", inputs.pixel_values, answer.get("pixel_values")))
+    if inputs.pixel_attention_mask is not None:
+        expected = inputs.pixel_attention_mask
+        # No mask says that no pixel is padding: the same as a mask of ones.
+        actual = answer.get("pixel_attention_mask", expected.new_ones(expected.shape))
+        pairs.append(Pair("pixel_attention_mask", expected, actual))
+    return pairs
+
+
+def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+    name = _compared(golden, Phase.VISION)
+    pixels = golden.inputs(case).pixel_values
+    if pixels is None:
+        raise PhaseUnsupported("the case has no images")
+    return [Pair(name, golden.tensor(case, Phase.VISION, name), candidate.vision(pixels))]
+
+
+def _connector(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+    name = _compared(golden, Phase.CONNECTOR)
+    features = golden.tensor(case, Phase.VISION, _compared(golden, Phase.VISION))
+    return [Pair(name, golden.tensor(case, Phase.CONNECTOR, name), candidate.connector(features))]
+
+
+def _forward(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+    import torch
+
+    def recorded(name: str) -> torch.Tensor:
+        return golden.tensor(case, Phase.FORWARD, name)
+
+    inputs = golden.inputs(case)
+    last = recorded(parts.LOGITS)
+    answer = candidate.forward(inputs)
+    shape = (1, inputs.input_ids.shape[1], last.shape[0])
+    if not isinstance(answer, torch.Tensor) or answer.shape != shape:
+        # Compared as it is, so that the mismatch of type or shape is named.
+        return [Pair(parts.LOGITS, last.expand(shape), answer)]
+    real = answer[0].to("cpu")[parts.real_positions(inputs)]
+    records = parts.position_records(
+        real,
+        topk_ids=recorded("position_topk_ids"),
+        sample_ids=recorded("position_sample_ids"),
+    )
+    return [
+        Pair(parts.LOGITS, last, real[-1]),
+        *(Pair(name, recorded(name), records[name]) for name in parts.POSITION_RECORDS),
+    ]
+
+
+def _generate(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+    generation = golden.manifest.generation
+    expected = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
+    actual = candidate.generate(
+        golden.inputs(case),
+        max_new_tokens=generation.max_new_tokens,
+        eos_token_ids=generation.eos_token_ids,
+    )
+    return [Pair(parts.TOKEN_IDS, expected, actual, _first_other_token(expected, actual))]
+
+
+def _first_other_token(expected: torch.Tensor, actual: object) -> str:
+    """Say at which step generation leaves the golden, or ""."""
+    import torch
+
+    if not isinstance(actual, torch.Tensor) or actual.dim() != 1:
+        return ""
+    wanted, got = expected.tolist(), actual.tolist()
+    for step, (one, other) in enumerate(zip(wanted, got, strict=False)):
+        if one != other:
+            return f"first other token at step {step}: expected {one}, actual {other}"
+    if len(wanted) == len(got):
+        return ""
+    return f"equal up to step {min(len(wanted), len(got))}, then one of them ends"
+
+
+def _compared(golden: Golden, phase: Phase) -> str:
+    return family_of(golden.manifest.checkpoint.family).compared[phase]
+
+
+_RUNS: Mapping[Phase, Callable[[Candidate, Golden, str], list[Pair]]] = {
+    Phase.PREPROCESSING: _preprocessing,
+    Phase.VISION: _vision,
+    Phase.CONNECTOR: _connector,
+    Phase.FORWARD: _forward,
+    Phase.GENERATE: _generate,
+}

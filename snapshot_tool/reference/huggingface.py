@@ -1,0 +1,208 @@
+"""A Hugging Face model as the reference: processor, one forward pass with hooks, generation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from PIL import Image
+
+from snapshot_tool.core.errors import CheckpointUnavailable, InputRefused
+from snapshot_tool.core.interfaces import (
+    CaseInputs,
+    ForwardPass,
+    Generation,
+    Observer,
+    PreparedCase,
+    ReferenceInfo,
+)
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.recipes import IMAGE_TOKEN, CaseRecipe
+from snapshot_tool.families import family_of
+from snapshot_tool.families.family import Family
+from snapshot_tool.taps import capture_tensors, tap_modules
+
+# What the libraries raise about an input that they do not take (as opposed to a fault of ours).
+_REFUSALS = (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError)
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFaceReference:
+    """transformers' own implementation of a checkpoint, in evaluation mode."""
+
+    family: Family
+    model: Any
+    processor: Any
+    device: str
+
+    @classmethod
+    def load(cls, checkpoint: Path, *, device: str, dtype: str, seed: int) -> HuggingFaceReference:
+        """Load processor and model from a folder alone; nothing is fetched, no remote code runs."""
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        accelerate.utils.set_seed(seed, deterministic=True)
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        family = family_of(str(config.get("model_type")))
+        try:
+            processor = transformers.AutoProcessor.from_pretrained(
+                checkpoint, local_files_only=True
+            )
+            model, report = getattr(transformers, family.auto_class).from_pretrained(
+                checkpoint,
+                local_files_only=True,
+                torch_dtype=getattr(torch, dtype),
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointUnavailable(
+                f"transformers cannot load {checkpoint}: {_first_line(error)}"
+            ) from error
+        _require_all_weights(checkpoint, report)
+        return cls(family, model.to(device).eval(), processor, device)
+
+    def info(self) -> ReferenceInfo:
+        """Say which family answers, with which configuration and end tokens."""
+        config = self.model.config
+        defaults = self.model.generation_config
+        eos = defaults.eos_token_id if defaults.eos_token_id is not None else config.eos_token_id
+        pad = defaults.pad_token_id if defaults.pad_token_id is not None else config.pad_token_id
+        eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+        return ReferenceInfo(
+            family=self.family.name,
+            phases=self.family.phases,
+            config=json.loads(config.to_json_string(use_diff=False)),
+            environment={"attention": str(config._attn_implementation)},  # noqa: SLF001 - no other name
+            eos_token_ids=tuple(int(token) for token in eos_ids),
+            pad_token_id=int(pad if pad is not None else 0),
+            modules=tuple(name for name, _ in self.model.named_modules() if name),
+        )
+
+    def prepare(self, recipe: CaseRecipe, images: Sequence[Image.Image]) -> PreparedCase:
+        """Run the checkpoint's own processor on a prompt and its images."""
+        try:
+            text = self._chat_text(recipe.prompt) if recipe.chat else recipe.prompt
+            # An empty list of images is not "no images" to every processor.
+            pictures = {"images": list(images)} if images else {}
+            batch = self.processor(text=text, return_tensors="pt", **pictures)
+            if batch["input_ids"].shape[1] == 0:
+                raise ValueError("the prompt has no tokens")
+            inputs = self._inputs(batch, left_padding=recipe.left_padding)
+            self._require_taken(inputs)
+            grids = self._image_grids(images)
+        except _REFUSALS as error:
+            raise InputRefused(f"{type(error).__name__}: {_first_line(error)}") from error
+        return PreparedCase(text, inputs, grids)
+
+    def forward(self, inputs: CaseInputs, *, observe: Observer) -> ForwardPass:
+        """Run the model end to end, keeping what the family names."""
+        arguments = self._arguments(inputs)
+        arguments["position_ids"] = _position_ids(arguments["attention_mask"])
+        with (
+            torch.inference_mode(),
+            capture_tensors(self.model, self.family.captures) as captured,
+            tap_modules(self.model, observe),
+        ):
+            logits = self.model(**arguments, use_cache=False).logits
+        outputs: dict[Phase, dict[str, torch.Tensor]] = {}
+        for capture, tensor in captured.items():
+            outputs.setdefault(capture.phase, {})[capture.name] = tensor.cpu()
+        return ForwardPass(outputs, logits[0].cpu())
+
+    def generate(self, inputs: CaseInputs, *, max_new_tokens: int) -> Generation:
+        """Generate by argmax alone: none of the checkpoint's sampling or penalty settings."""
+        info = self.info()
+        settings = transformers.GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(info.eos_token_ids) or None,
+            pad_token_id=info.pad_token_id,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        # `generate` fills gaps of the settings given from the model's own; these must not count.
+        own, self.model.generation_config = self.model.generation_config, settings
+        try:
+            with torch.inference_mode():
+                answer = self.model.generate(**self._arguments(inputs), generation_config=settings)
+        finally:
+            self.model.generation_config = own
+        new = answer.sequences[0, inputs.input_ids.shape[1] :].cpu()
+        logits = torch.stack([step[0] for step in answer.logits]).cpu()
+        return Generation(new, logits, self.processor.tokenizer.decode(new))
+
+    def _chat_text(self, prompt: str) -> str:
+        content: list[dict[str, str]] = []
+        for index, piece in enumerate(prompt.split(IMAGE_TOKEN)):
+            if index:
+                content.append({"type": "image"})
+            if piece:
+                content.append({"type": "text", "text": piece})
+        messages = [{"role": "user", "content": content}]
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=True))
+
+    def _inputs(self, batch: Any, *, left_padding: int) -> CaseInputs:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        pad = ids.new_full((1, left_padding), self.info().pad_token_id)
+        pixels, pixel_mask = batch.get("pixel_values"), batch.get("pixel_attention_mask")
+        return CaseInputs(
+            torch.cat([pad, ids], dim=1),
+            torch.cat([torch.zeros_like(pad), mask], dim=1),
+            None if pixels is None else pixels[0].to(torch.float32).contiguous(),
+            None if pixel_mask is None else pixel_mask[0].to(torch.bool).contiguous(),
+        )
+
+    def _image_grids(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        if not images:
+            return torch.zeros((0, 2), dtype=torch.int64)
+        answer = self.processor.image_processor(list(images), return_row_col_info=True)
+        return torch.tensor(
+            [answer["rows"][0], answer["cols"][0]], dtype=torch.int64
+        ).T.contiguous()
+
+    def _require_taken(self, inputs: CaseInputs) -> None:
+        """Raise ValueError where the model itself would: too long, or pixels it cannot place."""
+        longest = self.model.config.get_text_config().max_position_embeddings
+        if inputs.input_ids.shape[1] > longest:
+            raise ValueError(f"{inputs.input_ids.shape[1]} tokens, the model takes {longest}")
+        if inputs.pixel_values is not None and not inputs.pixel_values.isfinite().all():
+            raise ValueError("the processor's pixel values are not finite")
+
+    def _arguments(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
+        arguments = {
+            "input_ids": inputs.input_ids,
+            "attention_mask": inputs.attention_mask,
+        }
+        if inputs.pixel_values is not None:
+            arguments["pixel_values"] = inputs.pixel_values.unsqueeze(0)
+        if inputs.pixel_attention_mask is not None:
+            arguments["pixel_attention_mask"] = inputs.pixel_attention_mask.unsqueeze(0)
+        return {name: tensor.to(self.device) for name, tensor in arguments.items()}
+
+
+def _position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Count positions from the first real token, as transformers' generate does."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _require_all_weights(checkpoint: Path, report: dict[str, Any]) -> None:
+    """Raise where transformers would go on with weights that are missing, unused or misshapen."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(kind):
+            first = min(str(key) for key in report[kind])
+            raise CheckpointUnavailable(
+                f"{checkpoint}: transformers reports {kind.replace('_', ' ')}: {first}, first of "
+                f"{len(report[kind])}",
+                "a recording needs a checkpoint that fills the whole model",
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

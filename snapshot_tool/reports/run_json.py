@@ -1,0 +1,108 @@
+"""A check as JSON: the field names are a contract, listed in docs/json.md.
+
+JSON has no NaN or infinity: such figures are the strings "nan", "inf" and "-inf".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from snapshot_tool.core.report import CheckReport
+from snapshot_tool.core.results import Comparison, Result, Worst
+
+SCHEMA = "snap-check/1"
+
+
+def run_to_json(report: CheckReport) -> str:
+    """Return the report as JSON text."""
+    return json.dumps(run_to_dict(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def run_to_dict(report: CheckReport) -> dict[str, Any]:
+    """Return the report as plain JSON values."""
+    golden = report.golden
+    candidate = report.candidate
+    return {
+        "schema": SCHEMA,
+        "verdict": report.verdict.value,
+        "exit_code": report.exit_code,
+        "golden": {
+            "checkpoint": golden.checkpoint,
+            "revision": golden.revision,
+            "device": golden.device,
+            "dtype": golden.dtype,
+            "golden_version": golden.golden_version,
+            "folder": golden.folder,
+        },
+        "environment": {
+            **report.environment,
+            "candidate": {
+                "name": candidate.name,
+                "path": candidate.path,
+                "version": candidate.version,
+                "commit": candidate.commit,
+                "dirty": candidate.dirty,
+                "notes": list(candidate.notes),
+            },
+            "transformers_importable": report.transformers.importable,
+            "transformers_imported": report.transformers.imported_by_candidate,
+            "checked_on": report.device,
+        },
+        "results": [_result(result) for result in report.results],
+        "unmet_requirements": [phase.value for phase in report.unmet],
+        "first_divergence": _divergence(report.divergence),
+    }
+
+
+def _result(result: Result) -> dict[str, Any]:
+    tolerance = result.tolerance
+    return {
+        "case": result.case,
+        "phase": result.phase.value,
+        "tensor": result.tensor,
+        "verdict": result.verdict.value,
+        "reason": result.reason,
+        **_figures(result.comparison),
+        "atol": tolerance.atol if tolerance else None,
+        "rtol": tolerance.rtol if tolerance else None,
+        "seconds": round(result.seconds, 6),
+    }
+
+
+def _figures(comparison: Comparison | None) -> dict[str, Any]:
+    names = ("max_abs", "max_rel", "mean_abs", "rmse", "cosine")
+    if comparison is None:
+        return dict.fromkeys((*names, "mismatched", "numel", "worst"))
+    figures: dict[str, Any] = {name: _number(getattr(comparison, name)) for name in names}
+    figures["mismatched"] = comparison.mismatched
+    figures["numel"] = comparison.numel
+    figures["worst"] = _worst(comparison.worst)
+    return figures
+
+
+def _worst(worst: Worst | None) -> dict[str, Any] | None:
+    if worst is None:
+        return None
+    return {
+        "index": list(worst.index),
+        "expected": _number(worst.expected),
+        "actual": _number(worst.actual),
+    }
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _divergence(result: Result | None) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    return {
+        "case": result.case,
+        "phase": result.phase.value,
+        "tensor": result.tensor,
+        "verdict": result.verdict.value,
+        "reason": result.reason,
+    }

@@ -1,0 +1,123 @@
+"""A check as lines of text, at most 80 columns but for long reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.core.report import CheckReport
+from snapshot_tool.core.results import Result, Verdict
+
+_SHOWN_PROBLEMS = 12
+_CELL = 14
+_SEVERITY = (Verdict.ERROR, Verdict.FAIL, Verdict.SKIP, Verdict.PASS)
+
+
+def header_lines(report: CheckReport) -> list[str]:
+    """Say what was checked against what, where."""
+    golden, device = report.golden, report.device
+    other = "" if golden.device == device else f" - golden recorded on {golden.device}"
+    return [
+        f"golden        {golden}",
+        f"candidate     {_candidate(report)}",
+        f"device        {device} ({report.environment.get('device', '')}){other}",
+        f"transformers  {report.transformers}",
+    ]
+
+
+def _candidate(report: CheckReport) -> str:
+    info = report.candidate
+    parts = [info.name, info.path, f"version {info.version}" if info.version else ""]
+    if info.commit:
+        parts.append(f"commit {info.commit[:12]} ({'dirty' if info.dirty else 'clean'})")
+    return " ".join(part for part in parts if part)
+
+
+def grid_lines(report: CheckReport) -> list[tuple[str, list[tuple[str, Verdict | None]]]]:
+    """Return one row for each case: its name, and per phase a cell with its verdict.
+
+    A cell says the verdict and how much of the tolerance the worst element used. An empty cell is
+    a phase that the case does not have, or that was not asked for.
+    """
+    cases = list(dict.fromkeys(result.case for result in report.results))
+    rows = []
+    for case in cases:
+        cells = []
+        for phase in PHASES:
+            found = [r for r in report.results if r.case == case and r.phase is phase]
+            cells.append(_cell(found))
+        rows.append((case, cells))
+    return rows
+
+
+def grid_header() -> str:
+    """Return the heading of the grid."""
+    return f"{'case':<12}" + "".join(f"{phase.value:<{_CELL}}" for phase in PHASES).rstrip()
+
+
+def pad_cell(text: str) -> str:
+    """Fill a cell up to the width of its column."""
+    return f"{text:<{_CELL}}"
+
+
+def _cell(results: list[Result]) -> tuple[str, Verdict | None]:
+    if not results:
+        return "", None
+    verdict = min((r.verdict for r in results), key=_SEVERITY.index)
+    ratio = max((used for r in results if (used := tolerance_used(r)) is not None), default=None)
+    figure = (
+        "" if ratio is None or verdict not in (Verdict.PASS, Verdict.FAIL) else f" {ratio:.2g}x"
+    )
+    return f"{verdict.value}{figure}", verdict
+
+
+def tolerance_used(result: Result) -> float | None:
+    """Return |diff| / allowed at the worst element; None where the tolerance is exact."""
+    if result.comparison is None or result.tolerance is None or result.comparison.worst is None:
+        return None
+    worst = result.comparison.worst
+    allowed = result.tolerance.atol + result.tolerance.rtol * abs(worst.expected)
+    return abs(worst.actual - worst.expected) / allowed if allowed else None
+
+
+def problem_lines(report: CheckReport) -> list[str]:
+    """Describe what did not pass, in the order of phases, the first few of them."""
+    problems = [r for r in report.results if r.verdict is not Verdict.PASS]
+    problems.sort(key=lambda r: (_SEVERITY.index(r.verdict) // 2, PHASES.index(r.phase)))
+    lines = [_problem(result) for result in problems[:_SHOWN_PROBLEMS]]
+    left = len(problems) - _SHOWN_PROBLEMS
+    if left > 0:
+        lines.append(f"… and {left} more: --json FILE has them all")
+    return lines
+
+
+def _problem(result: Result) -> str:
+    place = " / ".join(part for part in (result.phase.value, result.case, result.tensor) if part)
+    return f"{result.verdict.value.upper()} {place}: {result.reason}"
+
+
+def summary_line(report: CheckReport) -> str:
+    """Say the verdict on the whole in one line."""
+    counts = {v: sum(r.verdict is v for r in report.results) for v in Verdict}
+    cases = len({r.case for r in report.results})
+    parts = [
+        f"{counts[verdict]} {word}"
+        for verdict, word in (
+            (Verdict.PASS, "passed"),
+            (Verdict.FAIL, "failed"),
+            (Verdict.ERROR, "errors"),
+            (Verdict.SKIP, "skipped"),
+        )
+        if counts[verdict] or verdict is Verdict.PASS
+    ]
+    line = f"{report.verdict.value.upper()}: {', '.join(parts)} (tensors of {cases} cases)"
+    if report.divergence:
+        first = report.divergence
+        line += f"; first divergence: {first.phase.value}, case {first.case}"
+    if report.unmet:
+        line += f"; required but skipped: {_names(report.unmet)}"
+    return line
+
+
+def _names(phases: Iterable[Phase]) -> str:
+    return ", ".join(phase.value for phase in phases)

@@ -1,0 +1,175 @@
+"""A golden set, opened for reading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, SnapError, UsageError
+from snapshot_tool.core.interfaces import CaseInputs
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.store.layout import INPUTS, find_set_folders, phase_file
+from snapshot_tool.store.manifest import CaseEntry, Manifest, case_recipe, load_manifest
+from snapshot_tool.store.transaction import recover
+from snapshot_tool.store.verify import require_whole, set_file
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSet:
+    """A folder that holds a golden set, or claims to: its manifest, or why it cannot be read."""
+
+    folder: Path
+    manifest: Manifest | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to look for; None means any."""
+
+    checkpoint: str | None = None
+    revision: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def matches(self, manifest: Manifest) -> bool:
+        """Tell whether a set is one that is looked for; a revision may be shortened."""
+        return (
+            self.checkpoint in (None, manifest.checkpoint.name)
+            and manifest.checkpoint.revision.startswith(self.revision or "")
+            and self.device in (None, manifest.device)
+            and self.dtype in (None, manifest.dtype)
+        )
+
+    def __str__(self) -> str:
+        """Name what is looked for."""
+        parts = [self.checkpoint or "any checkpoint"]
+        if self.revision:
+            parts.append(f"at {self.revision[:12]}")
+        wanted = [part for part in (self.device, self.dtype) if part]
+        return " ".join(parts) + (f" ({'-'.join(wanted)})" if wanted else "")
+
+
+def find_goldens(root: Path) -> list[FoundSet]:
+    """Return every golden set under `root`, unreadable ones included."""
+    recover(root)
+    found = []
+    for folder in find_set_folders(root):
+        try:
+            found.append(FoundSet(folder, load_manifest(folder)))
+        except SnapError as error:
+            found.append(FoundSet(folder, None, error.problem))
+    return found
+
+
+def select_golden(root: Path, selection: Selection) -> Golden:
+    """Open the one golden set that answers to `selection`; raise where there is none or several."""
+    found = find_goldens(root)
+    matching = [s for s in found if s.manifest is not None and selection.matches(s.manifest)]
+    if len(matching) == 1:
+        return open_golden(matching[0].folder)
+    if matching:
+        names = ", ".join(s.manifest.title for s in matching if s.manifest)
+        raise UsageError(
+            f"{len(matching)} golden sets in {root} answer to {selection}: {names}",
+            "choose one with --checkpoint, --revision, --device or --dtype",
+        )
+    unreadable = [s for s in found if s.manifest is None]
+    if unreadable:
+        raise GoldenDamaged(unreadable[0].problem, "see snap verify")
+    there = ", ".join(s.manifest.title for s in found if s.manifest) or "no golden set at all"
+    device = selection.device or "cpu"
+    revision = selection.revision or "SHA"
+    checkpoint = f" --checkpoint {selection.checkpoint}" if selection.checkpoint else ""
+    raise GoldenNotFound(
+        f"no golden for {selection} in {root} (there is: {there})",
+        f"record it with: snap record{checkpoint} --revision {revision} --device {device}",
+    )
+
+
+def open_golden(folder: Path) -> Golden:
+    """Open the set in a folder; raise GoldenDamaged unless every file is as recorded."""
+    manifest = load_manifest(folder)
+    require_whole(folder, manifest)
+    return Golden(folder, manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """An intact golden set. Files are memory-mapped; a tensor is read when it is asked for."""
+
+    folder: Path
+    manifest: Manifest
+    _handles: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def root(self) -> Path:
+        """The goldens folder."""
+        return self.folder.parent.parent.parent
+
+    def case(self, name: str) -> CaseEntry:
+        """Return a case's entry by name."""
+        return next(case for case in self.manifest.cases if case.name == name)
+
+    def tensor_names(self, case: str, phase: Phase) -> list[str]:
+        """Return the names of a phase's recorded tensors of a case, sorted."""
+        entry = self.manifest.files.get(phase_file(phase))
+        prefix = f"{case}/"
+        keys = entry.tensors if entry else {}
+        return sorted(key.removeprefix(prefix) for key in keys if key.startswith(prefix))
+
+    def tensor(self, case: str, phase: Phase, name: str) -> torch.Tensor:
+        """Return a recorded output."""
+        return self._read(phase_file(phase), f"{case}/{name}")
+
+    def read(self, part: str, key: str) -> torch.Tensor:
+        """Return a tensor by its key in the file of "inputs" or of a phase."""
+        return self._read(INPUTS if part == "inputs" else phase_file(Phase(part)), key)
+
+    def inputs(self, case: str) -> CaseInputs:
+        """Return what the case's prompt and images became."""
+        names = self.manifest.files[INPUTS].tensors
+        optional = {
+            name: self._read(INPUTS, f"{case}/{name}")
+            for name in ("pixel_values", "pixel_attention_mask")
+            if f"{case}/{name}" in names
+        }
+        return CaseInputs(
+            self._read(INPUTS, f"{case}/input_ids"),
+            self._read(INPUTS, f"{case}/attention_mask"),
+            **optional,
+        )
+
+    def images(self, case: str) -> Sequence[Image.Image]:
+        """Return the case's images, from the pixels kept when recording."""
+        from snapshot_tool.images import from_arrays
+
+        recipe = case_recipe(self.case(case)).recipe
+        names = self.manifest.files[INPUTS].tensors
+        images = []
+        for index, image in enumerate(recipe.images):
+            arrays = {
+                part: self._read(INPUTS, f"{case}/image.{index}.{part}").numpy()
+                for part in ("pixels", "palette")
+                if f"{case}/image.{index}.{part}" in names
+            }
+            images.append(from_arrays(arrays, mode=image.mode))
+        return images
+
+    def _read(self, file: str, key: str) -> torch.Tensor:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            if file not in self._handles:
+                path = set_file(self.folder, file)
+                self._handles[file] = safe_open(path, framework="pt")
+            tensor: torch.Tensor = self._handles[file].get_tensor(key)
+        except (SafetensorError, OSError, KeyError) as error:
+            raise GoldenDamaged(f"{self.folder / file} has no readable {key}: {error}") from error
+        return tensor

@@ -1,0 +1,91 @@
+"""Where everything of a golden set lies.
+
+goldens/<owner>--<name>/<revision, first 12>/
+    inputs.safetensors          shared by all devices of the revision
+    <device>-<dtype>/           manifest.json and one safetensors file for each phase
+goldens/.snap/                  locks and unfinished recordings; never read as a golden
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshot_tool.core.phases import Phase
+
+SHORT_REVISION = 12
+MANIFEST = "manifest.json"
+INPUTS = "inputs.safetensors"
+TAPS = "taps.safetensors"
+WORK_FOLDER = ".snap"
+
+_DEVICES = ("cpu", "cuda")
+_SET_NAME = re.compile(rf"({'|'.join(_DEVICES)})-(float32|float64|bfloat16|float16)")
+
+
+def phase_file(phase: Phase) -> str:
+    """Return the name of a phase's file inside a set's folder."""
+    return f"{phase.value}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class SetLocation:
+    """The place of one golden set.
+
+    Args:
+        root: the goldens folder.
+        checkpoint: "owner/name".
+        revision: the full revision; its first 12 digits name the folder.
+        device: "cpu" or "cuda".
+        dtype: a torch dtype's name.
+    """
+
+    root: Path
+    checkpoint: str
+    revision: str
+    device: str
+    dtype: str
+
+    @property
+    def checkpoint_folder(self) -> str:
+        """The checkpoint's name as one folder: "owner--name"."""
+        return self.checkpoint.replace("/", "--")
+
+    @property
+    def set_name(self) -> str:
+        """The device and dtype as one folder: "cpu-float32"."""
+        return f"{self.device}-{self.dtype}"
+
+    @property
+    def revision_folder(self) -> Path:
+        """The folder of all sets of the revision."""
+        return self.root / self.checkpoint_folder / self.revision[:SHORT_REVISION]
+
+    @property
+    def folder(self) -> Path:
+        """The set's own folder."""
+        return self.revision_folder / self.set_name
+
+    @property
+    def work_folder(self) -> Path:
+        """Where recordings of the revision are locked and staged."""
+        return self.root / WORK_FOLDER / self.checkpoint_folder / self.revision[:SHORT_REVISION]
+
+    def __str__(self) -> str:
+        """Name the set as people read it."""
+        return f"{self.checkpoint} at {self.revision[:SHORT_REVISION]} ({self.set_name})"
+
+
+def find_set_folders(root: Path) -> list[Path]:
+    """Return the folders under `root` that look like golden sets, sorted by name."""
+    if not root.is_dir():
+        return []
+    found = []
+    for checkpoint in _folders(root):
+        for revision in _folders(checkpoint):
+            found += [f for f in _folders(revision) if _SET_NAME.fullmatch(f.name)]
+    return found
+
+
+def _folders(parent: Path) -> list[Path]:
+    children = sorted(parent.iterdir())
+    return [child for child in children if child.is_dir() and not child.name.startswith(".")]

@@ -1,0 +1,196 @@
+"""manifest.json: everything about a golden set but the numbers themselves.
+
+The schema is these classes; `docs/golden-format.md` explains it. msgspec validates on reading:
+types, ranges and patterns, and refuses fields that the schema does not know.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, ManifestInvalid
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.recipes import NamedRecipe
+from snapshot_tool.core.tolerance import PhaseTolerance
+from snapshot_tool.store.layout import MANIFEST
+
+SCHEMA_VERSION = 1
+MAX_MANIFEST_BYTES = 256 * 2**20
+
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Revision = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
+CheckpointName = Annotated[
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
+]
+CaseName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+# A file inside the checkpoint's folder or the set: no absolute path, no way up.
+RelativePath = Annotated[
+    str, msgspec.Meta(pattern=r"^(?!/)(?!.*(^|/)\.\.(/|$))[^\\\x00]+$", max_length=512)
+]
+
+
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One tensor: its shape, its dtype in safetensors' letters (F32, I64 …), its bytes' digest."""
+
+    shape: tuple[Count, ...]
+    dtype: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]{2,12}$")]
+    sha256: Digest
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One safetensors file of the set and the tensors in it, by key."""
+
+    size: Count
+    sha256: Digest
+    tensors: dict[str, TensorEntry]
+
+
+class CheckpointEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The weights that answered.
+
+    `location` is where a folder lies, relative to the goldens folder's parent; None for the hub and
+    for folders elsewhere. `config` is the reference's own configuration with all defaults.
+    """
+
+    name: CheckpointName
+    revision: Revision
+    family: str
+    location: RelativePath | None
+    files: dict[RelativePath, Digest]
+    config: dict[str, Any]
+
+
+class HistoryEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Why a golden version came to be: the day (UTC), the reason given, and what moved."""
+
+    version: Positive
+    when: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    reason: str
+    moved: tuple[str, ...]
+
+
+class Draws(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the variants came about: asked for, and how many inputs the reference refused, by why."""
+
+    variants: Count
+    refused: Count
+    reasons: dict[str, Count]
+
+
+class CaseEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One case: its recipe, the text that the tokenizer was given, and what applies to it."""
+
+    name: CaseName
+    origin: str
+    recipe: Any  # decoded in two steps, so that recipes validate themselves: see `case_recipe`
+    text: str
+    phases: tuple[Phase, ...]
+    images: Count
+    tiles: Count
+    tokens: Count
+    generated: str
+
+
+class GenerationEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How greedy tokens were made."""
+
+    max_new_tokens: Positive
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+
+class TapsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `taps.safetensors` sketches: the reference's modules, in order of execution."""
+
+    seed: Count
+    modules: tuple[str, ...]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of manifest.json."""
+
+    schema_version: Positive
+    golden_version: Positive
+    history: tuple[HistoryEntry, ...]
+    checkpoint: CheckpointEntry
+    device: str
+    dtype: str
+    seed: Count
+    environment: dict[str, str]
+    draws: Draws
+    generation: GenerationEntry
+    cases: tuple[CaseEntry, ...]
+    tolerances: dict[Phase, PhaseTolerance]
+    taps: TapsEntry
+    files: dict[str, FileEntry]
+
+    @property
+    def title(self) -> str:
+        """Name the set as people read it."""
+        return (
+            f"{self.checkpoint.name} at {self.checkpoint.revision[:12]} "
+            f"({self.device}-{self.dtype}), golden version {self.golden_version}"
+        )
+
+
+def case_recipe(case: CaseEntry) -> NamedRecipe:
+    """Return a case's recipe; raise ManifestInvalid where it makes no case."""
+    try:
+        fields = {"name": case.name, "origin": case.origin, "recipe": case.recipe}
+        return msgspec.convert(fields, NamedRecipe)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ManifestInvalid(f"case {case.name}: its recipe is invalid: {error}") from error
+
+
+def to_builtins(value: object) -> Any:
+    """Return a record as plain dictionaries, lists and strings."""
+    return msgspec.to_builtins(value)
+
+
+def encode(value: msgspec.Struct | Mapping[str, Any]) -> bytes:
+    """Return JSON with sorted keys and an indent of two: the same bytes for the same content."""
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
+
+
+def decode(data: bytes, *, source: Path) -> Manifest:
+    """Return the manifest; raise ManifestInvalid, naming the field, where it breaks the schema."""
+    try:
+        head = msgspec.json.decode(data, type=_SchemaOnly)
+        if head.schema_version > SCHEMA_VERSION:
+            raise ManifestInvalid(
+                f"{source} follows manifest schema {head.schema_version}, this snap knows "
+                f"{SCHEMA_VERSION}",
+                "update snap to read it",
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, RecursionError, ValueError, UnicodeDecodeError) as error:
+        raise ManifestInvalid(
+            f"{source} is no valid manifest: {error}",
+            "restore it from version control, or record the set again with --update",
+        ) from error
+
+
+class _SchemaOnly(msgspec.Struct):
+    """The one field that is read before the rest, since a newer schema may change the rest."""
+
+    schema_version: Positive
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read and validate a set's manifest."""
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ManifestInvalid(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise GoldenNotFound(
+            f"{path} is missing", "restore it from version control, or record the set again"
+        ) from None
+    except OSError as error:
+        raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
+    return decode(data, source=path)

@@ -1,0 +1,141 @@
+"""safetensors files without torch: headers, digests, and joining many small files into one.
+
+The format (https://huggingface.co/docs/safetensors): eight bytes of header length, a JSON header of
+dtype, shape and data offsets for each key, then the data without gaps.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snapshot_tool.core.errors import GoldenDamaged
+from snapshot_tool.store.manifest import FileEntry, TensorEntry
+
+_ITEM_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64,
+}  # fmt: skip
+_LENGTH = struct.Struct("<Q")
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One tensor's place in a file: dtype letters, shape, and the bytes from start to end."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: Path) -> dict[str, Span]:
+    """Return where each tensor of a safetensors file lies; raise GoldenDamaged where it is none."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(_LENGTH.size)
+            length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else size
+            if length > size - _LENGTH.size:
+                raise ValueError("it is cut short")
+            header = json.loads(file.read(length))
+        return _spans(header, first=_LENGTH.size + length, size=size)
+    except FileNotFoundError:
+        raise GoldenDamaged(f"{path} is missing") from None
+    except OSError as error:
+        raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise GoldenDamaged(f"{path} is no valid safetensors file: {error}") from error
+
+
+def _spans(header: Any, *, first: int, size: int) -> dict[str, Span]:
+    spans = {}
+    expected = first
+    for key, fields in header.items():
+        if key == "__metadata__":
+            continue
+        start, end = (first + int(offset) for offset in fields["data_offsets"])
+        shape = tuple(int(side) for side in fields["shape"])
+        spans[key] = Span(str(fields["dtype"]), shape, start, end)
+    for key, span in sorted(spans.items(), key=lambda item: item[1].start):
+        bits = _ITEM_BITS[span.dtype]
+        for side in span.shape:
+            bits *= side
+        if span.start != expected or (span.end - span.start) * 8 != bits:
+            raise ValueError(f"the place of {key} does not fit its shape")
+        expected = span.end
+    if expected != size:
+        raise ValueError(
+            "it is cut short" if expected > size else "it has bytes that no tensor owns"
+        )
+    return spans
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Return a safetensors file's manifest entry, digests included."""
+    spans = read_header(path)
+    tensors = {
+        key: TensorEntry(shape=span.shape, dtype=span.dtype, sha256=_span_sha256(path, span))
+        for key, span in sorted(spans.items())
+    }
+    return FileEntry(size=path.stat().st_size, sha256=file_sha256(path), tensors=tensors)
+
+
+def _span_sha256(path: Path, span: Span) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(path, span):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path, span: Span) -> Iterable[bytes]:
+    with path.open("rb") as file:
+        file.seek(span.start)
+        left = span.end - span.start
+        while left:
+            block = file.read(min(_BLOCK, left))
+            if not block:
+                raise GoldenDamaged(f"{path} is cut short")
+            left -= len(block)
+            yield block
+
+
+def join_files(parts: Mapping[str, Path], target: Path) -> None:
+    """Write one safetensors file whose keys are `<prefix>/<key>` of the parts, by prefix.
+
+    Only one block of data is in memory at a time, however many and large the parts are. The same
+    parts give the same bytes.
+    """
+    sources = []
+    for prefix, path in parts.items():
+        sources += [(f"{prefix}/{key}", path, span) for key, span in read_header(path).items()]
+    # Wide types first, so that every tensor is aligned for its dtype, as safetensors itself does.
+    sources.sort(key=lambda source: (-_ITEM_BITS[source[2].dtype], source[0]))
+    header: dict[str, Any] = {}
+    offset = 0
+    for key, _, span in sources:
+        end = offset + span.end - span.start
+        header[key] = {"dtype": span.dtype, "shape": span.shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as file:
+        file.write(_LENGTH.pack(len(text)) + text)
+        for _, path, span in sources:
+            for block in _blocks(path, span):
+                file.write(block)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,146 @@
+"""Writing a golden set so that it is there whole or not at all.
+
+All sets of a revision share inputs.safetensors, so the revision's folder is what changes hands: a
+recording builds a complete new folder under goldens/.snap and puts it in the old one's place with a
+single rename. Where the system can exchange two folders (Linux: renameat2) the old set is never
+absent, not even for an instant; elsewhere a recording killed between two renames is set right by
+`recover`, which every reader calls.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from snapshot_tool.core.errors import GoldenLocked, SnapError
+from snapshot_tool.store.layout import WORK_FOLDER, SetLocation
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def recording_lock(location: SetLocation) -> Iterator[None]:
+    """Hold the revision for one recorder; raise GoldenLocked where another one holds it.
+
+    The system drops the lock when its owner dies, so nothing has to be cleaned up by hand.
+    """
+    folder = location.work_folder
+    make_folder(folder)
+    ignore = location.root / WORK_FOLDER / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n", encoding="utf-8")
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise GoldenLocked(
+            f"another process is recording {location.checkpoint} at "
+            f"{location.revision[:12]} in {location.root}",
+            "wait until it has ended",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents; raise SnapError where that is not allowed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SnapError(f"cannot create {folder}: {error.strerror}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it holds all of `data` or what it held before."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system lets folders be synced."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def commit(staged: Path, location: SetLocation) -> None:
+    """Put the complete folder `staged` in the place of the revision's folder.
+
+    Sets of other devices are carried over by hard links (copies where links are not possible).
+    """
+    target = location.revision_folder
+    make_folder(target.parent)
+    if not target.exists():
+        staged.rename(target)
+        sync_folder(target.parent)
+        return
+    for child in sorted(target.iterdir()):
+        if not (staged / child.name).exists():
+            _link_or_copy(child, staged / child.name)
+    sync_folder(staged)
+    if not _exchange(staged, target):
+        replaced = _replaced(location)
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+        staged.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+    sync_folder(target.parent)
+    shutil.rmtree(staged, ignore_errors=True)
+
+
+def recover(root: Path) -> None:
+    """Put back what a recording took away and did not live to replace."""
+    for replaced in root.glob(f"{WORK_FOLDER}/*/*/replaced"):
+        target = root / replaced.parent.parent.name / replaced.parent.name
+        if not target.exists():
+            # Another reader may have been faster, or the folder is read-only: both are fine,
+            # the set is then there already, or reported as missing.
+            with contextlib.suppress(OSError):
+                replaced.rename(target)
+
+
+def _replaced(location: SetLocation) -> Path:
+    return location.work_folder / "replaced"
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_or_copy_file)
+    else:
+        _link_or_copy_file(source, target)
+
+
+def _link_or_copy_file(source: Path | str, target: Path | str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; return False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)

@@ -1,0 +1,69 @@
+"""Whether a golden set on disk is the one that was recorded: sizes, digests, keys. No torch."""
+
+from pathlib import Path
+
+from snapshot_tool.core.errors import GoldenDamaged
+from snapshot_tool.store.layout import INPUTS, TAPS, phase_file
+from snapshot_tool.store.manifest import FileEntry, Manifest
+from snapshot_tool.store.tensors import describe_file, file_sha256
+
+_REMEDY = "restore it from version control, or record the set again with --update"
+
+
+def set_file(folder: Path, name: str) -> Path:
+    """Return where a file of the manifest lies: inputs are beside the set's folder."""
+    return folder.parent / name if name == INPUTS else folder / name
+
+
+def allowed_files(manifest: Manifest) -> set[str]:
+    """Return the file names that a set may have."""
+    return {INPUTS, TAPS} | {phase_file(phase) for phase in manifest.tolerances}
+
+
+def find_damage(folder: Path, manifest: Manifest) -> list[str]:
+    """Return one line for each file that is not as recorded; none where the set is whole."""
+    damage = []
+    for name, entry in sorted(manifest.files.items()):
+        if name not in allowed_files(manifest):
+            damage.append(f"the manifest names a file that no golden set has: {name!r}")
+            continue
+        found = file_damage(set_file(folder, name), entry)
+        if found:
+            damage.append(found)
+    return damage
+
+
+def file_damage(path: Path, entry: FileEntry) -> str:
+    """Return what is wrong with one file, or ""."""
+    try:
+        if not path.is_file():
+            return f"{path} is missing"
+        size = path.stat().st_size
+        if size != entry.size:
+            return f"{path} has {size} bytes, recorded were {entry.size}"
+        if file_sha256(path) == entry.sha256:
+            return ""
+        return f"{path} was altered: {_altered_part(path, entry)}"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+
+
+def _altered_part(path: Path, entry: FileEntry) -> str:
+    try:
+        found = describe_file(path).tensors
+    except GoldenDamaged as damaged:
+        return damaged.problem
+    keys = [key for key in entry.tensors if found.get(key) != entry.tensors[key]]
+    keys += [key for key in found if key not in entry.tensors]
+    if not keys:
+        return "its header differs from the one recorded"
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return f"tensor {keys[0]} is not the one recorded{more}"
+
+
+def require_whole(folder: Path, manifest: Manifest) -> None:
+    """Raise GoldenDamaged, naming the first damaged file, unless the set is whole."""
+    damage = find_damage(folder, manifest)
+    if damage:
+        more = f" ({len(damage) - 1} more: snap verify)" if len(damage) > 1 else ""
+        raise GoldenDamaged(damage[0] + more, _REMEDY)

@@ -1,0 +1,1 @@
+"""Inputs drawn by hypothesis: the only package that imports it."""

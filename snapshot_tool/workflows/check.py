@@ -1,0 +1,254 @@
+"""Checking a candidate against a golden set, case by case and phase by phase."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshot_tool.candidates import FMS, load_candidate
+from snapshot_tool.checkpoint import (
+    Checkpoint,
+    checkpoint_name,
+    is_folder,
+    open_checkpoint,
+    require_same_files,
+)
+from snapshot_tool.compare import judge_tensor
+from snapshot_tool.core.errors import (
+    CheckpointUnavailable,
+    GoldenNotFound,
+    PhaseUnsupported,
+    SnapError,
+    UsageError,
+)
+from snapshot_tool.core.interfaces import Candidate, CandidateInfo, CandidateRequest, Progress
+from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
+from snapshot_tool.core.results import Result, Verdict
+from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.determinism import make_deterministic
+from snapshot_tool.devices import require_device
+from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
+from snapshot_tool.phase_runs import Pair, run_phase
+from snapshot_tool.store.golden import Golden, Selection, find_goldens, select_golden
+from snapshot_tool.store.layout import phase_file
+from snapshot_tool.store.manifest import CaseEntry
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """What to check. None: whatever the golden says, or anything that is there."""
+
+    goldens: Path
+    candidate: str = FMS
+    fms_path: Path | None = None
+    checkpoint: str | None = None
+    revision: str | None = None
+    device: str = "cpu"
+    golden_device: str | None = None
+    phases: tuple[Phase, ...] = PHASES
+    case: str = "*"
+    atol: float | None = None
+    rtol: float | None = None
+    required: tuple[Phase, ...] = ()
+
+
+def check(request: CheckRequest, progress: Progress) -> CheckReport:
+    """Run the candidate on the golden's inputs and judge every recorded tensor."""
+    require_device(request.device)
+    golden = _select(request)
+    cases = _select_cases(golden, request)
+    checkpoint = _find_checkpoint(request, golden)
+    require_same_files(checkpoint, golden.manifest.checkpoint.files)
+    imported_before = "transformers" in sys.modules
+    settings = make_deterministic(golden.manifest.seed, strict=False)
+    with progress.stage("loading the candidate", 1) as steps:
+        candidate = load_candidate(
+            request.candidate,
+            CandidateRequest(
+                checkpoint.folder,
+                golden.manifest.checkpoint.config,
+                request.device,
+                golden.manifest.dtype,
+            ),
+            fms_path=request.fms_path,
+        )
+        next(steps)
+    results = tuple(_check_cases(candidate, golden, cases, request, progress))
+    transformers = Transformers(
+        is_importable("transformers"), not imported_before and "transformers" in sys.modules
+    )
+    return CheckReport(
+        golden=_identity(golden),
+        device=request.device,
+        candidate=_candidate_info(candidate, request.candidate),
+        transformers=transformers,
+        environment={
+            **describe_machine(),
+            **package_versions(),
+            **settings,
+            "device": device_name(request.device),
+        },
+        results=results,
+        unmet=_unmet(results, request.required),
+    )
+
+
+def _identity(golden: Golden) -> GoldenIdentity:
+    manifest = golden.manifest
+    return GoldenIdentity(
+        manifest.checkpoint.name,
+        manifest.checkpoint.revision,
+        manifest.device,
+        manifest.dtype,
+        manifest.golden_version,
+        str(golden.folder),
+    )
+
+
+def _select(request: CheckRequest) -> Golden:
+    device = request.golden_device or request.device
+    name = _golden_name(request)
+    selection = Selection(name, request.revision, device)
+    try:
+        return select_golden(request.goldens, selection)
+    except GoldenNotFound as missing:
+        other = "cuda" if device == "cpu" else "cpu"
+        elsewhere = Selection(name, request.revision, other)
+        found = [s.manifest for s in find_goldens(request.goldens) if s.manifest]
+        if request.golden_device is None and any(elsewhere.matches(m) for m in found):
+            raise GoldenNotFound(
+                f"no golden for {selection} in {request.goldens}, but one recorded on {other}",
+                f"to check on {device} against it: --golden-device {other}",
+            ) from missing
+        raise
+
+
+def _golden_name(request: CheckRequest) -> str | None:
+    """Return the checkpoint's name to look for.
+
+    A folder may be a copy of a hub checkpoint, under any name: then its digests decide.
+    """
+    if request.checkpoint is None:
+        return None
+    name = checkpoint_name(request.checkpoint)
+    known = {s.manifest.checkpoint.name for s in find_goldens(request.goldens) if s.manifest}
+    return name if name in known or not is_folder(request.checkpoint) else None
+
+
+def _select_cases(golden: Golden, request: CheckRequest) -> list[CaseEntry]:
+    names = [case.name for case in golden.manifest.cases]
+    chosen = set(fnmatch.filter(names, request.case))
+    if not chosen:
+        raise UsageError(
+            f"--case {request.case} matches none of the {len(names)} cases",
+            f"there are: {', '.join(names)}",
+        )
+    return [case for case in golden.manifest.cases if case.name in chosen]
+
+
+def _find_checkpoint(request: CheckRequest, golden: Golden) -> Checkpoint:
+    """Open the checkpoint that was asked for, or the one that the golden names."""
+    entry = golden.manifest.checkpoint
+    if request.checkpoint is not None:
+        folder = is_folder(request.checkpoint)
+        return open_checkpoint(request.checkpoint, revision=None if folder else entry.revision)
+    if entry.location is not None:
+        return open_checkpoint(str(golden.root.absolute().parent / entry.location), revision=None)
+    if is_folder(entry.name) or entry.name.startswith("local/"):
+        raise CheckpointUnavailable(
+            f"the golden does not say where the folder of {entry.name} is", "pass --checkpoint DIR"
+        )
+    return open_checkpoint(entry.name, revision=entry.revision)
+
+
+def _check_cases(
+    candidate: Candidate,
+    golden: Golden,
+    cases: list[CaseEntry],
+    request: CheckRequest,
+    progress: Progress,
+) -> Iterator[Result]:
+    compared = set()
+    with progress.stage("checking cases", len(cases)) as steps:
+        for case in cases:
+            for phase in PHASES:
+                if phase in request.phases and phase in case.phases:
+                    compared.add(phase)
+                    yield from _check_phase(candidate, golden, case, phase, request)
+            next(steps)
+    for phase in request.phases:
+        if phase not in compared:
+            # An empty phase must be seen: it is no pass.
+            yield Result(
+                request.case, phase, "", Verdict.SKIP, "no selected case has anything to compare"
+            )
+
+
+def _check_phase(
+    candidate: Candidate, golden: Golden, case: CaseEntry, phase: Phase, request: CheckRequest
+) -> list[Result]:
+    """Run one phase; whatever the candidate raises is this phase's error alone."""
+    import torch
+
+    if phase_file(phase) not in golden.manifest.files:
+        reason = "the golden set was recorded without this phase"
+        return [Result(case.name, phase, "", Verdict.SKIP, reason)]
+    began = time.perf_counter()
+    try:
+        with torch.inference_mode():
+            pairs = run_phase(candidate, golden, case.name, phase)
+    except PhaseUnsupported as unsupported:
+        return [Result(case.name, phase, "", Verdict.SKIP, str(unsupported))]
+    except SnapError:
+        raise
+    except Exception as error:  # the candidate's code may raise anything
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        seconds = time.perf_counter() - began
+        return [Result(case.name, phase, "", Verdict.ERROR, reason, seconds=seconds)]
+    seconds = time.perf_counter() - began
+    if not pairs:
+        return [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
+    tolerance = _tolerance(golden, case, phase, request)
+    return [_judge(case.name, phase, pair, tolerance, seconds) for pair in pairs]
+
+
+def _judge(case: str, phase: Phase, pair: Pair, tolerance: Tolerance, seconds: float) -> Result:
+    if pair.actual is None:
+        reason = "the candidate returned no such tensor"
+        return Result(case, phase, pair.tensor, Verdict.FAIL, reason, tolerance, None, seconds)
+    verdict, reason, comparison = judge_tensor(pair.expected, pair.actual, tolerance)
+    if verdict is not Verdict.PASS and pair.note:
+        reason = f"{pair.note}; {reason}"
+    return Result(case, phase, pair.tensor, verdict, reason, tolerance, comparison, seconds)
+
+
+def _tolerance(golden: Golden, case: CaseEntry, phase: Phase, request: CheckRequest) -> Tolerance:
+    """Return the golden's own tolerance, or what the user put in its place; tokens stay exact."""
+    own = golden.manifest.tolerances[phase].for_images(case.images)
+    if phase is Phase.GENERATE:
+        return own
+    return Tolerance(
+        own.atol if request.atol is None else request.atol,
+        own.rtol if request.rtol is None else request.rtol,
+    )
+
+
+def _unmet(results: tuple[Result, ...], required: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    """Return the required phases that were skipped somewhere, or did not pass anywhere."""
+    unmet = []
+    for phase in required:
+        verdicts = {result.verdict for result in results if result.phase is phase}
+        if Verdict.SKIP in verdicts or not verdicts:
+            unmet.append(phase)
+    return tuple(unmet)
+
+
+def _candidate_info(candidate: Candidate, spec: str) -> CandidateInfo:
+    """Return what the candidate says of itself; `info` is a courtesy, not a phase."""
+    info = getattr(candidate, "info", None)
+    return info() if callable(info) else CandidateInfo(spec)

@@ -1,0 +1,69 @@
+"""Looking at golden sets without running a model: list, show, verify. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshot_tool.core.errors import GoldenNotFound, UsageError
+from snapshot_tool.store.golden import FoundSet, Selection, find_goldens
+from snapshot_tool.store.layout import MANIFEST
+from snapshot_tool.store.manifest import Manifest, load_manifest
+from snapshot_tool.store.verify import find_damage
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """One set and what is wrong with it; nothing, where it is whole."""
+
+    folder: Path
+    title: str
+    damage: tuple[str, ...]
+
+
+def list_goldens(root: Path) -> list[FoundSet]:
+    """Return every golden set below a folder."""
+    return find_goldens(root)
+
+
+def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
+    """Return the one set that `spec` names: a folder, part of its path below `root`, or nothing."""
+    if spec and (Path(spec) / MANIFEST).is_file():
+        return Path(spec), load_manifest(Path(spec))
+    matching = [found for found in find_goldens(root) if spec is None or _is_named(found, spec)]
+    if not matching:
+        raise GoldenNotFound(
+            f"no golden set {spec or ''} in {root}".replace("  ", " "),
+            "snap list shows what is there; snap record makes one",
+        )
+    if len(matching) > 1:
+        names = ", ".join(str(found.folder) for found in matching)
+        raise UsageError(
+            f"{spec or root} stands for {len(matching)} golden sets", f"name one: {names}"
+        )
+    return matching[0].folder, load_manifest(matching[0].folder)
+
+
+def _is_named(found: FoundSet, spec: str) -> bool:
+    """Tell whether a set's path or checkpoint contains what the user wrote."""
+    name = Selection(checkpoint=spec)
+    by_checkpoint = found.manifest is not None and name.matches(found.manifest)
+    return by_checkpoint or spec.strip("/") in found.folder.as_posix()
+
+
+def verify_goldens(root: Path, spec: str | None) -> list[Verification]:
+    """Read every byte of the sets below `root` (or of the one named) and compare digests."""
+    found = find_goldens(root)
+    if spec is not None:
+        folder, _ = find_golden(root, spec)
+        found = [FoundSet(folder, load_manifest(folder))]
+    if not found:
+        raise GoldenNotFound(f"no golden set in {root}", "name another folder with --goldens")
+    return [_verify(item) for item in found]
+
+
+def _verify(found: FoundSet) -> Verification:
+    if found.manifest is None:
+        return Verification(found.folder, str(found.folder), (found.problem,))
+    damage = find_damage(found.folder, found.manifest)
+    return Verification(found.folder, found.manifest.title, tuple(damage))
