@@ -1,0 +1,106 @@
+"""Candidates for the tests: the real FMS one, with one thing about it changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
+from snapshot_tool.core.errors import PhaseUnsupported
+from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, CaseInputs
+
+CHECKOUT = Path(__file__).parent.parent / "build" / "fms-checkout"
+
+
+class Wrapped:
+    """FMS's idefics3, phase by phase; subclasses change what they are about."""
+
+    def __init__(self, request: CandidateRequest) -> None:
+        self.fms: FmsIdefics3 = load_fms_candidate(request, fms_path=CHECKOUT)
+
+    def info(self) -> CandidateInfo:
+        return CandidateInfo("wrapped", notes=("for tests",))
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
+        return self.fms.preprocess(images)
+
+    def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.fms.vision(pixel_values)
+
+    def connector(self, features: torch.Tensor) -> Any:
+        return self.fms.connector(features)
+
+    def forward(self, inputs: CaseInputs) -> Any:
+        return self.fms.forward(inputs)
+
+    def generate(
+        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> torch.Tensor:
+        return self.fms.generate(
+            inputs, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids
+        )
+
+
+class Raises(Wrapped):
+    """Its connector raises."""
+
+    def connector(self, features: torch.Tensor) -> Any:
+        raise RuntimeError(f"no connector for {len(features)} tiles\nand a second line")
+
+
+class ReturnsNan(Wrapped):
+    """One of its logits is NaN."""
+
+    def forward(self, inputs: CaseInputs) -> Any:
+        logits = super().forward(inputs)
+        logits[0, -1, 3] = torch.nan
+        return logits
+
+
+class WrongShape(Wrapped):
+    """It returns the last position's logits alone."""
+
+    def forward(self, inputs: CaseInputs) -> Any:
+        return super().forward(inputs)[:, -1]
+
+
+class WrongType(Wrapped):
+    """Its connector computes in float64, and its forward returns no tensor."""
+
+    def connector(self, features: torch.Tensor) -> Any:
+        return super().connector(features).double()
+
+    def forward(self, inputs: CaseInputs) -> Any:
+        return super().forward(inputs).tolist()
+
+
+class StopsEarly(Wrapped):
+    """It generates half of the tokens."""
+
+    def generate(
+        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> torch.Tensor:
+        new = super().generate(inputs, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids)
+        return new[: len(new) // 2]
+
+
+class HasNoGeneration:
+    """It has three phases: generation is missing, forward says why it is unsupported."""
+
+    def __init__(self, request: CandidateRequest) -> None:
+        fms = load_fms_candidate(request, fms_path=CHECKOUT)
+        self.preprocess = fms.preprocess
+        self.vision = fms.vision
+        self.connector = fms.connector
+
+    def forward(self, inputs: CaseInputs) -> Any:
+        raise PhaseUnsupported("the decoder is not ported yet")
+
+
+def refuses(request: CandidateRequest) -> Any:
+    """A factory that fails."""
+    raise ValueError(f"cannot build on {request.device}")

@@ -1,0 +1,265 @@
+"""`snap check` on the committed goldens and the real FMS: verdicts, exit codes, reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import CHECKOUT, CHECKPOINT, ROOT, Run, Snap, error_lines
+
+PHASES = ["preprocessing", "vision", "connector", "forward", "generate"]
+FIGURES = [
+    *("case", "phase", "tensor", "verdict", "reason", "max_abs", "max_rel", "mean_abs", "rmse"),
+    *("cosine", "mismatched", "numel", "atol", "rtol", "worst", "seconds"),
+]
+
+
+@pytest.fixture(scope="module")
+def whole_check(snap: Snap) -> Run:
+    """One check of everything, as the README has it."""
+    return snap("check", "--fms-path", CHECKOUT.relative_to(ROOT), "--json", "-")
+
+
+def run_candidate(snap: Snap, name: str, *options: object) -> Run:
+    """Check one of the tests' candidates on the one-image case."""
+    spec = f"tests.candidates:{name}"
+    return snap("check", "--candidate", spec, "--case", "one-image", "--json", "-", *options)
+
+
+def verdicts(run: Run) -> dict[str, set[str]]:
+    """Return the verdicts of each phase."""
+    found: dict[str, set[str]] = {}
+    for result in run.report["results"]:
+        found.setdefault(result["phase"], set()).add(result["verdict"])
+    return found
+
+
+def test_transformers_cannot_be_imported_here() -> None:
+    """Checks run where Hugging Face is not installed."""
+    answer = subprocess.run(
+        [sys.executable, "-c", "import transformers"], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode != 0
+    assert "No module named 'transformers'" in answer.stderr
+
+
+def test_a_correct_port_passes_every_phase_of_every_case(whole_check: Run) -> None:
+    """Exit 0, nothing failed, nothing skipped, and every case has all phases that it can have."""
+    report = whole_check.report
+    assert (whole_check.code, report["verdict"], report["first_divergence"]) == (0, "pass", None)
+    assert {result["verdict"] for result in report["results"]} == {"pass"}
+    cases: dict[str, list[str]] = {}
+    for result in report["results"]:
+        phases = cases.setdefault(result["case"], [])
+        phases += [result["phase"]] if result["phase"] not in phases else []
+    assert len(cases) == 14
+    assert cases["one-image"] == cases["two-images"] == PHASES
+    # A case without images has nothing to preprocess, encode or connect.
+    assert set(map(tuple, cases.values())) == {tuple(PHASES), ("forward", "generate")}
+
+
+def test_json_report_has_the_documented_fields(whole_check: Run) -> None:
+    """The field names of a report are a contract."""
+    report = whole_check.report
+    assert report["schema"] == "snap-check/1"
+    assert list(report["results"][0]) == FIGURES
+    assert list(report["results"][0]["worst"]) == ["index", "expected", "actual"]
+    assert report["golden"]["checkpoint"] == "local/tiny-idefics3"
+    assert report["golden"]["golden_version"] >= 1
+    tolerances = {(r["case"], r["phase"]): (r["atol"], r["rtol"]) for r in report["results"]}
+    assert tolerances["one-image", "forward"] == (5e-5, 5e-5)
+    assert tolerances["two-images", "forward"] == (7e-5, 7e-5)
+    assert tolerances["one-image", "preprocessing"] == (1e-6, 0)
+
+
+def test_report_says_which_fms_ran_and_that_transformers_did_not(whole_check: Run) -> None:
+    """Path, commit and state of the checkout, not the version of some installed FMS."""
+    environment = whole_check.report["environment"]
+    head = subprocess.run(
+        ["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    )
+    candidate = environment["candidate"]
+    assert candidate["path"] == str(CHECKOUT)
+    assert (candidate["commit"], candidate["dirty"]) == (head.stdout.strip(), False)
+    assert candidate["version"] == ""
+    assert environment["transformers_importable"] is False
+    assert environment["transformers_imported"] is False
+
+
+def test_text_report_shows_a_verdict_per_case_and_phase(snap: Snap) -> None:
+    """The grid is what a person reads first."""
+    run = snap("check", "--fms-path", CHECKOUT, "--case", "*-image*")
+    assert run.code == 0
+    assert "transformers  never imported (not installed here)" in run.out
+    rows = {line.split()[0]: line for line in run.out.splitlines() if line}
+    assert rows["one-image"].count("pass") == rows["two-images"].count("pass") == 5
+    assert run.out.splitlines()[-1].startswith("PASS: ")
+    assert max(map(len, run.out.splitlines()[5:])) <= 80
+    assert run.err == ""
+
+
+def test_a_candidate_that_raises_is_an_error_of_that_phase_alone(snap: Snap) -> None:
+    """The other phases still run, the message is kept, and the run does not pass."""
+    run = run_candidate(snap, "Raises")
+    assert run.code == 1
+    assert verdicts(run)["connector"] == {"error"}
+    assert verdicts(run)["vision"] == verdicts(run)["generate"] == {"pass"}
+    (result,) = [r for r in run.report["results"] if r["verdict"] == "error"]
+    assert result["reason"] == "RuntimeError: no connector for 17 tiles"
+
+
+def test_nan_is_a_failure_by_name(snap: Snap) -> None:
+    """One NaN among the logits fails the phase, and the report stays valid JSON."""
+    run = run_candidate(snap, "ReturnsNan")
+    assert run.code == 1
+    result = next(r for r in run.report["results"] if r["verdict"] == "fail")
+    assert "1 NaN" in result["reason"]
+    assert result["worst"]["index"] == [3]
+    assert (result["worst"]["actual"], result["max_abs"]) == ("nan", "nan")
+    assert run.report["first_divergence"]["phase"] == "forward"
+
+
+def test_a_wrong_shape_is_a_failure_by_name(snap: Snap) -> None:
+    """A shape that broadcasts is still a wrong shape."""
+    run = run_candidate(snap, "WrongShape", "--phase", "forward")
+    assert run.code == 1
+    assert "shape mismatch: expected (1, 123, 480), actual (1, 480)" in run.out
+
+
+def test_a_wrong_type_is_a_failure_by_name(snap: Snap) -> None:
+    """Another dtype, or no tensor at all, is named; close values do not help."""
+    run = run_candidate(snap, "WrongType", "--phase", "connector", "--phase", "forward")
+    assert run.code == 1
+    reasons = [result["reason"] for result in run.report["results"]]
+    assert reasons == [
+        "dtype mismatch: expected torch.float32, actual torch.float64",
+        "expected a tensor, actual is list",
+    ]
+
+
+def test_a_shorter_generation_fails_and_says_where_it_ends(snap: Snap) -> None:
+    """Equal tokens are not enough: all of them must be there."""
+    run = run_candidate(snap, "StopsEarly", "--phase", "generate")
+    assert run.code == 1
+    assert "equal up to step 10, then one of them ends" in run.out
+
+
+def test_lacking_phases_are_skips_with_a_reason_and_never_passes(snap: Snap) -> None:
+    """Skips are counted apart; `--require` turns one into exit code 3."""
+    run = run_candidate(snap, "HasNoGeneration")
+    assert run.code == 0
+    assert verdicts(run)["forward"] == verdicts(run)["generate"] == {"skip"}
+    reasons = {r["reason"] for r in run.report["results"] if r["verdict"] == "skip"}
+    assert reasons == {
+        "the decoder is not ported yet",
+        "the candidate has no method 'generate'",
+    }
+    required = run_candidate(snap, "HasNoGeneration", "--require", "generate")
+    assert required.code == 3
+    assert required.report["unmet_requirements"] == ["generate"]
+
+
+def test_nothing_but_skips_is_no_success(snap: Snap) -> None:
+    """A run that compared nothing exits with 3."""
+    run = run_candidate(snap, "HasNoGeneration", "--phase", "generate")
+    assert (run.code, run.report["verdict"]) == (3, "skip")
+
+
+def test_a_phase_that_no_selected_case_has_is_no_success(snap: Snap) -> None:
+    """Vision of a text-only case compares nothing, and says so."""
+    text_only = ("--case", "variant-02", "--phase", "vision")
+    run = snap("check", "--fms-path", CHECKOUT, *text_only, "--json", "-")
+    assert (run.code, run.report["verdict"]) == (3, "skip")
+    assert run.report["results"][0]["reason"] == "no selected case has anything to compare"
+
+
+def test_tolerances_can_be_replaced(snap: Snap) -> None:
+    """--atol and --rtol judge in the golden's place; zero leaves no room for rounding."""
+    options = ("--fms-path", CHECKOUT, "--case", "one-image", "--phase", "vision", "--json", "-")
+    strict = snap("check", *options, "--atol", 0, "--rtol", 0)
+    assert strict.code == 1
+    assert strict.report["results"][0]["atol"] == 0
+    assert snap("check", *options, "--atol", 1e-4, "--rtol", 0).code == 0
+
+
+def test_json_file_holds_what_the_screen_shows(snap: Snap, tmp_path: Path) -> None:
+    """--json FILE writes the report beside the text."""
+    path = tmp_path / "out.json"
+    run = snap(
+        "check", "--fms-path", CHECKOUT, "--case", "two-images", "--phase", "connector",
+        "--json", path,
+    )  # fmt: skip
+    assert "PASS: 1 passed" in run.out
+    assert json.loads(path.read_text(encoding="utf-8"))["verdict"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "problem"),
+    [
+        (["--case", "nothing*"], 2, "--case nothing* matches none of the 14 cases"),
+        (["--phase", "speech"], 2, "'speech' is not one of"),
+        (["--candidate", "nonsense"], 2, "neither 'fms' nor 'module:factory'"),
+        (["--candidate", "no_such:thing"], 3, "cannot be imported: No module named 'no_such'"),
+        (["--candidate", "tests.candidates:Nothing"], 3, "has no attribute 'Nothing'"),
+        (["--candidate", "tests.candidates:refuses"], 3, "ValueError: cannot build on cpu"),
+        (["--device", "cuda"], 3, "sees no GPU here"),
+        (["--revision", "abc"], 3, "no golden for any checkpoint at abc (cpu)"),
+        (["--goldens", "nowhere"], 3, "no golden set at all"),
+        (["--fms-path", "docs"], 3, "--fms-path docs is no FMS: it has no fms/__init__.py"),
+        (["--fms-path", "build/fms-checkout/fms"], 3, "give the folder that holds fms/"),
+        (["--checkpoint", "/nowhere"], 3, "checkpoint /nowhere is no folder here"),
+        (["--checkpoint", "docs"], 3, "checkpoint docs has no config.json"),
+        ([], 3, "has no idefics3"),
+    ],
+)
+def test_what_cannot_run_says_why_in_two_lines(
+    snap: Snap, options: list[str], code: int, problem: str
+) -> None:
+    """Every wrong turn has its exit code and one clear message, never a traceback."""
+    run = snap("check", *options)
+    assert run.code == code
+    assert problem in run.err
+    if code == 3:
+        error_lines(run)
+
+
+def test_a_checkpoint_whose_files_changed_is_refused(snap: Snap, goldens_copy: Path) -> None:
+    """The file is named before anything runs."""
+    config = goldens_copy.parent / CHECKPOINT.relative_to(ROOT) / "config.json"
+    config.write_text(config.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    run = snap("check", "--fms-path", CHECKOUT, "--goldens", goldens_copy)
+    assert run.code == 3
+    assert f"{config} has changed since local/tiny-idefics3 was recorded" in error_lines(run)[0]
+
+
+def test_a_copy_of_the_checkpoint_elsewhere_can_be_checked(snap: Snap, tmp_path: Path) -> None:
+    """Digests decide what a folder is, not its name."""
+    shutil.copytree(CHECKPOINT, tmp_path / "renamed")
+    run = snap(
+        "check", "--fms-path", CHECKOUT, "--checkpoint", tmp_path / "renamed",
+        "--case", "one-image", "--phase", "connector",
+    )  # fmt: skip
+    assert run.code == 0
+
+
+def test_a_golden_of_another_device_is_used_only_when_asked_for(
+    snap: Snap, goldens_copy: Path
+) -> None:
+    """And the report says that it was recorded elsewhere."""
+    folder = next(goldens_copy.glob("*/*/cpu-float32"))
+    moved = folder.rename(folder.with_name("cuda-float32"))
+    manifest = moved / "manifest.json"
+    text = manifest.read_text(encoding="utf-8").replace('"device": "cpu"', '"device": "cuda"')
+    manifest.write_text(text, encoding="utf-8")
+    options = ("--fms-path", CHECKOUT, "--goldens", goldens_copy, "--phase", "connector")
+    refused = snap("check", *options)
+    assert refused.code == 3
+    assert "one recorded on cuda" in error_lines(refused)[0]
+    assert error_lines(refused)[1].strip() == "to check on cpu against it: --golden-device cuda"
+    allowed = snap("check", *options, "--golden-device", "cuda")
+    assert allowed.code == 0
+    assert "golden recorded on cuda" in allowed.out

@@ -1,0 +1,146 @@
+"""The tiny Idefics3: its shapes, its processor, and weights of which none is zero or tiny."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    LlamaConfig,
+)
+from transformers.image_utils import PILImageResampling
+
+from builder.tokenizer import BOS, CHAT_TEMPLATE, END_OF_UTTERANCE, IMAGE_TOKEN, PAD
+
+VOCAB_SIZE = 480
+TILE = 32  # pixels
+PATCH = 4  # pixels
+SCALE_FACTOR = 4
+IMAGE_SEQ_LEN = (TILE // PATCH // SCALE_FACTOR) ** 2
+MAX_LENGTH = 4096  # tokens
+FEATURE_GAIN = 4.0
+
+VISION: dict[str, Any] = {
+    "image_size": TILE,
+    "patch_size": PATCH,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+TEXT: dict[str, Any] = {
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0,
+    "max_position_embeddings": MAX_LENGTH,
+    "vocab_size": VOCAB_SIZE,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+}
+
+
+def build_processor(tokenizer: Any) -> Any:
+    """Return a processor that cuts a 512x512 image into 4x4 tiles and the whole image."""
+    image_processor = Idefics3ImageProcessor(
+        do_image_splitting=True,
+        size={"longest_edge": 4 * TILE},
+        max_image_size={"longest_edge": TILE},
+        resample=PILImageResampling.LANCZOS,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    return Idefics3Processor(
+        image_processor,
+        tokenizer,
+        image_seq_len=IMAGE_SEQ_LEN,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _config(tokenizer: Any) -> Idefics3Config:
+    ids = {
+        "bos_token_id": tokenizer.convert_tokens_to_ids(BOS),
+        "eos_token_id": tokenizer.convert_tokens_to_ids(END_OF_UTTERANCE),
+        "pad_token_id": tokenizer.convert_tokens_to_ids(PAD),
+    }
+    return Idefics3Config(
+        vision_config=dict(VISION),
+        text_config=LlamaConfig(**TEXT, **ids),
+        scale_factor=SCALE_FACTOR,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        tie_word_embeddings=False,
+        torch_dtype="float32",
+        **ids,
+    )
+
+
+def _draw_weight(name: str, noise: Tensor) -> Tensor:
+    """Return the first values of a weight, made of unit normal noise of its shape.
+
+    The vision encoder's biases, positions and attention are larger than training needs: each must
+    move the features beyond the vision tolerance when it alone is 1 % off, on a smooth gradient,
+    whose patches differ in little but their position.
+    """
+    attends = "vision_model" in name and "self_attn" in name
+    if name.endswith("bias"):
+        return (1.0 if "q_proj" in name else 0.5) * noise
+    if "position_embedding" in name:
+        return noise
+    if "embed_tokens" in name:
+        return 0.5 * noise
+    if noise.ndim == 1:
+        return 1.0 + 0.2 * noise
+    fan_in = noise[0].numel()
+    return noise * ((1.5 if attends else 1.0) / math.sqrt(fan_in))
+
+
+@torch.no_grad()
+def _randomise(model: torch.nn.Module, *, seed: int) -> None:
+    """Draw every weight anew.
+
+    HF's own initialisation leaves biases at 0, norms at 1 and the padding row at 0: a port that
+    forgot one of them would pass.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(_draw_weight(name, torch.randn(parameter.shape, generator=generator)))
+
+
+def build_model(tokenizer: Any, *, seed: int) -> Any:
+    """Return the model with random weights."""
+    config = _config(tokenizer)
+    model = Idefics3ForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
+    _randomise(model, seed=seed)
+    return model
+
+
+@torch.no_grad()
+def amplify_features(model: Any) -> None:
+    """Make the vision features larger, and the connector's weight smaller by the same factor.
+
+    The vision tolerance is mostly absolute: small features would hide faults. The factor is a power
+    of two, so nothing but the features changes, not by one bit. Training with features of this
+    size is slower, therefore it comes last.
+    """
+    norm = model.model.vision_model.post_layernorm
+    norm.weight.mul_(FEATURE_GAIN)
+    norm.bias.mul_(FEATURE_GAIN)
+    model.model.connector.modality_projection.proj.weight.div_(FEATURE_GAIN)

@@ -1,0 +1,172 @@
+"""Lay out an FMS checkout with idefics3: the installed `fms`, the overlay, and a git history.
+
+    python tests/fms_checkout/build.py [--out build/fms-checkout]
+
+Run it with a Python that has ibm-fms. What comes out looks like a checkout of foundation-model-stack
+on a branch that carries idefics3: `--fms-path` points at it. It is built again only when the
+overlay, this script or the installed FMS changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+OVERLAY = HERE / "overlay"
+STAMP = ".overlay-digest"
+
+# What a branch with idefics3 changes in files that FMS has: file, text to find, text to put there.
+INSERTIONS = (
+    (
+        "fms/models/__init__.py",
+        "    gpt_oss,\n    granite,\n",
+        "    gpt_oss,\n    granite,\n    idefics3,\n",
+    ),
+    (
+        "fms/models/__init__.py",
+        '    "gpt_oss",\n    "granite",\n',
+        '    "gpt_oss",\n    "granite",\n    "idefics3",\n',
+    ),
+    (
+        "fms/models/hf/config_utils/__init__.py",
+        '    "LlamaForCausalLM": ("llama", pb.build_llama_params),\n',
+        '    "LlamaForCausalLM": ("llama", pb.build_llama_params),\n'
+        '    "Idefics3ForConditionalGeneration": ("idefics3", pb.build_idefics3_params),\n',
+    ),
+    (
+        "fms/models/hf/config_utils/param_builders.py",
+        "def build_gpt_bigcode_params(",
+        '''def build_idefics3_params(config: PretrainedConfig) -> dict:
+    """Param builder for mapping Idefics3ForConditionalGeneration to FMS."""
+    vision, text = config.vision_config, config.text_config
+    activation = {"gelu_pytorch_tanh": "gelu-tanh"}.get(
+        vision.hidden_act, vision.hidden_act
+    )
+    text_params = build_llama_params(text)
+    # the text model's own flag may differ: the whole model's decides
+    text_params["tie_heads"] = config.tie_word_embeddings
+    return {
+        "vision_config": {
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "nlayers": vision.num_hidden_layers,
+            "nheads": vision.num_attention_heads,
+            "num_channels": vision.num_channels,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": activation,
+            "layer_norm_eps": vision.layer_norm_eps,
+        },
+        "text_config": text_params,
+        "image_token_id": config.image_token_id,
+        "scale_factor": config.scale_factor,
+    }
+
+
+def build_gpt_bigcode_params(''',
+    ),
+)
+
+PYPROJECT = """\
+[project]
+name = "ibm-fms"
+version = "0"
+description = "foundation-model-stack {version} with idefics3, laid out for tests"
+"""
+
+# Fixed, so that the same content has the same commit.
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "fms-checkout",
+    "GIT_AUTHOR_EMAIL": "fms-checkout@localhost",
+    "GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z",
+    "GIT_COMMITTER_NAME": "fms-checkout",
+    "GIT_COMMITTER_EMAIL": "fms-checkout@localhost",
+    "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+}
+
+
+def installed_fms() -> Path:
+    """Return the folder of the installed package, without importing it."""
+    spec = importlib.util.find_spec("fms")
+    if spec is None or spec.origin is None:
+        sys.exit("no ibm-fms in this environment: pip install --no-deps ibm-fms")
+    return Path(spec.origin).parent
+
+
+def digest() -> str:
+    """Return what the checkout is made of, as one digest."""
+    total = hashlib.sha256(importlib.metadata.version("ibm-fms").encode())
+    for path in sorted([Path(__file__), *OVERLAY.rglob("*.py")]):
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def insert(root: Path) -> None:
+    """Apply the insertions; stop where FMS no longer has the text that they hang on."""
+    for name, anchor, text in INSERTIONS:
+        path = root / name
+        source = path.read_text(encoding="utf-8")
+        if source.count(anchor) != 1:
+            sys.exit(f"{name} has {source.count(anchor)} times, not once: {anchor!r}")
+        path.write_text(source.replace(anchor, text), encoding="utf-8")
+
+
+def git(root: Path, *arguments: str) -> None:
+    """Run git in a checkout, independent of the user's configuration."""
+    command = ["git", "-C", str(root), *arguments]
+    subprocess.run(command, check=True, env={**os.environ, **IDENTITY})
+
+
+def lay_out(root: Path, stamp: str) -> None:
+    """Fill an empty folder with the checkout."""
+    shutil.copytree(
+        installed_fms(), root / "fms", ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+    )
+    shutil.copytree(OVERLAY, root, dirs_exist_ok=True)
+    insert(root)
+    version = importlib.metadata.version("ibm-fms")
+    (root / "pyproject.toml").write_text(PYPROJECT.format(version=version), encoding="utf-8")
+    (root / ".gitignore").write_text(f"__pycache__/\n{STAMP}\n", encoding="utf-8")
+    git(root, "init", "--quiet", "--initial-branch=idefics3")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "Add idefics3")
+    (root / STAMP).write_text(stamp, encoding="utf-8")
+
+
+def build(out: Path) -> None:
+    """Build the checkout unless it is there and current; never leave half of one."""
+    stamp = digest()
+    if (out / STAMP).is_file() and (out / STAMP).read_text(encoding="utf-8") == stamp:
+        print(f"{out} is current")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fms-checkout-") as staging:
+        root = Path(staging) / "checkout"
+        root.mkdir()
+        lay_out(root, stamp)
+        if out.exists():
+            shutil.rmtree(out)
+        root.rename(out)
+    print(f"built {out}")
+
+
+def main() -> None:
+    """Read the arguments and build."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("build/fms-checkout"))
+    build(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()
