@@ -170,11 +170,15 @@ def _resolve(name: str, revision: str) -> str:
 def _hub_problem(name: str, revision: str, error: Exception) -> CheckpointUnavailable:
     from huggingface_hub.errors import (
         GatedRepoError,
+        LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    # The hub's client wraps other problems in "not in the cache": what it wraps says more.
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     match error:
         case GatedRepoError():
             return CheckpointUnavailable(

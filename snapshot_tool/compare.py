@@ -57,7 +57,7 @@ def _reason(actual: torch.Tensor, comparison: Comparison, tolerance: Tolerance) 
     if worst is None:
         return reason
     diff = abs(worst.actual - worst.expected)
-    allowed = tolerance.atol + tolerance.rtol * abs(worst.expected)
+    allowed = tolerance.atol + (tolerance.rtol * abs(worst.expected) if tolerance.rtol else 0.0)
     return (
         f"{reason}; worst at {list(worst.index)}: expected {worst.expected:.6g}, actual "
         f"{worst.actual:.6g} (|diff| {diff:.3g} > {allowed:.3g} allowed)"
@@ -115,7 +115,10 @@ class _Totals:
         same = wide_actual == wide_expected
         diff = (wide_actual - wide_expected).abs().masked_fill_(same, 0.0)
         magnitude = wide_expected.abs()
-        allowed = tolerance.atol + tolerance.rtol * magnitude
+        # Zero times Inf is NaN: without a relative part nothing is added.
+        allowed = (tolerance.atol + tolerance.rtol * magnitude).nan_to_num_(
+            nan=tolerance.atol, posinf=math.inf
+        )
         # `not <=` rather than `>`, and no allowance for Inf: NaN and stray Inf are mismatches.
         bad = ~((diff <= allowed) & diff.isfinite()) & ~same
         self.mismatched += int(bad.sum())

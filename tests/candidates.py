@@ -40,9 +40,7 @@ class Wrapped:
     def generate(
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> torch.Tensor:
-        return self.fms.generate(
-            inputs, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids
-        )
+        return self.fms.generate(inputs, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids)
 
 
 class Raises(Wrapped):

@@ -71,14 +71,16 @@ class FmsIdefics3:
     def generate(
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> torch.Tensor:
-        """Return the greedy new tokens, cut after the first end token."""
+        """Return the greedy new tokens, the end token included."""
         ids = self.model.generate(
             **self._arguments(inputs),
             max_new_tokens=max_new_tokens,
-            # FMS compares with one id; several are handled by the cut below.
             eos_token_id=eos_token_ids[0] if len(eos_token_ids) == 1 else None,
         )
         new: torch.Tensor = ids[0, inputs.input_ids.shape[1] :]
+        if len(eos_token_ids) <= 1:
+            return new
+        # FMS's generate knows one end token: with several it runs on, and is cut here.
         ends = torch.isin(new, torch.tensor(list(eos_token_ids), device=new.device)).nonzero()
         return new[: int(ends[0]) + 1] if len(ends) else new
 

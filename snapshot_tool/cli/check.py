@@ -7,18 +7,18 @@ from pathlib import Path
 import click
 
 from snapshot_tool.cli.options import (
+    PHASE_NAMES,
     fms_path_option,
     goldens_option,
     parse_phases,
     phase_option,
     write_text,
 )
-from snapshot_tool.core.phases import PHASES
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Verdict
 from snapshot_tool.devices import DEVICES
 
-_COLOURS = {
+_COLOURS: dict[Verdict | None, str] = {
     Verdict.PASS: "green",
     Verdict.FAIL: "red",
     Verdict.ERROR: "red",
@@ -53,7 +53,7 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
 @click.option("--rtol", type=_TOLERANCE, help="Relative tolerance in place of the golden's.")
 @click.option(
     "--require",
-    type=click.Choice([*PHASES]),
+    type=click.Choice(PHASE_NAMES),
     multiple=True,
     help="Exit with 3 if this phase is skipped anywhere.",
 )
@@ -116,10 +116,11 @@ def _draw(report: CheckReport) -> None:
     click.secho(run_text.grid_header(), bold=True)
     for case, cells in run_text.grid_lines(report):
         drawn = [
-            click.style(run_text.pad_cell(text), fg=_COLOURS[verdict]) if verdict else " " * 14
+            click.style(run_text.pad_cell(text), fg=_COLOURS.get(verdict))
             for text, verdict in cells
         ]
         click.echo(f"{case:<12}" + "".join(drawn).rstrip())
+    click.echo(run_text.LEGEND)
     click.echo()
     for line in run_text.problem_lines(report):
         click.echo(line)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
 from snapshot_tool.core.phases import PHASES, Phase
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+PHASE_NAMES = [phase.value for phase in PHASES]
 
 goldens_option = click.option(
     "--goldens",
@@ -27,7 +25,7 @@ fms_path_option = click.option(
 phase_option = click.option(
     "--phase",
     "phases",
-    type=click.Choice(["all", *PHASES]),
+    type=click.Choice(["all", *PHASE_NAMES]),
     multiple=True,
     default=["all"],
     show_default=True,

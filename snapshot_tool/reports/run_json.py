@@ -67,6 +67,7 @@ def _result(result: Result) -> dict[str, Any]:
         **_figures(result.comparison),
         "atol": tolerance.atol if tolerance else None,
         "rtol": tolerance.rtol if tolerance else None,
+        "worst": _worst(result.comparison.worst if result.comparison else None),
         "seconds": round(result.seconds, 6),
     }
 
@@ -74,11 +75,10 @@ def _result(result: Result) -> dict[str, Any]:
 def _figures(comparison: Comparison | None) -> dict[str, Any]:
     names = ("max_abs", "max_rel", "mean_abs", "rmse", "cosine")
     if comparison is None:
-        return dict.fromkeys((*names, "mismatched", "numel", "worst"))
+        return dict.fromkeys((*names, "mismatched", "numel"))
     figures: dict[str, Any] = {name: _number(getattr(comparison, name)) for name in names}
     figures["mismatched"] = comparison.mismatched
     figures["numel"] = comparison.numel
-    figures["worst"] = _worst(comparison.worst)
     return figures
 
 

@@ -55,6 +55,9 @@ def grid_header() -> str:
     return f"{'case':<12}" + "".join(f"{phase.value:<{_CELL}}" for phase in PHASES).rstrip()
 
 
+LEGEND = "0.5x: the worst element used half of its tolerance; equal: no difference"
+
+
 def pad_cell(text: str) -> str:
     """Fill a cell up to the width of its column."""
     return f"{text:<{_CELL}}"
@@ -65,10 +68,9 @@ def _cell(results: list[Result]) -> tuple[str, Verdict | None]:
         return "", None
     verdict = min((r.verdict for r in results), key=_SEVERITY.index)
     ratio = max((used for r in results if (used := tolerance_used(r)) is not None), default=None)
-    figure = (
-        "" if ratio is None or verdict not in (Verdict.PASS, Verdict.FAIL) else f" {ratio:.2g}x"
-    )
-    return f"{verdict.value}{figure}", verdict
+    if ratio is None or verdict not in (Verdict.PASS, Verdict.FAIL):
+        return verdict.value, verdict
+    return f"{verdict.value} {ratio:.2g}x" if ratio else f"{verdict.value} equal", verdict
 
 
 def tolerance_used(result: Result) -> float | None:

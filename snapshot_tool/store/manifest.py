@@ -19,17 +19,18 @@ from snapshot_tool.store.layout import MANIFEST
 SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 256 * 2**20
 
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
-Revision = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
+# \Z, not $: $ also matches before a newline at the end.
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Revision = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})\Z")]
 CheckpointName = Annotated[
-    str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 ]
-CaseName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+CaseName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*\Z", max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 # A file inside the checkpoint's folder or the set: no absolute path, no way up.
 RelativePath = Annotated[
-    str, msgspec.Meta(pattern=r"^(?!/)(?!.*(^|/)\.\.(/|$))[^\\\x00]+$", max_length=512)
+    str, msgspec.Meta(pattern=r"(?s)^(?!/)(?!.*(^|/)\.\.(/|\Z))[^\\\x00]+\Z", max_length=512)
 ]
 
 
@@ -37,7 +38,7 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """One tensor: its shape, its dtype in safetensors' letters (F32, I64 …), its bytes' digest."""
 
     shape: tuple[Count, ...]
-    dtype: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]{2,12}$")]
+    dtype: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]{2,12}\Z")]
     sha256: Digest
 
 
@@ -68,7 +69,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Why a golden version came to be: the day (UTC), the reason given, and what moved."""
 
     version: Positive
-    when: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    when: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")]
     reason: str
     moved: tuple[str, ...]
 

@@ -23,6 +23,7 @@ _ITEM_BITS = {
     "I64": 64, "U64": 64, "F64": 64,
 }  # fmt: skip
 _LENGTH = struct.Struct("<Q")
+_MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _BLOCK = 2**20
 
 
@@ -45,7 +46,9 @@ def read_header(path: Path) -> dict[str, Span]:
             length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else size
             if length > size - _LENGTH.size:
                 raise ValueError("it is cut short")
-            header = json.loads(file.read(length))
+            if length > _MAX_HEADER:
+                raise ValueError(f"its header claims {length} bytes")
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
         return _spans(header, first=_LENGTH.size + length, size=size)
     except FileNotFoundError:
         raise GoldenDamaged(f"{path} is missing") from None
@@ -55,16 +58,29 @@ def read_header(path: Path) -> dict[str, Span]:
         raise GoldenDamaged(f"{path} is no valid safetensors file: {error}") from error
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("its header has a key twice")
+    return fields
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("a size or offset in its header is no natural number")
+    return value
+
+
 def _spans(header: Any, *, first: int, size: int) -> dict[str, Span]:
     spans = {}
     expected = first
     for key, fields in header.items():
         if key == "__metadata__":
             continue
-        start, end = (first + int(offset) for offset in fields["data_offsets"])
-        shape = tuple(int(side) for side in fields["shape"])
+        start, end = (first + _natural(offset) for offset in fields["data_offsets"])
+        shape = tuple(_natural(side) for side in fields["shape"])
         spans[key] = Span(str(fields["dtype"]), shape, start, end)
-    for key, span in sorted(spans.items(), key=lambda item: item[1].start):
+    for key, span in sorted(spans.items(), key=lambda item: (item[1].start, item[1].end)):
         bits = _ITEM_BITS[span.dtype]
         for side in span.shape:
             bits *= side

@@ -23,6 +23,8 @@ def allowed_files(manifest: Manifest) -> set[str]:
 def find_damage(folder: Path, manifest: Manifest) -> list[str]:
     """Return one line for each file that is not as recorded; none where the set is whole."""
     damage = []
+    if INPUTS not in manifest.files:
+        damage.append(f"the manifest in {folder} names no {INPUTS}")
     for name, entry in sorted(manifest.files.items()):
         if name not in allowed_files(manifest):
             damage.append(f"the manifest names a file that no golden set has: {name!r}")

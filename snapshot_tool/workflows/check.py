@@ -78,7 +78,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
             fms_path=request.fms_path,
         )
         next(steps)
-    results = tuple(_check_cases(candidate, golden, cases, request, progress))
+    results = tuple(check_cases(candidate, golden, cases, request, progress))
     transformers = Transformers(
         is_importable("transformers"), not imported_before and "transformers" in sys.modules
     )
@@ -166,13 +166,14 @@ def _find_checkpoint(request: CheckRequest, golden: Golden) -> Checkpoint:
     return open_checkpoint(entry.name, revision=entry.revision)
 
 
-def _check_cases(
+def check_cases(
     candidate: Candidate,
     golden: Golden,
     cases: list[CaseEntry],
     request: CheckRequest,
     progress: Progress,
 ) -> Iterator[Result]:
+    """Yield a result for every tensor of the selected cases, running each phase as it comes."""
     compared = set()
     with progress.stage("checking cases", len(cases)) as steps:
         for case in cases:

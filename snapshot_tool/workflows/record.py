@@ -190,7 +190,7 @@ def _siblings(location: SetLocation) -> list[Golden]:
 
 @dataclass(frozen=True, slots=True)
 class _Recorder:
-    """One recording under way. Settings not asked for come from `template`, an earlier recording."""
+    """One recording under way; settings not asked for come from `template`, an earlier one."""
 
     request: RecordRequest
     checkpoint: Checkpoint

@@ -80,7 +80,10 @@ def test_report_says_which_fms_ran_and_that_transformers_did_not(whole_check: Ru
     """Path, commit and state of the checkout, not the version of some installed FMS."""
     environment = whole_check.report["environment"]
     head = subprocess.run(
-        ["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     candidate = environment["candidate"]
     assert candidate["path"] == str(CHECKOUT)

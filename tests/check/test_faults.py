@@ -1,0 +1,89 @@
+"""Faults in the port: each must be found, and in the phase that has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.candidates import CHECKOUT
+from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
+from tests.fms_checkout.faults import FAULTS, Fault, plant
+
+from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
+from snapshot_tool.core.interfaces import CandidateRequest
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.results import first_divergence
+from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.workflows.check import CheckRequest, check_cases
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_in_the_code_shows_first_in_its_own_phase(
+    snap: Snap, tmp_path: Path, fault: Fault
+) -> None:
+    """Exit 1, and the first phase that differs is the one whose code was changed."""
+    plant(fault, checkout=CHECKOUT, out=tmp_path / "checkout")
+    run = snap("check", "--fms-path", tmp_path / "checkout", "--json", "-")
+    assert run.code == 1
+    assert run.report["first_divergence"]["phase"] == fault.phase
+    assert run.report["environment"]["candidate"]["dirty"] is True
+
+
+class SilentProgress:
+    """No progress."""
+
+    def stage(self, title: str, total: int) -> Any:
+        return nullcontext(iter(range(total)))
+
+    def note(self, message: str) -> None:
+        raise AssertionError(message)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    """Open the committed golden set."""
+    return open_golden(set_folder(GOLDENS))
+
+
+@pytest.fixture(scope="module")
+def candidate(golden: Golden) -> FmsIdefics3:
+    """Load the checkout's model once."""
+    config = golden.manifest.checkpoint.config
+    request = CandidateRequest(CHECKPOINT, config, "cpu", "float32")
+    return load_fms_candidate(request, fms_path=CHECKOUT)
+
+
+def owner(weight: str) -> Phase:
+    """Return the phase that a weight belongs to."""
+    parts = {"vision_tower": Phase.VISION, "connector": Phase.CONNECTOR}
+    return parts.get(weight.split(".")[0], Phase.FORWARD)
+
+
+def scaled_weights(candidate: FmsIdefics3, factor: float) -> Iterator[str]:
+    """Scale each weight in turn, and put it back afterwards."""
+    for name, weight in candidate.model.named_parameters():
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.mul_(factor)
+        yield name
+        with torch.no_grad():
+            weight.copy_(before)
+
+
+def test_any_weight_off_by_one_percent_is_found_in_its_phase(
+    golden: Golden, candidate: FmsIdefics3
+) -> None:
+    """Each of the model's weights alone, times 1.01, fails the phase that it belongs to first."""
+    request = CheckRequest(GOLDENS, phases=tuple(Phase)[:4], case="one-image")
+    cases = [golden.case("one-image")]
+    found = {}
+    for name in scaled_weights(candidate, 1.01):
+        results = check_cases(candidate, golden, cases, request, SilentProgress())
+        first = first_divergence(tuple(results))
+        found[name] = first.phase if first else None
+    assert len(found) == len(list(candidate.model.named_parameters())) > 50
+    assert {name: phase for name, phase in found.items() if phase is not owner(name)} == {}

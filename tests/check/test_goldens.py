@@ -1,0 +1,274 @@
+"""`snap list`, `show`, `verify`, `diff`, `doctor`, and what damaged golden sets do to `check`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import CHECKOUT, GOLDENS, ROOT, Run, Snap, error_lines, set_folder
+
+FILES = [
+    "inputs.safetensors",
+    "preprocessing.safetensors",
+    "vision.safetensors",
+    "connector.safetensors",
+    "forward.safetensors",
+    "generate.safetensors",
+    "taps.safetensors",
+]
+
+
+def golden_file(goldens: Path, name: str) -> Path:
+    """Return where a file of the golden set lies."""
+    folder = set_folder(goldens)
+    return folder.parent / name if name == "inputs.safetensors" else folder / name
+
+
+def check_copy(snap: Snap, goldens: Path) -> Run:
+    """Check the copied goldens."""
+    return snap("check", "--fms-path", CHECKOUT, "--goldens", goldens, "--case", "one-image")
+
+
+def test_the_committed_goldens_are_whole_and_small(snap: Snap) -> None:
+    """They hold the two fixed cases and 12 variants in at most 20 MB."""
+    verified = snap("verify")
+    assert verified.code == 0
+    assert verified.out.startswith("whole    local/tiny-idefics3 at ")
+    listed = snap("list").out
+    assert "cpu-float32" in listed
+    assert "14 cases" in listed
+    size = sum(path.stat().st_size for path in GOLDENS.rglob("*") if path.is_file())
+    assert size < 20e6
+
+
+def test_the_committed_goldens_come_from_the_pinned_stack(snap: Snap) -> None:
+    """Versions, flags, seed and digests stand in the manifest."""
+    manifest = json.loads(snap("show", "--json").out)
+    environment = manifest["environment"]
+    assert environment["transformers"] == "4.51.3"
+    assert environment["huggingface_hub"] == "0.36.0"
+    assert (environment["tf32"], environment["deterministic_algorithms"]) == ("false", "true")
+    assert environment["attention"] == "sdpa"
+    assert (manifest["seed"], manifest["draws"]["variants"]) == (42, 12)
+    assert len(manifest["checkpoint"]["revision"]) == 64
+    assert "model.safetensors" in manifest["checkpoint"]["files"]
+    tensors = manifest["files"]["vision.safetensors"]["tensors"]
+    assert tensors["one-image/last_hidden_state"]["shape"] == [17, 64, 64]
+
+
+def test_show_tells_a_person_what_is_in_a_set(snap: Snap) -> None:
+    """Origin, history, tolerances, and a line for each case."""
+    out = snap("show", "tiny-idefics3").out
+    assert "made with transformers 4.51.3, huggingface_hub 0.36.0, torch 2.13.0" in out
+    assert "several images: atol 7e-05, rtol 7e-05" in out
+    assert "'Describe the image: <image>.' -> ' a smooth gradient from black" in out
+    assert "version 1 " in out
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found_and_named(snap: Snap, goldens_copy: Path, name: str) -> None:
+    """In any file: verify and check both refuse, with the file and the tensor."""
+    path = golden_file(goldens_copy, name)
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 0x10
+    path.write_bytes(data)
+    verified = snap("verify", "--goldens", goldens_copy)
+    assert verified.code == 3
+    assert f"{path} was altered: tensor " in verified.out
+    checked = check_copy(snap, goldens_copy)
+    assert checked.code == 3
+    assert str(path) in error_lines(checked)[0]
+
+
+def test_a_truncated_file_is_found_and_named(snap: Snap, goldens_copy: Path) -> None:
+    """With the bytes that it should have."""
+    path = golden_file(goldens_copy, "vision.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    checked = check_copy(snap, goldens_copy)
+    assert checked.code == 3
+    assert f"{path} has " in error_lines(checked)[0]
+    assert snap("verify", "--goldens", goldens_copy).code == 3
+
+
+def test_a_missing_file_is_found_and_named(snap: Snap, goldens_copy: Path) -> None:
+    """And what to do about it is said."""
+    path = golden_file(goldens_copy, "generate.safetensors")
+    path.unlink()
+    checked = check_copy(snap, goldens_copy)
+    assert checked.code == 3
+    problem, remedy = error_lines(checked)
+    assert problem == f"snap: {path} is missing"
+    assert "restore it from version control" in remedy
+    assert snap("verify", "--goldens", goldens_copy).code == 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda text: text.replace('"schema_version": 1', '"schema_version": 2'), "schema 2"),
+        (lambda text: text[: len(text) // 2], "is no valid manifest"),
+        (lambda text: text.replace('"atol"', '"alot"'), "missing required field `atol`"),
+        (lambda _text: "[" * 100_000, "is no valid manifest"),
+    ],
+    ids=["newer schema", "cut short", "another field", "too deep"],
+)
+def test_a_manifest_that_breaks_the_schema_is_refused(
+    snap: Snap, goldens_copy: Path, spoil: object, problem: str
+) -> None:
+    """By check, by verify and by list, with the reason."""
+    assert callable(spoil)
+    path = golden_file(goldens_copy, "manifest.json")
+    path.write_text(spoil(path.read_text(encoding="utf-8")), encoding="utf-8")
+    checked = check_copy(snap, goldens_copy)
+    assert checked.code == 3
+    assert problem in error_lines(checked)[0]
+    verified = snap("verify", "--goldens", goldens_copy)
+    assert (verified.code, problem in verified.out) == (3, True)
+    listed = snap("list", "--goldens", goldens_copy)
+    assert (listed.code, "unreadable" in listed.out) == (3, True)
+
+
+def test_diff_of_a_set_with_itself_finds_nothing(snap: Snap, goldens_copy: Path) -> None:
+    """Equal bytes are equal."""
+    run = snap("diff", set_folder(GOLDENS), set_folder(goldens_copy))
+    assert (run.code, "the same: every tensor has the same bytes" in run.out) == (0, True)
+
+
+def test_diff_names_what_moved_beyond_tolerance(snap: Snap, goldens_copy: Path) -> None:
+    """A golden with one other element differs in that phase, case and tensor alone."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from snapshot_tool.store.manifest import encode, load_manifest, to_builtins
+    from snapshot_tool.store.tensors import describe_file
+
+    folder = set_folder(goldens_copy)
+    path = folder / "connector.safetensors"
+    tensors = load_file(path)
+    moved = tensors["two-images/image_hidden_states"].clone()
+    moved[3, 2, 7] += 0.5
+    save_file({**tensors, "two-images/image_hidden_states": moved}, path)
+    assert torch.isfinite(moved).all()
+    manifest = to_builtins(load_manifest(folder))
+    manifest["files"]["connector.safetensors"] = to_builtins(describe_file(path))
+    (folder / "manifest.json").write_bytes(encode(manifest))
+    run = snap("diff", set_folder(GOLDENS), folder)
+    assert run.code == 1
+    assert "connector: 1 tensors moved, 1 beyond tolerance, largest difference 0.5" in run.out
+    assert "connector / two-images / image_hidden_states: 1 of 13056 differ" in run.out
+    assert "worst at [3, 2, 7]" in run.out
+
+
+def test_doctor_says_what_works_here(snap: Snap) -> None:
+    """With a checkout that has the family, checking works and recording does not."""
+    run = snap("doctor", "--fms-path", CHECKOUT)
+    assert run.code == 0
+    assert "families: idefics3" in run.out
+    assert "14 cases, golden version 1, usable here" in run.out
+    assert "snap check works here: yes" in run.out
+    assert "snap record works here: no" in run.out
+    assert "transformers and accelerate not installed" in run.out
+
+
+def test_doctor_says_why_nothing_works(snap: Snap, tmp_path: Path) -> None:
+    """No goldens and an FMS without the family: exit 3, with the reasons, also as JSON."""
+    run = snap("doctor", "--goldens", tmp_path, "--json")
+    assert run.code == 3
+    findings = {finding["subject"]: finding for finding in run.report["findings"]}
+    assert not findings["goldens"]["good"]
+    assert "families: none that snap knows" in findings["fms"]["detail"]
+    assert not findings["device cuda"]["good"]
+
+
+def test_a_checkout_works_where_no_fms_is_installed(tmp_path: Path) -> None:
+    """A plain git checkout has no package metadata; `fms/__init__.py` asks for it."""
+    site = Path(next(path for path in sys.path if path.endswith("site-packages")))
+    bare = tmp_path / "site"
+    bare.mkdir()
+    for entry in site.iterdir():
+        if not entry.name.startswith(("fms", "ibm_fms")):
+            (bare / entry.name).symlink_to(entry)
+    program = (
+        "import sys\n"
+        f"sys.path = [p for p in sys.path if p != {str(site)!r}] + [{str(bare)!r}]\n"
+        "from snapshot_tool.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    arguments = [
+        "check",
+        "--fms-path",
+        str(CHECKOUT),
+        "--case",
+        "one-image",
+        "--phase",
+        "connector",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(
+        [sys.executable, "-S", "-c", program, *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert str(CHECKOUT) in answer.stdout
+    without = subprocess.run(
+        [sys.executable, "-S", "-c", program, "check"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert without.returncode == 3
+    assert "FMS is not installed here and no --fms-path was given" in without.stderr
+
+
+def spoil_weights(folder: Path, change: object) -> None:
+    """Rewrite a checkpoint's weights."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    assert callable(change)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            lambda tensors: tensors.pop("model.text_model.norm.weight"),
+            "leaves 1 weights of FMS's model unset: text_model.base_model.dec_norm.weight",
+        ),
+        (
+            lambda tensors: tensors.update(extra=tensors["lm_head.weight"].clone()),
+            "has 1 weights that nothing takes: extra",
+        ),
+        (
+            lambda tensors: tensors.update(
+                {"model.text_model.norm.weight": tensors["model.text_model.norm.weight"][:48]}
+            ),
+            "cannot load",
+        ),
+    ],
+    ids=["missing", "unused", "misshapen"],
+)
+def test_a_checkpoint_that_does_not_fill_the_model_is_refused(
+    tmp_path: Path, change: object, problem: str
+) -> None:
+    """FMS is silent about missing and unused weights; snap is not."""
+    from tests.conftest import CHECKPOINT
+
+    from snapshot_tool.candidates.fms import load_fms_candidate
+    from snapshot_tool.core.errors import CandidateUnavailable
+    from snapshot_tool.core.interfaces import CandidateRequest
+    from snapshot_tool.store.manifest import load_manifest
+
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(CHECKPOINT, folder)
+    spoil_weights(folder, change)
+    config = load_manifest(set_folder(GOLDENS)).checkpoint.config
+    with pytest.raises(CandidateUnavailable) as raised:
+        load_fms_candidate(CandidateRequest(folder, config, "cpu", "float32"), fms_path=CHECKOUT)
+    assert problem in raised.value.problem

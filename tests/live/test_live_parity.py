@@ -1,0 +1,131 @@
+"""The parity suite's way, FMS beside live Hugging Face, on the tests' FMS checkout.
+
+It proves that the checkout offers what the suite calls, `get_model("hf_pretrained", variant=dir)`
+included, and shows the drift that makes the live way treacherous: transformers 4.57 computes other
+vision position ids in float32 than 4.51.3 did.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import CHECKOUT, CHECKPOINT
+
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.recipes import FIXED_CASES, NamedRecipe
+from snapshot_tool.core.tolerance import DEFAULT_TOLERANCES
+from snapshot_tool.images import render
+
+pytestmark = pytest.mark.live
+
+NEW_TOKENS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both implementations of the embedded checkpoint."""
+
+    processor: Any
+    hf: Any
+    fms: Any
+    preprocessor: Any
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    """Load Hugging Face's model and, through its own way in, FMS's."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    sys.path.insert(0, str(CHECKOUT))
+    from fms.models import get_model
+    from fms.models.idefics3 import load_smolvlm_preprocessor
+
+    hf = AutoModelForImageTextToText.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    fms = get_model(
+        "hf_pretrained", variant=str(CHECKPOINT), device_type="cpu", data_type=torch.float32
+    )
+    processor = AutoProcessor.from_pretrained(CHECKPOINT)
+    return Pair(processor, hf, fms.eval(), load_smolvlm_preprocessor(str(CHECKPOINT)))
+
+
+@contextmanager
+def ordered_positions(model: Any) -> Iterator[None]:
+    """Make the vision encoder number its patches 0, 1, 2 …, as FMS and transformers 4.51.3 do."""
+    embedding = model.model.vision_model.embeddings.position_embedding
+
+    def number(_module: object, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        (ids,) = arguments
+        return (torch.arange(ids.shape[-1]).expand_as(ids),)
+
+    handle = embedding.register_forward_pre_hook(number)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def inputs_of(pair: Pair, case: NamedRecipe) -> dict[str, torch.Tensor]:
+    """Return what the processor makes of a fixed case."""
+    images = [render(image) for image in case.recipe.images]
+    batch = pair.processor(text=case.recipe.prompt, images=images, return_tensors="pt")
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+
+
+def largest_excess(
+    expected: torch.Tensor, actual: torch.Tensor, phase: Phase, images: int
+) -> float:
+    """Return the largest |actual - expected| in units of the phase's tolerance."""
+    tolerance = DEFAULT_TOLERANCES[phase].for_images(images)
+    allowed = tolerance.atol + tolerance.rtol * expected.abs()
+    return float(((actual - expected).abs() / allowed).max())
+
+
+def test_this_environment_has_both() -> None:
+    """transformers 4.57 is what ibm-fms 1.13.1 asks for."""
+    import transformers
+
+    assert transformers.__version__.startswith("4.57.")
+
+
+@pytest.mark.parametrize("case", FIXED_CASES, ids=lambda case: case.name)
+def test_every_phase_agrees_when_positions_are_numbered_in_order(
+    pair: Pair, case: NamedRecipe
+) -> None:
+    """Preprocessing, vision, connector, forward within tolerance; greedy tokens equal."""
+    inputs = inputs_of(pair, case)
+    pixels, images = inputs["pixel_values"], len(case.recipe.images)
+    tiles = [pair.preprocessor.preprocess(render(i))["pixel_values"] for i in case.recipe.images]
+    assert (torch.cat(tiles) - pixels[0]).abs().max() <= 1e-6
+    with torch.inference_mode(), ordered_positions(pair.hf):
+        features = pair.hf.model.vision_model(pixels[0]).last_hidden_state
+        assert largest_excess(features, pair.fms.vision_tower(pixels[0])[0], Phase.VISION, 1) <= 1
+        tokens = pair.hf.model.connector(features)
+        connected = pair.fms.connector(features, H=8, W=8)
+        assert largest_excess(tokens, connected, Phase.CONNECTOR, 1) <= 1
+        expected = pair.hf(**inputs).logits[0, -1]
+        actual = pair.fms(**inputs)["logits"][0, -1]
+        assert largest_excess(expected, actual, Phase.FORWARD, images) <= 1
+        ids = pair.hf.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        eos = pair.hf.generation_config.eos_token_id
+        own = pair.fms.generate(**inputs, max_new_tokens=NEW_TOKENS, eos_token_id=eos)
+    assert own.tolist() == ids.tolist()
+
+
+def test_transformers_own_position_ids_are_off_by_one_in_float32(pair: Pair) -> None:
+    """Without the numbering, a correct port fails against a live 4.57: the drift is the reference's."""
+    pixels = inputs_of(pair, FIXED_CASES[0])["pixel_values"][0]
+    seen: list[torch.Tensor] = []
+    embedding = pair.hf.model.vision_model.embeddings.position_embedding
+    handle = embedding.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    with torch.inference_mode():
+        features = pair.hf.model.vision_model(pixels).last_hidden_state
+        excess = largest_excess(features, pair.fms.vision_tower(pixels)[0], Phase.VISION, 1)
+    handle.remove()
+    assert seen[0][0, :4].tolist() == [0, 0, 1, 2]
+    assert excess > 100
