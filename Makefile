@@ -61,6 +61,7 @@ check: $(CHECK)/.ready
 	$(CHECK)/bin/ruff format --check .
 	$(CHECK)/bin/ruff check .
 	$(CHECK)/bin/mypy
+	cd tests/checkpoints && ../../$(CHECK)/bin/mypy --config-file ../../pyproject.toml .
 	$(CHECK)/bin/lint-imports
 
 goldens: $(RECORD)/.ready

@@ -115,11 +115,11 @@ def _draw(report: CheckReport) -> None:
     click.echo()
     click.secho(run_text.grid_header(), bold=True)
     for case, cells in run_text.grid_lines(report):
-        drawn = [
-            click.style(run_text.pad_cell(text), fg=_COLOURS.get(verdict))
-            for text, verdict in cells
-        ]
-        click.echo(f"{case:<12}" + "".join(drawn).rstrip())
+        texts = [run_text.pad_cell(text) for text, _ in cells]
+        texts[-1] = texts[-1].rstrip()
+        colours = [_COLOURS.get(verdict) for _, verdict in cells]
+        drawn = (click.style(t, fg=c) for t, c in zip(texts, colours, strict=True))
+        click.echo(f"{case:<12}" + "".join(drawn))
     click.echo(run_text.LEGEND)
     click.echo()
     for line in run_text.problem_lines(report):

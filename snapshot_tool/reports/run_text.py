@@ -83,7 +83,7 @@ def tolerance_used(result: Result) -> float | None:
 
 
 def problem_lines(report: CheckReport) -> list[str]:
-    """Describe what did not pass, in the order of phases, the first few of them."""
+    """Describe what did not pass, the earliest phases first, the first few of them."""
     problems = [r for r in report.results if r.verdict is not Verdict.PASS]
     problems.sort(key=lambda r: (_SEVERITY.index(r.verdict) // 2, PHASES.index(r.phase)))
     lines = [_problem(result) for result in problems[:_SHOWN_PROBLEMS]]
@@ -95,7 +95,9 @@ def problem_lines(report: CheckReport) -> list[str]:
 
 def _problem(result: Result) -> str:
     place = " / ".join(part for part in (result.phase.value, result.case, result.tensor) if part)
-    return f"{result.verdict.value.upper()} {place}: {result.reason}"
+    what, _, where = result.reason.partition("; worst at ")
+    line = f"{result.verdict.value.upper()} {place}: {what}"
+    return f"{line}\n     worst at {where}" if where else line
 
 
 def summary_line(report: CheckReport) -> str:

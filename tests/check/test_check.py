@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import CHECKOUT, CHECKPOINT, ROOT, Run, Snap, error_lines
 
 PHASES = ["preprocessing", "vision", "connector", "forward", "generate"]

@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.candidates import CHECKOUT
-from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
-from tests.fms_checkout.faults import FAULTS, Fault, plant
 
 from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
 from snapshot_tool.core.interfaces import CandidateRequest
@@ -19,6 +16,9 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import first_divergence
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.workflows.check import CheckRequest, check_cases
+from tests.candidates import CHECKOUT
+from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
+from tests.fms_checkout.faults import FAULTS, Fault, plant
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -60,7 +60,7 @@ def candidate(golden: Golden) -> FmsIdefics3:
 def owner(weight: str) -> Phase:
     """Return the phase that a weight belongs to."""
     parts = {"vision_tower": Phase.VISION, "connector": Phase.CONNECTOR}
-    return parts.get(weight.split(".")[0], Phase.FORWARD)
+    return parts.get(weight.partition(".")[0], Phase.FORWARD)
 
 
 def scaled_weights(candidate: FmsIdefics3, factor: float) -> Iterator[str]:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import CHECKOUT, GOLDENS, ROOT, Run, Snap, error_lines, set_folder
 
 FILES = [
@@ -258,12 +259,11 @@ def test_a_checkpoint_that_does_not_fill_the_model_is_refused(
     tmp_path: Path, change: object, problem: str
 ) -> None:
     """FMS is silent about missing and unused weights; snap is not."""
-    from tests.conftest import CHECKPOINT
-
     from snapshot_tool.candidates.fms import load_fms_candidate
     from snapshot_tool.core.errors import CandidateUnavailable
     from snapshot_tool.core.interfaces import CandidateRequest
     from snapshot_tool.store.manifest import load_manifest
+    from tests.conftest import CHECKPOINT
 
     folder = tmp_path / "checkpoint"
     shutil.copytree(CHECKPOINT, folder)

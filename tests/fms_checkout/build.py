@@ -2,9 +2,9 @@
 
     python tests/fms_checkout/build.py [--out build/fms-checkout]
 
-Run it with a Python that has ibm-fms. What comes out looks like a checkout of foundation-model-stack
-on a branch that carries idefics3: `--fms-path` points at it. It is built again only when the
-overlay, this script or the installed FMS changed.
+Run it with a Python that has ibm-fms. What comes out looks like a checkout of
+foundation-model-stack on a branch that carries idefics3: `--fms-path` points at it. It is built
+again only when the overlay, this script or the installed FMS changed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ INSERTIONS = (
     (
         "fms/models/hf/config_utils/__init__.py",
         '    "LlamaForCausalLM": ("llama", pb.build_llama_params),\n',
-        '    "LlamaForCausalLM": ("llama", pb.build_llama_params),\n'
-        '    "Idefics3ForConditionalGeneration": ("idefics3", pb.build_idefics3_params),\n',
+        """\
+    "LlamaForCausalLM": ("llama", pb.build_llama_params),
+    "Idefics3ForConditionalGeneration": ("idefics3", pb.build_idefics3_params),
+""",
     ),
     (
         "fms/models/hf/config_utils/param_builders.py",

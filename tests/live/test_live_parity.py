@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import CHECKOUT, CHECKPOINT
 
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.recipes import FIXED_CASES, NamedRecipe
 from snapshot_tool.core.tolerance import DEFAULT_TOLERANCES
 from snapshot_tool.images import render
+from tests.conftest import CHECKOUT, CHECKPOINT
 
 pytestmark = pytest.mark.live
 
@@ -87,7 +87,7 @@ def largest_excess(
 
 
 def test_this_environment_has_both() -> None:
-    """transformers 4.57 is what ibm-fms 1.13.1 asks for."""
+    """Transformers 4.57 is what ibm-fms 1.13.1 asks for."""
     import transformers
 
     assert transformers.__version__.startswith("4.57.")
@@ -118,7 +118,7 @@ def test_every_phase_agrees_when_positions_are_numbered_in_order(
 
 
 def test_transformers_own_position_ids_are_off_by_one_in_float32(pair: Pair) -> None:
-    """Without the numbering, a correct port fails against a live 4.57: the drift is the reference's."""
+    """Without the numbering a correct port fails against 4.57: the drift is the reference's."""
     pixels = inputs_of(pair, FIXED_CASES[0])["pixel_values"][0]
     seen: list[torch.Tensor] = []
     embedding = pair.hf.model.vision_model.embeddings.position_embedding

@@ -1,0 +1,189 @@
+"""From staged parts to a golden set: files joined, manifest written, version counted."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from snapshot_tool.checkpoint import Checkpoint
+from snapshot_tool.core.errors import GoldenExists
+from snapshot_tool.core.interfaces import ReferenceInfo
+from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.core.tolerance import DEFAULT_TOLERANCES
+from snapshot_tool.drift import describe_drift, diff_goldens
+from snapshot_tool.recording.answers import FORWARD_PASS, generated_text_file
+from snapshot_tool.recording.plan import Plan, PlannedCase
+from snapshot_tool.recording.staging import Staging
+from snapshot_tool.store.golden import Golden
+from snapshot_tool.store.layout import INPUTS, MANIFEST, TAPS, SetLocation, phase_file
+from snapshot_tool.store.manifest import (
+    SCHEMA_VERSION,
+    CaseEntry,
+    CheckpointEntry,
+    FileEntry,
+    GenerationEntry,
+    HistoryEntry,
+    Manifest,
+    TapsEntry,
+    encode,
+)
+from snapshot_tool.store.tensors import describe_file, join_files
+from snapshot_tool.store.transaction import commit, make_folder, write_atomically
+
+_IMAGE_PHASES = (Phase.PREPROCESSING, Phase.VISION, Phase.CONNECTOR)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """What a golden set is assembled from.
+
+    Args:
+        existing: the set that is replaced, or None.
+        siblings: the sets of the same revision on other devices, which share its inputs.
+        reason: why it is recorded; kept in the history.
+    """
+
+    staging: Staging
+    plan: Plan
+    info: ReferenceInfo
+    checkpoint: Checkpoint
+    location: SetLocation
+    existing: Golden | None
+    siblings: list[Golden]
+    reason: str
+
+    def write(self) -> tuple[Manifest, bool]:
+        """Put the set in place; return its manifest, and False where nothing had to change."""
+        folder = self.staging.tree / self.location.set_name
+        shutil.rmtree(self.staging.tree, ignore_errors=True)
+        make_folder(folder)
+        files = self._join(folder)
+        self._require_shared_inputs(files[INPUTS])
+        manifest = self._manifest(files)
+        if self.existing:
+            moved = _moved(self.existing, Golden(folder, manifest))
+            if not moved:
+                return self.existing.manifest, False
+            manifest = _next_version(self.existing.manifest, manifest, moved, reason=self.reason)
+        write_atomically(folder / MANIFEST, encode(manifest))
+        commit(self.staging.tree, self.location)
+        return manifest, True
+
+    def _join(self, folder: Path) -> dict[str, FileEntry]:
+        """Join the parts of each file; carry over what this recording was not asked for."""
+        phases = self.plan.settings.phases
+        names = [INPUTS, *(phase_file(phase) for phase in PHASES if phase in phases)]
+        names += [TAPS] if FORWARD_PASS & set(phases) else []
+        files = {}
+        for name in names:
+            target = (self.staging.tree if name == INPUTS else folder) / name
+            staged = {case.name: self.staging.part(case.name, name) for case in self.plan.cases}
+            join_files({case: part for case, part in staged.items() if part.exists()}, target)
+            files[name] = describe_file(target)
+        # Answers to other inputs would be no answers to these.
+        if self.existing and self.existing.manifest.files[INPUTS] == files[INPUTS]:
+            for name in self.existing.manifest.files.keys() - files.keys():
+                shutil.copy2(self.existing.folder / name, folder / name)
+                files[name] = self.existing.manifest.files[name]
+        return files
+
+    def _require_shared_inputs(self, inputs: FileEntry) -> None:
+        for sibling in self.siblings:
+            if sibling.manifest.files[INPUTS] != inputs:
+                raise GoldenExists(
+                    f"{sibling.manifest.title} shares the inputs of this revision, and these would "
+                    "change them",
+                    "record with its seed and number of variants, or remove it first",
+                )
+
+    def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
+        settings, info = self.plan.settings, self.info
+        first = HistoryEntry(version=1, when=_today(), reason=self.reason or "recorded", moved=())
+        return Manifest(
+            schema_version=SCHEMA_VERSION,
+            golden_version=1,
+            history=(first,),
+            checkpoint=CheckpointEntry(
+                name=self.checkpoint.name,
+                revision=self.checkpoint.revision,
+                family=info.family,
+                location=_relative_location(self.checkpoint.folder, self.location.root),
+                files=dict(self.checkpoint.files),
+                config=dict(info.config),
+            ),
+            device=self.location.device,
+            dtype=self.location.dtype,
+            seed=settings.seed,
+            environment=settings.environment,
+            draws=self.plan.draws,
+            generation=GenerationEntry(
+                max_new_tokens=settings.max_new_tokens,
+                eos_token_ids=info.eos_token_ids,
+                pad_token_id=info.pad_token_id,
+            ),
+            cases=tuple(self._case(case, files) for case in self.plan.cases),
+            tolerances={phase: DEFAULT_TOLERANCES[phase] for phase in info.phases},
+            taps=TapsEntry(seed=settings.seed, modules=info.modules),
+            files=files,
+        )
+
+    def _case(self, case: PlannedCase, files: dict[str, FileEntry]) -> CaseEntry:
+        tensors = files[INPUTS].tensors
+        pixels = tensors.get(f"{case.name}/pixel_values")
+        return CaseEntry(
+            name=case.name,
+            origin=case.origin,
+            recipe=case.recipe,
+            text=case.text,
+            phases=tuple(p for p in self.info.phases if pixels or p not in _IMAGE_PHASES),
+            images=len(case.named.recipe.images),
+            tiles=pixels.shape[0] if pixels else 0,
+            tokens=tensors[f"{case.name}/input_ids"].shape[1],
+            generated=self._generated_text(case.name),
+        )
+
+    def _generated_text(self, case: str) -> str:
+        staged = self.staging.part(case, generated_text_file())
+        if staged.exists():
+            return staged.read_text(encoding="utf-8")
+        old = self.existing.manifest.cases if self.existing else ()
+        return next((entry.generated for entry in old if entry.name == case), "")
+
+
+def _moved(old: Golden, new: Golden) -> tuple[str, ...]:
+    """Say what differs from the golden that is replaced; nothing where all bytes are equal."""
+    same_files = new.manifest.files == old.manifest.files
+    if same_files and new.manifest.generation == old.manifest.generation:
+        return ()
+    drift = describe_drift(diff_goldens(old, new))
+    return tuple(drift) or ("no recorded tensor",)
+
+
+def _next_version(old: Manifest, new: Manifest, moved: tuple[str, ...], *, reason: str) -> Manifest:
+    version = old.golden_version + 1
+    entry = HistoryEntry(version=version, when=_today(), reason=reason, moved=moved)
+    return msgspec.structs.replace(new, golden_version=version, history=(*old.history, entry))
+
+
+def _relative_location(folder: Path, goldens: Path) -> str | None:
+    """Return a checkpoint folder's place below the goldens folder's parent, or None elsewhere."""
+    try:
+        return folder.resolve().relative_to(goldens.resolve().parent).as_posix()
+    except ValueError:
+        return None
+
+
+def _today() -> str:
+    """Return the day in UTC: a day, not an instant, so that recording twice gives equal bytes.
+
+    SOURCE_DATE_EPOCH (reproducible-builds.org) overrides it.
+    """
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    now = dt.datetime.now(dt.UTC)
+    day = dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else now
+    return day.date().isoformat()

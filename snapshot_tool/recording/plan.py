@@ -1,0 +1,159 @@
+"""What a recording consists of: the settings, and the cases with their inputs.
+
+Recipes come from an earlier recording where there is one with the same seed and number of variants:
+hypothesis's draws may change with its version, the stored recipes do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from snapshot_tool.core.errors import GoldenDamaged, InputRefused, ReferenceUnavailable, UsageError
+from snapshot_tool.core.interfaces import Progress, Reference
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.recipes import FIXED_CASES, NamedRecipe
+from snapshot_tool.images import render
+from snapshot_tool.recording.staging import Staging
+from snapshot_tool.store import parts
+from snapshot_tool.store.layout import INPUTS, phase_file
+from snapshot_tool.store.manifest import Draws, Manifest, case_recipe, to_builtins
+from snapshot_tool.store.transaction import write_atomically
+
+_MAX_ATTEMPTS = 50
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What must be the same for an unfinished recording to go on."""
+
+    revision: str
+    seed: int
+    variants: int
+    max_new_tokens: int
+    phases: tuple[Phase, ...]
+    environment: dict[str, str]
+
+
+class PlannedCase(msgspec.Struct, frozen=True):
+    """A case whose inputs are staged; `text` is what its tokenizer was given."""
+
+    name: str
+    origin: str
+    recipe: Any
+    text: str
+
+    @property
+    def named(self) -> NamedRecipe:
+        """The case's recipe."""
+        fields = {"name": self.name, "origin": self.origin, "recipe": self.recipe}
+        return msgspec.convert(fields, NamedRecipe)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A recording's settings and cases, and how the cases were drawn."""
+
+    settings: Settings
+    cases: tuple[PlannedCase, ...]
+    draws: Draws
+
+
+def make_plan(
+    staging: Staging,
+    settings: Settings,
+    *,
+    reference: Reference,
+    template: Manifest | None,
+    progress: Progress,
+) -> Plan:
+    """Return the plan that is staged, or draw or rebuild the cases and stage their inputs."""
+    if staging.plan.exists():
+        try:
+            plan = msgspec.json.decode(staging.plan.read_bytes(), type=Plan)
+        except msgspec.DecodeError as error:
+            raise GoldenDamaged(
+                f"{staging.plan} is no valid plan: {error}", "throw it away with --fresh"
+            ) from error
+        _require_same_settings(plan.settings, settings)
+        return plan
+    planner = _Planner(staging, reference, progress)
+    wanted = (settings.seed, settings.variants)
+    if template and (template.seed, template.draws.variants) == wanted:
+        plan = Plan(settings, planner.rebuild(template), template.draws)
+    else:
+        plan = Plan(settings, *planner.draw(seed=settings.seed, variants=settings.variants))
+    write_atomically(staging.plan, msgspec.json.encode(plan))
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    """Makes cases, and stages what the reference's processor makes of them."""
+
+    staging: Staging
+    reference: Reference
+    progress: Progress
+
+    def rebuild(self, template: Manifest) -> tuple[PlannedCase, ...]:
+        """Prepare the cases of an earlier recording."""
+        recipes = [case_recipe(case) for case in template.cases]
+        with self.progress.stage("preparing cases", len(recipes)) as steps:
+            return tuple(self._prepare(recipe, steps) for recipe in recipes)
+
+    def draw(self, *, seed: int, variants: int) -> tuple[tuple[PlannedCase, ...], Draws]:
+        """Prepare the fixed cases and draw the variants."""
+        reasons: dict[str, int] = {}
+        with self.progress.stage("drawing cases", len(FIXED_CASES) + variants) as steps:
+            cases = [self._prepare(recipe, steps) for recipe in FIXED_CASES]
+            cases += [self._draw_case(seed, index, reasons, steps) for index in range(variants)]
+        draws = Draws(variants=variants, refused=sum(reasons.values()), reasons=reasons)
+        return tuple(cases), draws
+
+    def _draw_case(
+        self, seed: int, index: int, reasons: dict[str, int], steps: Iterator[int]
+    ) -> PlannedCase:
+        """Draw a variant until the reference takes it, counting what it refused."""
+        from snapshot_tool.variants.recorded import draw_recipe
+
+        for attempt in range(_MAX_ATTEMPTS):
+            recipe = draw_recipe(seed=seed, index=index, attempt=attempt)
+            try:
+                return self._prepare(
+                    NamedRecipe(f"variant-{index + 1:02}", "variant", recipe), steps
+                )
+            except InputRefused as refusal:
+                reasons[str(refusal)] = reasons.get(str(refusal), 0) + 1
+        raise ReferenceUnavailable(
+            f"the reference refused {_MAX_ATTEMPTS} draws of variant {index + 1}, the last for: "
+            f"{list(reasons)[-1]}",
+            "record with another --seed or fewer --variants",
+        )
+
+    def _prepare(self, named: NamedRecipe, steps: Iterator[int]) -> PlannedCase:
+        images = [render(image) for image in named.recipe.images]
+        prepared = self.reference.prepare(named.recipe, images)
+        self.staging.save_part(named.name, INPUTS, parts.input_tensors(prepared, images))
+        if images:
+            grids = {"image_grids": prepared.image_grids}
+            self.staging.save_part(named.name, phase_file(Phase.PREPROCESSING), grids)
+        next(steps)
+        return PlannedCase(named.name, named.origin, to_builtins(named.recipe), prepared.text)
+
+
+def _require_same_settings(old: Settings, new: Settings) -> None:
+    for name in Settings.__struct_fields__:
+        before, now = getattr(old, name), getattr(new, name)
+        if before != now:
+            raise UsageError(
+                f"the unfinished recording has another {name}: {_difference(before, now)}",
+                "finish it with the settings it began with, or throw it away with --fresh",
+            )
+
+
+def _difference(before: object, now: object) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        return f"{keys[0]} was {before.get(keys[0])}, is {now.get(keys[0])}"
+    return f"it was {before}, is {now}"
