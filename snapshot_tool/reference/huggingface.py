@@ -77,7 +77,7 @@ class HuggingFaceReference:
         return ReferenceInfo(
             family=self.family.name,
             phases=self.family.phases,
-            config=json.loads(config.to_json_string(use_diff=False)),
+            config=_public_fields(json.loads(config.to_json_string(use_diff=False))),
             environment={"attention": str(config._attn_implementation)},  # noqa: SLF001 - no other name
             eos_token_ids=tuple(int(token) for token in eos_ids),
             pad_token_id=int(pad if pad is not None else 0),
@@ -190,6 +190,15 @@ class HuggingFaceReference:
 def _position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
     """Count positions from the first real token, as transformers' generate does."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _public_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out transformers' own notes, such as the path that a model was loaded from."""
+    return {
+        name: _public_fields(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if not name.startswith("_")
+    }
 
 
 def _require_all_weights(checkpoint: Path, report: dict[str, Any]) -> None:

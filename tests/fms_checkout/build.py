@@ -53,9 +53,6 @@ INSERTIONS = (
     activation = {"gelu_pytorch_tanh": "gelu-tanh"}.get(
         vision.hidden_act, vision.hidden_act
     )
-    text_params = build_llama_params(text)
-    # the text model's own flag may differ: the whole model's decides
-    text_params["tie_heads"] = config.tie_word_embeddings
     return {
         "vision_config": {
             "hidden_size": vision.hidden_size,
@@ -68,7 +65,7 @@ INSERTIONS = (
             "hidden_act": activation,
             "layer_norm_eps": vision.layer_norm_eps,
         },
-        "text_config": text_params,
+        "text_config": build_llama_params(text),
         "image_token_id": config.image_token_id,
         "scale_factor": config.scale_factor,
     }
