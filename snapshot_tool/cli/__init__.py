@@ -54,8 +54,8 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(package_name="snapshot-tool", prog_name="snap")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(*, debug: bool) -> None:
-    r"""Prove a model port right against golden references.
+def cli(*, debug: bool) -> None:  # noqa: D301 - \b is click's sign to keep the lines
+    """Prove a model port right against golden references.
 
     \b
     Record once, where Hugging Face's pinned stack is installed:

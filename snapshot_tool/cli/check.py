@@ -110,7 +110,7 @@ def _draw(report: CheckReport) -> None:
     """Print the report; click drops colours where the output is no terminal or NO_COLOR is set."""
     from snapshot_tool.reports import run_text
 
-    for line in run_text.header_lines(report):
+    for line in run_text.header_lines(report, base=str(Path.cwd())):
         click.echo(line)
     click.echo()
     click.secho(run_text.grid_header(), bold=True)

@@ -1,0 +1,125 @@
+"""The command line itself: help, exit codes, what is imported when."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import snapshot_tool
+from tests.conftest import ROOT, Snap
+
+COMMANDS = ["record", "check", "list", "show", "verify", "diff", "doctor"]
+
+
+def loaded_modules(arguments: list[str]) -> set[str]:
+    """Return the modules that a run of `snap` imported."""
+    program = (
+        "import sys\n"
+        "from snapshot_tool.cli import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "finally:\n"
+        "    print('\\nMODULES', *sys.modules)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return set(answer.stdout.rpartition("MODULES ")[2].split())
+
+
+def test_help_explains_the_job_in_ten_lines(snap: Snap) -> None:
+    """And names every command."""
+    run = snap("--help")
+    assert run.code == 0
+    job = run.out.partition("\n\n")[2].partition("\n\nOptions:")[0]
+    assert 8 <= len([line for line in job.splitlines() if line.strip()]) <= 11
+    assert "snap record --revision SHA" in job
+    assert "snap check --fms-path" in job
+    for command in COMMANDS:
+        assert re.search(rf"^  {command}  ", run.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_and_a_row_in_the_readme(snap: Snap, command: str) -> None:
+    """A command that is not documented is not finished."""
+    run = snap(command, "--help")
+    assert run.code == 0
+    assert re.search(rf"^  Example: snap {command}", run.out, re.MULTILINE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| `snap {command}` |" in readme
+
+
+def test_every_option_of_check_and_record_is_tried_or_told(snap: Snap) -> None:
+    """The README names an option only if it exists."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"snap (?:check|record)[^`\n]*?(--[a-z-]+)", readme))
+    known = set(re.findall(r"(--[a-z-]+)", snap("check", "-h").out + snap("record", "-h").out))
+    assert told <= known
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show"], ["verify"], ["check", "-h"]])
+def test_looking_at_goldens_imports_no_torch(arguments: list[str]) -> None:
+    """Commands that run no model start at once."""
+    loaded = loaded_modules(arguments)
+    assert "snapshot_tool.cli" in loaded
+    assert not loaded & {"torch", "transformers", "hypothesis", "fms", "numpy"}
+
+
+def test_every_module_but_the_reference_imports_without_transformers() -> None:
+    """In the check environment nothing of the package is broken by what is missing."""
+    names = [
+        info.name
+        for info in pkgutil.walk_packages(snapshot_tool.__path__, "snapshot_tool.")
+        if info.name not in ("snapshot_tool.__main__", "snapshot_tool.reference.huggingface")
+    ]
+    assert len(names) > 40
+    program = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+    program += "assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["check", "--nonsense"], ["list", "extra"], ["diff", "one"]]
+)
+def test_wrong_usage_exits_with_2(snap: Snap, arguments: list[str]) -> None:
+    """Click's own messages, and never the code that means a difference."""
+    run = snap(*arguments)
+    assert run.code == 2
+    assert "Error: " in run.err
+
+
+def test_recording_without_hugging_face_says_what_to_install(snap: Snap, tmp_path: Path) -> None:
+    """The check environment cannot record, and says how to."""
+    checkpoint = ROOT / "tests" / "checkpoints" / "tiny-idefics3"
+    run = snap("record", "--checkpoint", checkpoint, "--goldens", tmp_path)
+    assert run.code == 3
+    assert "needs transformers and accelerate" in run.err
+    assert "pip install 'snapshot-tool[record]'" in run.err
+
+
+def test_debug_shows_the_traceback_of_an_error(tmp_path: Path) -> None:
+    """Only then."""
+    command = [sys.executable, "-m", "snapshot_tool"]
+    rest = ["check", "--goldens", str(tmp_path)]
+    quiet = subprocess.run([*command, *rest], capture_output=True, text=True, check=False)
+    assert "Traceback" not in quiet.stderr
+    loud = subprocess.run([*command, "--debug", *rest], capture_output=True, text=True, check=False)
+    assert "Traceback" in loud.stderr
+    assert "GoldenNotFound" in loud.stderr
+
+
+def test_output_into_a_closed_pipe_is_no_traceback() -> None:
+    """`snap show | head -1` is what people do."""
+    answer = subprocess.run(
+        f"{sys.executable} -m snapshot_tool show --json | head -1",
+        shell=True, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert answer.stdout == "{\n"
+    assert "Traceback" not in answer.stderr
+    assert "Exception ignored" not in answer.stderr
