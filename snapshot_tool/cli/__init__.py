@@ -54,7 +54,7 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(package_name="snapshot-tool", prog_name="snap")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(*, debug: bool) -> None:  # noqa: D301 - \b is click's sign to keep the lines
+def cli(*, debug: bool) -> None:
     """Prove a model port right against golden references.
 
     \b
@@ -66,7 +66,7 @@ def cli(*, debug: bool) -> None:  # noqa: D301 - \b is click's sign to keep the 
     generate), what the reference computed for fixed and random inputs at one
     pinned revision. A check feeds each phase the golden's own inputs, so the
     first phase that differs is the one with the fault.
-    """
+    """  # noqa: D301 - \b is click's sign to keep the lines
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -42,8 +42,7 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
             "max_expected_seq_len": text["max_position_embeddings"],
             "attn_bias": text["attention_bias"],
             "mlp_bias": text["mlp_bias"],
-            # transformers ties by the text model's flag, whatever the whole model's says
-            # (PreTrainedModel.tie_weights)
+            # PreTrainedModel.tie_weights goes by the text model's flag alone.
             "tie_heads": text["tie_word_embeddings"],
             "rope_theta": text["rope_theta"],
             "rope_scaling": text["rope_scaling"] or {},
