@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.core.interfaces import Observer
-from snapshot_tool.families.family import Capture, Side
+from snapshot_tool.core.taps import Side
+from snapshot_tool.families.family import Capture
 
 if TYPE_CHECKING:
     import torch
@@ -28,23 +29,37 @@ def first_tensor(value: object) -> torch.Tensor | None:
 
 @contextmanager
 def tap_modules(model: torch.nn.Module, observe: Observer) -> Iterator[None]:
-    """Show every module's output but the model's own to `observe`, in the order modules finish.
+    """Show `observe` every module's first input and output but the model's own.
 
-    Only the first call of each module counts. The output is shown, not copied: a later module may
-    change it in place, so what is to be kept must be taken at once.
+    Only the first call of each module counts. Tensors are shown, not copied: a later module may
+    change them in place, so what is to be kept must be taken at once.
     """
-    seen: set[str] = set()
+    entered: set[str] = set()
+    left: set[str] = set()
 
-    def hook(name: str) -> Callable[..., None]:
-        def show(_module: object, _arguments: object, output: object) -> None:
-            tensor = first_tensor(output)
-            if tensor is not None and name not in seen:
-                seen.add(name)
-                observe(name, tensor.detach())
+    def before(name: str) -> Callable[..., None]:
+        def show(_module: object, arguments: Any, keywords: Mapping[str, Any]) -> None:
+            tensor = first_tensor((arguments, keywords))
+            if tensor is not None and name not in entered:
+                observe(name, Side.INPUT, tensor.detach())
+            entered.add(name)
 
         return show
 
-    handles = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if name]
+    def after(name: str) -> Callable[..., None]:
+        def show(_module: object, _arguments: object, output: object) -> None:
+            tensor = first_tensor(output)
+            if tensor is not None and name not in left:
+                observe(name, Side.OUTPUT, tensor.detach())
+            left.add(name)
+
+        return show
+
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(after(name)))
     try:
         yield
     finally:

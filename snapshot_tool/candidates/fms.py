@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from snapshot_tool.candidates.fms_import import FmsSource, import_fms
+from snapshot_tool.candidates.fms_observe import observe_twins
 from snapshot_tool.candidates.fms_weights import require_full_coverage
 from snapshot_tool.core.errors import CandidateUnavailable, SnapError
-from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, CaseInputs
+from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, CaseInputs, Observer
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
 
@@ -33,6 +35,7 @@ class FmsIdefics3:
     model: Any
     preprocessor: Any
     source: FmsSource
+    family: Family
     device: str
     grid: int
 
@@ -84,6 +87,20 @@ class FmsIdefics3:
         ends = torch.isin(new, torch.tensor(list(eos_token_ids), device=new.device)).nonzero()
         return new[: int(ends[0]) + 1] if len(ends) else new
 
+    def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
+        """Run forward and show the modules; return FMS's name of each, by Hugging Face's."""
+        text = self.model.config.text_config
+        with ExitStack() as stack:
+            names = observe_twins(
+                self.model,
+                self.family.fms_twins,
+                observe,
+                head_dim=text.emb_dim // text.nheads,
+                stack=stack,
+            )
+            self.forward(inputs)
+        return names
+
     def _arguments(self, inputs: CaseInputs) -> dict[str, torch.Tensor | None]:
         pixels = inputs.pixel_values
         return {
@@ -117,7 +134,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
     )
     vision = request.config["vision_config"]
     grid = vision["image_size"] // vision["patch_size"]
-    return FmsIdefics3(model.eval(), preprocessor, source, request.device, grid)
+    return FmsIdefics3(model.eval(), preprocessor, source, family, request.device, grid)
 
 
 def _family_module(family: Family, source: FmsSource) -> Any:

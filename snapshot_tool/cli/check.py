@@ -49,6 +49,7 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
 )
 @phase_option
 @click.option("--case", default="*", show_default=True, help="Cases to run, as a glob.")
+@click.option("--localise", is_flag=True, help="Look into the modules even where nothing differs.")
 @click.option("--atol", type=_TOLERANCE, help="Absolute tolerance in place of the golden's.")
 @click.option("--rtol", type=_TOLERANCE, help="Relative tolerance in place of the golden's.")
 @click.option(
@@ -69,6 +70,7 @@ def check_command(
     golden_device: str | None,
     phases: tuple[str, ...],
     case: str,
+    localise: bool,
     atol: float | None,
     rtol: float | None,
     require: tuple[str, ...],
@@ -94,6 +96,7 @@ def check_command(
         golden_device=golden_device,
         phases=parse_phases(phases),
         case=case,
+        localise=localise,
         atol=atol,
         rtol=rtol,
         required=parse_phases(require),
@@ -123,5 +126,7 @@ def _draw(report: CheckReport) -> None:
     click.echo(run_text.LEGEND)
     click.echo()
     for line in run_text.problem_lines(report):
+        click.echo(line)
+    for line in run_text.localisation_lines(report):
         click.echo(line)
     click.secho(run_text.summary_line(report), bold=True, fg=_COLOURS[report.verdict])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.recipes import CaseRecipe
+from snapshot_tool.core.taps import Side
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,17 @@ class Candidate(Protocol):
         """Return the greedy new tokens, (new,) int64, the end token included."""
 
 
+class Observable(Protocol):
+    """A candidate that can be looked into: needed to name the module that a fault is in."""
+
+    def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
+        """Run forward, showing each module's input and output under the reference's names.
+
+        Returns the candidate's own name of each module, by the reference's name. What the two
+        implementations lay out differently is shown as the reference lays it out.
+        """
+
+
 class CandidateFactory(Protocol):
     """What `--candidate module:factory` names."""
 
@@ -131,10 +143,10 @@ class Generation:
 
 
 class Observer(Protocol):
-    """Shown the output of every named module, in the order in which modules finish."""
+    """Shown what every named module is given, and what it returns, as they happen."""
 
-    def __call__(self, module: str, output: torch.Tensor) -> None:
-        """Take what is needed of the output; it may change afterwards."""
+    def __call__(self, module: str, side: Side, tensor: torch.Tensor) -> None:
+        """Take what is needed of the tensor; it may change afterwards."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from snapshot_tool.core.interfaces import CandidateInfo
+from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import Result, Verdict, first_divergence, overall_verdict
 
@@ -59,6 +60,8 @@ class CheckReport:
         transformers: whether Hugging Face was in reach.
         environment: versions and settings of the process.
         results: every verdict, in the order of cases and phases.
+        localisation: in which module the fault is; None where nothing failed or the candidate
+            cannot be looked into.
         unmet: phases that `--require` named and that were skipped.
     """
 
@@ -69,6 +72,7 @@ class CheckReport:
     environment: Mapping[str, str]
     results: tuple[Result, ...]
     unmet: tuple[Phase, ...]
+    localisation: Localisation | None = None
 
     @property
     def verdict(self) -> Verdict:

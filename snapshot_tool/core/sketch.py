@@ -7,6 +7,7 @@ it costs one small matrix product, however large the tensor (tensorised Johnson-
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -98,3 +99,24 @@ def sketch(tensor: torch.Tensor, *, seed: int) -> Sketch:
     )
     sample = flat[sample_indices(flat.numel(), seed=seed)].to(torch.float32)
     return Sketch(tuple(values.shape), moments, sample, project(values, seed=seed))
+
+
+def relative_error(golden: Sketch, other: Sketch) -> float:
+    """Return how far two sketches are apart, in units of the golden tensor's root mean square.
+
+    The greater of what the sample shows and what the projection shows; infinite where shapes differ
+    or a value is not finite.
+    """
+    if golden.shape != other.shape:
+        return float("inf")
+    scale = float(golden.moments[MOMENTS.index("rms")])
+    differences = [
+        float((other.sample.double() - golden.sample.double()).square().mean().sqrt()),
+        float((other.projection - golden.projection).square().mean().sqrt()),
+    ]
+    greatest = max(differences)
+    if not all(map(math.isfinite, differences)):
+        return float("inf")
+    if scale == 0:
+        return 0.0 if greatest == 0 else float("inf")
+    return greatest / scale

@@ -2,17 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from snapshot_tool.core.phases import Phase
-
-
-class Side(StrEnum):
-    """Whether a tensor is what a module was given or what it returned."""
-
-    INPUT = "input"
-    OUTPUT = "output"
+from snapshot_tool.core.taps import Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +26,27 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
+class Twin:
+    """Which Hugging Face module an FMS module corresponds to.
+
+    Args:
+        fms: pattern of the FMS module's whole name.
+        hf: the other's name, with the pattern's groups.
+        part: which part of the FMS module's output it is, where FMS fuses several into one: an
+            index into a tuple, or into `parts` equal pieces of the last dimension.
+        parts: into how many pieces a fused tensor is cut.
+        rotary: whether FMS orders the elements of each head for interleaved rotary embedding,
+            where Hugging Face keeps both halves apart.
+    """
+
+    fms: str
+    hf: str
+    part: int | None = None
+    parts: int = 1
+    rotary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One model family.
 
@@ -46,6 +60,7 @@ class Family:
         fms_config_class: the class of its configuration in FMS's module.
         fms_config: from Hugging Face's configuration to FMS's, nested as FMS nests it.
         fms_aliases: other names that an FMS branch may use for a field of its configuration.
+        fms_twins: how modules are named on both sides.
         not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
     """
 
@@ -58,4 +73,5 @@ class Family:
     fms_config_class: str
     fms_config: Callable[[Mapping[str, Any]], dict[str, Any]]
     fms_aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fms_twins: tuple[Twin, ...] = ()
     not_weights: tuple[str, ...] = ()

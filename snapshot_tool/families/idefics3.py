@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from snapshot_tool.core.phases import PHASES, Phase
-from snapshot_tool.families.family import Capture, Family, Side
+from snapshot_tool.core.taps import Side
+from snapshot_tool.families.family import Capture, Family, Twin
 
 VISION_OUTPUT = "last_hidden_state"
 CONNECTOR_OUTPUT = "image_hidden_states"
@@ -52,6 +53,47 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_VISION, _HF_VISION = r"vision_tower", "model.vision_model"
+_VISION_LAYER = rf"{_VISION}\.encoder\.layers\.(\d+)"
+_HF_VISION_LAYER = rf"{_HF_VISION}.encoder.layers.\1"
+_TEXT, _HF_TEXT = r"text_model\.base_model", "model.text_model"
+_TEXT_LAYER, _HF_TEXT_LAYER = rf"{_TEXT}\.layers\.(\d+)", rf"{_HF_TEXT}.layers.\1"
+
+_TWINS = (
+    Twin(_VISION, _HF_VISION),
+    Twin(rf"{_VISION}\.(embeddings(?:\..+)?|encoder|post_layernorm)", rf"{_HF_VISION}.\1"),
+    Twin(_VISION_LAYER, _HF_VISION_LAYER),
+    Twin(rf"{_VISION_LAYER}\.(layer_norm[12]|mlp)", rf"{_HF_VISION_LAYER}.\2"),
+    Twin(rf"{_VISION_LAYER}\.attn", f"{_HF_VISION_LAYER}.self_attn"),
+    Twin(rf"{_VISION_LAYER}\.attn\.in_proj", f"{_HF_VISION_LAYER}.self_attn.q_proj", part=0),
+    Twin(rf"{_VISION_LAYER}\.attn\.in_proj", f"{_HF_VISION_LAYER}.self_attn.k_proj", part=1),
+    Twin(rf"{_VISION_LAYER}\.attn\.in_proj", f"{_HF_VISION_LAYER}.self_attn.v_proj", part=2),
+    Twin(rf"{_VISION_LAYER}\.attn\.dense", f"{_HF_VISION_LAYER}.self_attn.out_proj"),
+    Twin(rf"{_VISION_LAYER}\.mlp\.w1", f"{_HF_VISION_LAYER}.mlp.fc1"),
+    Twin(rf"{_VISION_LAYER}\.mlp\.a", f"{_HF_VISION_LAYER}.mlp.activation_fn"),
+    Twin(rf"{_VISION_LAYER}\.mlp\.w2", f"{_HF_VISION_LAYER}.mlp.fc2"),
+    Twin(r"connector((?:\..+)?)", r"model.connector\1"),
+    Twin(_TEXT, _HF_TEXT),
+    Twin(rf"{_TEXT}\.embedding", f"{_HF_TEXT}.embed_tokens"),
+    Twin(rf"{_TEXT}\.dec_norm", f"{_HF_TEXT}.norm"),
+    Twin(r"text_model\.head", "lm_head"),
+    Twin(_TEXT_LAYER, _HF_TEXT_LAYER),
+    Twin(rf"{_TEXT_LAYER}\.ln", f"{_HF_TEXT_LAYER}.input_layernorm"),
+    Twin(rf"{_TEXT_LAYER}\.ff_ln", f"{_HF_TEXT_LAYER}.post_attention_layernorm"),
+    Twin(rf"{_TEXT_LAYER}\.attn", f"{_HF_TEXT_LAYER}.self_attn"),
+    Twin(rf"{_TEXT_LAYER}\.attn\.in_proj", f"{_HF_TEXT_LAYER}.self_attn.q_proj", 0, rotary=True),
+    Twin(rf"{_TEXT_LAYER}\.attn\.in_proj", f"{_HF_TEXT_LAYER}.self_attn.k_proj", 1, rotary=True),
+    Twin(rf"{_TEXT_LAYER}\.attn\.in_proj", f"{_HF_TEXT_LAYER}.self_attn.v_proj", part=2),
+    Twin(rf"{_TEXT_LAYER}\.attn\.dense", f"{_HF_TEXT_LAYER}.self_attn.o_proj"),
+    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer", f"{_HF_TEXT_LAYER}.mlp"),
+    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.wg", f"{_HF_TEXT_LAYER}.mlp.gate_proj"),
+    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.w1", f"{_HF_TEXT_LAYER}.mlp.up_proj"),
+    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.wg1_fused", f"{_HF_TEXT_LAYER}.mlp.gate_proj", 0, 2),
+    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.wg1_fused", f"{_HF_TEXT_LAYER}.mlp.up_proj", 1, 2),
+    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.a", f"{_HF_TEXT_LAYER}.mlp.act_fn"),
+    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.w2", f"{_HF_TEXT_LAYER}.mlp.down_proj"),
+)
+
 IDEFICS3 = Family(
     name="idefics3",
     phases=PHASES,
@@ -75,5 +117,6 @@ IDEFICS3 = Family(
         "image_token_id": ("image_token_index",),
         "scale_factor": ("pixel_shuffle_factor",),
     },
+    fms_twins=_TWINS,
     not_weights=(r"rotary_emb\.inv_freq$", r"position_ids$"),
 )

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from snapshot_tool.core.interfaces import CaseInputs, Progress, Reference
 from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.sketch import MAX_DIMENSIONS, Sketch, sketch
+from snapshot_tool.core.taps import Sketchbook
 from snapshot_tool.recording.plan import Plan
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store import parts
 from snapshot_tool.store.layout import INPUTS, TAPS, phase_file
-
-if TYPE_CHECKING:
-    import torch
 
 # One run of the model from end to end answers these.
 FORWARD_PASS = frozenset({Phase.VISION, Phase.CONNECTOR, Phase.FORWARD})
@@ -51,19 +47,14 @@ class _Asker:
         # taps.safetensors is written last of a forward pass: its presence says the pass is staged.
         if not wanted or self.staging.part(case, TAPS).exists():
             return
-        sketches: dict[str, Sketch] = {}
-
-        def observe(module: str, output: torch.Tensor) -> None:
-            if output.is_floating_point() and output.dim() <= MAX_DIMENSIONS:
-                sketches[module] = sketch(output, seed=settings.seed)
-
-        answer = self.reference.forward(inputs, observe=observe)
+        book = Sketchbook(settings.seed, inputs.attention_mask)
+        answer = self.reference.forward(inputs, observe=book)
         for phase in wanted & set(answer.outputs):
             self.staging.save_part(case, phase_file(phase), dict(answer.outputs[phase]))
         if Phase.FORWARD in wanted:
             tensors = parts.forward_tensors(answer.logits, inputs, seed=settings.seed)
             self.staging.save_part(case, phase_file(Phase.FORWARD), tensors)
-        taps = parts.tap_tensors(sketches, self.reference.info().modules)
+        taps = parts.tap_tensors(book.taps(), self.reference.info().modules)
         self.staging.save_part(case, TAPS, taps)
 
     def stage_generation(self, case: str, inputs: CaseInputs) -> None:

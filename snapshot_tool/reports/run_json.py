@@ -9,6 +9,7 @@ import json
 import math
 from typing import Any
 
+from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Comparison, Result, Worst
 
@@ -52,7 +53,8 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
         },
         "results": [_result(result) for result in report.results],
         "unmet_requirements": [phase.value for phase in report.unmet],
-        "first_divergence": _divergence(report.divergence),
+        "first_divergence": _divergence(report.divergence, report.localisation),
+        "modules": _modules(report.localisation),
     }
 
 
@@ -96,13 +98,34 @@ def _number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _divergence(result: Result | None) -> dict[str, Any] | None:
+def _modules(found: Localisation | None) -> list[dict[str, Any]] | None:
+    if found is None:
+        return None
+    return [
+        {
+            "module": module.module,
+            "candidate_module": module.candidate,
+            "input_error": _optional(module.input_error),
+            "output_error": _optional(module.output_error),
+        }
+        for module in found.modules
+    ]
+
+
+def _optional(value: float | None) -> float | str | None:
+    return None if value is None else _number(value)
+
+
+def _divergence(result: Result | None, localisation: Localisation | None) -> dict[str, Any] | None:
     if result is None:
         return None
+    culprit = localisation.culprit if localisation else None
     return {
         "case": result.case,
         "phase": result.phase.value,
         "tensor": result.tensor,
         "verdict": result.verdict.value,
         "reason": result.reason,
+        "module": culprit.module if culprit else None,
+        "candidate_module": culprit.candidate if culprit else None,
     }

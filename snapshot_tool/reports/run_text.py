@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from snapshot_tool.core.localisation import Localisation, ModuleErrors
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict
 
 _SHOWN_PROBLEMS = 12
 _CELL = 14
+_MODULES_AROUND = 3
 _SEVERITY = (Verdict.ERROR, Verdict.FAIL, Verdict.SKIP, Verdict.PASS)
 
 
@@ -98,6 +100,47 @@ def _problem(result: Result) -> str:
     what, _, where = result.reason.partition("; worst at ")
     line = f"{result.verdict.value.upper()} {place}: {what}"
     return f"{line}\n     worst at {where}" if where else line
+
+
+def localisation_lines(report: CheckReport) -> list[str]:
+    """Name the module that the fault is in, with the modules around it in order of execution."""
+    found = report.localisation
+    if found is None:
+        return []
+    lines = ["", f"modules, case {found.case}: {_conclusion(found)}"]
+    shown = _around(found)
+    lines += [f"  {'error of input':>14}  {'of output':>9}  module" for _ in shown[:1]]
+    for module in shown:
+        mark = ">" if module is found.culprit else " "
+        figures = f"{_error(module.input_error):>14}  {_error(module.output_error):>9}"
+        lines.append(f"{mark} {figures}  {module.module}")
+    return [*lines, ""]
+
+
+def _conclusion(found: Localisation) -> str:
+    culprit = found.culprit
+    if culprit is None:
+        if found.between:
+            return "the error arises between modules, in the model's own code"
+        return "every module of the forward pass agrees with the reference"
+    whose = "the own code of " if found.own_code else ""
+    name = f" ({culprit.candidate})" if culprit.candidate else ""
+    curve = "; it heals later: an alignment problem?" if found.heals else ""
+    return f"first wrong in {whose}{culprit.module}{name}{curve}"
+
+
+def _around(found: Localisation) -> tuple[ModuleErrors, ...]:
+    """Return the modules before and after the first wrong one, in order of execution."""
+    compared = tuple(m for m in found.modules if m.output_error is not None)
+    wrong = [i for i, m in enumerate(compared) if m is found.culprit or m.output_beyond]
+    if not wrong:
+        return ()
+    place = compared.index(found.culprit) if found.culprit else wrong[0]
+    return compared[max(0, place - _MODULES_AROUND) : place + _MODULES_AROUND + 1]
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
 
 
 def summary_line(report: CheckReport) -> str:

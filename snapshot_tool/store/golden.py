@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, SnapError, UsageError
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.phases import Phase
-from snapshot_tool.store.layout import INPUTS, find_set_folders, phase_file
+from snapshot_tool.core.taps import Tap
+from snapshot_tool.store.layout import INPUTS, TAPS, find_set_folders, phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest, case_recipe, load_manifest
 from snapshot_tool.store.transaction import recover
 from snapshot_tool.store.verify import require_whole, set_file
@@ -161,6 +162,18 @@ class Golden:
             }
             images.append(from_arrays(arrays, mode=image.mode))
         return images
+
+    def taps(self, case: str) -> list[Tap]:
+        """Return the sketches of the reference's modules on a case, in order of execution."""
+        from snapshot_tool.store.parts import read_taps
+
+        prefix = f"{case}/"
+        entry = self.manifest.files.get(TAPS)
+        keys = [key for key in (entry.tensors if entry else {}) if key.startswith(prefix)]
+        if not keys:
+            return []
+        tensors = {key.removeprefix(prefix): self._read(TAPS, key) for key in keys}
+        return read_taps(tensors, self.manifest.taps.modules)
 
     def _read(self, file: str, key: str) -> torch.Tensor:
         from safetensors import SafetensorError, safe_open

@@ -6,6 +6,7 @@ and checking reads by it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING
 from snapshot_tool.core.interfaces import CaseInputs, Generation, PreparedCase
 from snapshot_tool.core.sketch import (
     MAX_DIMENSIONS,
+    MOMENTS,
+    PROJECTION_SIZE,
     SAMPLE_SIZE,
     Sketch,
     sample_indices,
 )
+from snapshot_tool.core.taps import Side, Tap
 from snapshot_tool.images import to_arrays
 
 if TYPE_CHECKING:
@@ -86,27 +90,62 @@ def generate_tensors(generation: Generation) -> Tensors:
     }
 
 
-def tap_tensors(sketches: Mapping[str, Sketch], modules: Sequence[str]) -> Tensors:
+def tap_tensors(taps: Sequence[Tap], modules: Sequence[str]) -> Tensors:
     """Return a case's part of taps.safetensors: one row for each module, in order of execution.
 
-    `modules` holds the row's module as an index into `modules`; shapes are filled up with -1,
-    samples of small tensors with zeros.
+    The row's module is an index into `modules`. Shapes are filled up with -1 (all of it where a
+    side has no sketch), samples of small tensors with zeros.
     """
     import torch
 
     place = {name: index for index, name in enumerate(modules)}
-    shapes = torch.full((len(sketches), MAX_DIMENSIONS), -1, dtype=torch.int64)
-    samples = torch.zeros((len(sketches), SAMPLE_SIZE))
-    for row, sketch in enumerate(sketches.values()):
-        shapes[row, : len(sketch.shape)] = torch.tensor(sketch.shape)
-        samples[row, : len(sketch.sample)] = sketch.sample
-    return {
-        "modules": torch.tensor([place[name] for name in sketches], dtype=torch.int64),
-        "shapes": shapes,
-        "moments": torch.stack([sketch.moments for sketch in sketches.values()]),
-        "sample": samples,
-        "projection": torch.stack([sketch.projection for sketch in sketches.values()]),
-    }
+    tensors = {"modules": torch.tensor([place[tap.module] for tap in taps], dtype=torch.int64)}
+    for side in Side:
+        sketches = [tap.input if side is Side.INPUT else tap.output for tap in taps]
+        for name, tensor in _stack(sketches).items():
+            tensors[f"{side.value}_{name}"] = tensor
+    return tensors
+
+
+def _stack(sketches: Sequence[Sketch | None]) -> Tensors:
+    import torch
+
+    rows = len(sketches)
+    shapes = torch.full((rows, MAX_DIMENSIONS), -1, dtype=torch.int64)
+    moments = torch.zeros((rows, len(MOMENTS)), dtype=torch.float64)
+    samples = torch.zeros((rows, SAMPLE_SIZE))
+    projections = torch.zeros((rows, PROJECTION_SIZE), dtype=torch.float64)
+    for row, sketch in enumerate(sketches):
+        if sketch is not None:
+            shapes[row, : len(sketch.shape)] = torch.tensor(sketch.shape)
+            moments[row] = sketch.moments
+            samples[row, : len(sketch.sample)] = sketch.sample
+            projections[row] = sketch.projection
+    return {"shapes": shapes, "moments": moments, "sample": samples, "projection": projections}
+
+
+def read_taps(tensors: Mapping[str, torch.Tensor], modules: Sequence[str]) -> list[Tap]:
+    """Return what `tap_tensors` laid out."""
+    sides = [_unstack(tensors, side) for side in (Side.INPUT, Side.OUTPUT)]
+    names = [modules[index] for index in tensors["modules"].tolist()]
+    return [Tap(name, *pair) for name, *pair in zip(names, *sides, strict=True)]
+
+
+def _unstack(tensors: Mapping[str, torch.Tensor], side: Side) -> list[Sketch | None]:
+    sketches: list[Sketch | None] = []
+    for row, padded in enumerate(tensors[f"{side.value}_shapes"].tolist()):
+        shape = tuple(length for length in padded if length >= 0)
+        sketches.append(
+            Sketch(
+                shape,
+                tensors[f"{side.value}_moments"][row],
+                tensors[f"{side.value}_sample"][row][: math.prod(shape)],
+                tensors[f"{side.value}_projection"][row],
+            )
+            if shape
+            else None
+        )
+    return sketches
 
 
 def read_inputs(path: Path) -> CaseInputs:

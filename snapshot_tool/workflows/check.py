@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +25,24 @@ from snapshot_tool.core.errors import (
     SnapError,
     UsageError,
 )
-from snapshot_tool.core.interfaces import Candidate, CandidateInfo, CandidateRequest, Progress
+from snapshot_tool.core.interfaces import (
+    Candidate,
+    CandidateInfo,
+    CandidateRequest,
+    CaseInputs,
+    Observer,
+    Progress,
+)
+from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
-from snapshot_tool.core.results import Result, Verdict
+from snapshot_tool.core.results import Result, Verdict, first_divergence
+from snapshot_tool.core.taps import Sketchbook, Tap
 from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
+from snapshot_tool.localise import localise
 from snapshot_tool.phase_runs import Pair, run_phase
 from snapshot_tool.store.golden import Golden, Selection, find_goldens, select_golden
 from snapshot_tool.store.layout import phase_file
@@ -52,6 +62,7 @@ class CheckRequest:
     golden_device: str | None = None
     phases: tuple[Phase, ...] = PHASES
     case: str = "*"
+    localise: bool = False
     atol: float | None = None
     rtol: float | None = None
     required: tuple[Phase, ...] = ()
@@ -79,6 +90,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         )
         next(steps)
     results = tuple(check_cases(candidate, golden, cases, request, progress))
+    localisation = _localise(candidate, golden, results, always=request.localise)
     transformers = Transformers(
         is_importable("transformers"), not imported_before and "transformers" in sys.modules
     )
@@ -95,6 +107,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         },
         results=results,
         unmet=_unmet(results, request.required),
+        localisation=localisation,
     )
 
 
@@ -237,6 +250,44 @@ def _tolerance(golden: Golden, case: CaseEntry, phase: Phase, request: CheckRequ
         own.atol if request.atol is None else request.atol,
         own.rtol if request.rtol is None else request.rtol,
     )
+
+
+def _localise(
+    candidate: Candidate, golden: Golden, results: tuple[Result, ...], *, always: bool
+) -> Localisation | None:
+    """Look into the candidate on the first case that differs, or on the first one if asked to.
+
+    A fault of preprocessing is in no module; a candidate that raises has no forward pass to see.
+    """
+    first = first_divergence(results)
+    if first is None and not always:
+        return None
+    if first is not None and first.phase is Phase.PREPROCESSING:
+        return None
+    name = first.case if first else results[0].case
+    look = getattr(candidate, "observe_forward", None)
+    golden_taps = golden.taps(name)
+    if not callable(look) or not golden_taps:
+        return None
+    return _localise_case(look, golden, name, golden_taps)
+
+
+def _localise_case(
+    look: Callable[[CaseInputs, Observer], Mapping[str, str]],
+    golden: Golden,
+    case: str,
+    golden_taps: list[Tap],
+) -> Localisation | None:
+    import torch
+
+    inputs = golden.inputs(case)
+    book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask)
+    try:
+        with torch.inference_mode():
+            names = look(inputs, book)
+    except Exception:  # what raises here has raised in its phase, and stands in the results
+        return None
+    return localise(case, golden_taps, book.by_module(), names)
 
 
 def _unmet(results: tuple[Result, ...], required: tuple[Phase, ...]) -> tuple[Phase, ...]:

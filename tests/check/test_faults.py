@@ -12,13 +12,28 @@ import torch
 
 from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
 from snapshot_tool.core.interfaces import CandidateRequest
+from snapshot_tool.core.localisation import ERROR_LIMIT
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import first_divergence
+from snapshot_tool.core.taps import Sketchbook
+from snapshot_tool.localise import localise
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.workflows.check import CheckRequest, check_cases
 from tests.candidates import CHECKOUT
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
 from tests.fms_checkout.faults import FAULTS, Fault, plant
+
+_LAYER = "model.text_model.layers.0"
+# The module that each fault is in. The others are in none: in the preprocessor, between modules, or
+# in the generation loop.
+MODULES = {
+    "exact-gelu": "model.vision_model.encoder.layers.0.mlp.activation_fn",
+    "causal-vision": "model.vision_model.encoder.layers.0.self_attn",
+    "shuffle-transposed": "model.connector",
+    "rope-base": f"{_LAYER}.self_attn",
+    "padding-ignored": f"{_LAYER}.self_attn",
+    "not-causal": f"{_LAYER}.self_attn",
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -31,6 +46,7 @@ def test_a_fault_in_the_code_shows_first_in_its_own_phase(
     assert run.code == 1
     assert run.report["first_divergence"]["phase"] == fault.phase
     assert run.report["environment"]["candidate"]["dirty"] is True
+    assert run.report["first_divergence"]["module"] == MODULES.get(fault.name)
 
 
 class SilentProgress:
@@ -87,3 +103,46 @@ def test_any_weight_off_by_one_percent_is_found_in_its_phase(
         found[name] = first.phase if first else None
     assert len(found) == len(list(candidate.model.named_parameters())) > 50
     assert {name: phase for name, phase in found.items() if phase is not owner(name)} == {}
+
+
+def module_of(weight: str) -> str:
+    """Return the module whose output a weight of FMS's model shows in first."""
+    name = weight.rpartition(".")[0]
+    # Queries, keys and values come out of the projection that fuses them.
+    name = name.removesuffix(".qkv_fused")
+    # One row of position embeddings stands for all tiles: their sum with the patches is compared.
+    return name.removesuffix(".position_embedding")
+
+
+def test_the_module_of_any_weight_off_by_one_percent_is_named(
+    golden: Golden, candidate: FmsIdefics3
+) -> None:
+    """Each weight alone, times 1.01: the module that holds it is the first wrong one."""
+    inputs = golden.inputs("one-image")
+    taps = golden.taps("one-image")
+    named = {}
+    for weight in scaled_weights(candidate, 1.01):
+        book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask)
+        with torch.inference_mode():
+            names = candidate.observe_forward(inputs, book)
+        found = localise("one-image", taps, book.by_module(), names)
+        named[weight] = found.culprit.candidate if found.culprit else ""
+        assert not found.heals
+    assert {w: name for w, name in named.items() if name != module_of(w)} == {}
+
+
+def test_no_module_of_a_correct_port_is_named(golden: Golden, candidate: FmsIdefics3) -> None:
+    """On any case, padded ones included, every module agrees with the reference."""
+    for case in golden.manifest.cases:
+        inputs = golden.inputs(case.name)
+        book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask)
+        with torch.inference_mode():
+            names = candidate.observe_forward(inputs, book)
+        found = localise(case.name, golden.taps(case.name), book.by_module(), names)
+        assert (found.culprit, found.between) == (None, False)
+        errors = [m.output_error for m in found.modules if m.output_error is not None]
+        assert len(errors) >= 50
+        assert max(errors) < ERROR_LIMIT / 10
+        # What Hugging Face has and FMS does not: the model as a whole, and the rotary module.
+        lacking = {m.module for m in found.modules if not m.candidate}
+        assert lacking == {"model", "model.text_model.rotary_emb"}

@@ -1,0 +1,60 @@
+"""Where a fault is: the module whose input is still right and whose output is not."""
+
+from dataclasses import dataclass
+
+# Errors are relative to the golden tensor's root mean square. Rounding alone stays near 1e-6 in
+# float32; one weight off by a thousandth shows as 1e-3 or more.
+ERROR_LIMIT = 3e-5
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleErrors:
+    """How far a module's input and output are from the golden's.
+
+    Args:
+        module: the reference's name.
+        candidate: the candidate's name of it; "" where it has no such module.
+        input_error: relative to the golden's root mean square; None where nothing can be compared.
+        output_error: the same.
+    """
+
+    module: str
+    candidate: str
+    input_error: float | None
+    output_error: float | None
+
+    @property
+    def input_within(self) -> bool:
+        """Whether the input gives no reason to doubt it."""
+        return self.input_error is None or self.input_error <= ERROR_LIMIT
+
+    @property
+    def output_beyond(self) -> bool:
+        """Whether the output is not the golden's."""
+        return self.output_error is not None and not self.output_error <= ERROR_LIMIT
+
+    @property
+    def is_culprit(self) -> bool:
+        """Whether the error arises between its input and its output."""
+        return self.input_within and self.output_beyond
+
+
+@dataclass(frozen=True, slots=True)
+class Localisation:
+    """What the modules of one case's forward pass say.
+
+    Args:
+        case: the case that was run.
+        culprit: the innermost module in which the error arises; None where no module has it.
+        own_code: whether the culprit's own code is at fault, since none of its children is.
+        between: whether modules differ, and the error arises outside of all of them.
+        heals: whether everything after it agrees again: a spike, not a step that stays.
+        modules: every module's errors, in the order in which modules finish.
+    """
+
+    case: str
+    culprit: ModuleErrors | None
+    own_code: bool
+    between: bool
+    heals: bool
+    modules: tuple[ModuleErrors, ...]
