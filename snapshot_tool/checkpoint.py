@@ -54,6 +54,11 @@ def checkpoint_name(spec: str) -> str:
     return f"{FOLDER_OWNER}/{name or 'checkpoint'}"
 
 
+def is_folder_name(name: str) -> bool:
+    """Tell the name of a folder's goldens from a hub id's."""
+    return name.startswith(f"{FOLDER_OWNER}/")
+
+
 def open_checkpoint(spec: str, *, revision: str | None) -> Checkpoint:
     """Find a checkpoint and read its digests.
 

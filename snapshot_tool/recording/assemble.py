@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from snapshot_tool.checkpoint import Checkpoint
+from snapshot_tool.checkpoint import Checkpoint, is_folder_name
 from snapshot_tool.core.errors import GoldenExists
 from snapshot_tool.core.interfaces import ReferenceInfo
 from snapshot_tool.core.phases import PHASES, Phase
@@ -112,7 +112,7 @@ class Assembly:
                 name=self.checkpoint.name,
                 revision=self.checkpoint.revision,
                 family=info.family,
-                location=_relative_location(self.checkpoint.folder, self.location.root),
+                location=_relative_location(self.checkpoint, self.location.root),
                 files=dict(self.checkpoint.files),
                 config=dict(info.config),
             ),
@@ -170,10 +170,12 @@ def _next_version(old: Manifest, new: Manifest, moved: tuple[str, ...], *, reaso
     return msgspec.structs.replace(new, golden_version=version, history=(*old.history, entry))
 
 
-def _relative_location(folder: Path, goldens: Path) -> str | None:
-    """Return a checkpoint folder's place below the goldens folder's parent, or None elsewhere."""
+def _relative_location(checkpoint: Checkpoint, goldens: Path) -> str | None:
+    """Return a folder's place below the goldens folder's parent; None elsewhere and for the hub."""
+    if not is_folder_name(checkpoint.name):
+        return None
     try:
-        return folder.resolve().relative_to(goldens.resolve().parent).as_posix()
+        return checkpoint.folder.resolve().relative_to(goldens.resolve().parent).as_posix()
     except ValueError:
         return None
 

@@ -14,6 +14,7 @@ from snapshot_tool.checkpoint import (
     Checkpoint,
     checkpoint_name,
     is_folder,
+    is_folder_name,
     open_checkpoint,
     require_same_files,
 )
@@ -172,7 +173,7 @@ def _find_checkpoint(request: CheckRequest, golden: Golden) -> Checkpoint:
         return open_checkpoint(request.checkpoint, revision=None if folder else entry.revision)
     if entry.location is not None:
         return open_checkpoint(str(golden.root.absolute().parent / entry.location), revision=None)
-    if is_folder(entry.name) or entry.name.startswith("local/"):
+    if is_folder_name(entry.name):
         raise CheckpointUnavailable(
             f"the golden does not say where the folder of {entry.name} is", "pass --checkpoint DIR"
         )

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapshot_tool.checkpoint import FOLDER_OWNER
+from snapshot_tool.checkpoint import is_folder_name
 from snapshot_tool.core.errors import SnapError
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
 from snapshot_tool.families import FAMILIES
@@ -121,6 +121,6 @@ def _why_unusable(root: Path, found: FoundSet) -> str:
         return (
             "" if folder.is_dir() else f"its checkpoint is not at {folder}: pass --checkpoint DIR"
         )
-    if entry.name.startswith(f"{FOLDER_OWNER}/"):
+    if is_folder_name(entry.name):
         return "it does not say where its checkpoint is: pass --checkpoint DIR"
     return ""

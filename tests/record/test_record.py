@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import CHECKPOINT, GOLDENS, ROOT, Run, Snap, error_lines, set_folder
+from tests.unit.hub import COMMIT, REPOSITORY, serve_hub
 
 pytestmark = pytest.mark.record
 
@@ -245,6 +246,26 @@ def test_what_cannot_be_recorded_says_why(
     if code == 3:
         error_lines(run)
     assert contents(tmp_path) == {}
+
+
+def test_a_hub_checkpoint_is_recorded_at_the_commit_of_a_branch(snap: Snap, tmp_path: Path) -> None:
+    """The branch is resolved and said; the golden is kept, and checked again, by its commit."""
+    files = {path.name: path.read_bytes() for path in CHECKPOINT.iterdir()}
+    goldens = tmp_path / "goldens"
+    with serve_hub(files) as endpoint:
+        run = snap(
+            "record", "--checkpoint", REPOSITORY, "--revision", "main", "--goldens", goldens,
+            *SMALL, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "home"),
+        )  # fmt: skip
+    assert run.code == 0, run.err
+    assert f"main is commit {COMMIT}" in run.err
+    assert set_folder(goldens) == goldens / "owner--model" / COMMIT[:12] / "cpu-float32"
+    checkpoint = manifest_of(goldens)["checkpoint"]
+    assert (checkpoint["name"], checkpoint["revision"]) == (REPOSITORY, COMMIT)
+    assert checkpoint["location"] is None
+    # With the hub gone, the commit is found in the cache: what is lacking here is FMS alone.
+    again = snap("check", "--goldens", goldens, HF_HOME=str(tmp_path / "home"))
+    assert (again.code, "FMS is not installed here" in again.err) == (3, True)
 
 
 def test_a_checkpoint_with_a_missing_weight_is_refused(snap: Snap, tmp_path: Path) -> None:

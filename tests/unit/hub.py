@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -22,7 +22,7 @@ FILES = {
 class Hub(BaseHTTPRequestHandler):
     """Serves one repository with one branch; another one is gated."""
 
-    requests: ClassVar[list[str]] = []
+    files: ClassVar[Mapping[str, bytes]] = FILES
 
     def do_HEAD(self) -> None:
         """Answer with a file's headers."""
@@ -36,18 +36,17 @@ class Hub(BaseHTTPRequestHandler):
         """Keep quiet."""
 
     def _answer(self, *, with_body: bool) -> None:
-        Hub.requests.append(self.path)
         path = self.path.partition("?")[0]
         if path.startswith(("/api/models/owner/gated", "/owner/gated")):
             self._send(403, b"{}", {"X-Error-Code": "GatedRepo"}, with_body=with_body)
         elif path in self._descriptions():
-            siblings = [{"rfilename": name} for name in FILES]
+            siblings = [{"rfilename": name} for name in self.files]
             info = {"id": REPOSITORY, "sha": COMMIT, "siblings": siblings}
             self._send(200, json.dumps(info).encode(), {}, with_body=with_body)
         elif path.startswith(f"/api/models/{REPOSITORY}/revision/"):
             self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body=with_body)
-        elif (name := path.removeprefix(f"/{REPOSITORY}/resolve/{COMMIT}/")) in FILES:
-            data = FILES[name]
+        elif (name := path.removeprefix(f"/{REPOSITORY}/resolve/{COMMIT}/")) in self.files:
+            data = self.files[name]
             headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
             self._send(200, data, headers, with_body=with_body)
         else:
@@ -68,9 +67,10 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve_hub() -> Iterator[str]:
-    """Serve the hub while the block runs; yield its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+def serve_hub(files: Mapping[str, bytes] = FILES) -> Iterator[str]:
+    """Serve the hub with these files while the block runs; yield its address."""
+    handler = type("HubWithFiles", (Hub,), {"files": files})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
