@@ -33,6 +33,9 @@ TOKEN_IDS = "token_ids"  # noqa: S105 - a tensor's name
 # The compact record of every position's logits: the greatest, their log-sum-exp, and a sample.
 POSITION_RECORDS = ("position_topk_values", "position_logsumexp", "position_sample")
 
+# Which places the records are of: near-ties may change places, and the values beside them tell.
+PLACES = ("position_topk_ids", "position_sample_ids", "step_topk_ids")
+
 Tensors = dict[str, "torch.Tensor"]
 
 
