@@ -6,6 +6,7 @@ Commands are imported when they are called, so `snap --help` needs click alone.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -73,7 +74,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run `snap`. Every way out has a code of its own: 1 means that something differs."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = cli.main(arguments, prog_name="snap", standalone_mode=False)
+        code = cli.main(
+            arguments,
+            prog_name="snap",
+            standalone_mode=False,
+            color=False if os.environ.get("NO_COLOR") else None,
+        )
     except SnapError as error:
         _fail(error, str(error), error.exit_code, arguments)
     except click.ClickException as error:

@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     import torch
 
@@ -45,6 +43,8 @@ def sample_indices(numel: int, *, seed: int, size: int = SAMPLE_SIZE) -> torch.T
 
     if numel <= size:
         return torch.arange(numel)
+    import numpy as np
+
     # RandomState: NumPy promises that its stream never changes, unlike Generator's.
     draws = np.random.RandomState(seed).randint(0, numel, size=size, dtype=np.int64)
     return torch.from_numpy(np.sort(draws))
@@ -52,6 +52,7 @@ def sample_indices(numel: int, *, seed: int, size: int = SAMPLE_SIZE) -> torch.T
 
 def _signs(length: int, *, seed: int, dimension: int) -> torch.Tensor:
     """Return (length, 16) of +1 and -1, drawn for one dimension of a tensor."""
+    import numpy as np
     import torch
 
     state = np.random.RandomState((seed + 7919 * (dimension + 1)) % 2**32)

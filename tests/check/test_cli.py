@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pkgutil
+import pty
 import re
 import subprocess
 import sys
@@ -123,3 +126,37 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     assert answer.stdout == "{\n"
     assert "Traceback" not in answer.stderr
     assert "Exception ignored" not in answer.stderr
+
+
+def in_a_terminal(**environment: str) -> str:
+    """Return what a short check prints on a terminal."""
+    arguments = ["check", "--fms-path", "build/fms-checkout", "--case", "one-image"]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "snapshot_tool", *arguments, "--phase", "connector"],
+        cwd=ROOT, env={**os.environ, "TERM": "xterm", **environment},
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        printed = b""
+        # Linux ends a terminal whose other side is closed with an error, other systems with b"".
+        with contextlib.suppress(OSError):
+            while data := os.read(ours, 65536):
+                printed += data
+    os.close(ours)
+    assert process.returncode == 0
+    return printed.decode()
+
+
+def test_a_terminal_gets_colour_and_progress_unless_it_is_refused(snap: Snap) -> None:
+    """NO_COLOR is respected (no-color.org), and a file gets neither."""
+    coloured = in_a_terminal()
+    assert "\x1b[32m" in coloured
+    assert "checking cases" in coloured
+    plain = in_a_terminal(NO_COLOR="1")
+    assert "\x1b[32mpass" not in plain
+    assert "PASS: 1 passed" in plain
+    options = ("--case", "one-image", "--phase", "connector")
+    filed = snap("check", "--fms-path", "build/fms-checkout", *options)
+    assert "\x1b" not in filed.out + filed.err
+    assert "checking" not in filed.err
