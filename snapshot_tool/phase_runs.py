@@ -63,6 +63,8 @@ def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
 
 
 def _connector(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+    if not golden.tensor_names(case, Phase.VISION):
+        raise PhaseUnsupported("the golden set was recorded without vision, which feeds it")
     name = _compared(golden, Phase.CONNECTOR)
     features = golden.tensor(case, Phase.VISION, _compared(golden, Phase.VISION))
     return [Pair(name, golden.tensor(case, Phase.CONNECTOR, name), candidate.connector(features))]

@@ -18,7 +18,7 @@ from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Verdict
 from snapshot_tool.devices import DEVICES
 
-_COLOURS: dict[Verdict | None, str] = {
+_COLOURS = {
     Verdict.PASS: "green",
     Verdict.FAIL: "red",
     Verdict.ERROR: "red",
@@ -102,10 +102,10 @@ def check_command(
         required=parse_phases(require),
     )
     report = check(request, TerminalProgress())
-    if json_path is not None:
-        write_text(json_path, run_to_json(report))
     if str(json_path) != "-":
         _draw(report)
+    if json_path is not None:
+        write_text(json_path, run_to_json(report))
     return report.exit_code
 
 
@@ -118,11 +118,13 @@ def _draw(report: CheckReport) -> None:
     click.echo()
     click.secho(run_text.grid_header(), bold=True)
     for case, cells in run_text.grid_lines(report):
-        texts = [run_text.pad_cell(text) for text, _ in cells]
-        texts[-1] = texts[-1].rstrip()
-        colours = [_COLOURS.get(verdict) for _, verdict in cells]
-        drawn = (click.style(t, fg=c) for t, c in zip(texts, colours, strict=True))
-        click.echo(f"{case:<12}" + "".join(drawn))
+        drawn = [
+            click.style(text, fg=_COLOURS[verdict]) + " " * run_text.room_after(text)
+            if verdict
+            else " " * run_text.room_after("")
+            for text, verdict in cells
+        ]
+        click.echo(f"{case:<12}{''.join(drawn)}".rstrip())
     click.echo(run_text.LEGEND)
     click.echo()
     for line in run_text.problem_lines(report):

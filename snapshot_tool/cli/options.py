@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from snapshot_tool.core.errors import SnapError
 from snapshot_tool.core.phases import PHASES, Phase
 
 PHASE_NAMES = [phase.value for phase in PHASES]
@@ -46,4 +47,4 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
+        raise SnapError(f"cannot write {path}: {error.strerror}", "name another file") from error

@@ -60,9 +60,9 @@ def grid_header() -> str:
 LEGEND = "0.5x: the worst element used half of its tolerance; equal: no difference"
 
 
-def pad_cell(text: str) -> str:
-    """Fill a cell up to the width of its column."""
-    return f"{text:<{_CELL}}"
+def room_after(text: str) -> int:
+    """Return how many blanks fill a cell up to the width of its column."""
+    return max(0, _CELL - len(text))
 
 
 def _cell(results: list[Result]) -> tuple[str, Verdict | None]:

@@ -204,6 +204,11 @@ def test_json_file_holds_what_the_screen_shows(snap: Snap, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "code", "problem"),
     [
+        (
+            ["--fms-path", "build/fms-checkout", "--phase", "connector", "--json", "/no/where"],
+            3,
+            "cannot write /no/where: No such file or directory",
+        ),
         (["--case", "nothing*"], 2, "--case nothing* matches none of the 14 cases"),
         (["--phase", "speech"], 2, "'speech' is not one of"),
         (["--candidate", "nonsense"], 2, "neither 'fms' nor 'module:factory'"),

@@ -306,3 +306,13 @@ def test_only_the_reference_loads_transformers_when_recording_is_not_asked_for()
             cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert "AssertionError" not in answer.stderr, arguments
+
+
+def test_a_golden_of_one_phase_alone_says_what_is_missing(snap: Snap, tmp_path: Path) -> None:
+    """A connector without the vision features that feed it can be recorded, and is whole."""
+    goldens = tmp_path / "goldens"
+    run = record(snap, goldens, *SMALL, "--phase", "connector")
+    assert run.code == 0, run.err
+    names = {path.name for path in set_folder(goldens).iterdir()}
+    assert names == {"connector.safetensors", "taps.safetensors", "manifest.json"}
+    assert snap("verify", "--goldens", goldens).code == 0
