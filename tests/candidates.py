@@ -76,6 +76,20 @@ class WrongType(Wrapped):
         return super().forward(inputs).tolist()
 
 
+class SpoilsItsInputs(Wrapped):
+    """It overwrites what it was given, after having used it."""
+
+    def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = super().vision(pixel_values)
+        pixel_values.zero_()
+        return features
+
+    def connector(self, features: torch.Tensor) -> Any:
+        tokens = super().connector(features)
+        features.zero_()
+        return tokens
+
+
 class StopsEarly(Wrapped):
     """It generates half of the tokens."""
 

@@ -182,7 +182,8 @@ class Golden:
             if file not in self._handles:
                 path = set_file(self.folder, file)
                 self._handles[file] = safe_open(path, framework="pt")
-            tensor: torch.Tensor = self._handles[file].get_tensor(key)
+            # A copy: the handle gives out its own memory again, with whatever was written to it.
+            tensor: torch.Tensor = self._handles[file].get_tensor(key).clone()
         except (SafetensorError, OSError, KeyError) as error:
             raise GoldenDamaged(f"{self.folder / file} has no readable {key}: {error}") from error
         return tensor

@@ -272,3 +272,10 @@ def test_a_golden_of_another_device_is_used_only_when_asked_for(
     allowed = snap("check", *options, "--golden-device", "cuda")
     assert allowed.code == 0
     assert "golden recorded on cuda" in allowed.out
+
+
+def test_a_candidate_that_overwrites_its_inputs_cannot_spoil_the_golden(snap: Snap) -> None:
+    """Every phase is fed from the files, not from what an earlier phase left behind."""
+    run = run_candidate(snap, "SpoilsItsInputs")
+    assert run.code == 0
+    assert set().union(*verdicts(run).values()) == {"pass"}
