@@ -103,11 +103,12 @@ def _generate(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
         max_new_tokens=generation.max_new_tokens,
         eos_token_ids=generation.eos_token_ids,
     )
-    return [Pair(parts.TOKEN_IDS, expected, actual, _first_other_token(expected, actual))]
+    note = _first_other_token(golden, case, expected, actual)
+    return [Pair(parts.TOKEN_IDS, expected, actual, note)]
 
 
-def _first_other_token(expected: torch.Tensor, actual: object) -> str:
-    """Say at which step generation leaves the golden, or ""."""
+def _first_other_token(golden: Golden, case: str, expected: torch.Tensor, actual: object) -> str:
+    """Say at which step generation leaves the golden, and how sure the golden was; or ""."""
     import torch
 
     if not isinstance(actual, torch.Tensor) or actual.dim() != 1:
@@ -115,10 +116,21 @@ def _first_other_token(expected: torch.Tensor, actual: object) -> str:
     wanted, got = expected.tolist(), actual.tolist()
     for step, (one, other) in enumerate(zip(wanted, got, strict=False)):
         if one != other:
-            return f"first other token at step {step}: expected {one}, actual {other}"
+            margin = _margin(golden, case, step, other)
+            return f"first other token at step {step}: expected {one}, actual {other} ({margin})"
     if len(wanted) == len(got):
         return ""
     return f"equal up to step {min(len(wanted), len(got))}, then one of them ends"
+
+
+def _margin(golden: Golden, case: str, step: int, token: int) -> str:
+    """Say by how much the golden's logits prefer its own token at a step to another one."""
+    values = golden.tensor(case, Phase.GENERATE, "step_topk_values")[step]
+    ids = golden.tensor(case, Phase.GENERATE, "step_topk_ids")[step].tolist()
+    if token not in ids:
+        return f"not among the golden's {len(ids)} best"
+    margin = float(values[0] - values[ids.index(token)])
+    return f"the golden's logits prefer the former by {margin:.3g}"
 
 
 def _compared(golden: Golden, phase: Phase) -> str:

@@ -100,6 +100,30 @@ class StopsEarly(Wrapped):
         return new[: len(new) // 2]
 
 
+class TakesSecondBest(Wrapped):
+    """At the fifth step it takes the second best token."""
+
+    def generate(
+        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> torch.Tensor:
+        new = super().generate(inputs, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids)
+        ids = torch.cat([inputs.input_ids, new[None, :4]], dim=1)
+        longer = CaseInputs(ids, torch.ones_like(ids), inputs.pixel_values)
+        new[4] = self.fms.forward(longer)[0, -1].topk(2).indices[1]
+        return new
+
+
+class TakesAnyToken(Wrapped):
+    """At the fifth step it takes the first token of the vocabulary."""
+
+    def generate(
+        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> torch.Tensor:
+        new = super().generate(inputs, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids)
+        new[4] = 0
+        return new
+
+
 class HasNoGeneration:
     """It has three phases: generation is missing, forward says why it is unsupported."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CHECKOUT, CHECKPOINT, ROOT, Run, Snap, error_lines
+from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Run, Snap, error_lines, set_folder
 
 PHASES = ["preprocessing", "vision", "connector", "forward", "generate"]
 FIGURES = [
@@ -150,6 +150,22 @@ def test_a_shorter_generation_fails_and_says_where_it_ends(snap: Snap) -> None:
     run = run_candidate(snap, "StopsEarly", "--phase", "generate")
     assert run.code == 1
     assert "equal up to step 10, then one of them ends" in run.out
+
+
+def test_another_token_is_told_with_the_goldens_margin(snap: Snap) -> None:
+    """A near-tie can be told from a real divergence."""
+    from safetensors.torch import load_file
+
+    kept = load_file(set_folder(GOLDENS) / "generate.safetensors")
+    values, ids = (kept[f"one-image/step_topk_{name}"][4] for name in ("values", "ids"))
+    run = run_candidate(snap, "TakesSecondBest", "--phase", "generate")
+    assert run.code == 1
+    assert run.report["results"][0]["reason"].startswith(
+        f"first other token at step 4: expected {ids[0]}, actual {ids[1]} "
+        f"(the golden's logits prefer the former by {float(values[0] - values[1]):.3g}); "
+    )
+    absurd = run_candidate(snap, "TakesAnyToken", "--phase", "generate")
+    assert "actual 0 (not among the golden's 8 best)" in absurd.out
 
 
 def test_lacking_phases_are_skips_with_a_reason_and_never_passes(snap: Snap) -> None:
