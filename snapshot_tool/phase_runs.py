@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from snapshot_tool.core.errors import PhaseUnsupported
-from snapshot_tool.core.interfaces import Candidate
+from snapshot_tool.core.interfaces import Candidate, CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.families import family_of
 from snapshot_tool.store import parts
@@ -32,10 +32,41 @@ class Pair:
 
 def run_phase(candidate: Candidate, golden: Golden, case: str, phase: Phase) -> list[Pair]:
     """Run a phase on the golden's own inputs for it; raise PhaseUnsupported where it is lacking."""
-    method = "preprocess" if phase is Phase.PREPROCESSING else phase.value
-    if not callable(getattr(candidate, method, None)):
-        raise PhaseUnsupported(f"the candidate has no method {method!r}")
+    _require_method(candidate, "preprocess" if phase is Phase.PREPROCESSING else phase.value)
     return _RUNS[phase](candidate, golden, case)
+
+
+def run_generation_in_one_pass(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+    """Verify all greedy tokens in one forward pass over prompt and golden tokens.
+
+    Teacher forcing: at every step the candidate is given the golden's tokens so far, so all its
+    choices are the golden's exactly if its own generation, without a cache, would be.
+    """
+    import torch
+
+    _require_method(candidate, Phase.FORWARD.value)
+    inputs = golden.inputs(case)
+    expected = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
+    given = expected[None, :-1]
+    longer = CaseInputs(
+        torch.cat([inputs.input_ids, given], dim=1),
+        torch.cat([inputs.attention_mask, torch.ones_like(given)], dim=1),
+        inputs.pixel_values,
+        inputs.pixel_attention_mask,
+    )
+    logits = candidate.forward(longer)
+    if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != longer.input_ids.shape:
+        return [Pair(parts.TOKEN_IDS, expected, logits, "forward returned no logits of each token")]
+    actual = logits[0, inputs.input_ids.shape[1] - 1 :].to("cpu", torch.float64)
+    # argmax takes NaN for the greatest value: such a step must not look like a token.
+    tokens = actual.argmax(-1).where(actual.isfinite().all(-1), torch.tensor(-1))
+    note = _first_other_token(golden, case, expected, tokens)
+    return [Pair(parts.TOKEN_IDS, expected, tokens, note)]
+
+
+def _require_method(candidate: Candidate, name: str) -> None:
+    if not callable(getattr(candidate, name, None)):
+        raise PhaseUnsupported(f"the candidate has no method {name!r}")
 
 
 def _preprocessing(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:

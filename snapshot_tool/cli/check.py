@@ -50,6 +50,11 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
 @phase_option
 @click.option("--case", default="*", show_default=True, help="Cases to run, as a glob.")
 @click.option("--localise", is_flag=True, help="Look into the modules even where nothing differs.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Verify generation in one pass over prompt and golden tokens; its cache is not tried.",
+)
 @click.option("--atol", type=_TOLERANCE, help="Absolute tolerance in place of the golden's.")
 @click.option("--rtol", type=_TOLERANCE, help="Relative tolerance in place of the golden's.")
 @click.option(
@@ -71,6 +76,7 @@ def check_command(
     phases: tuple[str, ...],
     case: str,
     localise: bool,
+    quick: bool,
     atol: float | None,
     rtol: float | None,
     require: tuple[str, ...],
@@ -97,6 +103,7 @@ def check_command(
         phases=parse_phases(phases),
         case=case,
         localise=localise,
+        quick=quick,
         atol=atol,
         rtol=rtol,
         required=parse_phases(require),

@@ -62,6 +62,7 @@ class CheckReport:
         results: every verdict, in the order of cases and phases.
         localisation: in which module the fault is; None where nothing failed or the candidate
             cannot be looked into.
+        quick: whether generation was verified in one pass instead of step by step.
         unmet: phases that `--require` named and that were skipped.
     """
 
@@ -73,6 +74,7 @@ class CheckReport:
     results: tuple[Result, ...]
     unmet: tuple[Phase, ...]
     localisation: Localisation | None = None
+    quick: bool = False
 
     @property
     def verdict(self) -> Verdict:

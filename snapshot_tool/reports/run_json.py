@@ -29,6 +29,7 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
         "schema": SCHEMA,
         "verdict": report.verdict.value,
         "exit_code": report.exit_code,
+        "quick": report.quick,
         "golden": {
             "checkpoint": golden.checkpoint,
             "revision": golden.revision,

@@ -18,12 +18,16 @@ _SEVERITY = (Verdict.ERROR, Verdict.FAIL, Verdict.SKIP, Verdict.PASS)
 def header_lines(report: CheckReport, *, base: str) -> list[str]:
     """Say what was checked against what, where; paths below the folder `base` are shortened."""
     golden, device = report.golden, report.device
+    quick = (
+        ["generate      verified in one pass, without the cache (--quick)"] if report.quick else []
+    )
     other = "" if golden.device == device else f" - golden recorded on {golden.device}"
     return [
         f"golden        {golden}",
         f"candidate     {_candidate(report).replace(f'{base}/', '')}",
         f"device        {device} ({report.environment.get('device', '')}){other}",
         f"transformers  {report.transformers}",
+        *([quick] if report.quick else []),
     ]
 
 

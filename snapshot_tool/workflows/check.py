@@ -44,7 +44,7 @@ from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
 from snapshot_tool.localise import localise
-from snapshot_tool.phase_runs import Pair, run_phase
+from snapshot_tool.phase_runs import Pair, run_generation_in_one_pass, run_phase
 from snapshot_tool.store.golden import Golden, Selection, find_goldens, select_golden
 from snapshot_tool.store.layout import phase_file
 from snapshot_tool.store.manifest import CaseEntry
@@ -64,6 +64,7 @@ class CheckRequest:
     phases: tuple[Phase, ...] = PHASES
     case: str = "*"
     localise: bool = False
+    quick: bool = False
     atol: float | None = None
     rtol: float | None = None
     required: tuple[Phase, ...] = ()
@@ -100,6 +101,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         device=request.device,
         candidate=_candidate_info(candidate, request.candidate),
         transformers=transformers,
+        quick=request.quick,
         environment={
             **describe_machine(),
             **package_versions(),
@@ -216,7 +218,10 @@ def _check_phase(
     began = time.perf_counter()
     try:
         with torch.inference_mode():
-            pairs = run_phase(candidate, golden, case.name, phase)
+            if request.quick and phase is Phase.GENERATE:
+                pairs = run_generation_in_one_pass(candidate, golden, case.name)
+            else:
+                pairs = run_phase(candidate, golden, case.name, phase)
     except PhaseUnsupported as unsupported:
         return [Result(case.name, phase, "", Verdict.SKIP, str(unsupported))]
     except SnapError:

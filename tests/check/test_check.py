@@ -295,3 +295,26 @@ def test_a_candidate_that_overwrites_its_inputs_cannot_spoil_the_golden(snap: Sn
     run = run_candidate(snap, "SpoilsItsInputs")
     assert run.code == 0
     assert set().union(*verdicts(run).values()) == {"pass"}
+
+
+def test_quick_verifies_the_whole_generation_in_one_pass(snap: Snap) -> None:
+    """Of every case; without calling generate, and saying so."""
+    options = ("--phase", "generate", "--quick", "--json", "-")
+    run = snap("check", "--fms-path", CHECKOUT, *options)
+    assert (run.code, run.report["verdict"], run.report["quick"]) == (0, "pass", True)
+    assert len(run.report["results"]) == 14
+    # It generates wrongly, and its logits are right: only the steps themselves would show that.
+    assert run_candidate(snap, "StopsEarly", "--phase", "generate").code == 1
+    assert run_candidate(snap, "StopsEarly", "--phase", "generate", "--quick").code == 0
+    text = snap("check", "--fms-path", CHECKOUT, "--case", "one-image", "--quick").out
+    assert "verified in one pass, without the cache (--quick)" in text
+
+
+def test_quick_finds_wrong_logits(snap: Snap) -> None:
+    """NaN, another shape, a lacking forward: fail, fail, skip."""
+    nan = run_candidate(snap, "ReturnsNan", "--phase", "generate", "--quick")
+    assert nan.code == 1
+    assert "first other token at step 19: " in nan.report["results"][0]["reason"]
+    shape = run_candidate(snap, "WrongShape", "--phase", "generate", "--quick")
+    assert "forward returned no logits of each token" in shape.report["results"][0]["reason"]
+    assert run_candidate(snap, "HasNoGeneration", "--phase", "generate", "--quick").code == 3
