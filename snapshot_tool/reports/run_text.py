@@ -18,9 +18,7 @@ _SEVERITY = (Verdict.ERROR, Verdict.FAIL, Verdict.SKIP, Verdict.PASS)
 def header_lines(report: CheckReport, *, base: str) -> list[str]:
     """Say what was checked against what, where; paths below the folder `base` are shortened."""
     golden, device = report.golden, report.device
-    quick = (
-        ["generate      verified in one pass, without the cache (--quick)"] if report.quick else []
-    )
+    quick = "generate      verified in one pass, without the cache (--quick)"
     other = "" if golden.device == device else f" - golden recorded on {golden.device}"
     return [
         f"golden        {golden}",

@@ -307,7 +307,7 @@ def test_quick_verifies_the_whole_generation_in_one_pass(snap: Snap) -> None:
     assert run_candidate(snap, "StopsEarly", "--phase", "generate").code == 1
     assert run_candidate(snap, "StopsEarly", "--phase", "generate", "--quick").code == 0
     text = snap("check", "--fms-path", CHECKOUT, "--case", "one-image", "--quick").out
-    assert "verified in one pass, without the cache (--quick)" in text
+    assert "\ngenerate      verified in one pass, without the cache (--quick)\n" in text
 
 
 def test_quick_finds_wrong_logits(snap: Snap) -> None:
