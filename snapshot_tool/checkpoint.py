@@ -50,8 +50,15 @@ def checkpoint_name(spec: str) -> str:
     """Return the name under which goldens of a checkpoint are kept."""
     if not is_folder(spec):
         return spec
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(spec).expanduser().resolve().name).lstrip(".-_")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", _expand(spec).resolve().name).lstrip(".-_")
     return f"{FOLDER_OWNER}/{name or 'checkpoint'}"
+
+
+def _expand(spec: str) -> Path:
+    try:
+        return Path(spec).expanduser()
+    except RuntimeError:  # no such user: left as it is written, and then not found
+        return Path(spec)
 
 
 def is_folder_name(name: str) -> bool:
@@ -66,7 +73,7 @@ def open_checkpoint(spec: str, *, revision: str | None) -> Checkpoint:
     not those of the revision given.
     """
     if is_folder(spec):
-        return _open_folder(Path(spec).expanduser(), revision=revision)
+        return _open_folder(_expand(spec), revision=revision)
     if not revision:
         raise UsageError(
             f"--revision is needed for {spec}: a golden is pinned to one commit",

@@ -46,6 +46,8 @@ def recording_lock(location: SetLocation) -> Iterator[None]:
             "wait until it has ended",
         ) from None
     try:
+        # Before anyone asks whether the set is recorded already.
+        recover(location.root)
         yield
     finally:
         lock.release()
