@@ -1,0 +1,91 @@
+"""What comes from the hub is complete and known by its digests, and errors are two lines."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.unit.hub import COMMIT, REPOSITORY, serve_hub
+from tests.unit.test_checkpoint import open_on_hub
+
+LARGE = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 10_000, "a/b.json": b"[]"}
+PROGRAM = """
+import sys
+from snapshot_tool.checkpoint import open_checkpoint
+from snapshot_tool.core.errors import SnapError
+try:
+    open_checkpoint(sys.argv[1], revision=sys.argv[2])
+except SnapError as error:
+    sys.exit(f"{type(error).__name__}\\n{error}")
+"""
+
+
+def fail_on_hub(home: Path, name: str, revision: str, **environment: str) -> list[str]:
+    """Return all lines on stderr of a process that asks the hub in vain."""
+    answer = subprocess.run(
+        [sys.executable, "-c", PROGRAM, name, revision],
+        env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert answer.returncode == 1
+    return answer.stderr.splitlines()
+
+
+def test_every_file_that_loading_needs_is_downloaded_with_its_digest(tmp_path: Path) -> None:
+    """Files in folders and of several blocks, each with the SHA-256 of its bytes."""
+    with serve_hub(LARGE) as endpoint:
+        found = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT)
+    wanted = {name: hashlib.sha256(data).hexdigest() for name, data in LARGE.items()}
+    assert found["files"] == wanted
+    assert (found["revision"], found["resolved_from"]) == (COMMIT, "")
+
+
+def test_a_checkpoint_without_config_is_refused(tmp_path: Path) -> None:
+    """A repository of weights alone is no checkpoint."""
+    with serve_hub({"model.safetensors": b"weights"}) as endpoint:
+        found = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT)
+    assert found["kind"] == "CheckpointUnavailable"
+    assert found["problem"] == f"{REPOSITORY} at {COMMIT} has no config.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "environment"),
+    [
+        ("owner/nothing", "main", {}),
+        ("owner/gated", "main", {}),
+        (REPOSITORY, "6" * 40, {}),
+        (REPOSITORY, COMMIT, {"HF_HUB_OFFLINE": "1"}),
+        (REPOSITORY, COMMIT, {"HF_ENDPOINT": "http://127.0.0.1:9"}),
+    ],
+    ids=["unknown", "gated", "revision", "offline", "unreachable"],
+)
+def test_an_error_is_two_lines_and_no_traceback(
+    tmp_path: Path, name: str, revision: str, environment: Mapping[str, str]
+) -> None:
+    """Nothing else reaches the terminal: neither a traceback nor the client's own messages."""
+    with serve_hub() as endpoint:
+        lines = fail_on_hub(tmp_path, name, revision, **{"HF_ENDPOINT": endpoint, **environment})
+    kind, problem, remedy = lines
+    assert kind == "CheckpointUnavailable"
+    assert name in problem
+    assert remedy
+
+
+def test_offline_mode_is_named_where_the_commit_is_not_in_the_cache(tmp_path: Path) -> None:
+    """A full SHA and a branch alike: the user sees that offline mode is on."""
+    for revision in (COMMIT, "main"):
+        lines = fail_on_hub(tmp_path, REPOSITORY, revision, HF_HUB_OFFLINE="1")
+        assert lines[1] == (
+            f"{REPOSITORY} at {revision} is not in the local cache, "
+            "and offline mode is on (HF_HUB_OFFLINE)"
+        )
+        assert lines[2] == "connect to the network, or pass a folder: --checkpoint DIR"

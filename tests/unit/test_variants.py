@@ -1,0 +1,80 @@
+"""Drawing variants: the same everywhere, and without a trace in the user's own hypothesis."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import configuration
+
+from snapshot_tool.variants.recorded import draw_recipe
+
+# How many images each theme may have.
+IMAGES = ({1}, {0}, {2}, {1}, {1}, {3}, {1}, {0, 1}, {0, 1}, {1}, {0}, {2, 3})
+DRAW = """
+import json, sys
+from snapshot_tool.store.manifest import to_builtins
+from snapshot_tool.variants.recorded import draw_recipe
+order = json.loads(sys.argv[1])
+print(json.dumps({i: to_builtins(draw_recipe(seed=9, index=i, attempt=i % 2)) for i in order}))
+"""
+
+
+def draw_in_new_process(order: list[int], *, folder: Path) -> dict[str, object]:
+    """Draw some variants, in this order, in a process of its own."""
+    answer = subprocess.run(
+        [sys.executable, "-c", DRAW, json.dumps(order)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, object] = json.loads(answer.stdout)
+    return found
+
+
+def test_a_variant_does_not_depend_on_what_was_drawn_before_it(tmp_path: Path) -> None:
+    """Seed, index and attempt alone decide, in any order and in a process of its own."""
+    forward = draw_in_new_process([0, 1, 5, 7, 11], folder=tmp_path)
+    backward = draw_in_new_process([11, 7, 5, 1, 0], folder=tmp_path)
+    alone = draw_in_new_process([7], folder=tmp_path)
+    assert forward == backward
+    assert alone["7"] == forward["7"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_attempts_at_a_variant_keep_its_theme(index: int) -> None:
+    """When the reference refuses a draw, another one of the same theme takes its place."""
+    drawn = [draw_recipe(seed=5, index=index, attempt=attempt) for attempt in range(4)]
+    assert {len(recipe.images) for recipe in drawn} <= IMAGES[index]
+    padded = [recipe.left_padding > 0 for recipe in drawn]
+    assert padded == [index in (0, 10)] * 4
+    if index == 6:
+        assert all(min(i.width, i.height) <= 5 for recipe in drawn for i in recipe.images)
+    if index == 9:
+        assert all(i.mode != "RGB" for recipe in drawn for i in recipe.images)
+
+
+def test_variants_beyond_a_dozen_begin_the_themes_again_with_other_draws() -> None:
+    """Forty variants are forty recipes."""
+    first, thirteenth = (draw_recipe(seed=5, index=index, attempt=0) for index in (0, 12))
+    assert len(thirteenth.images) == len(first.images) == 1
+    assert thirteenth.left_padding > 0
+    assert first != thirteenth
+
+
+@pytest.mark.parametrize("home", [None, "mine"])
+def test_the_users_own_hypothesis_home_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    """A home that was set stays set and unused; one that was not is not set."""
+    name = "__hypothesis_home_directory"
+    monkeypatch.setitem(vars(configuration), name, tmp_path / home if home else None)
+    before = vars(configuration)[name]
+    draw_recipe(seed=1, index=0, attempt=0)
+    assert vars(configuration)[name] == before
+    assert list(tmp_path.iterdir()) == []
