@@ -59,14 +59,20 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
     }
 
 
-def _result(result: Result) -> dict[str, Any]:
-    tolerance = result.tolerance
+def _judged(result: Result) -> dict[str, Any]:
     return {
         "case": result.case,
         "phase": result.phase.value,
         "tensor": result.tensor,
         "verdict": result.verdict.value,
         "reason": result.reason,
+    }
+
+
+def _result(result: Result) -> dict[str, Any]:
+    tolerance = result.tolerance
+    return {
+        **_judged(result),
         **_figures(result.comparison),
         "atol": tolerance.atol if tolerance else None,
         "rtol": tolerance.rtol if tolerance else None,
@@ -122,11 +128,7 @@ def _divergence(result: Result | None, localisation: Localisation | None) -> dic
         return None
     culprit = localisation.culprit if localisation else None
     return {
-        "case": result.case,
-        "phase": result.phase.value,
-        "tensor": result.tensor,
-        "verdict": result.verdict.value,
-        "reason": result.reason,
+        **_judged(result),
         "module": culprit.module if culprit else None,
         "candidate_module": culprit.candidate if culprit else None,
     }

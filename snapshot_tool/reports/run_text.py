@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from snapshot_tool.core.localisation import Localisation, ModuleErrors
-from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.core.phases import PHASES, Phase, phase_order
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict
 
@@ -89,7 +89,7 @@ def tolerance_used(result: Result) -> float | None:
 def problem_lines(report: CheckReport) -> list[str]:
     """Describe what did not pass, the earliest phases first, the first few of them."""
     problems = [r for r in report.results if r.verdict is not Verdict.PASS]
-    problems.sort(key=lambda r: (_SEVERITY.index(r.verdict) // 2, PHASES.index(r.phase)))
+    problems.sort(key=lambda r: (_SEVERITY.index(r.verdict) // 2, phase_order(r.phase)))
     lines = [_problem(result) for result in problems[:_SHOWN_PROBLEMS]]
     left = len(problems) - _SHOWN_PROBLEMS
     if left > 0:

@@ -167,11 +167,16 @@ def test_a_killed_recording_leaves_the_old_set_and_can_be_resumed(
     other = record(snap, goldens, "--resume", "--variants", 2, "--max-new-tokens", 5)
     assert other.code == 2
     assert "another max_new_tokens: it was 4, is 5" in error_lines(other)[0]
-    staged = next(parts.glob("*/*/*/parts/one-image/generate.safetensors"))
-    stamp = staged.stat().st_mtime_ns
+    marked = tmp_path / "marked"
+    shutil.copytree(goldens, marked)
+    (staged,) = marked.glob(".snap/*/*/*/parts/one-image/generate.txt")
+    staged.write_text("staged before the kill", encoding="utf-8")
+    assert record(snap, marked, "--resume", *SMALL).code == 0
+    manifest = json.loads((set_folder(marked) / "manifest.json").read_text(encoding="utf-8"))
+    generated = {case["name"]: case["generated"] for case in manifest["cases"]}
+    assert generated["one-image"] == "staged before the kill"
     resumed = record(snap, goldens, "--resume", *SMALL)
     assert resumed.code == 0, resumed.err
-    assert stamp < time.time_ns()
     fresh = record(snap, tmp_path / "fresh", *SMALL)
     assert fresh.code == 0
     assert contents(goldens) == contents(tmp_path / "fresh")
