@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,3 +192,11 @@ def flip_bit(path: Path, *, byte: int, bit: int = 0) -> None:
 def truncate(path: Path, *, size: int) -> None:
     """Cut a file to its first bytes; a negative size counts from the end."""
     path.write_bytes(path.read_bytes()[:size])
+
+
+def write_raw(path: Path, header: object, data: bytes = b"", *, length: int | None = None) -> Path:
+    """Write a file in the format's outer form with any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    prefix = struct.pack("<Q", len(text) if length is None else length)
+    path.write_bytes(prefix + text + data)
+    return path

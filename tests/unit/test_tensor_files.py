@@ -17,7 +17,7 @@ from safetensors.torch import save, save_file
 
 from snapshot_tool.core.errors import GoldenDamaged
 from snapshot_tool.store.tensors import Span, describe_file, join_files, read_header
-from tests.unit.factory import flip_bit, truncate
+from tests.unit.factory import flip_bit, truncate, write_raw
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -67,13 +67,6 @@ def write_parts(folder: Path) -> tuple[dict[str, Path], dict[str, torch.Tensor]]
         save_file(tensors, parts[name.lower()])
         wanted |= {f"{name.lower()}/{key}": tensor for key, tensor in tensors.items()}
     return parts, wanted
-
-
-def write_raw(path: Path, header: object, data: bytes = b"") -> Path:
-    """Write a file with any header, given as JSON's value or as bytes."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return path
 
 
 def damage(path: Path) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import resource
-import struct
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 
 from snapshot_tool.core.errors import GoldenDamaged
 from snapshot_tool.store.tensors import describe_file, join_files, read_header
+from tests.unit.factory import write_raw
 
 TENSORS = {
     "floats": torch.linspace(-1, 1, 15).reshape(3, 5),
@@ -26,14 +25,6 @@ TENSORS = {
     "scalar": torch.tensor(3.5),
     "empty": torch.zeros(0, 4),
 }
-
-
-def write_raw(path: Path, header: object, data: bytes = b"", *, length: int | None = None) -> Path:
-    """Write a file in the format's outer form with any header."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    prefix = struct.pack("<Q", len(text) if length is None else length)
-    path.write_bytes(prefix + text + data)
-    return path
 
 
 def test_joined_parts_hold_the_same_tensors_for_any_reader(tmp_path: Path) -> None:
