@@ -6,7 +6,7 @@ import fnmatch
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from snapshot_tool.candidates import FMS, load_candidate
@@ -45,9 +45,9 @@ from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
 from snapshot_tool.localise import localise
 from snapshot_tool.phase_runs import Pair, run_generation_in_one_pass, run_phase
-from snapshot_tool.store.golden import Golden, Selection, find_goldens, select_golden
+from snapshot_tool.store.golden import FoundSet, Golden, Selection, find_goldens, select_golden
 from snapshot_tool.store.layout import phase_file
-from snapshot_tool.store.manifest import CaseEntry
+from snapshot_tool.store.manifest import CaseEntry, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,36 @@ class CheckRequest:
     required: tuple[Phase, ...] = ()
 
 
-def check(request: CheckRequest, progress: Progress) -> CheckReport:
-    """Run the candidate on the golden's inputs and judge every recorded tensor."""
+@dataclass(frozen=True, slots=True)
+class Checker:
+    """A loaded candidate beside its golden set: runs any phase of any case, on its own.
+
+    Args:
+        request: what was asked for.
+        golden: the set to check against.
+        candidate: the implementation under test.
+        settings: what was set for determinism.
+        imported_before: whether transformers was imported before the candidate was loaded.
+    """
+
+    request: CheckRequest
+    golden: Golden
+    candidate: Candidate
+    settings: Mapping[str, str] = field(default_factory=dict)
+    imported_before: bool = False
+
+    def run(self, case: CaseEntry, phase: Phase) -> list[Result]:
+        """Return a result for every recorded tensor of one phase of one case."""
+        return _check_phase(self.candidate, self.golden, case, phase, self.request)
+
+    def localise(self, results: tuple[Result, ...]) -> Localisation | None:
+        """Name the module in which the first divergence of these results arises."""
+        return _localise(self.candidate, self.golden, results, always=self.request.localise)
+
+
+def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> Checker:
+    """Load the candidate from the checkpoint that the golden was recorded from."""
     require_device(request.device)
-    golden = _select(request)
-    cases = _select_cases(golden, request)
     checkpoint = _find_checkpoint(request, golden)
     require_same_files(checkpoint, golden.manifest.checkpoint.files)
     imported_before = "transformers" in sys.modules
@@ -91,21 +116,31 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
             fms_path=request.fms_path,
         )
         next(steps)
-    results = tuple(check_cases(candidate, golden, cases, request, progress))
-    localisation = _localise(candidate, golden, results, always=request.localise)
+    return Checker(request, golden, candidate, settings, imported_before)
+
+
+def check(request: CheckRequest, progress: Progress) -> CheckReport:
+    """Run the candidate on the golden's inputs and judge every recorded tensor."""
+    require_device(request.device)
+    golden = _select(request)
+    cases = select_cases(golden.manifest, request)
+    checker = open_checker(request, golden, progress)
+    results = tuple(check_cases(checker, cases, progress))
+    localisation = checker.localise(results)
     transformers = Transformers(
-        is_importable("transformers"), not imported_before and "transformers" in sys.modules
+        is_importable("transformers"),
+        not checker.imported_before and "transformers" in sys.modules,
     )
     return CheckReport(
         golden=_identity(golden),
         device=request.device,
-        candidate=_candidate_info(candidate, request.candidate),
+        candidate=_candidate_info(checker.candidate, request.candidate),
         transformers=transformers,
         quick=request.quick,
         environment={
             **describe_machine(),
             **package_versions(),
-            **settings,
+            **checker.settings,
             "device": device_name(request.device),
         },
         results=results,
@@ -126,15 +161,29 @@ def _identity(golden: Golden) -> GoldenIdentity:
     )
 
 
+def find_sets(request: CheckRequest) -> list[FoundSet]:
+    """Return every golden set that the request may mean; raise GoldenNotFound where none is."""
+    selection = _selection(request)
+    found = find_goldens(request.goldens)
+    matching = [s for s in found if s.manifest is not None and selection.matches(s.manifest)]
+    if not matching:
+        _select(request)  # says what is missing
+    return matching
+
+
+def _selection(request: CheckRequest) -> Selection:
+    device = request.golden_device or request.device
+    return Selection(_golden_name(request), request.revision, device)
+
+
 def _select(request: CheckRequest) -> Golden:
     device = request.golden_device or request.device
-    name = _golden_name(request)
-    selection = Selection(name, request.revision, device)
+    selection = _selection(request)
     try:
         return select_golden(request.goldens, selection)
     except GoldenNotFound as missing:
         other = "cuda" if device == "cpu" else "cpu"
-        elsewhere = Selection(name, request.revision, other)
+        elsewhere = Selection(selection.checkpoint, request.revision, other)
         found = [s.manifest for s in find_goldens(request.goldens) if s.manifest]
         if request.golden_device is None and any(elsewhere.matches(m) for m in found):
             raise GoldenNotFound(
@@ -156,15 +205,16 @@ def _golden_name(request: CheckRequest) -> str | None:
     return name if name in known or not is_folder(request.checkpoint) else None
 
 
-def _select_cases(golden: Golden, request: CheckRequest) -> list[CaseEntry]:
-    names = [case.name for case in golden.manifest.cases]
+def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
+    """Return the cases that `--case` names; raise UsageError where it names none."""
+    names = [case.name for case in manifest.cases]
     chosen = set(fnmatch.filter(names, request.case))
     if not chosen:
         raise UsageError(
             f"--case {request.case} matches none of the {len(names)} cases",
             f"there are: {', '.join(names)}",
         )
-    return [case for case in golden.manifest.cases if case.name in chosen]
+    return [case for case in manifest.cases if case.name in chosen]
 
 
 def _find_checkpoint(request: CheckRequest, golden: Golden) -> Checkpoint:
@@ -182,21 +232,16 @@ def _find_checkpoint(request: CheckRequest, golden: Golden) -> Checkpoint:
     return open_checkpoint(entry.name, revision=entry.revision)
 
 
-def check_cases(
-    candidate: Candidate,
-    golden: Golden,
-    cases: list[CaseEntry],
-    request: CheckRequest,
-    progress: Progress,
-) -> Iterator[Result]:
+def check_cases(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Iterator[Result]:
     """Yield a result for every tensor of the selected cases, running each phase as it comes."""
+    request = checker.request
     compared = set()
     with progress.stage("checking cases", len(cases)) as steps:
         for case in cases:
             for phase in PHASES:
                 if phase in request.phases and phase in case.phases:
                     compared.add(phase)
-                    yield from _check_phase(candidate, golden, case, phase, request)
+                    yield from checker.run(case, phase)
             next(steps)
     for phase in request.phases:
         if phase not in compared:

@@ -18,7 +18,7 @@ from snapshot_tool.core.results import first_divergence
 from snapshot_tool.core.taps import Sketchbook
 from snapshot_tool.localise import localise
 from snapshot_tool.store.golden import Golden, open_golden
-from snapshot_tool.workflows.check import CheckRequest, check_cases
+from snapshot_tool.workflows.check import Checker, CheckRequest, check_cases
 from tests.candidates import CHECKOUT
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
 from tests.fms_checkout.faults import FAULTS, Fault, plant
@@ -95,10 +95,11 @@ def test_any_weight_off_by_one_percent_is_found_in_its_phase(
 ) -> None:
     """Each of the model's weights alone, times 1.01, fails the phase that it belongs to first."""
     request = CheckRequest(GOLDENS, phases=tuple(Phase)[:4], case="one-image")
+    checker = Checker(request, golden, candidate)
     cases = [golden.case("one-image")]
     found = {}
     for name in scaled_weights(candidate, 1.01):
-        results = check_cases(candidate, golden, cases, request, SilentProgress())
+        results = check_cases(checker, cases, SilentProgress())
         first = first_divergence(tuple(results))
         found[name] = first.phase if first else None
     assert len(found) == len(list(candidate.model.named_parameters())) > 50
