@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,58 +13,74 @@ from snapshot_tool.families.family import Capture
 if TYPE_CHECKING:
     import torch
 
+# Shown a module's name, the side, and what is there: (arguments, keywords) or the output as it is.
+Watcher = Callable[[str, Side, object], None]
 
-def first_tensor(value: object) -> torch.Tensor | None:
-    """Return the first tensor of a module's output: itself, or the first in a tuple or mapping."""
+
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Yield every tensor in tuples, lists and mappings, however nested, in order."""
     import torch
 
     if isinstance(value, torch.Tensor):
-        return value
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, (tuple, list)):
-        return next((found for item in value if (found := first_tensor(item)) is not None), None)
-    return None
+        yield value.detach()
+    elif isinstance(value, Mapping):
+        yield from tensors_in(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def first_tensor(value: object) -> torch.Tensor | None:
+    """Return the first tensor of a module's input or output, or None."""
+    return next(tensors_in(value), None)
 
 
 @contextmanager
-def tap_modules(model: torch.nn.Module, observe: Observer) -> Iterator[None]:
-    """Show `observe` every module's first input and output but the model's own.
+def watch_modules(modules: Iterable[tuple[str, torch.nn.Module]], watch: Watcher) -> Iterator[None]:
+    """Show `watch` what each module is given and what it returns, at every call.
 
-    Only the first call of each module counts. Tensors are shown, not copied: a later module may
-    change them in place, so what is to be kept must be taken at once.
+    Nothing is copied: a later module may change a tensor in place, so what is to be kept must be
+    taken at once.
     """
-    entered: set[str] = set()
-    left: set[str] = set()
 
     def before(name: str) -> Callable[..., None]:
         def show(_module: object, arguments: Any, keywords: Mapping[str, Any]) -> None:
-            tensor = first_tensor((arguments, keywords))
-            if tensor is not None and name not in entered:
-                observe(name, Side.INPUT, tensor.detach())
-            entered.add(name)
+            watch(name, Side.INPUT, (arguments, keywords))
 
         return show
 
     def after(name: str) -> Callable[..., None]:
-        def show(_module: object, _arguments: object, output: object) -> None:
-            tensor = first_tensor(output)
-            if tensor is not None and name not in left:
-                observe(name, Side.OUTPUT, tensor.detach())
-            left.add(name)
-
-        return show
+        return lambda _module, _arguments, output: watch(name, Side.OUTPUT, output)
 
     handles = []
-    for name, module in model.named_modules():
-        if name:
+    try:
+        for name, module in modules:
             handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(after(name)))
-    try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def named_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """Return every module but the model's own, by name."""
+    return [(name, module) for name, module in model.named_modules() if name]
+
+
+@contextmanager
+def tap_modules(model: torch.nn.Module, observe: Observer) -> Iterator[None]:
+    """Show `observe` the first tensor that each module is first given, and first returns."""
+    seen: set[tuple[str, Side]] = set()
+
+    def watch(name: str, side: Side, value: object) -> None:
+        tensor = first_tensor(value)
+        if tensor is not None and (name, side) not in seen:
+            observe(name, side, tensor)
+        seen.add((name, side))
+
+    with watch_modules(named_modules(model), watch):
+        yield
 
 
 @contextmanager
@@ -74,30 +90,12 @@ def capture_tensors(
     """Collect what a family wants kept; a module that does not run leaves no entry."""
     found: dict[Capture, torch.Tensor] = {}
 
-    def keep(capture: Capture, value: object) -> None:
+    def watch(name: str, side: Side, value: object) -> None:
         tensor = first_tensor(value)
-        if tensor is not None:
-            found.setdefault(capture, tensor.detach().clone())
+        for capture in captures:
+            if tensor is not None and (capture.module, capture.side) == (name, side):
+                found.setdefault(capture, tensor.clone())
 
-    def input_hook(capture: Capture) -> Callable[..., None]:
-        def hook(_module: object, arguments: Any, keywords: Mapping[str, Any]) -> None:
-            keep(capture, (arguments, keywords))
-
-        return hook
-
-    def output_hook(capture: Capture) -> Callable[..., None]:
-        return lambda _module, _arguments, output: keep(capture, output)
-
-    handles = []
-    for capture in captures:
-        module = model.get_submodule(capture.module)
-        if capture.side is Side.INPUT:
-            hook = input_hook(capture)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        else:
-            handles.append(module.register_forward_hook(output_hook(capture)))
-    try:
+    names = {capture.module for capture in captures}
+    with watch_modules([(name, model.get_submodule(name)) for name in names], watch):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,14 +89,8 @@ class FmsIdefics3:
     def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
         """Run forward and show the modules; return FMS's name of each, by Hugging Face's."""
         text = self.model.config.text_config
-        with ExitStack() as stack:
-            names = observe_twins(
-                self.model,
-                self.family.fms_twins,
-                observe,
-                head_dim=text.emb_dim // text.nheads,
-                stack=stack,
-            )
+        head_dim = text.emb_dim // text.nheads
+        with observe_twins(self.model, self.family.fms_twins, observe, head_dim=head_dim) as names:
             self.forward(inputs)
         return names
 

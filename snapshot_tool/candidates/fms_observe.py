@@ -3,65 +3,56 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from snapshot_tool.core.interfaces import Observer
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families.family import Twin
-from snapshot_tool.taps import first_tensor
+from snapshot_tool.taps import first_tensor, watch_modules
 
 if TYPE_CHECKING:
     import torch
 
 
+def twins_of(name: str, twins: Sequence[Twin]) -> list[tuple[str, Twin]]:
+    """Return the Hugging Face modules that an FMS module stands for, by name."""
+    matches = ((re.fullmatch(twin.fms, name), twin) for twin in twins)
+    return [(match.expand(twin.hf), twin) for match, twin in matches if match]
+
+
+@contextmanager
 def observe_twins(
-    model: torch.nn.Module,
-    twins: Sequence[Twin],
-    observe: Observer,
-    *,
-    head_dim: int,
-    stack: ExitStack,
-) -> Mapping[str, str]:
-    """Hook every module that has a twin, until `stack` closes; return FMS's name of each twin.
+    model: torch.nn.Module, twins: Sequence[Twin], observe: Observer, *, head_dim: int
+) -> Iterator[Mapping[str, str]]:
+    """Show every module that has a twin, under the twin's name; yield FMS's name of each twin.
 
     head_dim: elements of one head of the text model, for undoing FMS's rotary order.
     """
-    names: dict[str, str] = {}
-    for name, module in model.named_modules():
-        for twin in twins:
-            match = re.fullmatch(twin.fms, name)
-            if match is None:
-                continue
-            hf_name = match.expand(twin.hf)
-            names[hf_name] = name
-            before = module.register_forward_pre_hook(
-                _show_input(hf_name, observe), with_kwargs=True
+    named = dict(model.named_modules())
+    found = {name: pairs for name in named if (pairs := twins_of(name, twins))}
+
+    def watch(name: str, side: Side, value: object) -> None:
+        for hf_name, twin in found[name]:
+            tensor = (
+                first_tensor(value)
+                if side is Side.INPUT
+                else twin_output(value, twin, head_dim=head_dim)
             )
-            after = module.register_forward_hook(_show_output(hf_name, twin, observe, head_dim))
-            stack.callback(before.remove)
-            stack.callback(after.remove)
-    return names
+            if tensor is not None:
+                observe(hf_name, side, tensor)
+
+    with watch_modules([(name, named[name]) for name in found], watch):
+        yield {hf_name: name for name, pairs in found.items() for hf_name, _ in pairs}
 
 
-def _show_input(name: str, observe: Observer) -> Callable[..., None]:
-    def show(_module: object, arguments: Any, keywords: Mapping[str, Any]) -> None:
-        tensor = first_tensor((arguments, keywords))
-        if tensor is not None:
-            observe(name, Side.INPUT, tensor.detach())
-
-    return show
-
-
-def _show_output(name: str, twin: Twin, observe: Observer, head_dim: int) -> Callable[..., None]:
-    def show(_module: object, _arguments: object, output: object) -> None:
-        tensor = _part(output, twin)
-        if tensor is not None:
-            ordered = undo_rotary_order(tensor, head_dim) if twin.rotary else tensor
-            observe(name, Side.OUTPUT, ordered.detach())
-
-    return show
+def twin_output(output: object, twin: Twin, *, head_dim: int) -> torch.Tensor | None:
+    """Return the part of an FMS module's output that is a Hugging Face module's, as it has it."""
+    tensor = _part(output, twin)
+    if tensor is None or not twin.rotary:
+        return tensor
+    return undo_rotary_order(tensor, head_dim)
 
 
 def _part(output: object, twin: Twin) -> torch.Tensor | None:

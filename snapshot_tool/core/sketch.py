@@ -18,6 +18,7 @@ SAMPLE_SIZE = 64
 PROJECTION_SIZE = 16
 MOMENTS = ("mean", "rms", "abs_mean", "min", "max")
 MAX_DIMENSIONS = 4
+_BLOCK = 2**20  # elements: float64 copies stay small however large the tensor is
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,7 @@ def project(tensor: torch.Tensor, *, seed: int) -> torch.Tensor:
     shape = values.shape if values.dim() else torch.Size([1])
     rows = values.reshape(-1, shape[-1])
     last = _signs(shape[-1], seed=seed, dimension=len(shape) - 1)
-    # Row blocks keep the float64 copy small however large the tensor is.
-    block = max(1, 2**20 // max(1, shape[-1]))
+    block = max(1, _BLOCK // max(1, shape[-1]))
     parts = [rows[i : i + block].to(torch.float64) @ last for i in range(0, len(rows), block)]
     sums = torch.cat(parts) if parts else torch.zeros(0, PROJECTION_SIZE, dtype=torch.float64)
     sums = sums.reshape(*shape[:-1], PROJECTION_SIZE)
@@ -80,6 +80,21 @@ def project(tensor: torch.Tensor, *, seed: int) -> torch.Tensor:
     return scaled
 
 
+def _moments(flat: torch.Tensor) -> torch.Tensor:
+    """Return MOMENTS of (n,) elements, (5,) float64."""
+    import torch
+
+    sums, lowest, highest = torch.zeros(3, dtype=torch.float64), [], []
+    for start in range(0, flat.numel(), _BLOCK):
+        wide = flat[start : start + _BLOCK].to(torch.float64)
+        sums += torch.stack([wide.sum(), wide.square().sum(), wide.abs().sum()])
+        lowest.append(wide.min())
+        highest.append(wide.max())
+    mean, square, abs_mean = sums / flat.numel()
+    extremes = torch.stack(lowest).min(), torch.stack(highest).max()
+    return torch.stack([mean, square.sqrt(), abs_mean, *extremes])
+
+
 def sketch(tensor: torch.Tensor, *, seed: int) -> Sketch:
     """Return the sketch of a floating-point tensor of 1 to 4 dimensions."""
     import torch
@@ -88,18 +103,8 @@ def sketch(tensor: torch.Tensor, *, seed: int) -> Sketch:
     if not 1 <= values.dim() <= MAX_DIMENSIONS:
         raise ValueError(f"cannot sketch a tensor of shape {tuple(values.shape)}")
     flat = values.reshape(-1)
-    wide = flat.to(torch.float64)
-    moments = torch.stack(
-        [
-            wide.mean(),
-            wide.square().mean().sqrt(),
-            wide.abs().mean(),
-            wide.min(),
-            wide.max(),
-        ]
-    )
     sample = flat[sample_indices(flat.numel(), seed=seed)].to(torch.float32)
-    return Sketch(tuple(values.shape), moments, sample, project(values, seed=seed))
+    return Sketch(tuple(values.shape), _moments(flat), sample, project(values, seed=seed))
 
 
 def relative_error(golden: Sketch, other: Sketch) -> float:

@@ -81,6 +81,13 @@ def test_blocks_do_not_change_a_projection(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.allclose(project(wide, seed=5), whole, rtol=1e-9, atol=1e-9)
 
 
+def test_blocks_do_not_change_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large tensor's moments are taken block by block, the last and shorter one included."""
+    whole = sketch(TENSOR, seed=5).moments
+    monkeypatch.setattr(module, "_BLOCK", 1999)
+    assert torch.allclose(sketch(TENSOR, seed=5).moments, whole, rtol=1e-12, atol=1e-12)
+
+
 def tap(name: str, given: float, returned: float) -> Tap:
     """Return a module whose input and output are off by so much."""
     return Tap(name, sketch(TENSOR + given, seed=5), sketch(TENSOR + returned, seed=5))
