@@ -10,22 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from snapshot_tool.candidates import FMS, load_candidate
-from snapshot_tool.checkpoint import (
-    Checkpoint,
-    checkpoint_name,
-    is_folder,
-    is_folder_name,
-    open_checkpoint,
-    require_same_files,
-)
 from snapshot_tool.compare import judge_tensor
-from snapshot_tool.core.errors import (
-    CheckpointUnavailable,
-    GoldenNotFound,
-    PhaseUnsupported,
-    SnapError,
-    UsageError,
-)
+from snapshot_tool.core.errors import PhaseUnsupported, SnapError, UsageError
 from snapshot_tool.core.interfaces import (
     Candidate,
     CandidateInfo,
@@ -43,9 +29,10 @@ from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
+from snapshot_tool.golden_choice import GoldenChoice, open_checkpoint_of
 from snapshot_tool.localise import localise
 from snapshot_tool.phase_runs import Pair, run_generation_in_one_pass, run_phase
-from snapshot_tool.store.golden import FoundSet, Golden, Selection, find_goldens, select_golden
+from snapshot_tool.store.golden import FoundSet, Golden
 from snapshot_tool.store.layout import phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest
 
@@ -68,6 +55,13 @@ class CheckRequest:
     atol: float | None = None
     rtol: float | None = None
     required: tuple[Phase, ...] = ()
+
+    @property
+    def golden_choice(self) -> GoldenChoice:
+        """Which golden set is meant."""
+        return GoldenChoice(
+            self.goldens, self.checkpoint, self.revision, self.device, self.golden_device
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +94,7 @@ class Checker:
 def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> Checker:
     """Load the candidate from the checkpoint that the golden was recorded from."""
     require_device(request.device)
-    checkpoint = _find_checkpoint(request, golden)
-    require_same_files(checkpoint, golden.manifest.checkpoint.files)
+    checkpoint = open_checkpoint_of(golden, request.checkpoint)
     imported_before = "transformers" in sys.modules
     settings = make_deterministic(golden.manifest.seed, strict=False)
     with progress.stage("loading the candidate", 1) as steps:
@@ -122,7 +115,7 @@ def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> C
 def check(request: CheckRequest, progress: Progress) -> CheckReport:
     """Run the candidate on the golden's inputs and judge every recorded tensor."""
     require_device(request.device)
-    golden = _select(request)
+    golden = request.golden_choice.open()
     cases = select_cases(golden.manifest, request)
     checker = open_checker(request, golden, progress)
     results = tuple(check_cases(checker, cases, progress))
@@ -163,46 +156,7 @@ def _identity(golden: Golden) -> GoldenIdentity:
 
 def find_sets(request: CheckRequest) -> list[FoundSet]:
     """Return every golden set that the request may mean; raise GoldenNotFound where none is."""
-    selection = _selection(request)
-    found = find_goldens(request.goldens)
-    matching = [s for s in found if s.manifest is not None and selection.matches(s.manifest)]
-    if not matching:
-        _select(request)  # says what is missing
-    return matching
-
-
-def _selection(request: CheckRequest) -> Selection:
-    device = request.golden_device or request.device
-    return Selection(_golden_name(request), request.revision, device)
-
-
-def _select(request: CheckRequest) -> Golden:
-    device = request.golden_device or request.device
-    selection = _selection(request)
-    try:
-        return select_golden(request.goldens, selection)
-    except GoldenNotFound as missing:
-        other = "cuda" if device == "cpu" else "cpu"
-        elsewhere = Selection(selection.checkpoint, request.revision, other)
-        found = [s.manifest for s in find_goldens(request.goldens) if s.manifest]
-        if request.golden_device is None and any(elsewhere.matches(m) for m in found):
-            raise GoldenNotFound(
-                f"no golden for {selection} in {request.goldens}, but one recorded on {other}",
-                f"to check on {device} against it: --golden-device {other}",
-            ) from missing
-        raise
-
-
-def _golden_name(request: CheckRequest) -> str | None:
-    """Return the checkpoint's name to look for.
-
-    A folder may be a copy of a hub checkpoint, under any name: then its digests decide.
-    """
-    if request.checkpoint is None:
-        return None
-    name = checkpoint_name(request.checkpoint)
-    known = {s.manifest.checkpoint.name for s in find_goldens(request.goldens) if s.manifest}
-    return name if name in known or not is_folder(request.checkpoint) else None
+    return request.golden_choice.find()
 
 
 def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
@@ -215,21 +169,6 @@ def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
             f"there are: {', '.join(names)}",
         )
     return [case for case in manifest.cases if case.name in chosen]
-
-
-def _find_checkpoint(request: CheckRequest, golden: Golden) -> Checkpoint:
-    """Open the checkpoint that was asked for, or the one that the golden names."""
-    entry = golden.manifest.checkpoint
-    if request.checkpoint is not None:
-        folder = is_folder(request.checkpoint)
-        return open_checkpoint(request.checkpoint, revision=None if folder else entry.revision)
-    if entry.location is not None:
-        return open_checkpoint(str(golden.root.absolute().parent / entry.location), revision=None)
-    if is_folder_name(entry.name):
-        raise CheckpointUnavailable(
-            f"the golden does not say where the folder of {entry.name} is", "pass --checkpoint DIR"
-        )
-    return open_checkpoint(entry.name, revision=entry.revision)
 
 
 def check_cases(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Iterator[Result]:

@@ -1,0 +1,99 @@
+"""Which golden set a command means, and which checkpoint goes with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshot_tool.checkpoint import (
+    Checkpoint,
+    checkpoint_name,
+    is_folder,
+    is_folder_name,
+    open_checkpoint,
+    require_same_files,
+)
+from snapshot_tool.core.errors import CheckpointUnavailable, GoldenNotFound
+from snapshot_tool.store.golden import FoundSet, Golden, Selection, find_goldens, select_golden
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenChoice:
+    """What is said of the golden set that is meant.
+
+    Args:
+        goldens: the folder of all sets.
+        checkpoint: folder or hub id; None: any.
+        revision: or its first digits; None: any.
+        device: where the candidate runs.
+        golden_device: where the set was recorded; None: on `device`.
+    """
+
+    goldens: Path
+    checkpoint: str | None
+    revision: str | None
+    device: str
+    golden_device: str | None = None
+
+    def find(self) -> list[FoundSet]:
+        """Return every golden set that may be meant; raise GoldenNotFound where none is."""
+        selection = self._selection(self.golden_device or self.device)
+        found = find_goldens(self.goldens)
+        matching = [s for s in found if s.manifest is not None and selection.matches(s.manifest)]
+        if not matching:
+            self.open()  # says what is missing
+        return matching
+
+    def open(self) -> Golden:
+        """Open the one set that is meant; say so where only another device's is there."""
+        recorded_on = self.golden_device or self.device
+        selection = self._selection(recorded_on)
+        try:
+            return select_golden(self.goldens, selection)
+        except GoldenNotFound as missing:
+            other = "cuda" if recorded_on == "cpu" else "cpu"
+            elsewhere = self._selection(other)
+            found = [s.manifest for s in find_goldens(self.goldens) if s.manifest]
+            if self.golden_device is None and any(elsewhere.matches(m) for m in found):
+                raise GoldenNotFound(
+                    f"no golden for {selection} in {self.goldens}, but one recorded on {other}",
+                    f"to check on {self.device} against it: --golden-device {other}",
+                ) from missing
+            raise
+
+    def _selection(self, recorded_on: str) -> Selection:
+        return Selection(self._name(), self.revision, recorded_on)
+
+    def _name(self) -> str | None:
+        """Return the checkpoint's name to look for.
+
+        A folder may be a copy of a hub checkpoint, under any name: then its digests decide.
+        """
+        if self.checkpoint is None:
+            return None
+        name = checkpoint_name(self.checkpoint)
+        known = {s.manifest.checkpoint.name for s in find_goldens(self.goldens) if s.manifest}
+        return name if name in known or not is_folder(self.checkpoint) else None
+
+
+def open_checkpoint_of(golden: Golden, spec: str | None) -> Checkpoint:
+    """Open the checkpoint `spec`, or the one that the golden names where it is None.
+
+    Raises RevisionMismatch unless its files are those that the golden was recorded from.
+    """
+    checkpoint = _open(golden, spec)
+    require_same_files(checkpoint, golden.manifest.checkpoint.files)
+    return checkpoint
+
+
+def _open(golden: Golden, spec: str | None) -> Checkpoint:
+    entry = golden.manifest.checkpoint
+    if spec is not None:
+        return open_checkpoint(spec, revision=None if is_folder(spec) else entry.revision)
+    if entry.location is not None:
+        return open_checkpoint(str(golden.root.absolute().parent / entry.location), revision=None)
+    if is_folder_name(entry.name):
+        raise CheckpointUnavailable(
+            f"the golden does not say where the folder of {entry.name} is", "pass --checkpoint DIR"
+        )
+    return open_checkpoint(entry.name, revision=entry.revision)
