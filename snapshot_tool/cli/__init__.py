@@ -21,6 +21,8 @@ _COMMANDS = {
     "show": ("goldens", "Show what a golden set holds."),
     "verify": ("goldens", "Check the files of golden sets against their digests."),
     "diff": ("diff", "Show what differs between two golden sets."),
+    "push": ("share", "Send golden sets to a remote."),
+    "pull": ("share", "Fetch golden sets from a remote."),
     "doctor": ("doctor", "Say what works in this environment, and why not."),
 }
 _CANNOT_RUN = 3

@@ -48,6 +48,14 @@ class ManifestInvalid(GoldenDamaged):
     """A manifest breaks its schema, or follows a schema newer than this snap."""
 
 
+class LockInvalid(SnapError):
+    """goldens.lock breaks its schema."""
+
+
+class RemoteUnavailable(SnapError):
+    """The place where golden sets are shared cannot be reached, read or written."""
+
+
 class CheckpointUnavailable(SnapError):
     """The checkpoint cannot be found, reached or read."""
 

@@ -95,7 +95,7 @@ def commit(staged: Path, location: SetLocation) -> None:
         return
     for child in sorted(target.iterdir()):
         if not (staged / child.name).exists():
-            _link_or_copy(child, staged / child.name)
+            _carry_over(child, staged / child.name)
     sync_folder(staged)
     if not _exchange(staged, target):
         replaced = _replaced(location)
@@ -122,14 +122,15 @@ def _replaced(location: SetLocation) -> Path:
     return location.work_folder / "replaced"
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def _carry_over(source: Path, target: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link_or_copy_file)
+        shutil.copytree(source, target, copy_function=link_or_copy)
     else:
-        _link_or_copy_file(source, target)
+        link_or_copy(source, target)
 
 
-def _link_or_copy_file(source: Path | str, target: Path | str) -> None:
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Give a file a second place; its bytes are written again only where links are impossible."""
     try:
         os.link(source, target)
     except OSError:

@@ -16,7 +16,7 @@ import pytest
 import snapshot_tool
 from tests.conftest import ROOT, Snap
 
-COMMANDS = ["record", "check", "list", "show", "verify", "diff", "doctor"]
+COMMANDS = ["record", "check", "list", "show", "verify", "diff", "push", "pull", "doctor"]
 
 
 def loaded_modules(arguments: list[str]) -> set[str]:
@@ -66,7 +66,9 @@ def test_every_option_of_check_and_record_is_tried_or_told(snap: Snap) -> None:
     assert told <= known
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show"], ["verify"], ["check", "-h"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["show"], ["verify"], ["check", "-h"], ["pull"]]
+)
 def test_looking_at_goldens_imports_no_torch(arguments: list[str]) -> None:
     """Commands that run no model start at once."""
     loaded = loaded_modules(arguments)

@@ -57,6 +57,7 @@ class Hub(BaseHTTPRequestHandler):
         return {f"/api/models/{REPOSITORY}/revision/{name}" for name in ("main", COMMIT)}
 
     def _send(self, status: int, data: bytes, headers: dict[str, str], *, with_body: bool) -> None:
+        """Send a whole answer."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -69,7 +70,13 @@ class Hub(BaseHTTPRequestHandler):
 @contextmanager
 def serve_hub(files: Mapping[str, bytes] = FILES) -> Iterator[str]:
     """Serve the hub with these files while the block runs; yield its address."""
-    handler = type("HubWithFiles", (Hub,), {"files": files})
+    with serve(type("HubWithFiles", (Hub,), {"files": files})) as address:
+        yield address
+
+
+@contextmanager
+def serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve on loopback while the block runs; yield the address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
