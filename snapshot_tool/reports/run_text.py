@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation, ModuleErrors
 from snapshot_tool.core.phases import PHASES, Phase, phase_order
 from snapshot_tool.core.report import CheckReport
@@ -22,19 +23,19 @@ def header_lines(report: CheckReport, *, base: str) -> list[str]:
     other = "" if golden.device == device else f" - golden recorded on {golden.device}"
     return [
         f"golden        {golden}",
-        f"candidate     {_candidate(report).replace(f'{base}/', '')}",
+        f"candidate     {candidate_text(report.candidate, base=base)}",
         f"device        {device} ({report.environment.get('device', '')}){other}",
         f"transformers  {report.transformers}",
         *([quick] if report.quick else []),
     ]
 
 
-def _candidate(report: CheckReport) -> str:
-    info = report.candidate
+def candidate_text(info: CandidateInfo, *, base: str) -> str:
+    """Say which implementation it is; a path below the folder `base` is shortened."""
     parts = [info.name, info.path, f"version {info.version}" if info.version else ""]
     if info.commit:
         parts.append(f"commit {info.commit[:12]} ({'dirty' if info.dirty else 'clean'})")
-    return " ".join(part for part in parts if part)
+    return " ".join(part for part in parts if part).replace(f"{base}/", "")
 
 
 def grid_lines(report: CheckReport) -> list[tuple[str, list[tuple[str, Verdict | None]]]]:
@@ -90,14 +91,15 @@ def problem_lines(report: CheckReport) -> list[str]:
     """Describe what did not pass, the earliest phases first, the first few of them."""
     problems = [r for r in report.results if r.verdict is not Verdict.PASS]
     problems.sort(key=lambda r: (_SEVERITY.index(r.verdict) // 2, phase_order(r.phase)))
-    lines = [_problem(result) for result in problems[:_SHOWN_PROBLEMS]]
+    lines = [problem_text(result) for result in problems[:_SHOWN_PROBLEMS]]
     left = len(problems) - _SHOWN_PROBLEMS
     if left > 0:
         lines.append(f"… and {left} more: --json FILE has them all")
     return lines
 
 
-def _problem(result: Result) -> str:
+def problem_text(result: Result) -> str:
+    """Describe a result that is no pass, on one line or two."""
     place = " / ".join(part for part in (result.phase.value, result.case, result.tensor) if part)
     what, _, where = result.reason.partition("; worst at ")
     line = f"{result.verdict.value.upper()} {place}: {what}"
@@ -109,7 +111,7 @@ def localisation_lines(report: CheckReport) -> list[str]:
     found = report.localisation
     if found is None:
         return []
-    lines = ["", f"modules, case {found.case}: {_conclusion(found)}"]
+    lines = ["", f"modules, case {found.case}: {conclusion(found)}"]
     shown = _around(found)
     lines += [f"  {'error of input':>14}  {'of output':>9}  module" for _ in shown[:1]]
     for module in shown:
@@ -119,7 +121,8 @@ def localisation_lines(report: CheckReport) -> list[str]:
     return [*lines, ""]
 
 
-def _conclusion(found: Localisation) -> str:
+def conclusion(found: Localisation) -> str:
+    """Say in which module the error arises."""
     culprit = found.culprit
     if culprit is None:
         if found.between:

@@ -32,7 +32,7 @@ from snapshot_tool.environment import describe_machine, device_name, is_importab
 from snapshot_tool.golden_choice import GoldenChoice, open_checkpoint_of
 from snapshot_tool.localise import localise
 from snapshot_tool.phase_runs import Pair, run_generation_in_one_pass, run_phase
-from snapshot_tool.store.golden import FoundSet, Golden
+from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest
 
@@ -82,6 +82,12 @@ class Checker:
     settings: Mapping[str, str] = field(default_factory=dict)
     imported_before: bool = False
 
+    @property
+    def info(self) -> CandidateInfo:
+        """What the candidate says of itself; `info` is a courtesy, not a phase."""
+        info = getattr(self.candidate, "info", None)
+        return info() if callable(info) else CandidateInfo(self.request.candidate)
+
     def run(self, case: CaseEntry, phase: Phase) -> list[Result]:
         """Return a result for every recorded tensor of one phase of one case."""
         return _check_phase(self.candidate, self.golden, case, phase, self.request)
@@ -127,7 +133,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     return CheckReport(
         golden=_identity(golden),
         device=request.device,
-        candidate=_candidate_info(checker.candidate, request.candidate),
+        candidate=checker.info,
         transformers=transformers,
         quick=request.quick,
         environment={
@@ -152,11 +158,6 @@ def _identity(golden: Golden) -> GoldenIdentity:
         manifest.golden_version,
         str(golden.folder),
     )
-
-
-def find_sets(request: CheckRequest) -> list[FoundSet]:
-    """Return every golden set that the request may mean; raise GoldenNotFound where none is."""
-    return request.golden_choice.find()
 
 
 def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
@@ -288,9 +289,3 @@ def _unmet(results: tuple[Result, ...], required: tuple[Phase, ...]) -> tuple[Ph
         if Verdict.SKIP in verdicts or not verdicts:
             unmet.append(phase)
     return tuple(unmet)
-
-
-def _candidate_info(candidate: Candidate, spec: str) -> CandidateInfo:
-    """Return what the candidate says of itself; `info` is a courtesy, not a phase."""
-    info = getattr(candidate, "info", None)
-    return info() if callable(info) else CandidateInfo(spec)

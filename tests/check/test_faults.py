@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
 from snapshot_tool.core.interfaces import CandidateRequest
 from snapshot_tool.core.localisation import ERROR_LIMIT
 from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import first_divergence
 from snapshot_tool.core.taps import Sketchbook
 from snapshot_tool.localise import localise
@@ -47,16 +46,6 @@ def test_a_fault_in_the_code_shows_first_in_its_own_phase(
     assert run.report["first_divergence"]["phase"] == fault.phase
     assert run.report["environment"]["candidate"]["dirty"] is True
     assert run.report["first_divergence"]["module"] == MODULES.get(fault.name)
-
-
-class SilentProgress:
-    """No progress."""
-
-    def stage(self, title: str, total: int) -> Any:
-        return nullcontext(iter(range(total)))
-
-    def note(self, message: str) -> None:
-        raise AssertionError(message)
 
 
 @pytest.fixture(scope="module")

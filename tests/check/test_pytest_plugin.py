@@ -1,0 +1,195 @@
+"""The pytest plugin, in pytest processes of its own, on the committed goldens and the real FMS."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from tests.check.test_check import PHASES
+from tests.conftest import CHECKOUT, GOLDENS, ROOT
+from tests.fms_checkout.faults import FAULTS, plant
+
+OWN_TESTS = """
+import torch
+
+def test_vision_of_ones_own(snap_golden, snap_case, snap_candidate, snap_compare):
+    pixels = snap_golden.inputs(snap_case).pixel_values
+    with torch.inference_mode():
+        features = snap_candidate.vision(pixels)
+    snap_compare(features, case=snap_case, phase="vision")
+    if snap_case == "two-images":
+        features = features.clone()
+        features[0, 0, 0] += 1
+        snap_compare(features, case=snap_case, phase="vision")
+"""
+
+
+@pytest.fixture
+def golden_tests(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """Run pytest elsewhere than in this repository, with its packages in reach."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two workers need no more
+    return pytester
+
+
+def run(golden_tests: pytest.Pytester, *options: object, fms: Path = CHECKOUT) -> pytest.RunResult:
+    """Run pytest on the goldens."""
+    arguments = ["--snap-goldens", GOLDENS, "--fms-path", fms, "-p", "no:randomly", *options]
+    return golden_tests.runpytest_subprocess(*map(str, arguments))
+
+
+@pytest.fixture(scope="module")
+def broken_fms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lay out an FMS with the wrong GELU in its vision encoder."""
+    (fault,) = [fault for fault in FAULTS if fault.name == "exact-gelu"]
+    folder = tmp_path_factory.mktemp("broken") / "fms"
+    plant(fault, checkout=CHECKOUT, out=folder)
+    return folder
+
+
+def test_a_run_without_goldens_imports_nothing_of_snap(golden_tests: pytest.Pytester) -> None:
+    """The plugin is imported by every pytest run of its users, and costs them nothing."""
+    golden_tests.makepyfile(
+        """
+        import sys
+
+        def test_imports():
+            assert "snapshot_tool.pytest_plugin" in sys.modules
+            mine = {name for name in sys.modules if name.startswith("snapshot_tool.")}
+            assert mine == {"snapshot_tool.pytest_plugin"}
+            assert not {"torch", "numpy", "msgspec", "transformers"} & sys.modules.keys()
+        """
+    )
+    golden_tests.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_every_phase_of_every_case_is_a_test(golden_tests: pytest.Pytester) -> None:
+    """With an id of file, case and phase; text cases have two phases, the others five."""
+    found = run(golden_tests, "--collect-only", "-q")
+    ids = [line for line in found.outlines if "::" in line]
+    assert len(ids) == 11 * 5 + 3 * 2
+    assert all(re.search(r"cpu-float32/manifest\.json::[a-z0-9-]+::[a-z]+$", line) for line in ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_faults_fail_their_phases_in_two_workers_and_in_junit(
+    golden_tests: pytest.Pytester, broken_fms: Path
+) -> None:
+    """-n 2, --junitxml, -k and --lf do with golden tests what they do with others."""
+    first = run(golden_tests, "-n", "2", "--junitxml", "out.xml", "-k", "one-image", fms=broken_fms)
+    first.assert_outcomes(passed=3, failed=2)
+    text = first.stdout.str()
+    assert "Traceback" not in text
+    assert "pytest_nodes.py" not in text
+    first.stdout.fnmatch_lines(
+        [
+            "FAIL vision / one-image / last_hidden_state: 1318 of 69632 differ*",
+            "*worst at *allowed)",
+        ]
+    )
+    first.stdout.fnmatch_lines(["first wrong in model.vision_model.encoder.layers.0.mlp.*"])
+    first.stdout.fnmatch_lines([f"snap: checked fms {broken_fms} commit * (dirty)"])
+    cases = ET.parse(golden_tests.path / "out.xml").findall(".//testcase")
+    failed = {case.get("name") for case in cases if case.find("failure") is not None}
+    assert (len(cases), failed) == (5, {"vision", "forward"})
+    names = {p.get("name") for case in cases for p in case.iter("property")}
+    assert {"snap candidate", "last_hidden_state tolerance used"} <= names
+    again = run(golden_tests, "--lf", "-x", fms=broken_fms)
+    again.assert_outcomes(failed=1)
+
+
+def test_a_phase_that_the_candidate_lacks_is_skipped_with_its_reason(
+    golden_tests: pytest.Pytester,
+) -> None:
+    """A skip is pytest's skip, never a pass."""
+    found = golden_tests.runpytest_subprocess(
+        *("--snap-goldens", GOLDENS, "--snap-candidate", "tests.candidates:HasNoGeneration"),
+        *("--snap-case", "one-image", "-rs"),
+    )
+    found.assert_outcomes(passed=3, skipped=2)
+    found.stdout.fnmatch_lines(["SKIPPED*the decoder is not ported yet"])
+    found.stdout.fnmatch_lines(["SKIPPED*the candidate has no method 'generate'"])
+
+
+def test_what_the_candidate_raises_fails_its_phase_alone(golden_tests: pytest.Pytester) -> None:
+    """In snap's words, without the candidate's traceback."""
+    found = golden_tests.runpytest_subprocess(
+        *("--snap-goldens", GOLDENS, "--snap-candidate", "tests.candidates:Raises"),
+        *("--snap-case", "one-image", "--snap-phase", "connector", "--snap-phase", "vision"),
+    )
+    found.assert_outcomes(passed=1, failed=1)
+    found.stdout.fnmatch_lines(
+        ["ERROR connector / one-image: RuntimeError: no connector for 17 tiles"]
+    )
+    assert "Traceback" not in found.stdout.str()
+
+
+def test_people_write_tests_of_their_own_on_goldens(golden_tests: pytest.Pytester) -> None:
+    """The fixtures give the golden set, each case, the candidate, and a comparison that asserts."""
+    golden_tests.makepyfile(OWN_TESTS)
+    found = run(
+        golden_tests,
+        "--snap-case",
+        "*image*",
+        "test_people_write_tests_of_their_own_on_goldens.py",
+        "--snap-phase",
+        "vision",
+    )
+    found.assert_outcomes(passed=3, failed=1)
+    found.stdout.fnmatch_lines(["*FAIL vision / two-images / last_hidden_state: 1 of *"])
+
+
+def test_a_candidate_that_cannot_be_loaded_is_tried_once(golden_tests: pytest.Pytester) -> None:
+    """Every test says why, in snap's two lines."""
+    found = run(golden_tests, "--snap-phase", "vision", fms=golden_tests.path)
+    found.assert_outcomes(errors=11)
+    found.stdout.fnmatch_lines(["--fms-path * is no FMS: it has no fms/__init__.py"])
+    assert "Traceback" not in found.stdout.str()
+    assert "pytest_nodes.py" not in found.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--snap-case", "three*"], "--case three* matches none of the 14 cases"),
+        (["--snap-phase", "sight"], "--snap-phase sight is none of preprocessing, vision"),
+        (["--snap-revision", "0123"], "no golden for any checkpoint at 0123"),
+    ],
+)
+def test_options_that_name_nothing_are_usage_errors(
+    golden_tests: pytest.Pytester, options: list[str], problem: str
+) -> None:
+    """Nothing is collected, and pytest's own code for wrong usage is returned."""
+    found = run(golden_tests, *options)
+    assert found.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+    assert problem in found.stdout.str() + found.stderr.str()
+    assert "Traceback" not in found.stdout.str() + found.stderr.str()
+
+
+def test_goldens_stand_alone_on_the_command_line_and_add_up_in_addopts(
+    golden_tests: pytest.Pytester,
+) -> None:
+    """A golden run is not the project's whole suite; a configured one is part of it."""
+    golden_tests.makepyfile(test_own="def test_own(): pass")
+    shutil.copytree(GOLDENS, golden_tests.path / "goldens")
+    golden_tests.makeini("[pytest]\naddopts = --collect-only -q --snap-case one-image")
+    alone = collected(golden_tests.runpytest_subprocess("--snap-goldens", "goldens"))
+    assert [name.rpartition("::")[2] for name in alone] == PHASES
+    both = collected(golden_tests.runpytest_subprocess("--snap-goldens=goldens", "test_own.py"))
+    assert both == ["test_own.py::test_own", *alone]
+    one = collected(golden_tests.runpytest_subprocess("--snap-goldens", "goldens", alone[3]))
+    assert one == [alone[3]]
+    golden_tests.makeini(
+        "[pytest]\naddopts = --collect-only -q --snap-case one-image --snap-goldens goldens"
+    )
+    assert sorted(collected(golden_tests.runpytest_subprocess())) == sorted(both)
+
+
+def collected(found: pytest.RunResult) -> list[str]:
+    """Return the ids that --collect-only printed."""
+    return [line for line in found.outlines if "::" in line]
