@@ -14,8 +14,8 @@ _CHANNELS = {"RGB": 3, "RGBA": 4, "L": 1, "LA": 2, "P": 1, "1": 1, "CMYK": 4}
 
 def _gradient(width: int, height: int) -> Pixels:
     """Red rises with x, green with y, blue is their mean; in integers: the same anywhere."""
-    red = np.arange(width, dtype=np.int64) * 255 // max(1, width - 1)
-    green = np.arange(height, dtype=np.int64) * 255 // max(1, height - 1)
+    red = (np.arange(width, dtype=np.int64) * 255 // max(1, width - 1)).astype(np.uint16)
+    green = (np.arange(height, dtype=np.int64) * 255 // max(1, height - 1)).astype(np.uint16)
     image = np.empty((height, width, 3), dtype=np.uint8)
     image[..., 0] = red[None, :]
     image[..., 1] = green[:, None]
@@ -30,10 +30,10 @@ def _colour(state: np.random.RandomState) -> tuple[int, int, int]:
 
 def _checkerboard(width: int, height: int, state: np.random.RandomState) -> Pixels:
     side = int(state.randint(1, 17))
-    rows, columns = np.indices((height, width)) // side
+    rows, columns = (np.arange(length) // side % 2 == 1 for length in (height, width))
     light, dark = (np.array(_colour(state), dtype=np.uint8) for _ in range(2))
-    odd = ((rows + columns) % 2 == 1)[..., None]
-    return np.where(odd, dark, light).astype(np.uint8)
+    odd = rows[:, None] ^ columns[None, :]
+    return np.where(odd[..., None], dark, light)
 
 
 def _shapes(width: int, height: int, state: np.random.RandomState) -> Pixels:
@@ -62,7 +62,9 @@ def _draw(recipe: ImageRecipe) -> Pixels:
         case "flat":
             return np.full((height, width, 3), _colour(state), dtype=np.uint8)
         case "noise":
-            return state.randint(0, 256, size=(height, width, 3)).astype(np.uint8)
+            # Row by row: the same stream as in one piece, which would take eight times the image.
+            rows = (state.randint(0, 256, size=(width, 3)) for _ in range(height))
+            return np.stack([row.astype(np.uint8) for row in rows])
         case "checkerboard":
             return _checkerboard(width, height, state)
         case _:

@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from snapshot_tool.core.text import printable
+
 
 class SnapError(Exception):
     """Something kept snap from doing its work.
@@ -15,8 +17,9 @@ class SnapError(Exception):
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem)
-        self.problem = problem
-        self.remedy = remedy
+        # Names and reasons may come from a stranger's file: a line of them stays a line.
+        self.problem = printable(problem)
+        self.remedy = printable(remedy)
 
     def __str__(self) -> str:
         return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem

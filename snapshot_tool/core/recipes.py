@@ -6,6 +6,8 @@ IMAGE_TOKEN = "<image>"  # noqa: S105 - a placeholder in prompts, no secret
 IMAGE_KINDS = ("gradient", "inverse-gradient", "flat", "noise", "checkerboard", "shapes")
 IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK")
 MAX_IMAGE_SIDE = 8192  # pixels: a manifest from a stranger must not make us draw gigabytes
+MAX_IMAGE_PIXELS = 2**24
+MAX_IMAGES = 64
 MAX_PADDING = 4096  # tokens
 
 
@@ -27,6 +29,8 @@ class ImageRecipe:
             raise ValueError(f"image mode {self.mode!r} is none of {', '.join(IMAGE_MODES)}")
         if not (1 <= self.width <= MAX_IMAGE_SIDE and 1 <= self.height <= MAX_IMAGE_SIDE):
             raise ValueError(f"image size {self.width}x{self.height} is out of range")
+        if self.width * self.height > MAX_IMAGE_PIXELS:
+            raise ValueError(f"image size {self.width}x{self.height} has too many pixels")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"image seed {self.seed} is out of range")
 
@@ -54,6 +58,8 @@ class CaseRecipe:
             raise ValueError(
                 f"{placeholders} {IMAGE_TOKEN} in the prompt for {len(self.images)} images"
             )
+        if placeholders > MAX_IMAGES:
+            raise ValueError(f"{placeholders} images, allowed are {MAX_IMAGES}")
         if not 0 <= self.left_padding <= MAX_PADDING:
             raise ValueError(f"left padding {self.left_padding} is out of range")
 

@@ -1,23 +1,31 @@
 """manifest.json: everything about a golden set but the numbers themselves.
 
 The schema is these classes; `docs/golden-format.md` explains it. msgspec validates on reading:
-types, ranges and patterns, and refuses fields that the schema does not know.
+types, ranges and patterns, and refuses fields that the schema does not know. A manifest may be a
+stranger's: what it says is bounded here, and `_require_consistent` sees that its parts agree.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, ManifestInvalid
+from snapshot_tool.core.errors import GoldenDamaged, ManifestInvalid
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.recipes import NamedRecipe
 from snapshot_tool.core.tolerance import PhaseTolerance
-from snapshot_tool.store.layout import MANIFEST
+from snapshot_tool.store.files import (
+    MAX_JSON_BYTES,
+    file_size,
+    leaves_root,
+    open_plain,
+    require_bounded_json,
+)
+from snapshot_tool.store.layout import INPUTS, MANIFEST
 
 SCHEMA_VERSION = 1
-MAX_MANIFEST_BYTES = 256 * 2**20
 
 # \Z, not $: $ also matches before a newline at the end.
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -26,8 +34,13 @@ CheckpointName = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 ]
 CaseName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*\Z", max_length=64)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
+# Up to 2**53 every number is one in any JSON reader, and far beyond what anything here counts.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+TokenId = Annotated[int, msgspec.Meta(ge=-1, le=2**31)]
+TensorKey = Annotated[
+    str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*/[A-Za-z0-9_.-]+\Z", max_length=200)
+]
 # A file inside the checkpoint's folder or the set: no absolute path, no way up.
 RelativePath = Annotated[
     str, msgspec.Meta(pattern=r"(?s)^(?!/)(?!.*(^|/)\.\.(/|\Z))[^\\\x00]+\Z", max_length=512)
@@ -37,7 +50,7 @@ RelativePath = Annotated[
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One tensor: its shape, its dtype in safetensors' letters (F32, I64 …), its bytes' digest."""
 
-    shape: tuple[Count, ...]
+    shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=8)]
     dtype: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]{2,12}\Z")]
     sha256: Digest
 
@@ -47,7 +60,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     size: Count
     sha256: Digest
-    tensors: dict[str, TensorEntry]
+    tensors: dict[TensorKey, TensorEntry]
 
 
 class CheckpointEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -100,8 +113,8 @@ class GenerationEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """How greedy tokens were made."""
 
     max_new_tokens: Positive
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
+    eos_token_ids: tuple[TokenId, ...]
+    pad_token_id: TokenId
 
 
 class TapsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -160,6 +173,7 @@ def encode(value: msgspec.Struct | Mapping[str, Any]) -> bytes:
 def decode(data: bytes, *, source: Path) -> Manifest:
     """Return the manifest; raise ManifestInvalid, naming the field, where it breaks the schema."""
     try:
+        require_bounded_json(data)
         head = msgspec.json.decode(data, type=_SchemaOnly)
         if head.schema_version > SCHEMA_VERSION:
             raise ManifestInvalid(
@@ -167,12 +181,39 @@ def decode(data: bytes, *, source: Path) -> Manifest:
                 f"{SCHEMA_VERSION}",
                 "update snap to read it",
             )
-        return msgspec.json.decode(data, type=Manifest)
+        manifest = msgspec.json.decode(data, type=Manifest)
+        _require_consistent(manifest)
     except (msgspec.DecodeError, RecursionError, ValueError, UnicodeDecodeError) as error:
         raise ManifestInvalid(
             f"{source} is no valid manifest: {error}",
             "restore it from version control, or record the set again with --update",
         ) from error
+    return manifest
+
+
+def _require_consistent(manifest: Manifest) -> None:
+    """Raise ValueError where parts of a manifest contradict each other."""
+    names = [case.name for case in manifest.cases]
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise ValueError(f"case {name} is there {times} times")
+    for case in manifest.cases:
+        images = len(case_recipe(case).recipe.images)
+        if images != case.images:
+            raise ValueError(f"case {case.name} has {case.images} images and a recipe of {images}")
+        without = [phase.value for phase in case.phases if phase not in manifest.tolerances]
+        if without:
+            raise ValueError(f"case {case.name} has phase {without[0]}, which has no tolerance")
+    known = set(names)
+    for file, entry in manifest.files.items():
+        for key in entry.tensors:
+            if key.partition("/")[0] not in known:
+                raise ValueError(f"{file} has tensor {key} of no case")
+    inputs = manifest.files[INPUTS].tensors if INPUTS in manifest.files else None
+    for case in manifest.cases if inputs is not None else ():
+        for name in ("input_ids", "attention_mask"):
+            if f"{case.name}/{name}" not in inputs:
+                raise ValueError(f"{INPUTS} has no {case.name}/{name}")
 
 
 class _SchemaOnly(msgspec.Struct):
@@ -184,14 +225,13 @@ class _SchemaOnly(msgspec.Struct):
 def load_manifest(folder: Path) -> Manifest:
     """Read and validate a set's manifest."""
     path = folder / MANIFEST
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ManifestInvalid(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise GoldenNotFound(
-            f"{path} is missing", "restore it from version control, or record the set again"
-        ) from None
-    except OSError as error:
-        raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
+    if leaves_root(path, folder):
+        raise GoldenDamaged(f"{path} is a link out of the golden set")
+    with open_plain(path) as file:
+        if file_size(file) > MAX_JSON_BYTES:
+            raise ManifestInvalid(f"{path} is larger than {MAX_JSON_BYTES} bytes")
+        try:
+            data = file.read()
+        except OSError as error:
+            raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
     return decode(data, source=path)

@@ -11,9 +11,10 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from snapshot_tool.core.errors import GoldenDamaged
+from snapshot_tool.store.files import file_size, open_plain, require_bounded_json
 from snapshot_tool.store.manifest import FileEntry, TensorEntry
 
 _ITEM_BITS = {
@@ -39,19 +40,23 @@ class Span:
 
 def read_header(path: Path) -> dict[str, Span]:
     """Return where each tensor of a safetensors file lies; raise GoldenDamaged where it is none."""
+    with open_plain(path) as file:
+        return _read_header(file, path)
+
+
+def _read_header(file: BinaryIO, path: Path) -> dict[str, Span]:
+    """Return the spans of an open file, from its start."""
+    size = file_size(file)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(_LENGTH.size)
-            length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else size
-            if length > size - _LENGTH.size:
-                raise ValueError("it is cut short")
-            if length > _MAX_HEADER:
-                raise ValueError(f"its header claims {length} bytes")
-            header = json.loads(file.read(length), object_pairs_hook=_unique)
+        prefix = file.read(_LENGTH.size)
+        length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else size
+        if length > size - _LENGTH.size:
+            raise ValueError("it is cut short")
+        if length > _MAX_HEADER:
+            raise ValueError(f"its header claims {length} bytes")
+        text = require_bounded_json(file.read(length))
+        header = json.loads(text, object_pairs_hook=_unique)
         return _spans(header, first=_LENGTH.size + length, size=size)
-    except FileNotFoundError:
-        raise GoldenDamaged(f"{path} is missing") from None
     except OSError as error:
         raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -102,31 +107,35 @@ def file_sha256(path: Path) -> str:
 
 def describe_file(path: Path) -> FileEntry:
     """Return a safetensors file's manifest entry, digests included."""
-    spans = read_header(path)
-    tensors = {
-        key: TensorEntry(shape=span.shape, dtype=span.dtype, sha256=_span_sha256(path, span))
-        for key, span in sorted(spans.items())
-    }
-    return FileEntry(size=path.stat().st_size, sha256=file_sha256(path), tensors=tensors)
+    with open_plain(path) as file:
+        spans = _read_header(file, path)
+        tensors = {
+            key: TensorEntry(
+                shape=span.shape, dtype=span.dtype, sha256=_span_sha256(file, path, span)
+            )
+            for key, span in sorted(spans.items())
+        }
+        file.seek(0)
+        whole = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(size=file_size(file), sha256=whole, tensors=tensors)
 
 
-def _span_sha256(path: Path, span: Span) -> str:
+def _span_sha256(file: BinaryIO, path: Path, span: Span) -> str:
     digest = hashlib.sha256()
-    for block in _blocks(path, span):
+    for block in _blocks(file, path, span):
         digest.update(block)
     return digest.hexdigest()
 
 
-def _blocks(path: Path, span: Span) -> Iterable[bytes]:
-    with path.open("rb") as file:
-        file.seek(span.start)
-        left = span.end - span.start
-        while left:
-            block = file.read(min(_BLOCK, left))
-            if not block:
-                raise GoldenDamaged(f"{path} is cut short")
-            left -= len(block)
-            yield block
+def _blocks(file: BinaryIO, path: Path, span: Span) -> Iterable[bytes]:
+    file.seek(span.start)
+    left = span.end - span.start
+    while left:
+        block = file.read(min(_BLOCK, left))
+        if not block:
+            raise GoldenDamaged(f"{path} is cut short")
+        left -= len(block)
+        yield block
 
 
 def join_files(parts: Mapping[str, Path], target: Path) -> None:
@@ -151,7 +160,8 @@ def join_files(parts: Mapping[str, Path], target: Path) -> None:
     with target.open("wb") as file:
         file.write(_LENGTH.pack(len(text)) + text)
         for _, path, span in sources:
-            for block in _blocks(path, span):
-                file.write(block)
+            with open_plain(path) as part:
+                for block in _blocks(part, path, span):
+                    file.write(block)
         file.flush()
         os.fsync(file.fileno())

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from snapshot_tool.core.errors import GoldenDamaged
+from snapshot_tool.core.errors import GoldenDamaged, SnapError
+from snapshot_tool.store.contents import find_misfits
+from snapshot_tool.store.files import leaves_root, open_plain
 from snapshot_tool.store.layout import INPUTS, TAPS, phase_file
 from snapshot_tool.store.manifest import FileEntry, Manifest
-from snapshot_tool.store.tensors import describe_file, file_sha256
+from snapshot_tool.store.tensors import describe_file
 
 _REMEDY = "restore it from version control, or record the set again with --update"
 
@@ -29,34 +31,33 @@ def find_damage(folder: Path, manifest: Manifest) -> list[str]:
         if name not in allowed_files(manifest):
             damage.append(f"the manifest names a file that no golden set has: {name!r}")
             continue
-        found = file_damage(set_file(folder, name), entry)
+        found = file_damage(set_file(folder, name), entry, inside=folder.parent)
         if found:
             damage.append(found)
-    return damage
+    return damage or [f"{folder}: {misfit}" for misfit in find_misfits(manifest)]
 
 
-def file_damage(path: Path, entry: FileEntry) -> str:
-    """Return what is wrong with one file, or ""."""
+def file_damage(path: Path, entry: FileEntry, *, inside: Path) -> str:
+    """Return what is wrong with one file, or ""; links that lead out of `inside` are."""
+    if leaves_root(path, inside):
+        return f"{path} is a link out of the golden set"
     try:
-        if not path.is_file():
-            return f"{path} is missing"
-        size = path.stat().st_size
-        if size != entry.size:
-            return f"{path} has {size} bytes, recorded were {entry.size}"
-        if file_sha256(path) == entry.sha256:
-            return ""
-        return f"{path} was altered: {_altered_part(path, entry)}"
-    except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
-
-
-def _altered_part(path: Path, entry: FileEntry) -> str:
+        with open_plain(path):
+            size = path.stat().st_size
+    except SnapError as error:
+        return error.problem
+    if size != entry.size:
+        return f"{path} has {size} bytes, recorded were {entry.size}"
     try:
-        found = describe_file(path).tensors
-    except GoldenDamaged as damaged:
-        return damaged.problem
-    keys = [key for key in entry.tensors if found.get(key) != entry.tensors[key]]
-    keys += [key for key in found if key not in entry.tensors]
+        found = describe_file(path)
+    except SnapError as error:
+        return f"{path} was altered: {error.problem}"
+    return "" if found == entry else f"{path} was altered: {_altered_part(found, entry)}"
+
+
+def _altered_part(found: FileEntry, entry: FileEntry) -> str:
+    keys = [key for key in entry.tensors if found.tensors.get(key) != entry.tensors[key]]
+    keys += [key for key in found.tensors if key not in entry.tensors]
     if not keys:
         return "its header differs from the one recorded"
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""

@@ -1,0 +1,54 @@
+"""Opening the files of a golden set, which may be a stranger's: plain files alone, JSON in bounds."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound
+
+# A set of 10,000 cases needs a third of these.
+MAX_JSON_BYTES = 128 * 2**20
+MAX_JSON_VALUES = 4_000_000
+_RESTORE = "restore it from version control, or record the set again"
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a regular file for reading; raise GoldenDamaged for a pipe, a device or a folder.
+
+    Opening does not wait for the other end of a pipe, and the file looked at is the one opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise GoldenNotFound(f"{path} is missing", _RESTORE) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise GoldenDamaged(f"{path} cannot be read: {reason}") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise GoldenDamaged(f"{path} is no file but {kind}")
+    return os.fdopen(descriptor, "rb")
+
+
+def file_size(file: BinaryIO) -> int:
+    """Return the size of an open file in bytes."""
+    return os.fstat(file.fileno()).st_size
+
+
+def require_bounded_json(text: bytes) -> bytes:
+    """Return JSON text as it is; raise ValueError where it would fill the memory when parsed.
+
+    A value of two bytes becomes an object of fifty or more; each costs a comma or a bracket.
+    """
+    values = text.count(b",") + text.count(b"[") + text.count(b"{")
+    if values > MAX_JSON_VALUES:
+        raise ValueError(f"it has {values} values, allowed are {MAX_JSON_VALUES}")
+    return text
+
+
+def leaves_root(path: Path, root: Path) -> bool:
+    """Tell whether links on the way lead out of a folder."""
+    return not path.resolve().is_relative_to(root.resolve())
