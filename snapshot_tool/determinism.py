@@ -26,9 +26,18 @@ def make_deterministic(seed: int, *, strict: bool = True) -> dict[str, str]:
         "torch_seed": str(seed),
         "torch_threads": str(torch.get_num_threads()),
         "deterministic_algorithms": str(torch.are_deterministic_algorithms_enabled()).lower(),
+        **precision_settings(),
+        "cublas_workspace": os.environ["CUBLAS_WORKSPACE_CONFIG"],
+    }
+
+
+def precision_settings() -> dict[str, str]:
+    """Return the switches by which torch rounds float32 products to fewer digits."""
+    import torch
+
+    return {
         "tf32": str(
             torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
         ).lower(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "cublas_workspace": os.environ["CUBLAS_WORKSPACE_CONFIG"],
     }

@@ -37,8 +37,8 @@ class GoldenChoice:
 
     def find(self) -> list[FoundSet]:
         """Return every golden set that may be meant; raise GoldenNotFound where none is."""
-        selection = self._selection(self.golden_device or self.device)
         found = find_goldens(self.goldens)
+        selection = self._selection(self.golden_device or self.device, found)
         matching = [s for s in found if s.manifest is not None and selection.matches(s.manifest)]
         if not matching:
             self.open()  # says what is missing
@@ -47,24 +47,25 @@ class GoldenChoice:
     def open(self) -> Golden:
         """Open the one set that is meant; say so where only another device's is there."""
         recorded_on = self.golden_device or self.device
-        selection = self._selection(recorded_on)
+        found = find_goldens(self.goldens)
+        selection = self._selection(recorded_on, found)
         try:
-            return select_golden(self.goldens, selection)
+            return select_golden(self.goldens, selection, found)
         except GoldenNotFound as missing:
             other = "cuda" if recorded_on == "cpu" else "cpu"
-            elsewhere = self._selection(other)
-            found = [s.manifest for s in find_goldens(self.goldens) if s.manifest]
-            if self.golden_device is None and any(elsewhere.matches(m) for m in found):
+            elsewhere = self._selection(other, found)
+            there = any(s.manifest and elsewhere.matches(s.manifest) for s in found)
+            if self.golden_device is None and there:
                 raise GoldenNotFound(
                     f"no golden for {selection} in {self.goldens}, but one recorded on {other}",
                     f"to check on {self.device} against it: --golden-device {other}",
                 ) from missing
             raise
 
-    def _selection(self, recorded_on: str) -> Selection:
-        return Selection(self._name(), self.revision, recorded_on)
+    def _selection(self, recorded_on: str, found: list[FoundSet]) -> Selection:
+        return Selection(self._name(found), self.revision, recorded_on)
 
-    def _name(self) -> str | None:
+    def _name(self, found: list[FoundSet]) -> str | None:
         """Return the checkpoint's name to look for.
 
         A folder may be a copy of a hub checkpoint, under any name: then its digests decide.
@@ -72,7 +73,7 @@ class GoldenChoice:
         if self.checkpoint is None:
             return None
         name = checkpoint_name(self.checkpoint)
-        known = {s.manifest.checkpoint.name for s in find_goldens(self.goldens) if s.manifest}
+        known = {s.manifest.checkpoint.name for s in found if s.manifest}
         return name if name in known or not is_folder(self.checkpoint) else None
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from snapshot_tool.core.errors import SnapError
+from snapshot_tool.core.errors import SnapError, as_out_of_memory
+from snapshot_tool.core.text import printable
 
 _COMMANDS = {
     "record": ("record", "Record a golden set from the Hugging Face reference."),
@@ -95,9 +96,20 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(_CANNOT_RUN)
     except Exception as error:  # the last line of defence: no traceback unless asked for
-        text = f"{type(error).__name__}: {error}\nthis is a fault of snap: --debug shows where"
-        _fail(error, text, _CANNOT_RUN, arguments)
+        _fail(error, _in_words(error), _CANNOT_RUN, arguments)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _in_words(error: Exception) -> str:
+    """Return what the system refused, or that the fault is ours, in one or two lines."""
+    lack = as_out_of_memory(error, doing="running")
+    if lack is not None:
+        return str(lack)
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{printable(error.strerror + str(where))}\nthe system refused it; nothing is lost"
+    text = printable(f"{type(error).__name__}: {error}")
+    return f"{text}\nthis is a fault of snap: --debug shows where"
 
 
 def _fail(error: BaseException, text: str, code: int, arguments: list[str]) -> Any:

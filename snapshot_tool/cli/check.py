@@ -55,6 +55,13 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
     is_flag=True,
     help="Verify generation in one pass over prompt and golden tokens; its cache is not tried.",
 )
+@click.option(
+    "--repeat",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="Run every phase so often, and say where the answers are not the same.",
+)
 @click.option("--atol", type=_TOLERANCE, help="Absolute tolerance in place of the golden's.")
 @click.option("--rtol", type=_TOLERANCE, help="Relative tolerance in place of the golden's.")
 @click.option(
@@ -77,6 +84,7 @@ def check_command(
     case: str,
     localise: bool,
     quick: bool,
+    repeat: int,
     atol: float | None,
     rtol: float | None,
     require: tuple[str, ...],
@@ -104,6 +112,7 @@ def check_command(
         case=case,
         localise=localise,
         quick=quick,
+        repeat=repeat,
         atol=atol,
         rtol=rtol,
         required=parse_phases(require),

@@ -64,6 +64,8 @@ class CheckReport:
             cannot be looked into.
         quick: whether generation was verified in one pass instead of step by step.
         unmet: phases that `--require` named and that were skipped.
+        warnings: what the candidate did besides answering, each thing once.
+        surroundings: where this machine is not as the one that recorded: "torch 2.6, here 2.7".
     """
 
     golden: GoldenIdentity
@@ -75,6 +77,8 @@ class CheckReport:
     unmet: tuple[Phase, ...]
     localisation: Localisation | None = None
     quick: bool = False
+    warnings: tuple[str, ...] = ()
+    surroundings: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:

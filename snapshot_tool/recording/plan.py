@@ -78,6 +78,7 @@ def make_plan(
             ) from error
         _require_same_settings(plan.settings, settings)
         return plan
+    staging.forget_parts()
     planner = _Planner(staging, reference, progress)
     wanted = (settings.seed, settings.variants)
     if template and (template.seed, template.draws.variants) == wanted:

@@ -55,7 +55,14 @@ class Staging:
                 f"cannot write {path}: {error.strerror}", "make room, then go on with --resume"
             ) from error
 
+    def forget_parts(self) -> None:
+        """Remove the answers: those of another plan, or of none, answer nothing here."""
+        shutil.rmtree(self.folder / "parts", ignore_errors=True)
+
     def discard(self) -> None:
-        """Remove everything."""
-        shutil.rmtree(self.folder)
+        """Remove everything, in one step: killed midway, a half must not look like a whole."""
+        rest = self.folder.with_name(f"{self.folder.name}.discarded")
+        shutil.rmtree(rest, ignore_errors=True)
+        self.folder.rename(rest)
         sync_folder(self.folder.parent)
+        shutil.rmtree(rest, ignore_errors=True)

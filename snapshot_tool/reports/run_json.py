@@ -52,6 +52,8 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
             "transformers_imported": report.transformers.imported_by_candidate,
             "checked_on": report.device,
         },
+        "warnings": list(report.warnings),
+        "recorded_elsewhere": list(report.surroundings),
         "results": [_result(result) for result in report.results],
         "unmet_requirements": [phase.value for phase in report.unmet],
         "first_divergence": _divergence(report.divergence, report.localisation),

@@ -27,6 +27,8 @@ def header_lines(report: CheckReport, *, base: str) -> list[str]:
         f"device        {device} ({report.environment.get('device', '')}){other}",
         f"transformers  {report.transformers}",
         *([quick] if report.quick else []),
+        *(f"recorded on   {difference}" for difference in report.surroundings),
+        *(f"warning       {warning}" for warning in report.warnings),
     ]
 
 

@@ -52,7 +52,10 @@ _NEEDED = {
 
 def find_misfits(manifest: Manifest) -> list[str]:
     """Return one line for each tensor that is missing or not of its kind."""
-    return [*_misshapen(manifest), *(m for case in manifest.cases for m in _missing(manifest, case))]
+    return [
+        *_misshapen(manifest),
+        *(m for case in manifest.cases for m in _missing(manifest, case)),
+    ]
 
 
 def _misshapen(manifest: Manifest) -> Iterator[str]:
@@ -72,9 +75,11 @@ def _fits(entry: TensorEntry, dtypes: tuple[str, ...], dimensions: tuple[int, ..
 
 def _missing(manifest: Manifest, case: CaseEntry) -> Iterator[str]:
     inputs = manifest.files[INPUTS].tensors
-    ids, mask = (inputs[f"{case.name}/{name}"].shape for name in ("input_ids", "attention_mask"))
-    if ids != mask or ids[0] != 1 or ids[1] < 1:
-        yield f"{case.name} has ids of shape {list(ids)} and a mask of shape {list(mask)}"
+    ids, mask = (inputs.get(f"{case.name}/{name}") for name in ("input_ids", "attention_mask"))
+    if ids is None or mask is None:
+        yield f"{INPUTS} has no ids or no mask of {case.name}"
+    elif ids.shape != mask.shape or ids.shape[0] != 1 or ids.shape[1] < 1:
+        yield f"{case.name} has ids {list(ids.shape)} and a mask {list(mask.shape)}"
     for index in range(case.images):
         if f"{case.name}/image.{index}.pixels" not in inputs:
             yield f"{INPUTS} has no pixels of image {index} of {case.name}"

@@ -1,19 +1,18 @@
-"""Opening the files of a golden set, which may be a stranger's: plain files alone, JSON in bounds."""
+"""Opening a golden set's files, which may be a stranger's: plain files alone, JSON in bounds."""
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
-from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound
+from snapshot_tool.core.errors import GoldenDamaged
 
 # A set of 10,000 cases needs a third of these.
 MAX_JSON_BYTES = 128 * 2**20
 MAX_JSON_VALUES = 4_000_000
-_RESTORE = "restore it from version control, or record the set again"
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Open a regular file for reading; raise GoldenDamaged for a pipe, a device or a folder.
 
     Opening does not wait for the other end of a pipe, and the file looked at is the one opened.
@@ -21,7 +20,7 @@ def open_plain(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
-        raise GoldenNotFound(f"{path} is missing", _RESTORE) from None
+        raise GoldenDamaged(f"{path} is missing") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise GoldenDamaged(f"{path} cannot be read: {reason}") from error
@@ -33,7 +32,7 @@ def open_plain(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def file_size(file: BinaryIO) -> int:
+def file_size(file: BufferedReader) -> int:
     """Return the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
 

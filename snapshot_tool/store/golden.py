@@ -69,12 +69,17 @@ def find_goldens(root: Path) -> list[FoundSet]:
     return found
 
 
-def select_golden(root: Path, selection: Selection) -> Golden:
-    """Open the one golden set that answers to `selection`; raise where there is none or several."""
-    found = find_goldens(root)
+def select_golden(
+    root: Path, selection: Selection, found: Sequence[FoundSet] | None = None
+) -> Golden:
+    """Open the one golden set that answers to `selection`; raise where there is none or several.
+
+    `found` is what `find_goldens` returned, where it was asked already.
+    """
+    found = find_goldens(root) if found is None else found
     matching = [s for s in found if s.manifest is not None and selection.matches(s.manifest)]
     if len(matching) == 1:
-        return open_golden(matching[0].folder)
+        return _open(matching[0].folder, matching[0].manifest)
     if matching:
         names = ", ".join(s.manifest.title for s in matching if s.manifest)
         raise UsageError(
@@ -96,7 +101,11 @@ def select_golden(root: Path, selection: Selection) -> Golden:
 
 def open_golden(folder: Path) -> Golden:
     """Open the set in a folder; raise GoldenDamaged unless every file is as recorded."""
-    manifest = load_manifest(folder)
+    return _open(folder, load_manifest(folder))
+
+
+def _open(folder: Path, manifest: Manifest | None) -> Golden:
+    manifest = load_manifest(folder) if manifest is None else manifest
     require_whole(folder, manifest)
     return Golden(folder, manifest)
 
@@ -141,11 +150,13 @@ class Golden:
             for name in ("pixel_values", "pixel_attention_mask")
             if f"{case}/{name}" in names
         }
-        return CaseInputs(
-            self._read(INPUTS, f"{case}/input_ids"),
-            self._read(INPUTS, f"{case}/attention_mask"),
-            **optional,
-        )
+        ids = self._read(INPUTS, f"{case}/input_ids")
+        mask = self._read(INPUTS, f"{case}/attention_mask")
+        if int(ids.min()) < 0 or not bool((mask * (1 - mask) == 0).all()) or not bool(mask.any()):
+            raise GoldenDamaged(
+                f"{set_file(self.folder, INPUTS)}: the ids or the mask of {case} are none"
+            )
+        return CaseInputs(ids, mask, **optional)
 
     def images(self, case: str) -> Sequence[Image.Image]:
         """Return the case's images, from the pixels kept when recording."""
@@ -173,7 +184,10 @@ class Golden:
         if not keys:
             return []
         tensors = {key.removeprefix(prefix): self._read(TAPS, key) for key in keys}
-        return read_taps(tensors, self.manifest.taps.modules)
+        try:
+            return read_taps(tensors, self.manifest.taps.modules)
+        except (ValueError, IndexError, KeyError, RuntimeError) as error:
+            raise GoldenDamaged(f"{self.folder / TAPS}: taps of {case}: {error}") from error
 
     def _read(self, file: str, key: str) -> torch.Tensor:
         from safetensors import SafetensorError, safe_open
@@ -186,4 +200,6 @@ class Golden:
             tensor: torch.Tensor = self._handles[file].get_tensor(key).clone()
         except (SafetensorError, OSError, KeyError) as error:
             raise GoldenDamaged(f"{self.folder / file} has no readable {key}: {error}") from error
+        if file != TAPS and tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise GoldenDamaged(f"{self.folder / file} holds NaN in {key}: nothing equals it")
         return tensor

@@ -5,6 +5,7 @@ types, ranges and patterns, and refuses fields that the schema does not know. A 
 stranger's: what it says is bounded here, and `_require_consistent` sees that its parts agree.
 """
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from snapshot_tool.core.errors import GoldenDamaged, ManifestInvalid
+from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, ManifestInvalid
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.recipes import NamedRecipe
 from snapshot_tool.core.tolerance import PhaseTolerance
@@ -23,7 +24,7 @@ from snapshot_tool.store.files import (
     open_plain,
     require_bounded_json,
 )
-from snapshot_tool.store.layout import INPUTS, MANIFEST
+from snapshot_tool.store.layout import MANIFEST
 
 SCHEMA_VERSION = 1
 
@@ -209,11 +210,6 @@ def _require_consistent(manifest: Manifest) -> None:
         for key in entry.tensors:
             if key.partition("/")[0] not in known:
                 raise ValueError(f"{file} has tensor {key} of no case")
-    inputs = manifest.files[INPUTS].tensors if INPUTS in manifest.files else None
-    for case in manifest.cases if inputs is not None else ():
-        for name in ("input_ids", "attention_mask"):
-            if f"{case.name}/{name}" not in inputs:
-                raise ValueError(f"{INPUTS} has no {case.name}/{name}")
 
 
 class _SchemaOnly(msgspec.Struct):
@@ -225,6 +221,10 @@ class _SchemaOnly(msgspec.Struct):
 def load_manifest(folder: Path) -> Manifest:
     """Read and validate a set's manifest."""
     path = folder / MANIFEST
+    if not os.path.lexists(path):
+        raise GoldenNotFound(
+            f"{path} is missing", "restore it from version control, or record the set again"
+        )
     if leaves_root(path, folder):
         raise GoldenDamaged(f"{path} is a link out of the golden set")
     with open_plain(path) as file:

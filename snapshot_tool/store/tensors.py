@@ -10,8 +10,9 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from snapshot_tool.core.errors import GoldenDamaged
 from snapshot_tool.store.files import file_size, open_plain, require_bounded_json
@@ -44,7 +45,7 @@ def read_header(path: Path) -> dict[str, Span]:
         return _read_header(file, path)
 
 
-def _read_header(file: BinaryIO, path: Path) -> dict[str, Span]:
+def _read_header(file: BufferedReader, path: Path) -> dict[str, Span]:
     """Return the spans of an open file, from its start."""
     size = file_size(file)
     try:
@@ -120,14 +121,14 @@ def describe_file(path: Path) -> FileEntry:
         return FileEntry(size=file_size(file), sha256=whole, tensors=tensors)
 
 
-def _span_sha256(file: BinaryIO, path: Path, span: Span) -> str:
+def _span_sha256(file: BufferedReader, path: Path, span: Span) -> str:
     digest = hashlib.sha256()
     for block in _blocks(file, path, span):
         digest.update(block)
     return digest.hexdigest()
 
 
-def _blocks(file: BinaryIO, path: Path, span: Span) -> Iterable[bytes]:
+def _blocks(file: BufferedReader, path: Path, span: Span) -> Iterable[bytes]:
     file.seek(span.start)
     left = span.end - span.start
     while left:

@@ -19,10 +19,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from snapshot_tool.core.errors import GoldenLocked, SnapError
+from snapshot_tool.store.files import leaves_root
 from snapshot_tool.store.layout import WORK_FOLDER, SetLocation
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_REPLACED = "replaced"
+_LOCK = "lock"
 
 
 @contextmanager
@@ -31,26 +34,31 @@ def recording_lock(location: SetLocation) -> Iterator[None]:
 
     The system drops the lock when its owner dies, so nothing has to be cleaned up by hand.
     """
-    folder = location.work_folder
-    make_folder(folder)
+    for folder in (location.work_folder, location.revision_folder):
+        if leaves_root(folder, location.root):
+            raise SnapError(
+                f"{folder} is a link out of {location.root}",
+                "remove the link: a recording writes below its goldens folder alone",
+            )
+    make_folder(location.work_folder)
     ignore = location.root / WORK_FOLDER / ".gitignore"
     if not ignore.exists():
         ignore.write_text("*\n", encoding="utf-8")
-    lock = FileLock(folder / "lock", timeout=0)
     try:
-        lock.acquire()
+        with _revision_lock(location.work_folder):
+            # Before anyone asks whether the set is recorded already.
+            _put_back(location.work_folder / _REPLACED, location.root)
+            yield
     except Timeout:
         raise GoldenLocked(
             f"another process is recording {location.checkpoint} at "
             f"{location.revision[:12]} in {location.root}",
             "wait until it has ended",
         ) from None
-    try:
-        # Before anyone asks whether the set is recorded already.
-        recover(location.root)
-        yield
-    finally:
-        lock.release()
+
+
+def _revision_lock(work_folder: Path) -> FileLock:
+    return FileLock(work_folder / _LOCK, timeout=0)
 
 
 def make_folder(folder: Path) -> None:
@@ -64,7 +72,9 @@ def make_folder(folder: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it holds all of `data` or what it held before."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    # What a killed write left; and "x" follows no link that somebody put there.
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -98,7 +108,7 @@ def commit(staged: Path, location: SetLocation) -> None:
             _carry_over(child, staged / child.name)
     sync_folder(staged)
     if not _exchange(staged, target):
-        replaced = _replaced(location)
+        replaced = location.work_folder / _REPLACED
         shutil.rmtree(replaced, ignore_errors=True)
         target.rename(replaced)
         staged.rename(target)
@@ -108,18 +118,27 @@ def commit(staged: Path, location: SetLocation) -> None:
 
 
 def recover(root: Path) -> None:
-    """Put back what a recording took away and did not live to replace."""
-    for replaced in root.glob(f"{WORK_FOLDER}/*/*/replaced"):
-        target = root / replaced.parent.parent.name / replaced.parent.name
-        if not target.exists():
-            # Another reader may have been faster, or the folder is read-only: both are fine,
-            # the set is then there already, or reported as missing.
-            with contextlib.suppress(OSError):
-                replaced.rename(target)
+    """Put back what a recording took away and did not live to replace.
+
+    A recorder that lives holds the lock: between its two renames nobody else moves anything. Where
+    the folder cannot be written to, the set stays away, and is reported as missing.
+    """
+    for replaced in root.glob(f"{WORK_FOLDER}/*/*/{_REPLACED}"):
+        if leaves_root(replaced.parent / _LOCK, root):
+            continue
+        with contextlib.suppress(OSError, Timeout), _revision_lock(replaced.parent):
+            _put_back(replaced, root)
 
 
-def _replaced(location: SetLocation) -> Path:
-    return location.work_folder / "replaced"
+def _put_back(replaced: Path, root: Path) -> None:
+    """Rename a replaced folder back to its place, unless something is there, or links lead away."""
+    target = root / replaced.parent.parent.name / replaced.parent.name
+    if not replaced.is_dir() or os.path.lexists(target):
+        return
+    if leaves_root(replaced, root) or leaves_root(target.parent, root):
+        return
+    replaced.rename(target)
+    sync_folder(target.parent)
 
 
 def _carry_over(source: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from snapshot_tool.candidates import FMS, load_candidate
 from snapshot_tool.compare import judge_tensor
@@ -30,6 +31,10 @@ from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
 from snapshot_tool.golden_choice import GoldenChoice, open_checkpoint_of
+from snapshot_tool.guards.blame import require_candidates_fault
+from snapshot_tool.guards.guarded import Guarded
+from snapshot_tool.guards.runs import run_guarded
+from snapshot_tool.guards.surroundings import differing_surroundings
 from snapshot_tool.localise import localise
 from snapshot_tool.phase_runs import Pair, run_generation_in_one_pass, run_phase
 from snapshot_tool.store.golden import Golden
@@ -55,6 +60,7 @@ class CheckRequest:
     atol: float | None = None
     rtol: float | None = None
     required: tuple[Phase, ...] = ()
+    repeat: int = 1
 
     @property
     def golden_choice(self) -> GoldenChoice:
@@ -90,7 +96,18 @@ class Checker:
 
     def run(self, case: CaseEntry, phase: Phase) -> list[Result]:
         """Return a result for every recorded tensor of one phase of one case."""
-        return _check_phase(self.candidate, self.golden, case, phase, self.request)
+
+        def once() -> list[Result]:
+            return _check_phase(self.candidate, self.golden, case, phase, self.request)
+
+        if not isinstance(self.candidate, Guarded):
+            return once()
+        return run_guarded(self.candidate, phase, once, times=self.request.repeat)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the candidate did so far besides answering."""
+        return self.candidate.warnings if isinstance(self.candidate, Guarded) else ()
 
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:
         """Name the module in which the first divergence of these results arises."""
@@ -115,7 +132,8 @@ def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> C
             fms_path=request.fms_path,
         )
         next(steps)
-    return Checker(request, golden, candidate, settings, imported_before)
+    guarded = Guarded(candidate, dtype=golden.manifest.dtype, settings=settings)
+    return Checker(request, golden, cast("Candidate", guarded), settings, imported_before)
 
 
 def check(request: CheckRequest, progress: Progress) -> CheckReport:
@@ -130,21 +148,24 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         is_importable("transformers"),
         not checker.imported_before and "transformers" in sys.modules,
     )
+    environment = {
+        **describe_machine(),
+        **package_versions(),
+        **checker.settings,
+        "device": device_name(request.device),
+    }
     return CheckReport(
         golden=_identity(golden),
         device=request.device,
         candidate=checker.info,
         transformers=transformers,
         quick=request.quick,
-        environment={
-            **describe_machine(),
-            **package_versions(),
-            **checker.settings,
-            "device": device_name(request.device),
-        },
+        environment=environment,
         results=results,
         unmet=_unmet(results, request.required),
         localisation=localisation,
+        warnings=checker.warnings,
+        surroundings=differing_surroundings(golden.manifest.environment, environment),
     )
 
 
@@ -212,6 +233,7 @@ def _check_phase(
     except SnapError:
         raise
     except Exception as error:  # the candidate's code may raise anything
+        require_candidates_fault(candidate, error, case=case.name, phase=phase)
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         seconds = time.perf_counter() - began
         return [Result(case.name, phase, "", Verdict.ERROR, reason, seconds=seconds)]

@@ -133,7 +133,7 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     ),
     "tensor of negative size": (
         lambda d: d["files"]["inputs.safetensors"]["tensors"].update(
-            x={"shape": [-1], "dtype": "F32", "sha256": "a" * 64}
+            {"text-only/x": {"shape": [-1], "dtype": "F32", "sha256": "a" * 64}}
         ),
         "`$.files[...].tensors[...].shape[0]`",
     ),
@@ -282,9 +282,9 @@ def test_a_manifest_that_is_missing_is_reported_as_not_found(tmp_path: Path) -> 
 
 
 def test_a_folder_in_the_manifests_place_is_damage(tmp_path: Path) -> None:
-    """What cannot be read as a file is GoldenDamaged, with the system's reason."""
+    """What cannot be read as a file is GoldenDamaged."""
     (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(GoldenDamaged, match=r"manifest\.json cannot be read: Is a directory"):
+    with pytest.raises(GoldenDamaged, match=r"manifest\.json is no file but a folder"):
         load_manifest(tmp_path)
 
 
@@ -292,11 +292,11 @@ def test_a_manifest_beyond_all_measure_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file larger than any manifest is refused by its size alone."""
-    monkeypatch.setattr(manifest_module, "MAX_MANIFEST_BYTES", len(VALID) - 1)
+    monkeypatch.setattr(manifest_module, "MAX_JSON_BYTES", len(VALID) - 1)
     (tmp_path / "manifest.json").write_bytes(VALID)
     with pytest.raises(ManifestInvalid, match=f"is larger than {len(VALID) - 1} bytes"):
         load_manifest(tmp_path)
-    monkeypatch.setattr(manifest_module, "MAX_MANIFEST_BYTES", len(VALID))
+    monkeypatch.setattr(manifest_module, "MAX_JSON_BYTES", len(VALID))
     assert load_manifest(tmp_path) == decode(VALID, source=SOURCE)
 
 

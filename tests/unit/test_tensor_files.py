@@ -206,8 +206,8 @@ def test_every_truncation_is_golden_damaged(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_a_files_place_is_golden_damaged(tmp_path: Path) -> None:
-    """What is no file is said in the system's words."""
-    assert damage(tmp_path).endswith("cannot be read: Is a directory")
+    """What is no file is said to be none."""
+    assert damage(tmp_path).endswith("is no file but a folder")
 
 
 @given(byte=st.integers(0, 10**6), bit=st.integers(0, 7))

@@ -1,0 +1,207 @@
+"""A candidate behind glass: every call is watched, and what it does besides answering is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from PIL import Image
+
+from snapshot_tool.core.errors import PhaseUnsupported, SnapError
+from snapshot_tool.guards.watch import CountProducts, Watch
+
+_BLAMED = "_raised_by_snaps_candidate"
+
+
+def raised_by_candidate(error: BaseException) -> bool:
+    """Tell what a guarded candidate's own code raised from what reading a golden's tensors did."""
+    return bool(getattr(error, _BLAMED, False))
+
+
+class Guarded:
+    """Passes everything on to a candidate, and collects warnings.
+
+    A candidate that overwrites its inputs, hands them back, or returns one buffer for every call is
+    named; so is what `Watch` sees of its modules, and answers that are not the same twice.
+    """
+
+    def __init__(self, candidate: Any, *, dtype: str, settings: Mapping[str, str]) -> None:
+        self._candidate = candidate
+        self._warnings: dict[str, None] = {}
+        self._watch = Watch(getattr(torch, dtype), settings, self._warn)
+        self._first_answers: dict[str, list[torch.Tensor]] = {}
+        self._reused: set[str] = set()
+        self._recorded: list[list[torch.Tensor]] | None = None
+        self._replayed: Iterator[list[torch.Tensor]] | None = None
+        self._products: CountProducts | None = None
+        self._watch.look_at_settings()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was seen so far, each thing once."""
+        return tuple(self._warnings)
+
+    @property
+    def modules_run(self) -> int:
+        """How many torch modules have run so far."""
+        return self._watch.modules_run
+
+    @contextmanager
+    def counting_products(self) -> Iterator[CountProducts]:
+        """Count what the candidate multiplies inside the block, and nobody else."""
+        self._products = CountProducts()
+        try:
+            yield self._products
+        finally:
+            self._products = None
+
+    def record_answers(self) -> None:
+        """Keep the answers from here on, to be compared with those of the same calls again."""
+        self._recorded, self._replayed = [], None
+
+    def replay_answers(self) -> None:
+        """Compare the answers from here on with those that were kept."""
+        self._replayed = iter(self._recorded or [])
+
+    def forget_answers(self) -> None:
+        """Keep no answers."""
+        self._recorded = self._replayed = None
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._candidate, name)
+        if name == "info" or name.startswith("_") or not callable(attribute):
+            return attribute
+        return functools.partial(self._call, name, attribute)
+
+    def _call(self, name: str, method: Callable[..., Any], *given: Any, **options: Any) -> Any:
+        arguments = _named_arguments(method, given, options)
+        inputs = dict(_tensors_in(arguments))
+        before = {label: tensor.clone() for label, tensor in inputs.items()}
+        pixels = {label: image.tobytes() for label, image in _images_in(given)}
+        try:
+            with self._watch.watching(), self._products or nullcontext():
+                answer = method(*given, **options)
+            outputs = [_plain(tensor, name) for _, tensor in _tensors_in({"answer": answer})]
+        except (PhaseUnsupported, SnapError):
+            raise
+        except Exception as error:
+            setattr(error, _BLAMED, True)
+            raise
+        altered = [k for k, v in before.items() if not _same(v, inputs[k])]
+        altered += [k for k, image in _images_in(given) if image.tobytes() != pixels[k]]
+        for label in altered:
+            self._warn(f"{name} overwrote its input {label}")
+            if label in before:
+                inputs[label].copy_(before[label])
+        self._look_at_answer(name, inputs, outputs)
+        copied = name in self._reused or self._recorded is not None
+        return _settled(answer, copied=copied)
+
+    def _look_at_answer(
+        self, name: str, inputs: Mapping[str, torch.Tensor], outputs: list[torch.Tensor]
+    ) -> None:
+        own = {_memory(output) for output in outputs if output.numel()}
+        for label, tensor in inputs.items():
+            if tensor.numel() and _memory(tensor) in own:
+                self._warn(f"{name} returned the memory of its input {label}")
+        if any(output.requires_grad for output in outputs):
+            self._warn(f"{name} returned a tensor that requires gradients")
+        self._look_for_reuse(name, outputs, own)
+        self._compare_answers(name, outputs)
+
+    def _look_for_reuse(
+        self, name: str, outputs: list[torch.Tensor], own: set[tuple[str, int]]
+    ) -> None:
+        """Hold a method's first answer until its second: memory seen twice is one buffer."""
+        if name not in self._first_answers:
+            self._first_answers[name] = outputs
+            return
+        first, self._first_answers[name] = self._first_answers[name], []
+        if any(tensor.numel() and _memory(tensor) in own for tensor in first):
+            self._reused.add(name)
+            self._warn(f"{name} returns views of one buffer: the next call overwrites the last")
+
+    def _compare_answers(self, name: str, outputs: list[torch.Tensor]) -> None:
+        if self._recorded is None:
+            return
+        if self._replayed is None:
+            self._recorded.append([output.clone() for output in outputs])
+            return
+        for before, now in zip(next(self._replayed, []), outputs, strict=False):
+            if not _same(before, now):
+                self._warn(f"{name} is not deterministic: {_spread(before, now)}")
+
+    def _warn(self, text: str) -> None:
+        self._warnings.setdefault(text)
+
+
+def _named_arguments(
+    method: Callable[..., Any], given: tuple[Any, ...], options: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return arguments under the names that the candidate's own method gives them."""
+    try:
+        return inspect.signature(method).bind(*given, **options).arguments
+    except (TypeError, ValueError):
+        return {**{f"argument {i}": value for i, value in enumerate(given, 1)}, **options}
+
+
+def _tensors_in(values: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors among named values, those in records and mappings by their own names."""
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif isinstance(value, Mapping):
+            yield from _tensors_in(value)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = dataclasses.fields(value)
+            yield from _tensors_in({field.name: getattr(value, field.name) for field in fields})
+
+
+def _images_in(given: tuple[Any, ...]) -> Iterator[tuple[str, Image.Image]]:
+    for value in given:
+        if isinstance(value, list | tuple):
+            for index, image in enumerate(value):
+                if isinstance(image, Image.Image):
+                    yield f"image {index}", image
+
+
+def _plain(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Return a tensor that has its elements in memory; raise TypeError for any other kind."""
+    if tensor.is_meta or tensor.is_quantized or tensor.is_nested or tensor.is_complex():
+        raise TypeError(f"{name} returned a tensor without plain elements: {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} returned a {tensor.layout} tensor, not a dense one")
+    return tensor
+
+
+def _settled(answer: Any, *, copied: bool) -> Any:
+    """Return an answer without its gradients and, where its memory is used again, as a copy."""
+    if isinstance(answer, torch.Tensor):
+        return answer.detach().clone() if copied else answer.detach()
+    if isinstance(answer, Mapping):
+        return {name: _settled(value, copied=copied) for name, value in answer.items()}
+    return answer
+
+
+def _memory(tensor: torch.Tensor) -> tuple[str, int]:
+    return str(tensor.device), tensor.untyped_storage().data_ptr()
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether two tensors have the same bits: NaN equals itself here."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())  # noqa: PLR0124 - NaN
+
+
+def _spread(one: torch.Tensor, other: torch.Tensor) -> str:
+    if one.shape != other.shape:
+        return f"two runs gave {tuple(one.shape)} and {tuple(other.shape)}"
+    differ = int((one != other).sum())
+    spread = float((one.to("cpu", torch.float64) - other.to("cpu", torch.float64)).abs().max())
+    return f"two runs differ in {differ} of {one.numel()} elements, by up to {spread:.3g}"

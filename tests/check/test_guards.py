@@ -1,0 +1,262 @@
+"""Wrong but plausible: what a careful person gets wrong is named, whatever the numbers say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
+from snapshot_tool.core.errors import GoldenDamaged, OutOfMemory
+from snapshot_tool.core.interfaces import Candidate, CandidateRequest
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.results import Result, Verdict
+from snapshot_tool.determinism import make_deterministic
+from snapshot_tool.guards.guarded import Guarded
+from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.workflows.check import Checker, CheckRequest
+from tests.check import wrong_candidates as wrong
+from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Snap, error_lines, set_folder
+
+FOLDER = set_folder(GOLDENS)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    """Open the committed golden set."""
+    return open_golden(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def fms(golden: Golden) -> FmsIdefics3:
+    """Load FMS once."""
+    request = CandidateRequest(CHECKPOINT, golden.manifest.checkpoint.config, "cpu", "float32")
+    return load_fms_candidate(request, fms_path=CHECKOUT)
+
+
+@pytest.fixture(autouse=True)
+def torchs_switches() -> Iterator[None]:
+    """Put torch's switches back: some candidates here set them."""
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+
+
+def run(
+    golden: Golden,
+    candidate: object,
+    *phases: Phase,
+    cases: tuple[str, ...] = ("one-image",),
+    repeat: int = 1,
+) -> tuple[tuple[str, ...], list[Result]]:
+    """Return the warnings and results of some phases."""
+    settings = make_deterministic(1, strict=False)
+    guarded = Guarded(candidate, dtype="float32", settings=settings)
+    request = CheckRequest(GOLDENS, repeat=repeat)
+    checker = Checker(request, golden, cast("Candidate", guarded), settings)
+    results = []
+    for case in cases:
+        for phase in phases:
+            results += checker.run(golden.case(case), phase)
+    return checker.warnings, results
+
+
+def verdicts(results: list[Result]) -> set[Verdict]:
+    """Return the verdicts that there are."""
+    return {result.verdict for result in results}
+
+
+def test_a_correct_candidate_gives_no_warning(golden: Golden, fms: FmsIdefics3) -> None:
+    """In no phase, and not when run twice: a guard that cries wolf is no guard."""
+    candidate = wrong.Passing(fms, FOLDER)
+    warnings, results = run(golden, candidate, *Phase, repeat=2)
+    assert (warnings, verdicts(results)) == ((), {Verdict.PASS})
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase", "warning"),
+    [
+        (wrong.SwitchesTf32On, Phase.VISION, "the candidate set tf32 to true, for all of torch"),
+        (
+            wrong.LowersMatmulPrecision,
+            Phase.VISION,
+            "the candidate set float32_matmul_precision to medium, for all of torch",
+        ),
+        (
+            wrong.UsesAutocast,
+            Phase.CONNECTOR,
+            "autocast is on: the candidate computed partly in bfloat16",
+        ),
+        (wrong.IsInTrainMode, Phase.CONNECTOR, "the candidate ran in train mode"),
+        (wrong.KeepsGradients, Phase.CONNECTOR, "the candidate computed with gradients on"),
+        (wrong.KeepsGradients, Phase.CONNECTOR, "connector returned a tensor that requires grad"),
+        (
+            wrong.HasCoarseWeights,
+            Phase.CONNECTOR,
+            "the candidate ran with bfloat16 weights, the golden is float32",
+        ),
+        (wrong.OverwritesInputs, Phase.PREPROCESSING, "preprocess overwrote its input image 0"),
+        (wrong.OverwritesInputs, Phase.FORWARD, "forward overwrote its input attention_mask"),
+        (wrong.HandsInputsBack, Phase.CONNECTOR, "connector returned the memory of its input"),
+        (wrong.HandsInputsBack, Phase.CONNECTOR, "connector overwrote its input features"),
+    ],
+)
+def test_what_is_wrong_about_a_run_is_named(
+    golden: Golden,
+    fms: FmsIdefics3,
+    kind: type[wrong.Passing],
+    phase: Phase,
+    warning: str,
+) -> None:
+    """By one warning, once, with the method and the input that it is about."""
+    warnings, _ = run(golden, kind(fms, FOLDER), phase)
+    assert [text for text in warnings if text.startswith(warning)], warnings
+    assert len(warnings) == len(set(warnings))
+
+
+def test_one_buffer_for_every_answer_is_named_and_spoils_nothing(
+    golden: Golden, fms: FmsIdefics3
+) -> None:
+    """The second case shows it; both cases pass, and so do repeated runs."""
+    candidate = wrong.ReturnsOneBuffer(fms, FOLDER)
+    cases = ("one-image", "two-images")
+    warnings, results = run(golden, candidate, Phase.CONNECTOR, cases=cases, repeat=2)
+    assert warnings == ("connector returns views of one buffer: the next call overwrites the last",)
+    assert verdicts(results) == {Verdict.PASS}
+
+
+def test_answers_that_drift_from_run_to_run_are_named_with_their_spread(
+    golden: Golden, fms: FmsIdefics3
+) -> None:
+    """Within the tolerance the verdict stays a pass; one run alone cannot see it."""
+    warnings, results = run(
+        golden, wrong.IsNotDeterministic(fms, FOLDER), Phase.CONNECTOR, repeat=2
+    )
+    (warning,) = warnings
+    assert warning.startswith("connector is not deterministic: two runs differ in ")
+    spread = float(warning.rpartition("up to ")[2])
+    assert 1e-7 < spread < 1e-5
+    assert verdicts(results) == {Verdict.PASS}
+    once, _ = run(golden, wrong.IsNotDeterministic(fms, FOLDER), Phase.CONNECTOR)
+    assert once == ()
+
+
+def test_a_run_that_fails_decides_over_those_that_pass(golden: Golden, fms: FmsIdefics3) -> None:
+    """Right once and wrong once is wrong."""
+    candidate = wrong.IsWrongTheSecondTime(fms, FOLDER)
+    warnings, results = run(golden, candidate, Phase.CONNECTOR, repeat=2)
+    assert verdicts(results) == {Verdict.FAIL}
+    assert "by up to 1" in warnings[0]
+
+
+def test_a_candidate_that_returns_the_golden_fails(golden: Golden, fms: FmsIdefics3) -> None:
+    """Bit for bit equal where nothing was computed: no answer at all."""
+    _, results = run(golden, wrong.ReadsTheGolden(fms, FOLDER), Phase.VISION, Phase.CONNECTOR)
+    assert verdicts(results) == {Verdict.FAIL}
+    assert {result.reason for result in results} == {
+        "equal to the golden bit for bit, and nothing was computed: the answer was read, not "
+        "worked out"
+    }
+
+
+def test_equal_bits_that_were_computed_pass(golden: Golden, fms: FmsIdefics3) -> None:
+    """A connector is one product, and may round as the reference does, with or without modules."""
+    for kind in (wrong.Passing, wrong.ComputesWithoutModules):
+        _, results = run(golden, kind(fms, FOLDER), Phase.CONNECTOR)
+        assert verdicts(results) == {Verdict.PASS}
+
+
+def test_a_tensor_that_is_not_dense_is_the_candidates_error(
+    golden: Golden, fms: FmsIdefics3
+) -> None:
+    """Not snap's, and not the golden's."""
+    _, (result,) = run(golden, wrong.ReturnsASparseTensor(fms, FOLDER), Phase.CONNECTOR)
+    assert result.verdict is Verdict.ERROR
+    assert (
+        result.reason == "TypeError: connector returned a torch.sparse_coo tensor, not a dense one"
+    )
+
+
+def test_what_snap_stumbles_over_in_a_golden_is_not_the_candidates_error(
+    golden: Golden, fms: FmsIdefics3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids that point outside the vocabulary are damage, with the phase and the case."""
+    read = Golden.tensor
+
+    def spoilt(self: Golden, case: str, phase: Phase, name: str) -> torch.Tensor:
+        tensor = read(self, case, phase, name)
+        return tensor + 10**6 if name == "position_topk_ids" else tensor
+
+    monkeypatch.setattr(Golden, "tensor", spoilt)
+    with pytest.raises(GoldenDamaged, match="forward of case one-image: the golden's tensors do"):
+        run(golden, wrong.Passing(fms, FOLDER), Phase.FORWARD)
+
+
+def test_a_lack_of_memory_is_no_verdict(golden: Golden, fms: FmsIdefics3) -> None:
+    """A candidate that got no memory has neither passed nor failed."""
+
+    class Greedy(wrong.Passing):
+        def connector(self, features: torch.Tensor) -> torch.Tensor:
+            return torch.empty(2**60)
+
+    with pytest.raises(OutOfMemory, match="not enough memory while running connector of case one"):
+        run(golden, Greedy(fms, FOLDER), Phase.CONNECTOR)
+
+
+def test_warnings_and_surroundings_stand_before_the_numbers(snap: Snap, goldens_copy: Path) -> None:
+    """In text above the grid, and in JSON under their own names."""
+    path = set_folder(goldens_copy) / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["environment"].update(processor="Another Processor", torch="2.0.0")
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    options = ("--goldens", goldens_copy, "--case", "one-image", "--phase", "vision")
+    spoils = ("--candidate", "tests.candidates:SpoilsItsInputs")
+    text = snap("check", *spoils, *options, "--json", path.with_name("report"))
+    head = text.out.partition("case        preprocessing")[0]
+    assert "warning       vision overwrote its input pixel_values" in head
+    assert "recorded on   processor Another Processor, here " in head
+    assert "recorded on   torch 2.0.0, here " in head
+    report = json.loads(path.with_name("report").read_text(encoding="utf-8"))
+    assert report["warnings"] == ["vision overwrote its input pixel_values"]
+    assert report["recorded_elsewhere"][0].startswith("processor Another Processor, here ")
+
+
+def _edit_config(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("{", "{ ", 1), encoding="utf-8")
+
+
+def _cast_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file({k: v.bfloat16() for k, v in load_file(path).items()}, path)
+
+
+def _add_weights(folder: Path) -> None:
+    shutil.copy(folder / "model.safetensors", folder / "more.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "file", "problem"),
+    [
+        (_edit_config, "config.json", "has changed since local/tiny-idefics3 was recorded"),
+        (_cast_weights, "model.safetensors", "has changed since local/tiny-idefics3 was recorded"),
+        (_add_weights, "more.safetensors", "was not there when local/tiny-idefics3 was recorded"),
+    ],
+    ids=["edited config.json", "weights in another dtype", "another revision's weights"],
+)
+def test_another_checkpoint_than_the_recorded_one_is_refused_before_anything_runs(
+    snap: Snap, tmp_path: Path, spoil: Any, file: str, problem: str
+) -> None:
+    """By the file that is not the recorded one."""
+    folder = tmp_path / "tiny-idefics3"
+    shutil.copytree(CHECKPOINT, folder)
+    spoil(folder)
+    refused = snap("check", "--fms-path", CHECKOUT, "--checkpoint", folder, cwd=ROOT)
+    assert refused.code == 3
+    assert error_lines(refused)[0] == f"snap: {folder / file} {problem}"
