@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapshot_tool.checkpoint import Checkpoint, open_checkpoint
-from snapshot_tool.core.errors import GoldenExists, UsageError
+from snapshot_tool.core.errors import GoldenExists, SnapError, UsageError
 from snapshot_tool.core.interfaces import Progress
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.determinism import make_deterministic
@@ -76,9 +76,16 @@ def record(request: RecordRequest, progress: Progress) -> RecordOutcome:
     with recording_lock(location):
         existing = _existing_golden(request, location)
         staging = _open_staging(request, location)
-        return _record(
-            request, checkpoint, location, existing=existing, staging=staging, progress=progress
-        )
+        try:
+            return _record(
+                request, checkpoint, location, existing=existing, staging=staging, progress=progress
+            )
+        except OSError as error:
+            where = f" {error.filename}" if error.filename else f" below {request.goldens}"
+            raise SnapError(
+                f"cannot write{where}: {error.strerror or error}",
+                "nothing that was recorded is lost: mend it, then go on with --resume",
+            ) from error
 
 
 def _existing_golden(request: RecordRequest, location: SetLocation) -> Golden | None:
