@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -15,6 +15,10 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column
+
+# Last in the line, and cut off at its end: the bar stays where it is.
+_SHORTENED = Column(no_wrap=True, overflow="ellipsis")
 
 
 class TerminalProgress:
@@ -22,25 +26,38 @@ class TerminalProgress:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
+        self._describe: Callable[[str], None] = _describe_nothing
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Iterator[int]]:
         """Draw a stage of `total` steps while the block runs."""
         with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("{task.description}", table_column=_SHORTENED),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         ) as progress:
             task = progress.add_task(title, total=total)
-            yield _counting(progress, task)
+            self._describe = lambda what: progress.update(task, description=f"{title}: {what}")
+            try:
+                yield _counting(progress, task)
+            finally:
+                self._describe = _describe_nothing
+
+    def now(self, what: str) -> None:
+        """Put what is being done beside the stage's title."""
+        self._describe(what)
 
     def note(self, message: str) -> None:
         """Print a line to standard error."""
         click.echo(message, err=True)
+
+
+def _describe_nothing(_what: str) -> None:
+    """Outside of a stage there is nothing to describe."""
 
 
 def _counting(progress: Progress, task: TaskID) -> Iterator[int]:

@@ -197,5 +197,8 @@ class Progress(Protocol):
     def stage(self, title: str, total: int) -> AbstractContextManager[Iterator[int]]:
         """Open a stage of `total` steps; calling next() on what it yields counts one."""
 
+    def now(self, what: str) -> None:
+        """Say what the current step of the stage is about."""
+
     def note(self, message: str) -> None:
         """Say something that the user should know, on one line."""

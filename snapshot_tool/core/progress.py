@@ -13,5 +13,8 @@ class SilentProgress:
         """Count the steps."""
         yield count(1)
 
+    def now(self, what: str) -> None:
+        """Drop what a step is about."""
+
     def note(self, message: str) -> None:
         """Drop a note."""

@@ -196,16 +196,19 @@ def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
 def check_cases(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Iterator[Result]:
     """Yield a result for every tensor of the selected cases, running each phase as it comes."""
     request = checker.request
-    compared = set()
-    with progress.stage("checking cases", len(cases)) as steps:
-        for case in cases:
-            for phase in PHASES:
-                if phase in request.phases and phase in case.phases:
-                    compared.add(phase)
-                    yield from checker.run(case, phase)
+    pairs = [
+        (case, phase)
+        for case in cases
+        for phase in PHASES
+        if phase in request.phases and phase in case.phases
+    ]
+    with progress.stage("checking", len(pairs)) as steps:
+        for case, phase in pairs:
+            progress.now(f"{case.name} / {phase.value}")
+            yield from checker.run(case, phase)
             next(steps)
     for phase in request.phases:
-        if phase not in compared:
+        if phase not in {compared for _, compared in pairs}:
             # An empty phase must be seen: it is no pass.
             yield Result(
                 request.case, phase, "", Verdict.SKIP, "no selected case has anything to compare"

@@ -154,7 +154,7 @@ def test_a_terminal_gets_colour_and_progress_unless_it_is_refused(snap: Snap) ->
     """NO_COLOR is respected (no-color.org), and a file gets neither."""
     coloured = in_a_terminal()
     assert "\x1b[32m" in coloured
-    assert "checking cases" in coloured
+    assert "checking: one-image / connector" in coloured
     plain = in_a_terminal(NO_COLOR="1")
     assert "\x1b[32mpass" not in plain
     assert "PASS: 1 passed" in plain
@@ -162,3 +162,25 @@ def test_a_terminal_gets_colour_and_progress_unless_it_is_refused(snap: Snap) ->
     filed = snap("check", "--fms-path", "build/fms-checkout", *options)
     assert "\x1b" not in filed.out + filed.err
     assert "checking" not in filed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "answers"),
+    [
+        ("snap ch", {"check"}),
+        ("snap check --fms", {"--fms-path"}),
+        ("snap check --phase v", {"vision"}),
+    ],
+)
+def test_the_shell_completes_commands_options_and_phases(words: str, answers: set[str]) -> None:
+    """As the README's line sets it up for bash; the rest of click's shells work alike."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 'eval "$(_SNAP_COMPLETE=bash_source snap)"' in readme
+    last = str(len(words.split()) - 1)
+    answer = subprocess.run(
+        [sys.executable, "-c", "from snapshot_tool.cli import main; main([])"],
+        env={**os.environ, "_SNAP_COMPLETE": "bash_complete", "COMP_WORDS": words,
+             "COMP_CWORD": last},
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert {line.partition(",")[2] for line in answer.stdout.splitlines()} == answers

@@ -52,6 +52,9 @@ class Counting:
             self.stages[title] = (total, done + 1)
             yield done + 1
 
+    def now(self, what: str) -> None:
+        raise AssertionError(what)
+
     def note(self, message: str) -> None:
         raise AssertionError(message)
 
