@@ -15,7 +15,7 @@ import pytest
 from snapshot_tool.core.errors import SnapError, UsageError
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.progress import SilentProgress
-from snapshot_tool.core.results import Result, Verdict
+from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.reports import run_text
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.store.layout import MANIFEST
@@ -102,7 +102,7 @@ def _told(bad: list[Result]) -> list[str]:
 def _figures(results: Iterable[Result]) -> Iterator[tuple[str, str]]:
     """Yield how much of the tolerance each tensor used: JUnit files keep it as a property."""
     for result in results:
-        used = run_text.tolerance_used(result)
+        used = tolerance_used(result)
         if used is not None:
             yield f"{result.tensor} tolerance used", f"{used:.3g}"
 

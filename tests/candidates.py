@@ -42,6 +42,19 @@ class Wrapped:
     ) -> torch.Tensor:
         return self.fms.generate(inputs, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids)
 
+    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
+        return self.fms.forward_batch(rows)
+
+    def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
+        return self.fms.forward_in_parts(parts)
+
+    def generate_batch(
+        self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> Sequence[torch.Tensor]:
+        return self.fms.generate_batch(
+            rows, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids
+        )
+
 
 class Raises(Wrapped):
     """Its connector raises."""
@@ -140,3 +153,12 @@ class HasNoGeneration:
 def refuses(request: CandidateRequest) -> Any:
     """A factory that fails."""
     raise ValueError(f"cannot build on {request.device}")
+
+
+class AsksForOneRow(Wrapped):
+    """It cannot run a batch, and says of a prompt in parts that it is not supported."""
+
+    forward_batch = None  # type: ignore[assignment]
+
+    def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
+        raise PhaseUnsupported("no cache yet")

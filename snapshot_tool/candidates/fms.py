@@ -18,7 +18,7 @@ import torch
 from snapshot_tool.candidates.fms_import import FmsSource, import_fms
 from snapshot_tool.candidates.fms_observe import observe_twins
 from snapshot_tool.candidates.fms_weights import require_full_coverage
-from snapshot_tool.core.errors import CandidateUnavailable, SnapError
+from snapshot_tool.core.errors import CandidateUnavailable, PhaseUnsupported, SnapError
 from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, CaseInputs, Observer
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
@@ -80,11 +80,36 @@ class FmsIdefics3:
             eos_token_id=eos_token_ids[0] if len(eos_token_ids) == 1 else None,
         )
         new: torch.Tensor = ids[0, inputs.input_ids.shape[1] :]
-        if len(eos_token_ids) <= 1:
-            return new
         # FMS's generate knows one end token: with several it runs on, and is cut here.
-        ends = torch.isin(new, torch.tensor(list(eos_token_ids), device=new.device)).nonzero()
-        return new[: int(ends[0]) + 1] if len(ends) else new
+        return new if len(eos_token_ids) <= 1 else _up_to_end(new, eos_token_ids)
+
+    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
+        """Return the logits of prompts padded to one length, (rows, length, vocabulary)."""
+        return self.forward(_batch(rows))
+
+    def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
+        """Return the logits of all parts of a prompt, each run on the cache of those before it."""
+        logits, cache = [], None
+        for part in parts:
+            answer = self.model(
+                **self._arguments(part), past_key_value_states=cache, use_cache=True
+            )
+            if "past_key_value_states" not in answer:
+                raise PhaseUnsupported("this FMS's forward gives out no key-value cache")
+            cache = answer["past_key_value_states"]
+            logits.append(answer["logits"])
+        return torch.cat(logits, dim=1)
+
+    def generate_batch(
+        self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Return the greedy new tokens of each prompt, its own end token included."""
+        ids = self.model.generate(
+            **self._arguments(_batch(rows)),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos_token_ids[0] if len(eos_token_ids) == 1 else None,
+        )
+        return [_up_to_end(new, eos_token_ids) for new in ids[:, rows[0].input_ids.shape[1] :]]
 
     def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
         """Run forward and show the modules; return FMS's name of each, by Hugging Face's."""
@@ -101,6 +126,22 @@ class FmsIdefics3:
             "attention_mask": inputs.attention_mask.to(self.device),
             "pixel_values": None if pixels is None else pixels.unsqueeze(0).to(self.device),
         }
+
+
+def _batch(rows: Sequence[CaseInputs]) -> CaseInputs:
+    """Return prompts of one length as one batch; the tiles of all rows follow each other."""
+    pixels = [row.pixel_values for row in rows if row.pixel_values is not None]
+    return CaseInputs(
+        torch.cat([row.input_ids for row in rows]),
+        torch.cat([row.attention_mask for row in rows]),
+        torch.cat(pixels) if pixels else None,
+    )
+
+
+def _up_to_end(new: torch.Tensor, eos_token_ids: Sequence[int]) -> torch.Tensor:
+    """Return new tokens (new,) up to the first end token, included."""
+    ends = torch.isin(new, torch.tensor(list(eos_token_ids), device=new.device)).nonzero()
+    return new[: int(ends[0]) + 1] if len(ends) else new
 
 
 def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> FmsIdefics3:

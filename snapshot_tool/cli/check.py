@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from snapshot_tool.cli.options import (
     PHASE_NAMES,
@@ -14,6 +16,7 @@ from snapshot_tool.cli.options import (
     phase_option,
     write_text,
 )
+from snapshot_tool.core.questions import parse_question
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Verdict
 from snapshot_tool.devices import DEVICES
@@ -62,6 +65,23 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
     show_default=True,
     help="Run every phase so often, and say where the answers are not the same.",
 )
+@click.option(
+    "--explore",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Ask N more questions that the golden answers: prefixes, padding, batches, tiles …",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="What the questions of --explore are drawn from; by default the golden's seed.",
+)
+@click.option(
+    "--replay",
+    multiple=True,
+    metavar="QUESTION",
+    help="Ask this question of an --explore again, and nothing else.",
+)
 @click.option("--atol", type=_TOLERANCE, help="Absolute tolerance in place of the golden's.")
 @click.option("--rtol", type=_TOLERANCE, help="Relative tolerance in place of the golden's.")
 @click.option(
@@ -85,6 +105,9 @@ def check_command(
     localise: bool,
     quick: bool,
     repeat: int,
+    explore: int | None,
+    seed: int | None,
+    replay: tuple[str, ...],
     atol: float | None,
     rtol: float | None,
     require: tuple[str, ...],
@@ -116,6 +139,9 @@ def check_command(
         atol=atol,
         rtol=rtol,
         required=parse_phases(require),
+        explore=explore or 0,
+        seed=seed,
+        replay=tuple(map(parse_question, replay)),
     )
     report = check(request, TerminalProgress())
     if str(json_path) != "-":
@@ -132,6 +158,20 @@ def _draw(report: CheckReport) -> None:
     for line in run_text.header_lines(report, base=str(Path.cwd())):
         click.echo(line)
     click.echo()
+    if report.results:
+        _draw_grid(report)
+    for line, verdict in run_text.exploration_lines(report, replay=_replay_command()):
+        click.secho(line, fg=_COLOURS[verdict] if verdict else None)
+    for line in run_text.problem_lines(report):
+        click.echo(line)
+    for line in run_text.localisation_lines(report):
+        click.echo(line)
+    click.secho(run_text.summary_line(report), bold=True, fg=_COLOURS[report.verdict])
+
+
+def _draw_grid(report: CheckReport) -> None:
+    from snapshot_tool.reports import run_text
+
     click.secho(run_text.grid_header(), bold=True)
     for case, cells in run_text.grid_lines(report):
         drawn = [
@@ -143,8 +183,22 @@ def _draw(report: CheckReport) -> None:
         click.echo(f"{case:<12}{''.join(drawn)}".rstrip())
     click.echo(run_text.LEGEND)
     click.echo()
-    for line in run_text.problem_lines(report):
-        click.echo(line)
-    for line in run_text.localisation_lines(report):
-        click.echo(line)
-    click.secho(run_text.summary_line(report), bold=True, fg=_COLOURS[report.verdict])
+
+
+# What says how often to ask and what to show; everything else decides what is asked.
+_NOT_REPLAYED = {
+    *("explore", "seed", "replay", "phases", "case", "quick", "repeat", "localise", "json_path"),
+}
+
+
+def _replay_command() -> str:
+    """Return this very command without its question: one line for a shell."""
+    context = click.get_current_context()
+    words = context.command_path.split()
+    for option in context.command.params:
+        given = context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        if given and option.name not in _NOT_REPLAYED:
+            value = context.params[str(option.name)]
+            for single in value if isinstance(value, tuple) else (value,):
+                words += [option.opts[0], str(single)]
+    return shlex.join(words)

@@ -93,6 +93,28 @@ class Candidate(Protocol):
         """Return the greedy new tokens, (new,) int64, the end token included."""
 
 
+class Batched(Protocol):
+    """A candidate that runs several prompts at once; rows are padded on the left to one length."""
+
+    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
+        """Return the logits of every position, (rows, length, vocabulary)."""
+
+    def generate_batch(
+        self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> Sequence[torch.Tensor]:
+        """Return each row's greedy new tokens, (new,) int64, up to its own end token, included."""
+
+
+class Cached(Protocol):
+    """A candidate that prefills a prompt in parts, each on the key-value cache of the others."""
+
+    def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
+        """Return the logits of every position of all parts, (1, length, vocabulary).
+
+        A part has its own ids and tiles; its attention_mask is of all parts up to its end.
+        """
+
+
 class Observable(Protocol):
     """A candidate that can be looked into: needed to name the module that a fault is in."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.phases import Phase
@@ -59,13 +60,14 @@ class CheckReport:
         candidate: which implementation ran.
         transformers: whether Hugging Face was in reach.
         environment: versions and settings of the process.
-        results: every verdict, in the order of cases and phases.
+        results: every verdict on what was recorded, in the order of cases and phases.
         localisation: in which module the fault is; None where nothing failed or the candidate
             cannot be looked into.
         quick: whether generation was verified in one pass instead of step by step.
         unmet: phases that `--require` named and that were skipped.
         warnings: what the candidate did besides answering, each thing once.
         surroundings: where this machine is not as the one that recorded: "torch 2.6, here 2.7".
+        exploration: what `--explore` or `--replay` asked besides.
     """
 
     golden: GoldenIdentity
@@ -79,16 +81,22 @@ class CheckReport:
     quick: bool = False
     warnings: tuple[str, ...] = ()
     surroundings: tuple[str, ...] = ()
+    exploration: Exploration | None = None
+
+    @property
+    def all_results(self) -> tuple[Result, ...]:
+        """The results and those of the derived questions."""
+        return self.results + (self.exploration.results if self.exploration else ())
 
     @property
     def verdict(self) -> Verdict:
         """The verdict on the whole run."""
-        return overall_verdict(self.results)
+        return overall_verdict(self.all_results)
 
     @property
     def divergence(self) -> Result | None:
         """The first result, in the order of phases, that is not as the golden says."""
-        return first_divergence(self.results)
+        return first_divergence(self.all_results)
 
     @property
     def exit_code(self) -> int:

@@ -66,6 +66,15 @@ class Result:
     seconds: float = 0.0
 
 
+def tolerance_used(result: Result) -> float | None:
+    """Return |diff| / allowed at the worst element; None where the tolerance is exact."""
+    if result.comparison is None or result.tolerance is None or result.comparison.worst is None:
+        return None
+    worst = result.comparison.worst
+    allowed = result.tolerance.atol + result.tolerance.rtol * abs(worst.expected)
+    return abs(worst.actual - worst.expected) / allowed if allowed else None
+
+
 def overall_verdict(results: tuple[Result, ...]) -> Verdict:
     """Return the verdict on a run: fail, before error, before skip; pass only where all passed.
 

@@ -61,6 +61,9 @@ class Family:
         fms_config: from Hugging Face's configuration to FMS's, nested as FMS nests it.
         fms_aliases: other names that an FMS branch may use for a field of its configuration.
         fms_twins: how modules are named on both sides.
+        tile_id_field: the field of Hugging Face's configuration with the id that stands in a
+            prompt for each token that the connector makes of a tile, tile after tile; "" where
+            prompts cannot be cut between tiles.
         not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
     """
 
@@ -74,4 +77,5 @@ class Family:
     fms_config: Callable[[Mapping[str, Any]], dict[str, Any]]
     fms_aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fms_twins: tuple[Twin, ...] = ()
+    tile_id_field: str = ""
     not_weights: tuple[str, ...] = ()

@@ -118,5 +118,6 @@ IDEFICS3 = Family(
         "scale_factor": ("pixel_shuffle_factor",),
     },
     fms_twins=_TWINS,
+    tile_id_field="image_token_id",
     not_weights=(r"rotary_emb\.inv_freq$", r"position_ids$"),
 )

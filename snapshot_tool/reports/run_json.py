@@ -9,6 +9,7 @@ import json
 import math
 from typing import Any
 
+from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Comparison, Result, Worst
@@ -54,10 +55,29 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
         },
         "warnings": list(report.warnings),
         "recorded_elsewhere": list(report.surroundings),
-        "results": [_result(result) for result in report.results],
+        "results": [_result(result) for result in report.all_results],
         "unmet_requirements": [phase.value for phase in report.unmet],
         "first_divergence": _divergence(report.divergence, report.localisation),
         "modules": _modules(report.localisation),
+        "exploration": _exploration(report.exploration),
+    }
+
+
+def _exploration(found: Exploration | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "seed": found.seed,
+        "asked": found.asked,
+        "kinds": [
+            {
+                "kind": kind.kind,
+                "asked": kind.asked,
+                "verdict": kind.verdict.value,
+                "smallest_failure": kind.failure.tensor if kind.failure else None,
+            }
+            for kind in found.kinds
+        ],
     }
 
 

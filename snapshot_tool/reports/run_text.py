@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation, ModuleErrors
 from snapshot_tool.core.phases import PHASES, Phase, phase_order
 from snapshot_tool.core.report import CheckReport
-from snapshot_tool.core.results import Result, Verdict
+from snapshot_tool.core.results import Result, Verdict, tolerance_used
 
 _SHOWN_PROBLEMS = 12
 _CELL = 14
@@ -80,18 +81,28 @@ def _cell(results: list[Result]) -> tuple[str, Verdict | None]:
     return f"{verdict.value} {ratio:.2g}x" if ratio else f"{verdict.value} equal", verdict
 
 
-def tolerance_used(result: Result) -> float | None:
-    """Return |diff| / allowed at the worst element; None where the tolerance is exact."""
-    if result.comparison is None or result.tolerance is None or result.comparison.worst is None:
-        return None
-    worst = result.comparison.worst
-    allowed = result.tolerance.atol + result.tolerance.rtol * abs(worst.expected)
-    return abs(worst.actual - worst.expected) / allowed if allowed else None
+def exploration_lines(report: CheckReport, *, replay: str) -> list[tuple[str, Verdict | None]]:
+    """Say how many derived questions were asked, by kind, and how a smallest failure is replayed.
+
+    replay: the command to which `--replay QUESTION` is added. Lines have a verdict, for colour.
+    """
+    found = report.exploration
+    if found is None:
+        return []
+    drawn = "" if found.seed is None else f", drawn from seed {found.seed}"
+    lines: list[tuple[str, Verdict | None]] = [(f"{found.asked} derived questions{drawn}", None)]
+    for kind in found.kinds:
+        cell, verdict = _cell(list(kind.results))
+        lines.append((f"  {kind.kind:<18}{kind.asked:>6} asked  {cell}", verdict))
+        if kind.failure and found.seed is not None:
+            question = shlex.quote(kind.failure.tensor)
+            lines.append((f"    smallest: {replay} --replay {question}", None))
+    return [*lines, ("", None)]
 
 
 def problem_lines(report: CheckReport) -> list[str]:
     """Describe what did not pass, the earliest phases first, the first few of them."""
-    problems = [r for r in report.results if r.verdict is not Verdict.PASS]
+    problems = [r for r in report.all_results if r.verdict is not Verdict.PASS]
     problems.sort(key=lambda r: (_SEVERITY.index(r.verdict) // 2, phase_order(r.phase)))
     lines = [problem_text(result) for result in problems[:_SHOWN_PROBLEMS]]
     left = len(problems) - _SHOWN_PROBLEMS
@@ -152,7 +163,7 @@ def _error(value: float | None) -> str:
 
 def summary_line(report: CheckReport) -> str:
     """Say the verdict on the whole in one line."""
-    counts = {v: sum(r.verdict is v for r in report.results) for v in Verdict}
+    counts = {v: sum(r.verdict is v for r in report.all_results) for v in Verdict}
     cases = len({r.case for r in report.results})
     parts = [
         f"{counts[verdict]} {word}"
@@ -164,7 +175,9 @@ def summary_line(report: CheckReport) -> str:
         )
         if counts[verdict] or verdict is Verdict.PASS
     ]
-    line = f"{report.verdict.value.upper()}: {', '.join(parts)} (tensors of {cases} cases)"
+    of_what = [f"tensors of {cases} cases"] if report.results else []
+    of_what += ["derived questions"] if report.exploration else []
+    line = f"{report.verdict.value.upper()}: {', '.join(parts)} ({' and '.join(of_what)})"
     if report.divergence:
         first = report.divergence
         line += f"; first divergence: {first.phase.value}, case {first.case}"

@@ -8,17 +8,15 @@ uses: hypothesis's draws may change with its version and with the code around it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from tempfile import TemporaryDirectory
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis
-from hypothesis import configuration
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from snapshot_tool.core.recipes import IMAGE_KINDS, IMAGE_MODES, CaseRecipe, ImageRecipe
+from snapshot_tool.variants.home import own_home
 
 _WORDS = (
     "describe", "compare", "the", "a", "red", "green", "blue", "small", "large", "circle",
@@ -134,19 +132,6 @@ def draw_recipe(*, seed: int, index: int, attempt: int) -> CaseRecipe:
         drawn.append(recipe)
 
     run: Callable[[], Any] = collect
-    with _own_home():
+    with own_home():
         run()
     return drawn[-1]
-
-
-@contextmanager
-def _own_home() -> Iterator[None]:
-    """Give hypothesis a temporary home: even without a database it leaves a .hypothesis folder."""
-    # The user's own tests may have set one, and nothing public tells which.
-    before = vars(configuration).get("__hypothesis_home_directory")
-    with TemporaryDirectory(prefix="snap-") as home:
-        configuration.set_hypothesis_home_dir(home)
-        try:
-            yield
-        finally:
-            configuration.set_hypothesis_home_dir(before)

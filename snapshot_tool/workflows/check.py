@@ -13,6 +13,7 @@ from typing import cast
 from snapshot_tool.candidates import FMS, load_candidate
 from snapshot_tool.compare import judge_tensor
 from snapshot_tool.core.errors import PhaseUnsupported, SnapError, UsageError
+from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.interfaces import (
     Candidate,
     CandidateInfo,
@@ -23,6 +24,7 @@ from snapshot_tool.core.interfaces import (
 )
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.core.questions import Question
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Result, Verdict, first_divergence
 from snapshot_tool.core.taps import Sketchbook, Tap
@@ -30,6 +32,7 @@ from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
+from snapshot_tool.exploration.explore import explore, replay
 from snapshot_tool.golden_choice import GoldenChoice, open_checkpoint_of
 from snapshot_tool.guards.blame import require_candidates_fault
 from snapshot_tool.guards.guarded import Guarded
@@ -61,6 +64,9 @@ class CheckRequest:
     rtol: float | None = None
     required: tuple[Phase, ...] = ()
     repeat: int = 1
+    explore: int = 0
+    seed: int | None = None
+    replay: tuple[Question, ...] = ()
 
     @property
     def golden_choice(self) -> GoldenChoice:
@@ -109,6 +115,10 @@ class Checker:
         """What the candidate did so far besides answering."""
         return self.candidate.warnings if isinstance(self.candidate, Guarded) else ()
 
+    def explore(self, cases: list[CaseEntry], progress: Progress) -> Exploration | None:
+        """Ask the derived questions that the request gives, or as many as it wants drawn."""
+        return _explore(self, cases, progress)
+
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:
         """Name the module in which the first divergence of these results arises."""
         return _localise(self.candidate, self.golden, results, always=self.request.localise)
@@ -142,7 +152,9 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     golden = request.golden_choice.open()
     cases = select_cases(golden.manifest, request)
     checker = open_checker(request, golden, progress)
-    results = tuple(check_cases(checker, cases, progress))
+    # A replay asks what it names and nothing else.
+    results = () if request.replay else tuple(check_cases(checker, cases, progress))
+    exploration = checker.explore(cases, progress)
     localisation = checker.localise(results)
     transformers = Transformers(
         is_importable("transformers"),
@@ -162,8 +174,9 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         quick=request.quick,
         environment=environment,
         results=results,
-        unmet=_unmet(results, request.required),
+        unmet=_unmet(results + (exploration.results if exploration else ()), request.required),
         localisation=localisation,
+        exploration=exploration,
         warnings=checker.warnings,
         surroundings=differing_surroundings(golden.manifest.environment, environment),
     )
@@ -268,6 +281,29 @@ def _tolerance(golden: Golden, case: CaseEntry, phase: Phase, request: CheckRequ
     )
 
 
+def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Exploration | None:
+    request, golden = checker.request, checker.golden
+
+    def tolerance_of(case: str, phase: Phase) -> Tolerance:
+        return _tolerance(golden, golden.case(case), phase, request)
+
+    if request.replay:
+        return replay(checker.candidate, golden, request.replay, tolerance_of=tolerance_of)
+    if not request.explore:
+        return None
+    with progress.stage("asking derived questions", request.explore) as steps:
+        return explore(
+            checker.candidate,
+            golden,
+            count=request.explore,
+            seed=request.seed,
+            cases=[case.name for case in cases],
+            phases=request.phases,
+            tolerance_of=tolerance_of,
+            steps=steps,
+        )
+
+
 def _localise(
     candidate: Candidate, golden: Golden, results: tuple[Result, ...], *, always: bool
 ) -> Localisation | None:
@@ -276,7 +312,7 @@ def _localise(
     A fault of preprocessing is in no module; a candidate that raises has no forward pass to see.
     """
     first = first_divergence(results)
-    if first is None and not always:
+    if not results or (first is None and not always):
         return None
     if first is not None and first.phase is Phase.PREPROCESSING:
         return None

@@ -26,6 +26,13 @@ STAMP = ".overlay-digest"
 
 # What a branch with idefics3 changes in files that FMS has: file, text to find, text to put there.
 INSERTIONS = (
+    # FMS 1.13.1 tells (batch, length, heads, …) from (batch, heads, length, …) by its sizes alone:
+    # without a cache, a prompt of as many tokens as key-value heads is attended to the wrong way.
+    (
+        "fms/modules/attention.py",
+        "            keys_compute, values_compute = keys, values\n",
+        "            keys_compute, values_compute = keys.transpose(2, 1), values.transpose(2, 1)\n",
+    ),
     (
         "fms/models/__init__.py",
         "    gpt_oss,\n    granite,\n",

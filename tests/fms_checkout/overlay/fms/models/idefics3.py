@@ -181,20 +181,22 @@ class Idefics3(nn.Module):
 
     @staticmethod
     def _attention_kwargs(
-        attention_mask: Optional[torch.Tensor],
+        attention_mask: Optional[torch.Tensor], new: int
     ) -> MutableMapping[str, Any]:
-        """Return mask (batch, length, length) and position_ids (batch, length) of padded batches.
+        """Return mask (batch, new, length) and position_ids (batch, new) of the last `new` tokens.
 
-        Empty without padding: attention is then causal by itself. As in pad_input_ids, padding
-        attends to padding, since a row that attends to nothing would be NaN.
+        Empty without padding and cache: attention is then causal by itself. As in pad_input_ids,
+        padding attends to padding, since a row that attends to nothing would be NaN.
         """
-        if attention_mask is None or bool(attention_mask.all()):
+        if attention_mask is None:
+            return {}
+        if bool(attention_mask.all()) and new == attention_mask.shape[1]:
             return {}
         real = attention_mask.bool()
         mask = (real.unsqueeze(-1) == real.unsqueeze(-2)).tril()
         return {
-            "mask": torch.where(mask, 0.0, -torch.inf),
-            "position_ids": (real.cumsum(-1) - 1).clamp(min=0),
+            "mask": torch.where(mask, 0.0, -torch.inf)[:, -new:],
+            "position_ids": (real.cumsum(-1) - 1).clamp(min=0)[:, -new:],
         }
 
     def forward(
@@ -202,15 +204,25 @@ class Idefics3(nn.Module):
         input_ids: torch.Tensor,
         attention_mask: Optional[torch.Tensor] = None,
         pixel_values: Optional[torch.Tensor] = None,
+        past_key_value_states: Optional[Sequence[Any]] = None,
+        use_cache: bool = False,
         **kwargs,
-    ) -> dict[str, torch.Tensor]:
-        """Return {"logits": (batch, length, vocabulary)}."""
-        logits = self.text_model(
+    ) -> dict[str, Any]:
+        """Return {"logits": (batch, length, vocabulary)}; with use_cache past_key_value_states too.
+
+        attention_mask: of what is in past_key_value_states and of input_ids after it.
+        """
+        output = self.text_model(
             self._embed(input_ids, pixel_values),
-            **self._attention_kwargs(attention_mask),
+            past_key_value_states=past_key_value_states,
+            use_cache=use_cache,
+            **self._attention_kwargs(attention_mask, input_ids.shape[1]),
             **kwargs,
         )
-        return {"logits": logits}
+        if not use_cache:
+            return {"logits": output}
+        logits, cache = output
+        return {"logits": logits, "past_key_value_states": cache}
 
     def generate(
         self,
@@ -237,7 +249,7 @@ class Idefics3(nn.Module):
             use_cache=True,
             eos_token_id=stop,
             prepare_model_inputs_hook=embed_prompt,
-            extra_kwargs=self._attention_kwargs(attention_mask),
+            extra_kwargs=self._attention_kwargs(attention_mask, input_ids.shape[1]),
         )
         return self._end_rows(ids, input_ids.shape[1], ends)
 

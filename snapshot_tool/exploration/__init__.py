@@ -1,0 +1,1 @@
+"""Derived variants: asking a candidate what a golden set answers without having been asked."""

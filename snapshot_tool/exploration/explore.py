@@ -1,0 +1,208 @@
+"""Exploring: drawn questions asked of a candidate, judged, and shrunk where one fails."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from snapshot_tool.compare import judge_tensor
+from snapshot_tool.core.errors import PhaseUnsupported, SnapError
+from snapshot_tool.core.exploration import Exploration, ExploredKind
+from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.core.questions import KINDS, Question
+from snapshot_tool.core.results import Result, Verdict, tolerance_used
+from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.exploration.ask import Answer, Examiner
+from snapshot_tool.exploration.subjects import find_subjects
+from snapshot_tool.guards.blame import require_candidates_fault
+from snapshot_tool.store.golden import Golden
+from snapshot_tool.variants.derived import find_smallest_failure, questions_of
+
+ToleranceOf = Callable[[str, Phase], Tolerance]
+_BAD = (Verdict.FAIL, Verdict.ERROR)
+
+
+def explore(
+    candidate: Any,
+    golden: Golden,
+    *,
+    count: int,
+    seed: int | None = None,
+    cases: Sequence[str] | None = None,
+    phases: Sequence[Phase] = PHASES,
+    tolerance_of: ToleranceOf | None = None,
+    steps: Iterator[int] | None = None,
+) -> Exploration:
+    """Ask a candidate `count` derived questions, as evenly of all kinds as their numbers allow.
+
+    Args:
+        candidate: a loaded candidate.
+        golden: the golden set that has the answers.
+        count: how many questions to draw; those of shrinking come on top.
+        seed: what they are drawn from; by default the golden's own.
+        cases: names of the cases to ask about; by default all.
+        phases: the phases to ask about.
+        tolerance_of: the tolerance of a case's phase; by default the golden's own.
+        steps: told of every question.
+    """
+    seed = golden.manifest.seed if seed is None else seed
+    judge = _judge(candidate, golden, cases, tolerance_of)
+    kinds = [kind for kind in KINDS.values() if kind.phase in phases]
+    explored: list[ExploredKind] = []
+    left = count
+    for place, kind in enumerate(kinds):
+        # What a kind with few questions leaves, the kinds after it get.
+        share = math.ceil(left / (len(kinds) - place))
+        explored.append(_explore_kind(judge, kind, share, seed, steps or iter(())))
+        left -= min(share, explored[-1].asked)
+    return Exploration(tuple(explored), seed)
+
+
+def replay(
+    candidate: Any,
+    golden: Golden,
+    questions: Sequence[Question],
+    *,
+    tolerance_of: ToleranceOf | None = None,
+) -> Exploration:
+    """Ask given questions; raise UsageError for one that the golden has no answer to."""
+    judge = _judge(candidate, golden, None, tolerance_of)
+    return Exploration(
+        tuple(ExploredKind(question.kind, 1, (judge.result(question),)) for question in questions)
+    )
+
+
+def _judge(
+    candidate: Any,
+    golden: Golden,
+    cases: Sequence[str] | None,
+    tolerance_of: ToleranceOf | None,
+) -> _Judge:
+    names = [case.name for case in golden.manifest.cases] if cases is None else cases
+    examiner = Examiner(candidate, golden, find_subjects(golden, names))
+    return _Judge(examiner, tolerance_of or _own_tolerance(golden))
+
+
+def _own_tolerance(golden: Golden) -> ToleranceOf:
+    def tolerance_of(case: str, phase: Phase) -> Tolerance:
+        return golden.manifest.tolerances[phase].for_images(golden.case(case).images)
+
+    return tolerance_of
+
+
+def _explore_kind(
+    judge: _Judge, kind: type[Question], share: int, seed: int, steps: Iterator[int]
+) -> ExploredKind:
+    """Ask `share` questions of a kind, or fewer: up to the first failure, which is shrunk."""
+    reason = judge.why_not(kind)
+    questions = questions_of(kind, tuple(judge.examiner.subjects.values()))
+    if questions is None:
+        reason = "no selected case has an answer to any"
+    if reason or questions is None or share == 0:
+        skip = Result(
+            "*",
+            kind.phase,
+            kind.kind,
+            Verdict.SKIP,
+            reason or "too few questions were asked for to have one of each kind",
+        )
+        return ExploredKind(kind.kind, 0, (skip,))
+    session = _Session(judge, steps)
+    drawn_from = f"{seed} {kind.kind}"
+    smallest = find_smallest_failure(questions, session.fails, count=share, seed=drawn_from)
+    return ExploredKind(kind.kind, len(session.known), session.results(smallest))
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    examiner: Examiner
+    tolerance_of: ToleranceOf
+
+    def why_not(self, kind: type[Question]) -> str:
+        """Return why the candidate cannot be asked questions of a kind, or ""."""
+        try:
+            self.examiner.require_method(kind)
+        except PhaseUnsupported as unsupported:
+            return str(unsupported)
+        return ""
+
+    def result(self, question: Question) -> Result:
+        """Ask a question; whatever the candidate raises is an error of it alone."""
+        import torch
+
+        began = time.perf_counter()
+        try:
+            with torch.inference_mode():
+                answers = self.examiner.ask(question)
+        except PhaseUnsupported as unsupported:
+            return _unjudged(question, Verdict.SKIP, str(unsupported))
+        except SnapError:
+            raise
+        except Exception as error:  # the candidate's code may raise anything
+            require_candidates_fault(
+                self.examiner.candidate,
+                error,
+                case=f"{question.first_case} ({question})",
+                phase=question.phase,
+            )
+            message = (str(error).strip() or "no message").splitlines()[0]
+            reason = f"{type(error).__name__}: {message}"
+            return _unjudged(question, Verdict.ERROR, reason)
+        seconds = time.perf_counter() - began
+        return _worst([self._row(question, answer, seconds) for answer in answers])
+
+    def _row(self, question: Question, answer: Answer, seconds: float) -> Result:
+        tolerance = self.tolerance_of(answer.case, question.phase)
+        verdict, reason, comparison = judge_tensor(answer.expected, answer.actual, tolerance)
+        return Result(
+            answer.case,
+            question.phase,
+            str(question),
+            verdict,
+            reason,
+            tolerance,
+            comparison,
+            seconds,
+        )
+
+
+def _unjudged(question: Question, verdict: Verdict, reason: str) -> Result:
+    return Result(question.first_case, question.phase, str(question), verdict, reason)
+
+
+def _worst(rows: Sequence[Result]) -> Result:
+    """Return the first row that differs, or the one that used most of its tolerance."""
+    bad = next((row for row in rows if row.verdict in _BAD), None)
+    return bad or max(rows, key=lambda row: tolerance_used(row) or 0.0)
+
+
+@dataclass(slots=True)
+class _Session:
+    """The questions of one kind that were asked, each once: hypothesis asks some again."""
+
+    judge: _Judge
+    steps: Iterator[int]
+    known: dict[Question, Result] = field(default_factory=dict)
+    unsupported: Result | None = None
+
+    def fails(self, question: Question) -> bool:
+        """Ask, and tell whether the answer is not the recorded one."""
+        if self.unsupported is not None:
+            return False
+        if question not in self.known:
+            self.known[question] = self.judge.result(question)
+            next(self.steps, None)
+        result = self.known[question]
+        if result.verdict is Verdict.SKIP:
+            # The candidate has the method and says that it cannot: so it would every time.
+            self.unsupported = result
+        return result.verdict in _BAD
+
+    def results(self, smallest: Question | None) -> tuple[Result, ...]:
+        """Return all passes, the smallest failure and the skip."""
+        passed = [r for r in self.known.values() if r.verdict is Verdict.PASS]
+        bad = [self.known[smallest]] if smallest is not None else []
+        return (*passed, *bad, *([self.unsupported] if self.unsupported else []))

@@ -1,0 +1,220 @@
+"""`snap check --explore`: questions that the golden answers though nobody asked them."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
+from snapshot_tool.core.interfaces import CandidateRequest
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.questions import KINDS, Prefix, Prompt, parse_question
+from snapshot_tool.core.results import Verdict, tolerance_used
+from snapshot_tool.exploration.explore import explore, replay
+from snapshot_tool.exploration.subjects import find_subjects
+from snapshot_tool.store.golden import Golden, open_golden
+from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Run, Snap, set_folder
+from tests.fms_checkout.faults import FAULTS, HIDDEN_FAULTS, Fault, plant
+
+# What each fault that no recorded case shows must shrink to.
+SMALLEST = {
+    "length-of-heads": "padding:variant-02@1+1",
+    "cache-off-by-one": "split:variant-02@2:1",
+    "mask-of-first-row": "batch:variant-02@1,variant-02@2",
+    "batch-ends-with-first-row": "generation-batch:variant-02,variant-11:7",
+    "images-across-rows": "batch:",
+    "single-tile-squeezed": "tiles:variant-04:0",
+}
+LEAKING_TILES = Fault(
+    "leaking-tiles",
+    "vision",
+    "fms/models/siglip_vision.py",
+    "last_hidden_state = self.post_layernorm(last_hidden_state)",
+    "last_hidden_state = self.post_layernorm(last_hidden_state)\n"
+    "        last_hidden_state = 0.99 * last_hidden_state + 0.01 * last_hidden_state.roll(1, 0)",
+)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    """Open the committed golden set."""
+    return open_golden(set_folder(GOLDENS))
+
+
+@pytest.fixture(scope="module")
+def candidate(golden: Golden) -> FmsIdefics3:
+    """Load the checkout's model once."""
+    config = golden.manifest.checkpoint.config
+    request = CandidateRequest(CHECKPOINT, config, "cpu", "float32")
+    return load_fms_candidate(request, fms_path=CHECKOUT)
+
+
+def failures(run: Run) -> list[str]:
+    """Return the smallest failure of each kind that failed."""
+    kinds = run.report["exploration"]["kinds"]
+    return [kind["smallest_failure"] for kind in kinds if kind["smallest_failure"]]
+
+
+def recorded_results(run: Run) -> list[Any]:
+    """Return the results that are of no derived question."""
+    return [result for result in run.report["results"] if ":" not in result["tensor"]]
+
+
+def test_a_correct_port_answers_every_kind_of_question(
+    golden: Golden, candidate: FmsIdefics3
+) -> None:
+    """Pass, with room: what rounding does to padded and batched rows is far below the tolerance."""
+    found = explore(candidate, golden, count=135, seed=7)
+    assert [kind.kind for kind in found.kinds] == list(KINDS)
+    assert {kind.verdict for kind in found.kinds} == {Verdict.PASS}
+    assert found.asked == len(found.results) == 135
+    assert all((tolerance_used(result) or 0) < 0.5 for result in found.results)
+    assert len({result.tensor for result in found.results}) == 135
+
+
+def test_one_seed_draws_the_same_questions_again(golden: Golden, candidate: FmsIdefics3) -> None:
+    """And another seed draws others."""
+
+    def asked(seed: int) -> list[str]:
+        found = explore(candidate, golden, count=18, seed=seed, phases=[Phase.CONNECTOR])
+        return [result.tensor for result in found.results]
+
+    assert asked(1) == asked(1) != asked(2)
+
+
+def test_no_prompt_is_cut_within_a_tile(golden: Golden) -> None:
+    """Every cut has whole tiles before it, and all numbers of tiles are there."""
+    subjects = find_subjects(golden, [case.name for case in golden.manifest.cases])
+    image_token = golden.manifest.checkpoint.config["image_token_id"]
+    for case in golden.manifest.cases:
+        inputs, cuts = golden.inputs(case.name), subjects[case.name].cuts
+        ids = inputs.input_ids[inputs.attention_mask.bool()]
+        assert set(cuts.values()) == set(range(case.tiles + 1))
+        assert {length: int((ids[:length] == image_token).sum()) for length in cuts} == {
+            length: tiles * 4 for length, tiles in cuts.items()
+        }
+        assert subjects[case.name].length == case.tokens - case.recipe["left_padding"]
+
+
+@pytest.mark.parametrize("fault", HIDDEN_FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_that_no_recorded_case_shows_is_found_and_shrunk(
+    snap: Snap, tmp_path: Path, fault: Fault
+) -> None:
+    """All that was recorded passes; a derived question fails, in its smallest form."""
+    plant(fault, checkout=CHECKOUT, out=tmp_path / "checkout")
+    options = ("--phase", fault.phase, "--explore", 120, "--json", "-")
+    run = snap("check", "--fms-path", tmp_path / "checkout", *options)
+    assert run.code == 1
+    assert {result["verdict"] for result in recorded_results(run)} == {"pass"}
+    found = " ".join(failures(run))
+    assert SMALLEST[fault.name] in found
+
+
+def test_padding_that_is_ignored_is_found_on_a_case_without_padding(
+    snap: Snap, tmp_path: Path
+) -> None:
+    """One token after one pad is enough; the printed line replays just that.
+
+    And hypothesis leaves no folder of its own.
+    """
+    (fault,) = (fault for fault in FAULTS if fault.name == "padding-ignored")
+    plant(fault, checkout=CHECKOUT, out=tmp_path / "checkout")
+    options = ("--phase", "forward", "--case", "two-images", "--explore", 16)
+    run = snap("check", "--fms-path", "checkout", "--goldens", GOLDENS, *options, cwd=tmp_path)
+    assert run.code == 1
+    (line,) = (line for line in run.out.splitlines() if "--replay padding:" in line)
+    command = shlex.split(line.partition("smallest:")[2])
+    assert command[:4] == ["snap", "check", "--fms-path", "checkout"]
+    assert command[-2:] == ["--replay", "padding:two-images@1+1"]
+    again = snap(*command[1:], "--json", "-", cwd=tmp_path)
+    assert again.code == 1
+    (result,) = again.report["results"]
+    assert (result["case"], result["phase"]) == ("two-images", "forward")
+    assert result["tensor"] == "padding:two-images@1+1"
+    assert result["mismatched"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["checkout"]
+
+
+def test_tiles_that_depend_on_their_neighbours_shrink_to_two(snap: Snap, tmp_path: Path) -> None:
+    """One tile alone is right."""
+    plant(LEAKING_TILES, checkout=CHECKOUT, out=tmp_path / "checkout")
+    options = ("--phase", "vision", "--explore", 20, "--json", "-")
+    run = snap("check", "--fms-path", tmp_path / "checkout", *options)
+    assert run.code == 1
+    (smallest,) = failures(run)
+    assert smallest.endswith(":0,1")
+
+
+def test_what_a_candidate_cannot_be_asked_is_a_skip_and_never_a_pass(snap: Snap) -> None:
+    """A missing method is a reason; PhaseUnsupported is another. --require makes it exit 3."""
+    spec = ("--candidate", "tests.candidates:AsksForOneRow", "--case", "variant-02")
+    options = ("--phase", "forward", "--explore", 12, "--require", "forward", "--json", "-")
+    run = snap("check", *spec, *options)
+    assert (run.code, run.report["verdict"]) == (3, "pass")
+    verdicts = {k["kind"]: (k["verdict"], k["asked"]) for k in run.report["exploration"]["kinds"]}
+    assert verdicts.pop("split") == ("skip", 1)
+    assert verdicts.pop("batch") == ("skip", 0)
+    assert {verdict for verdict, _ in verdicts.values()} == {"pass"}
+    reasons = {r["reason"] for r in run.report["results"] if r["verdict"] == "skip"}
+    assert reasons == {"the candidate has no method 'forward_batch'", "no cache yet"}
+
+
+def test_a_question_that_raises_is_an_error_of_its_kind_alone(
+    golden: Golden, candidate: FmsIdefics3
+) -> None:
+    """With its message, and shrunk like any failure."""
+
+    class Raises:
+        forward = candidate.forward
+
+        def forward_batch(self, rows: Any) -> Any:
+            raise RuntimeError(f"not {len(rows)} rows\nand a second line")
+
+    found = explore(Raises(), golden, count=12, phases=[Phase.FORWARD])
+    verdicts = {kind.kind: kind.verdict for kind in found.kinds}
+    assert verdicts == {"prefix": "pass", "padding": "pass", "split": "skip", "batch": "error"}
+    failure = found.kinds[-1].failure
+    assert failure is not None
+    assert failure.tensor == "batch:variant-02@1,variant-02@1"
+    assert (failure.case, failure.reason) == ("variant-02", "RuntimeError: not 2 rows")
+
+
+@pytest.mark.parametrize(
+    ("question", "problem"),
+    [
+        ("suffix:one-image@1", "there is no kind 'suffix'"),
+        ("prefix:nobody@1", "there is no case nobody"),
+        ("prefix:one-image@999", "cannot be cut after 999 tokens"),
+        ("split:variant-02@3:3", "nothing is left for the second part"),
+        ("tiles:one-image:17", "has 17 tiles, from 0"),
+        ("tiles:variant-02:0", "has 0 tiles, from 0"),
+        ("shorter:variant-11:7", "has 6 recorded new tokens, not 7"),
+        ("resumed:variant-11:6", "has 6 recorded new tokens, not 7"),
+        ("generation-batch:variant-02,variant-11:21", "20 new tokens were recorded at most"),
+    ],
+)
+def test_a_question_without_a_recorded_answer_is_refused(
+    golden: Golden, candidate: FmsIdefics3, question: str, problem: str
+) -> None:
+    """Nothing is compared, and nothing passes."""
+    from snapshot_tool.core.errors import UsageError
+
+    with pytest.raises(UsageError, match=problem):
+        replay(candidate, golden, [parse_question(question)])
+
+
+def test_more_logits_than_tokens_are_named(golden: Golden, candidate: FmsIdefics3) -> None:
+    """An answer of another shape is a failure by its shape."""
+
+    class Longer:
+        def forward(self, inputs: Any) -> Any:
+            logits = candidate.forward(inputs)
+            return logits.repeat(1, 2, 1)
+
+    found = replay(Longer(), golden, [Prefix(Prompt("variant-02", 3))])
+    (result,) = found.results
+    assert result.verdict is Verdict.FAIL
+    assert result.reason == "shape mismatch: expected (1, 3, 480), actual (1, 6, 480)"

@@ -1,0 +1,64 @@
+"""Derived questions as text: what --replay is given is what was asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from snapshot_tool.core.errors import UsageError
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.questions import (
+    KINDS,
+    Batch,
+    ConnectorTiles,
+    GenerationBatch,
+    Padding,
+    Prefix,
+    Prompt,
+    Question,
+    Resumed,
+    Shorter,
+    Split,
+    VisionTiles,
+    parse_question,
+)
+
+FORMS: dict[str, Question] = {
+    "prefix:one-image@12": Prefix(Prompt("one-image", 12)),
+    "padding:one-image@12+3": Padding(Prompt("one-image", 12, 3)),
+    "split:one-image@12+3:5": Split(Prompt("one-image", 12, 3), 5),
+    "batch:one-image@12,text@7": Batch((Prompt("one-image", 12), Prompt("text", 7))),
+    "tiles:one-image:0,3,2": VisionTiles("one-image", (0, 3, 2)),
+    "connector-tiles:one-image:4": ConnectorTiles("one-image", (4,)),
+    "shorter:one-image:5": Shorter("one-image", 5),
+    "resumed:one-image:5": Resumed("one-image", 5),
+    "generation-batch:one-image,text:5": GenerationBatch(("one-image", "text"), 5),
+}
+
+
+@pytest.mark.parametrize(("text", "question"), FORMS.items())
+def test_the_text_form_of_a_question_parses_back(text: str, question: Question) -> None:
+    """Both ways, for each kind."""
+    assert str(question) == text
+    assert parse_question(text) == question
+    assert question.first_case == "one-image"
+
+
+def test_every_kind_has_a_text_form_a_phase_and_a_method() -> None:
+    """The table above is complete."""
+    assert {type(question) for question in FORMS.values()} == set(KINDS.values())
+    assert {kind.phase for kind in KINDS.values()} == set(Phase) - {Phase.PREPROCESSING}
+    assert {kind.kind for kind in KINDS.values()} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "prefix", "suffix:one-image@1", "prefix:one-image", "prefix:one-image@-1"),
+        *("prefix:one-image@1:2", "tiles:one-image:", "split:one-image@3:x", "batch:a@1,b"),
+    ],
+)
+def test_what_is_no_question_is_a_usage_error_with_an_example(text: str) -> None:
+    """One line says what is wrong, the next how to write it."""
+    with pytest.raises(UsageError, match="is no question") as error:
+        parse_question(text)
+    assert error.value.remedy
