@@ -13,7 +13,13 @@ from snapshot_tool.checkpoint import (
     open_checkpoint,
     require_same_files,
 )
-from snapshot_tool.core.errors import CheckpointUnavailable, GoldenNotFound
+from snapshot_tool.core.errors import (
+    CheckpointUnavailable,
+    GoldenNotFound,
+    ManifestInvalid,
+    UsageError,
+)
+from snapshot_tool.families import family_of
 from snapshot_tool.store.golden import FoundSet, Golden, Selection, find_goldens, select_golden
 
 
@@ -82,9 +88,19 @@ def open_checkpoint_of(golden: Golden, spec: str | None) -> Checkpoint:
 
     Raises RevisionMismatch unless its files are those that the golden was recorded from.
     """
+    _require_known_family(golden)
     checkpoint = _open(golden, spec)
     require_same_files(checkpoint, golden.manifest.checkpoint.files)
     return checkpoint
+
+
+def _require_known_family(golden: Golden) -> None:
+    try:
+        family_of(golden.manifest.checkpoint.family)
+    except UsageError as unknown:
+        raise ManifestInvalid(
+            f"{golden.folder}: {unknown.problem}", "update snap to check it"
+        ) from unknown
 
 
 def _open(golden: Golden, spec: str | None) -> Checkpoint:

@@ -14,6 +14,7 @@ from snapshot_tool.checkpoint import Checkpoint, is_folder_name
 from snapshot_tool.core.errors import GoldenExists
 from snapshot_tool.core.interfaces import ReferenceInfo
 from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.core.text import printable
 from snapshot_tool.core.tolerance import DEFAULT_TOLERANCES
 from snapshot_tool.drift import describe_drift, diff_goldens
 from snapshot_tool.recording.answers import FORWARD_PASS, generated_text_file
@@ -69,7 +70,9 @@ class Assembly:
             moved = _moved(self.existing, Golden(folder, manifest))
             if not moved:
                 return self.existing.manifest, False
-            manifest = _next_version(self.existing.manifest, manifest, moved, reason=self.reason)
+            manifest = _next_version(
+                self.existing.manifest, manifest, moved, reason=printable(self.reason)
+            )
         write_atomically(folder / MANIFEST, encode(manifest))
         commit(self.staging.tree, self.location)
         return manifest, True
@@ -103,7 +106,9 @@ class Assembly:
 
     def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
         settings, info = self.plan.settings, self.info
-        first = HistoryEntry(version=1, when=_today(), reason=self.reason or "recorded", moved=())
+        first = HistoryEntry(
+            version=1, when=_today(), reason=printable(self.reason) or "recorded", moved=()
+        )
         return Manifest(
             schema_version=SCHEMA_VERSION,
             golden_version=1,

@@ -16,6 +16,7 @@ from snapshot_tool.core.errors import GoldenDamaged, InputRefused, ReferenceUnav
 from snapshot_tool.core.interfaces import Progress, Reference
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.recipes import FIXED_CASES, NamedRecipe
+from snapshot_tool.core.text import printable
 from snapshot_tool.images import render
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store import parts
@@ -125,7 +126,8 @@ class _Planner:
                     NamedRecipe(f"variant-{index + 1:02}", "variant", recipe), steps
                 )
             except InputRefused as refusal:
-                reasons[str(refusal)] = reasons.get(str(refusal), 0) + 1
+                reason = printable(str(refusal))
+                reasons[reason] = reasons.get(reason, 0) + 1
         raise ReferenceUnavailable(
             f"the reference refused {_MAX_ATTEMPTS} draws of variant {index + 1}, the last for: "
             f"{list(reasons)[-1]}",

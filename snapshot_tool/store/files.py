@@ -50,4 +50,5 @@ def require_bounded_json(text: bytes) -> bytes:
 
 def leaves_root(path: Path, root: Path) -> bool:
     """Tell whether links on the way lead out of a folder."""
-    return not path.resolve().is_relative_to(root.resolve())
+    # realpath, since Path.resolve raises where links go round in a circle.
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))

@@ -11,7 +11,7 @@ from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, SnapError, 
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Tap
-from snapshot_tool.store.layout import INPUTS, TAPS, find_set_folders, phase_file
+from snapshot_tool.store.layout import INPUTS, TAPS, SetLocation, find_set_folders, phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest, case_recipe, load_manifest
 from snapshot_tool.store.transaction import recover
 from snapshot_tool.store.verify import require_whole, set_file
@@ -63,7 +63,19 @@ def find_goldens(root: Path) -> list[FoundSet]:
     found = []
     for folder in find_set_folders(root):
         try:
-            found.append(FoundSet(folder, load_manifest(folder)))
+            manifest = load_manifest(folder)
+            place = SetLocation(
+                root,
+                manifest.checkpoint.name,
+                manifest.checkpoint.revision,
+                manifest.device,
+                manifest.dtype,
+            ).folder
+            if place == folder:
+                found.append(FoundSet(folder, manifest))
+            else:
+                problem = f"{folder} holds the golden set that belongs in {place}"
+                found.append(FoundSet(folder, None, problem))
         except SnapError as error:
             found.append(FoundSet(folder, None, error.problem))
     return found

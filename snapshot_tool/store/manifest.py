@@ -42,6 +42,16 @@ TokenId = Annotated[int, msgspec.Meta(ge=-1, le=2**31)]
 TensorKey = Annotated[
     str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*/[A-Za-z0-9_.-]+\Z", max_length=200)
 ]
+# Printed as it stands: nothing that a terminal obeys, no line ends, no marks that turn text.
+Text = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]*\Z",
+        max_length=20_000,
+    ),
+]
+Device = Annotated[str, msgspec.Meta(pattern=r"^(cpu|cuda)\Z")]
+Dtype = Annotated[str, msgspec.Meta(pattern=r"^(float32|float64|bfloat16|float16)\Z")]
 # A file inside the checkpoint's folder or the set: no absolute path, no way up.
 RelativePath = Annotated[
     str, msgspec.Meta(pattern=r"(?s)^(?!/)(?!.*(^|/)\.\.(/|\Z))[^\\\x00]+\Z", max_length=512)
@@ -73,7 +83,7 @@ class CheckpointEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     name: CheckpointName
     revision: Revision
-    family: str
+    family: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]+\Z", max_length=64)]
     location: RelativePath | None
     files: dict[RelativePath, Digest]
     config: dict[str, Any]
@@ -84,8 +94,8 @@ class HistoryEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     version: Positive
     when: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")]
-    reason: str
-    moved: tuple[str, ...]
+    reason: Text
+    moved: tuple[Text, ...]
 
 
 class Draws(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,14 +103,14 @@ class Draws(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     variants: Count
     refused: Count
-    reasons: dict[str, Count]
+    reasons: dict[Text, Count]
 
 
 class CaseEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One case: its recipe, the text that the tokenizer was given, and what applies to it."""
 
     name: CaseName
-    origin: str
+    origin: Text
     recipe: Any  # decoded in two steps, so that recipes validate themselves: see `case_recipe`
     text: str
     phases: tuple[Phase, ...]
@@ -122,7 +132,7 @@ class TapsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """What `taps.safetensors` sketches: the reference's modules, in order of execution."""
 
     seed: Count
-    modules: tuple[str, ...]
+    modules: tuple[Text, ...]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -132,10 +142,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     golden_version: Positive
     history: tuple[HistoryEntry, ...]
     checkpoint: CheckpointEntry
-    device: str
-    dtype: str
+    device: Device
+    dtype: Dtype
     seed: Count
-    environment: dict[str, str]
+    environment: dict[Text, Text]
     draws: Draws
     generation: GenerationEntry
     cases: tuple[CaseEntry, ...]

@@ -265,9 +265,7 @@ def test_a_commit_leaves_whole_sets_of_every_device_and_no_rest(
     if not exchange:
         monkeypatch.setattr(transaction, "_exchange", lambda _one, _other: False)
     root = tmp_path / "goldens"
-    folder = write_golden(root)
-    sibling = folder.parent / "cuda-float32"
-    folder.rename(sibling)
+    folder = write_golden(root, device="cuda")
     commit(stage_golden(root), place(root))
     found = {item.folder.name: item.manifest for item in find_goldens(root)}
     assert found.keys() == {"cpu-float32", "cuda-float32"}
@@ -282,8 +280,7 @@ def test_siblings_are_copied_where_links_are_not_possible(
 ) -> None:
     """A file system without hard links keeps the other devices' sets all the same."""
     root = tmp_path / "goldens"
-    folder = write_golden(root)
-    folder.rename(folder.parent / "cuda-float32")
+    write_golden(root, device="cuda")
 
     def refuse(_source: object, _target: object) -> None:
         raise PermissionError(1, "Operation not permitted")

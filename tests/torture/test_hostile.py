@@ -1,0 +1,155 @@
+"""Golden sets from strangers: refused in a line or two, or read; nothing else ever happens."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from snapshot_tool.store.manifest import Manifest, encode
+from tests.conftest import CHECKOUT, GOLDENS, Snap, error_lines, set_folder
+from tests.torture.bombs import BOMBS
+from tests.torture.mutations import MUTATIONS, HostileSet, mutate
+from tests.torture.schema import manifests
+from tests.torture.trial import Outcome, run_batch, run_prepared
+
+INPUTS = 400
+QUICK_BOMBS = (
+    "manifest of 60 million empty lists",
+    "configuration nested a million deep",
+    "header of a terabyte",
+    "header of one 90 MB name",
+    "shape of 2**62 by 2**62",
+)
+# Above what the process has: a manifest's values become objects, and one file is mapped at a time.
+MEMORY = 900 * 10**6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    """Have no threads where processes are forked."""
+    torch.set_num_threads(1)
+
+
+def require_harmless(outcome: Outcome) -> None:
+    """Fail with the first few things that must not be."""
+    assert outcome.violations == [], "\n".join(outcome.violations[:5])
+    assert outcome.grown < MEMORY
+
+
+def test_mutated_sets_are_refused_or_read_and_harm_nobody(tmp_path: Path) -> None:
+    """Seeded mutations of everything in a set, with digests that agree; two commands for each."""
+    outcome = run_batch(range(INPUTS), tmp_path / "work")
+    require_harmless(outcome)
+    assert outcome.inputs == INPUTS
+    assert set(outcome.mutations) == {mutation.__name__ for mutation, _ in MUTATIONS}
+    # Refusals, but not alone: some mutations leave a set that is whole, or one that differs.
+    assert outcome.codes["3"] > outcome.codes["0"] > outcome.codes["1"] > 0
+
+
+def test_manifests_that_follow_the_schema_are_refused_or_read(tmp_path: Path) -> None:
+    """Valid on their face, senseless within."""
+    drawn: list[bytes] = []
+
+    @settings(
+        max_examples=100,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(manifests())
+    def draw(manifest: Manifest) -> None:
+        drawn.append(encode(manifest))
+
+    draw()
+
+    def put(folder: Path, seed: int) -> str:
+        (folder / "manifest.json").unlink()
+        (folder / "manifest.json").write_bytes(drawn[seed])
+        return "schema"
+
+    require_harmless(run_batch(range(len(drawn)), tmp_path / "work", mutate=put))
+
+
+@pytest.mark.parametrize("name", QUICK_BOMBS)
+def test_a_bomb_is_refused_within_bounded_memory(tmp_path: Path, name: str) -> None:
+    """By every command, in less than a gigabyte above what the process has."""
+    outcome = run_prepared(BOMBS[name], tmp_path / "work", name=name)
+    require_harmless(outcome)
+    # What is wrong with a header alone does not keep the manifest from being listed and shown.
+    assert outcome.codes["3"] >= 4
+    assert not outcome.codes["1"]
+
+
+def test_a_manifest_with_a_case_twice_is_refused(snap: Snap, goldens_copy: Path) -> None:
+    """Which of the two would be meant?"""
+    path = set_folder(goldens_copy) / "manifest.json"
+    tree = msgspec.json.decode(path.read_bytes())
+    tree["cases"].append(tree["cases"][3])
+    path.write_bytes(msgspec.json.encode(tree))
+    refused = snap("show", "--goldens", goldens_copy)
+    assert refused.code == 3
+    assert "case variant-02 is there 2 times" in error_lines(refused)[0]
+
+
+def test_a_set_in_another_sets_place_is_refused(snap: Snap, goldens_copy: Path) -> None:
+    """A folder named as one revision that holds another one would be checked as it."""
+    folder = set_folder(goldens_copy)
+    folder.parent.rename(folder.parent.with_name("f" * 12))
+    listed = snap("list", "--goldens", goldens_copy)
+    assert listed.code == 3
+    assert "holds the golden set that belongs in" in listed.out
+
+
+@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@given(st.text(max_size=40))
+def test_what_is_told_stays_on_its_line(text: str) -> None:
+    """Control characters, line ends and marks that turn text round are escaped."""
+    from snapshot_tool.core.errors import SnapError
+
+    problem = SnapError(text).problem
+    assert problem.isprintable()
+    assert problem == text or not text.isprintable()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_real_processes_with_the_real_fms_meet_hostile_sets(
+    snap: Snap, goldens_copy: Path, seed: int
+) -> None:
+    """The same as users see it; one process must have done what the forked ones did."""
+    folder = set_folder(goldens_copy)
+    (goldens_copy.parent / "outside").mkdir()
+    chance = random.Random(seed)
+    mutation = MUTATIONS[(0, 3, 4, 5)[seed]][0]
+    mutation(HostileSet(folder, chance))
+    run = snap("check", "--fms-path", CHECKOUT, "--goldens", goldens_copy, "--case", "one-image")
+    assert run.code in (0, 1, 3)
+    assert "fault of snap" not in run.err
+    if run.code == 3:
+        error_lines(run)
+
+
+def test_mutations_are_the_same_every_time(tmp_path: Path) -> None:
+    """A seed that found something finds it again."""
+    from tests.torture.base_set import write_base
+
+    ends = []
+    for name in ("one", "other"):
+        folder = write_base(tmp_path / name)
+        (tmp_path / name / "outside").mkdir()
+        for seed in range(3):
+            mutate(folder, seed)
+        ends.append([p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()])
+    assert ends[0] == ends[1]
+
+
+def test_the_committed_goldens_are_no_stranger(snap: Snap) -> None:
+    """What is bounded here is far above what a recording writes."""
+    verified = snap("verify", "--goldens", GOLDENS)
+    assert verified.code == 0

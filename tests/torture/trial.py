@@ -1,0 +1,283 @@
+"""Trying `snap` on hostile golden sets, many in one forked process that is watched and limited.
+
+Each trial calls the command line's own entry point. What is looked for: a traceback, a message that
+calls it a fault of snap, another exit code than those of a finished run or a refusal, several
+pages of error, control characters on the terminal, a file written outside the set, a process
+started, a run that does not end, and memory that grows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tests.torture.base_set import GOLDENS, write_base
+from tests.torture.mutations import mutate as mutate_by_seed
+
+COMMANDS = ("list", "show", "json", "verify", "diff", "check", "doctor")
+_WEIGHTS = (20, 20, 5, 25, 8, 20, 2)
+_SECONDS = 30
+_MORE_MEMORY = 2**30  # bytes of address space above what the process begins with
+_CODES = (0, 1, 3)
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What many trials came to: counts, and one line for each thing that must not be."""
+
+    inputs: int = 0
+    runs: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    mutations: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+    grown: int = 0  # bytes of resident memory, at most, above that of the first trials
+
+    def add(self, other: Outcome) -> None:
+        """Take in the outcome of more trials."""
+        self.inputs += other.inputs
+        self.runs += other.runs
+        self.codes += other.codes
+        self.mutations += other.mutations
+        self.violations += other.violations
+        self.grown = max(self.grown, other.grown)
+
+
+class _Watcher:
+    """An audit hook: remembers writes outside a folder, and started processes."""
+
+    def __init__(self) -> None:
+        self.allowed: Path | None = None
+        self.seen: list[str] = []
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.allowed is None:
+            return
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES:
+            self._judge(event, arguments[0])
+        elif event in ("os.rename", "os.link", "os.symlink"):
+            self._judge(event, arguments[0])
+            self._judge(event, arguments[1])
+        elif event in ("os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"):
+            self._judge(event, arguments[0])
+        elif event in (
+            "subprocess.Popen",
+            "os.system",
+            "os.exec",
+            "os.posix_spawn",
+            "socket.connect",
+        ):
+            self.seen.append(f"{event} {arguments[0]!r}")
+
+    def _judge(self, event: str, path: Any) -> None:
+        allowed, self.allowed = self.allowed, None
+        try:
+            if isinstance(path, int) or str(path) == "/dev/null":
+                return
+            real = os.path.realpath(os.fsdecode(path))
+            if not Path(real).is_relative_to(allowed or "/"):
+                self.seen.append(f"{event} outside the set: {real}")
+        finally:
+            self.allowed = allowed
+
+
+Mutate = Callable[[Path, int], str]
+
+
+def run_batch(seeds: Sequence[int], workplace: Path, *, mutate: Mutate = mutate_by_seed) -> Outcome:
+    """Try one mutation for each seed, in a forked process."""
+
+    def try_all() -> Outcome:
+        base, watcher = _prepare(workplace)
+        outcome = Outcome()
+        before = _peak()
+        trial = _Trial(workplace / "set", base, watcher, outcome)
+        for seed in seeds:
+            _try_one(trial, seed, mutate)
+        outcome.grown = _peak() - before
+        return outcome
+
+    outcome = _in_child(try_all, about=f"among seeds {seeds[0]} to {seeds[-1]}")
+    shutil.rmtree(workplace, ignore_errors=True)
+    return outcome
+
+
+def run_prepared(spoil: Callable[[Path], None], workplace: Path, *, name: str) -> Outcome:
+    """Try every command on one set that is spoilt before the memory is watched."""
+    (workplace / "outside").mkdir(parents=True)
+    spoil(write_base(workplace))
+
+    def try_all() -> Outcome:
+        base, watcher = _prepare(workplace)
+        outcome = Outcome(inputs=1)
+        before = _peak()
+        _Trial(workplace, base, watcher, outcome).run(COMMANDS, name=name)
+        outcome.grown = _peak() - before
+        return outcome
+
+    outcome = _in_child(try_all, about=name)
+    shutil.rmtree(workplace, ignore_errors=True)
+    return outcome
+
+
+def _in_child(job: Callable[[], Outcome], *, about: str) -> Outcome:
+    """Return what a job in a forked process found; a process that dies is a violation as well."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        try:
+            outcome = job()
+        except BaseException:
+            outcome = Outcome(violations=[f"the trial itself failed: {traceback.format_exc()}"])
+        with os.fdopen(theirs, "w") as pipe:
+            json.dump({f.name: getattr(outcome, f.name) for f in fields(outcome)}, pipe)
+        os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if status or not answer:
+        return Outcome(violations=[f"the process died with status {status} {about}"])
+    found = json.loads(answer)
+    found |= {name: Counter(found[name]) for name in ("codes", "mutations")}
+    return Outcome(**found)
+
+
+def _prepare(workplace: Path) -> tuple[Path, _Watcher]:
+    """Write the whole set, do what libraries do on first use, and limit the memory."""
+    base = workplace / "base"
+    folder = write_base(base)
+    watcher = _Watcher()
+    for command in COMMANDS:
+        code, _, err = _run(_arguments(command, base, base, folder), watcher, Path("/"))
+        assert code in _CODES, err
+    _limit_memory()
+    return base, watcher
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A spoilt set at `place` beside a whole one at `base`."""
+
+    place: Path
+    base: Path
+    watcher: _Watcher
+    outcome: Outcome
+
+    @property
+    def folder(self) -> Path:
+        """The spoilt set's folder."""
+        (folder,) = (self.place / GOLDENS).glob("*/*/cpu-float32")
+        return folder
+
+    def run(self, commands: Sequence[str], *, name: str) -> None:
+        """Run commands on the spoilt set and note what must not be."""
+        secret = self.place / "outside" / "secret"
+        secret.write_bytes(b"secret")
+        folder, goldens = self.folder, self.place / GOLDENS
+        for command in dict.fromkeys(commands):
+            self.watcher.seen.clear()
+            arguments = _arguments(command, self.place, self.base, folder)
+            code, out, err = _run(arguments, self.watcher, goldens)
+            self.outcome.runs += 1
+            self.outcome.codes[str(code)] += 1
+            problems = [*_problems(command, code, out, err), *self.watcher.seen]
+            if secret.read_bytes() != b"secret":
+                problems.append("a file outside the set was changed")
+            self.outcome.violations += [f"{name} {command}: {p}" for p in problems]
+
+
+def _try_one(trial: _Trial, seed: int, mutate: Mutate) -> None:
+    shutil.rmtree(trial.place, ignore_errors=True)
+    shutil.copytree(trial.base, trial.place, copy_function=os.link)
+    (trial.place / "outside").mkdir()
+    name = mutate(trial.folder, seed)
+    trial.outcome.inputs += 1
+    trial.outcome.mutations[name] += 1
+    commands = random.Random(seed + 1).choices(COMMANDS, _WEIGHTS, k=2)
+    trial.run(commands, name=f"seed {seed} {name}")
+
+
+def _arguments(command: str, place: Path, base: Path, folder: Path) -> list[str]:
+    goldens = ["--goldens", str(place / GOLDENS)]
+    match command:
+        case "json":
+            return ["show", "--json", *goldens]
+        case "diff":
+            (whole,) = (base / GOLDENS).glob("*/*/cpu-float32")
+            return ["diff", str(whole), str(folder), *goldens]
+        case "check":
+            return ["check", "--candidate", "tests.torture.zeros:Zeros", *goldens]
+        case _:
+            return [command, *goldens]
+
+
+def _run(arguments: list[str], watcher: _Watcher, goldens: Path) -> tuple[int | str, str, str]:
+    """Run the command line in this process, for a limited time."""
+    from snapshot_tool.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(_SECONDS)
+    code: int | str = "none"
+    watcher.allowed = Path(os.path.realpath(goldens))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main(arguments)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else str(end.code)
+    except BaseException:
+        code, _ = "raised", err.write(traceback.format_exc())
+    finally:
+        signal.alarm(0)
+        watcher.allowed = None
+    return code, out.getvalue(), err.getvalue()
+
+
+class _TooLongError(BaseException):
+    """The time of one run is over."""
+
+
+def _too_long(_signal: int, _frame: Any) -> None:
+    raise _TooLongError
+
+
+def _problems(command: str, code: int | str, out: str, err: str) -> list[str]:
+    problems = []
+    several = code == 2 and "golden sets" in err  # a question of usage: which of them
+    if code not in _CODES and not several:
+        problems.append(f"exit {code}: {err[-600:]}")
+    if "Traceback" in err or "fault of snap" in err or "not enough memory" in err:
+        problems.append(err[-900:])
+    if code == 3 and command not in ("list", "verify", "doctor") and not 1 <= err.count("\n") <= 2:
+        problems.append(f"{err.count(chr(10))} lines of error: {err[:300]!r}")
+    if any(ord(sign) < 32 and sign != "\n" for sign in out + err):
+        problems.append(f"control characters: {(out + err)[:300]!r}")
+    return problems
+
+
+def _limit_memory() -> None:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + _MORE_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
