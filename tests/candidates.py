@@ -56,6 +56,23 @@ class Wrapped:
         )
 
 
+class Unnamed(Wrapped):
+    """It shows its modules under its own names, and does not know the reference's."""
+
+    def modules(self) -> torch.nn.Module:
+        model: torch.nn.Module = self.fms.model
+        return model
+
+
+class UnnamedAndFaulty(Unnamed):
+    """The same, with one weight of its encoder off by a hundredth."""
+
+    def __init__(self, request: CandidateRequest) -> None:
+        super().__init__(request)
+        with torch.no_grad():
+            self.fms.model.vision_tower.encoder.layers[1].mlp.w2.weight.mul_(1.01)
+
+
 class Raises(Wrapped):
     """Its connector raises."""
 

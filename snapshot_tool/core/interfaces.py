@@ -126,6 +126,13 @@ class Observable(Protocol):
         """
 
 
+class Inspectable(Protocol):
+    """A candidate whose modules can be seen, under its own names: which is which is inferred."""
+
+    def modules(self) -> torch.nn.Module:
+        """Return the module that holds all those that run in forward."""
+
+
 class CandidateFactory(Protocol):
     """What `--candidate module:factory` names."""
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from snapshot_tool.core.mapping import ModuleMapping
+
 # Errors are relative to the golden tensor's root mean square. Rounding alone stays near 1e-6 in
 # float32; one weight off by a thousandth shows as 1e-3 or more.
 ERROR_LIMIT = 3e-5
@@ -50,6 +52,7 @@ class Localisation:
         between: whether modules differ, and the error arises outside of all of them.
         heals: whether everything after it agrees again: a spike, not a step that stays.
         modules: every module's errors, in the order in which modules finish.
+        mapping: how the candidate's modules were matched with the reference's.
     """
 
     case: str
@@ -58,3 +61,9 @@ class Localisation:
     between: bool
     heals: bool
     modules: tuple[ModuleErrors, ...]
+    mapping: ModuleMapping | None = None
+
+    @property
+    def not_compared(self) -> tuple[str, ...]:
+        """The reference's modules without a partner, or whose output no partner lays out alike."""
+        return tuple(module.module for module in self.modules if module.output_error is None)

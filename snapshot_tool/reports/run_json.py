@@ -59,6 +59,7 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
         "unmet_requirements": [phase.value for phase in report.unmet],
         "first_divergence": _divergence(report.divergence, report.localisation),
         "modules": _modules(report.localisation),
+        "module_mapping": _mapping(report.localisation),
         "exploration": _exploration(report.exploration),
     }
 
@@ -139,6 +140,18 @@ def _modules(found: Localisation | None) -> list[dict[str, Any]] | None:
         }
         for module in found.modules
     ]
+
+
+def _mapping(found: Localisation | None) -> dict[str, Any] | None:
+    if found is None or found.mapping is None:
+        return None
+    return {
+        "inferred": found.mapping.inferred,
+        "matched": len(found.mapping.names),
+        "confirmed": found.mapping.confirmed,
+        "modules": found.mapping.modules,
+        "not_compared": list(found.not_compared),
+    }
 
 
 def _optional(value: float | None) -> float | str | None:

@@ -14,6 +14,7 @@ from snapshot_tool.core.results import Result, Verdict, tolerance_used
 _SHOWN_PROBLEMS = 12
 _CELL = 14
 _MODULES_AROUND = 3
+_SHOWN_NAMES = 6
 _SEVERITY = (Verdict.ERROR, Verdict.FAIL, Verdict.SKIP, Verdict.PASS)
 
 
@@ -131,7 +132,17 @@ def localisation_lines(report: CheckReport) -> list[str]:
         mark = ">" if module is found.culprit else " "
         figures = f"{_error(module.input_error):>14}  {_error(module.output_error):>9}"
         lines.append(f"{mark} {figures}  {module.module}")
-    return [*lines, ""]
+    return [*lines, *_mapping_lines(found), ""]
+
+
+def _mapping_lines(found: Localisation) -> list[str]:
+    """Say how modules were matched, and name those of the reference that were not compared."""
+    lines = [str(found.mapping)] if found.mapping else []
+    if found.not_compared:
+        more = len(found.not_compared) - _SHOWN_NAMES
+        names = ", ".join(found.not_compared[:_SHOWN_NAMES]) + (f", … {more} more" * (more > 0))
+        lines.append(f"{len(found.not_compared)} not compared: {names}")
+    return lines
 
 
 def conclusion(found: Localisation) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fnmatch
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,8 +18,6 @@ from snapshot_tool.core.interfaces import (
     Candidate,
     CandidateInfo,
     CandidateRequest,
-    CaseInputs,
-    Observer,
     Progress,
 )
 from snapshot_tool.core.localisation import Localisation
@@ -39,6 +37,7 @@ from snapshot_tool.guards.guarded import Guarded
 from snapshot_tool.guards.runs import run_guarded
 from snapshot_tool.guards.surroundings import differing_surroundings
 from snapshot_tool.localise import localise
+from snapshot_tool.observation import observe
 from snapshot_tool.phase_runs import Pair, run_generation_in_one_pass, run_phase
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import phase_file
@@ -317,18 +316,12 @@ def _localise(
     if first is not None and first.phase is Phase.PREPROCESSING:
         return None
     name = first.case if first else results[0].case
-    look = getattr(candidate, "observe_forward", None)
     golden_taps = golden.taps(name)
-    if not callable(look) or not golden_taps:
-        return None
-    return _localise_case(look, golden, name, golden_taps)
+    return _localise_case(candidate, golden, name, golden_taps) if golden_taps else None
 
 
 def _localise_case(
-    look: Callable[[CaseInputs, Observer], Mapping[str, str]],
-    golden: Golden,
-    case: str,
-    golden_taps: list[Tap],
+    candidate: Candidate, golden: Golden, case: str, golden_taps: list[Tap]
 ) -> Localisation | None:
     import torch
 
@@ -336,10 +329,13 @@ def _localise_case(
     book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask)
     try:
         with torch.inference_mode():
-            names = look(inputs, book)
+            seen = observe(candidate, inputs, golden_taps, book)
     except Exception:  # what raises here has raised in its phase, and stands in the results
         return None
-    return localise(case, golden_taps, book.by_module(), names)
+    if seen is None:
+        return None
+    found = localise(case, golden_taps, seen.taps, seen.mapping.names)
+    return replace(found, mapping=seen.mapping)
 
 
 def _unmet(results: tuple[Result, ...], required: tuple[Phase, ...]) -> tuple[Phase, ...]:

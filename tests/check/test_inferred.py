@@ -1,0 +1,139 @@
+"""Modules matched without names: FMS's real model, of which nothing is told but its modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
+from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
+from snapshot_tool.core.taps import Sketchbook
+from snapshot_tool.localise import localise
+from snapshot_tool.observation import Observation, observe
+from snapshot_tool.store.golden import Golden, open_golden
+from tests.candidates import CHECKOUT
+from tests.check.test_faults import module_of, scaled_weights
+from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
+
+CASE = "variant-04"  # the case with the fewest tiles
+# The model as a whole, and the rotary module, which FMS does not call as a module.
+LACKING = {"model", "model.text_model.rotary_emb"}
+
+
+@dataclass(frozen=True, slots=True)
+class Unnamed:
+    """FMS behind the candidate protocol, without the family's names."""
+
+    fms: FmsIdefics3
+
+    def modules(self) -> torch.nn.Module:
+        """Show the model."""
+        model: torch.nn.Module = self.fms.model
+        return model
+
+    def forward(self, inputs: CaseInputs) -> torch.Tensor:
+        """Run it."""
+        return self.fms.forward(inputs)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    """Open the committed golden set."""
+    return open_golden(set_folder(GOLDENS))
+
+
+@pytest.fixture(scope="module")
+def fms(golden: Golden) -> FmsIdefics3:
+    """Load the checkout's model once."""
+    config = golden.manifest.checkpoint.config
+    request = CandidateRequest(CHECKPOINT, config, "cpu", "float32")
+    return load_fms_candidate(request, fms_path=CHECKOUT)
+
+
+def look(candidate: object, golden: Golden, case: str) -> Observation:
+    """Observe a candidate on a case."""
+    inputs = golden.inputs(case)
+    book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask)
+    with torch.inference_mode():
+        seen = observe(candidate, inputs, golden.taps(case), book)  # type: ignore[arg-type]
+    assert seen is not None
+    return seen
+
+
+def holder(name: str) -> str:
+    """Return the FMS module that a fused one's part is named after in the family's twins."""
+    return name.partition("[")[0].removesuffix(".qkv_fused")
+
+
+@pytest.mark.parametrize("case", [CASE, "variant-02", "variant-11"])
+def test_inferred_names_are_the_familys_on_a_correct_port(
+    golden: Golden, fms: FmsIdefics3, case: str
+) -> None:
+    """Every module that both name has the same partner, fused ones included, and by its values."""
+    named = look(fms, golden, case)
+    inferred = look(Unnamed(fms), golden, case)
+    expected = {hf: fms for hf, fms in named.mapping.names.items() if hf in named.taps}
+    assert {hf: holder(name) for hf, name in inferred.mapping.names.items()} == expected
+    recorded = {tap.module for tap in golden.taps(case)}
+    assert recorded - inferred.mapping.names.keys() == LACKING
+    # Position embeddings stand for the whole batch in FMS: there is nothing to confirm.
+    unconfirmed = LACKING | ({"position_embedding"} if golden.case(case).images else set())
+    assert inferred.mapping.modules == len(recorded)
+    assert inferred.mapping.confirmed == len(recorded) - len(unconfirmed)
+
+
+def test_a_correct_port_without_names_has_no_wrong_module(golden: Golden, fms: FmsIdefics3) -> None:
+    """What the candidate lays out in another order counts as not compared, not as wrong."""
+    seen = look(Unnamed(fms), golden, CASE)
+    found = localise(CASE, golden.taps(CASE), seen.taps, seen.mapping.names)
+    assert (found.culprit, found.between) == (None, False)
+    reordered = {m for m in found.not_compared if m not in LACKING}
+    assert {name.rpartition(".")[2] for name in reordered} == {
+        "q_proj", "k_proj", "position_embedding",
+    }  # fmt: skip
+    assert all("text_model" in name for name in reordered if name.endswith("proj"))
+
+
+def test_the_module_of_a_wrong_weight_is_named_without_names(
+    golden: Golden, fms: FmsIdefics3
+) -> None:
+    """Weights of every kind, each alone times 1.01: the first wrong module is the one with it."""
+    named = {}
+    for weight in scaled_weights(fms, 1.01):
+        # One encoder and one decoder layer stand for all of them.
+        if ".layers." in weight and ".layers.1." not in weight:
+            continue
+        seen = look(Unnamed(fms), golden, CASE)
+        found = localise(CASE, golden.taps(CASE), seen.taps, seen.mapping.names)
+        named[weight] = holder(found.culprit.candidate) if found.culprit else ""
+    assert len(named) > 25
+    assert {w: name for w, name in named.items() if name != module_of(w)} == {}
+
+
+def test_check_says_that_modules_were_inferred_and_what_was_not_compared(snap: Snap) -> None:
+    """With the module that has the fault, and the figures of the mapping."""
+    run = snap(
+        "check", "--candidate", "tests.candidates:UnnamedAndFaulty", "--case", CASE,
+        "--phase", "vision", "--json", "-",
+    )  # fmt: skip
+    assert run.code == 1, run.err
+    first = run.report["first_divergence"]
+    assert first["module"] == "model.vision_model.encoder.layers.1.mlp.fc2"
+    assert first["candidate_module"] == "vision_tower.encoder.layers.1.mlp.w2"
+    mapping = run.report["module_mapping"]
+    assert mapping["inferred"] is True
+    # What runs after the fault is matched by its place alone.
+    assert 20 < mapping["confirmed"] < mapping["matched"] < mapping["modules"]
+    assert "model.text_model.rotary_emb" in mapping["not_compared"]
+
+
+def test_check_says_that_modules_were_matched_by_name(snap: Snap) -> None:
+    """And names those of the reference that FMS does not have, though nothing differs."""
+    run = snap(
+        "check", "--fms-path", CHECKOUT, "--case", "variant-02", "--phase", "forward", "--localise"
+    )
+    assert run.code == 0, run.err
+    assert "modules matched by the family's names" in run.out
+    assert "2 not compared: model.text_model.rotary_emb, model\n" in run.out
