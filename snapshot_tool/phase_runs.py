@@ -53,6 +53,7 @@ def run_generation_in_one_pass(candidate: Candidate, golden: Golden, case: str) 
         torch.cat([inputs.attention_mask, torch.ones_like(given)], dim=1),
         inputs.pixel_values,
         inputs.pixel_attention_mask,
+        inputs.image_sizes,
     )
     logits = candidate.forward(longer)
     if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != longer.input_ids.shape:
@@ -90,7 +91,8 @@ def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
     pixels = golden.inputs(case).pixel_values
     if pixels is None:
         raise PhaseUnsupported("the case has no images")
-    return [Pair(name, golden.tensor(case, Phase.VISION, name), candidate.vision(pixels))]
+    actual = candidate.vision(pixels, **_sizes(golden, case))
+    return [Pair(name, golden.tensor(case, Phase.VISION, name), actual)]
 
 
 def _connector(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
@@ -98,10 +100,34 @@ def _connector(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
         raise PhaseUnsupported("the golden set was recorded without vision, which feeds it")
     name = _compared(golden, Phase.CONNECTOR)
     features = golden.tensor(case, Phase.VISION, _compared(golden, Phase.VISION))
-    return [Pair(name, golden.tensor(case, Phase.CONNECTOR, name), candidate.connector(features))]
+    actual = candidate.connector(features, **_sizes(golden, case))
+    return [Pair(name, golden.tensor(case, Phase.CONNECTOR, name), actual)]
+
+
+def _sizes(golden: Golden, case: str) -> dict[str, torch.Tensor]:
+    """Return the images' sizes where the family has them: other candidates need not take them."""
+    sizes = golden.inputs(case).image_sizes
+    return {} if sizes is None else {"image_sizes": sizes}
 
 
 def _forward(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+    family = family_of(golden.manifest.checkpoint.family)
+    answer = candidate.forward(golden.inputs(case))
+    named = answer if isinstance(answer, Mapping) else {parts.LOGITS: answer}
+    pairs = _logits(named.get(parts.LOGITS), golden, case) if family.logits else []
+    return pairs + [_whole_output(name, named, golden, case) for name in family.whole_outputs]
+
+
+def _whole_output(name: str, answer: Mapping[str, torch.Tensor], golden: Golden, case: str) -> Pair:
+    import torch
+
+    actual = answer.get(name)
+    if isinstance(actual, torch.Tensor):
+        actual = parts.without_padding(actual, golden.inputs(case))
+    return Pair(name, golden.tensor(case, Phase.FORWARD, name), actual)
+
+
+def _logits(answer: object, golden: Golden, case: str) -> list[Pair]:
     import torch
 
     def recorded(name: str) -> torch.Tensor:
@@ -109,7 +135,6 @@ def _forward(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
 
     inputs = golden.inputs(case)
     last = recorded(parts.LOGITS)
-    answer = candidate.forward(inputs)
     shape = (1, inputs.input_ids.shape[1], last.shape[0])
     if not isinstance(answer, torch.Tensor) or answer.shape != shape:
         # Compared as it is, so that the mismatch of type or shape is named.

@@ -90,12 +90,19 @@ def capture_tensors(
     """Collect what a family wants kept; a module that does not run leaves no entry."""
     found: dict[Capture, torch.Tensor] = {}
 
+    named = {capture: _module_name(model, capture) for capture in captures}
+
     def watch(name: str, side: Side, value: object) -> None:
         tensor = first_tensor(value)
         for capture in captures:
-            if tensor is not None and (capture.module, capture.side) == (name, side):
+            if tensor is not None and (named[capture], capture.side) == (name, side):
                 found.setdefault(capture, tensor.clone())
 
-    names = {capture.module for capture in captures}
-    with watch_modules([(name, model.get_submodule(name)) for name in names], watch):
+    modules = [(name, model.get_submodule(name)) for name in set(named.values())]
+    with watch_modules(modules, watch):
         yield found
+
+
+def _module_name(model: torch.nn.Module, capture: Capture) -> str:
+    names = {name for name, _ in model.named_modules()}
+    return capture.module if capture.module in names else capture.formerly

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
+from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
 from snapshot_tool.core.errors import PhaseUnsupported
 from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, CaseInputs
 
@@ -20,7 +20,7 @@ class Wrapped:
     """FMS's idefics3, phase by phase; subclasses change what they are about."""
 
     def __init__(self, request: CandidateRequest) -> None:
-        self.fms: FmsIdefics3 = load_fms_candidate(request, fms_path=CHECKOUT)
+        self.fms: FmsCandidate = load_fms_candidate(request, fms_path=CHECKOUT)
 
     def info(self) -> CandidateInfo:
         return CandidateInfo("wrapped", notes=("for tests",))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,23 +20,24 @@ from snapshot_tool.candidates.fms_observe import observe_twins
 from snapshot_tool.candidates.fms_weights import require_full_coverage
 from snapshot_tool.core.errors import CandidateUnavailable, PhaseUnsupported, SnapError
 from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, CaseInputs, Observer
-from snapshot_tool.families import family_of
-from snapshot_tool.families.family import Family
+from snapshot_tool.families import family_of_config
+from snapshot_tool.families.family import Family, FmsPort
+from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
+from snapshot_tool.families.llama import head_dim
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
-class FmsIdefics3:
-    """FMS's idefics3 behind the candidate protocol (interface: fms.models.idefics3)."""
+class FmsCandidate:
+    """FMS's model of a family behind the candidate protocol; `calls` knows how it is called."""
 
     model: Any
-    preprocessor: Any
+    calls: FmsCalls
     source: FmsSource
     family: Family
-    device: str
-    grid: int
+    request: CandidateRequest
 
     def info(self) -> CandidateInfo:
         """Say which FMS this is."""
@@ -50,109 +51,99 @@ class FmsIdefics3:
 
     def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
         """Return the tiles of all images, (tiles, channels, height, width)."""
-        batches = [self.preprocessor.preprocess(image)["pixel_values"] for image in images]
-        return {"pixel_values": torch.cat([batch.flatten(0, -4) for batch in batches])}
+        answer: Mapping[str, torch.Tensor] = self._method("preprocess")(images)
+        return answer
 
-    def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the encoder's last hidden state, (tiles, patches, width)."""
-        features: torch.Tensor = self.model.vision_tower(pixel_values.to(self.device))[0]
+    def vision(
+        self, pixel_values: torch.Tensor, *, image_sizes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the encoder's output, as the connector is given it."""
+        sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
+        features: torch.Tensor = self._method("vision")(self._moved(pixel_values), **sizes)
         return features
 
-    def connector(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the text model's image tokens, (tiles, tokens, width)."""
-        tokens: torch.Tensor = self.model.connector(
-            features.to(self.device), H=self.grid, W=self.grid
-        )
+    def connector(
+        self, features: torch.Tensor, *, image_sizes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the text model's image tokens."""
+        sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
+        tokens: torch.Tensor = self._method("connector")(self._moved(features), **sizes)
         return tokens
 
-    def forward(self, inputs: CaseInputs) -> torch.Tensor:
-        """Return the logits of every position, (1, length, vocabulary)."""
-        logits: torch.Tensor = self.model(**self._arguments(inputs))["logits"]
-        return logits
+    def forward(self, inputs: CaseInputs) -> Any:
+        """Return the logits of every position, or an encoder's outputs by name."""
+        return self._method("forward")(self._inputs(inputs))
 
     def generate(
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> torch.Tensor:
         """Return the greedy new tokens, the end token included."""
-        ids = self.model.generate(
-            **self._arguments(inputs),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos_token_ids[0] if len(eos_token_ids) == 1 else None,
+        new: torch.Tensor = self._method("generate")(
+            self._inputs(inputs), max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids
         )
-        new: torch.Tensor = ids[0, inputs.input_ids.shape[1] :]
-        # FMS's generate knows one end token: with several it runs on, and is cut here.
-        return new if len(eos_token_ids) <= 1 else _up_to_end(new, eos_token_ids)
+        return new
 
     def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
         """Return the logits of prompts padded to one length, (rows, length, vocabulary)."""
-        return self.forward(_batch(rows))
+        logits: torch.Tensor = self._method("forward_batch")([self._inputs(row) for row in rows])
+        return logits
 
     def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
         """Return the logits of all parts of a prompt, each run on the cache of those before it."""
-        logits, cache = [], None
-        for part in parts:
-            answer = self.model(
-                **self._arguments(part), past_key_value_states=cache, use_cache=True
-            )
-            if "past_key_value_states" not in answer:
-                raise PhaseUnsupported("this FMS's forward gives out no key-value cache")
-            cache = answer["past_key_value_states"]
-            logits.append(answer["logits"])
-        return torch.cat(logits, dim=1)
+        moved = [self._inputs(part) for part in parts]
+        logits: torch.Tensor = self._method("forward_in_parts")(moved)
+        return logits
 
     def generate_batch(
         self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> list[torch.Tensor]:
         """Return the greedy new tokens of each prompt, its own end token included."""
-        ids = self.model.generate(
-            **self._arguments(_batch(rows)),
+        new: list[torch.Tensor] = self._method("generate_batch")(
+            [self._inputs(row) for row in rows],
             max_new_tokens=max_new_tokens,
-            eos_token_id=eos_token_ids[0] if len(eos_token_ids) == 1 else None,
+            eos_token_ids=eos_token_ids,
         )
-        return [_up_to_end(new, eos_token_ids) for new in ids[:, rows[0].input_ids.shape[1] :]]
+        return new
 
     def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
         """Run forward and show the modules; return FMS's name of each, by Hugging Face's."""
-        text = self.model.config.text_config
-        head_dim = text.emb_dim // text.nheads
-        with observe_twins(self.model, self.family.fms_twins, observe, head_dim=head_dim) as names:
-            self.forward(inputs)
+        twins, head_dim = self.family.fms.twins, self._head_dim()
+        with observe_twins(self.model, twins, observe, head_dim=head_dim) as names:
+            if self.family.takes_text:
+                self.forward(inputs)
+            elif inputs.pixel_values is not None:
+                self.vision(inputs.pixel_values)
         return names
 
-    def _arguments(self, inputs: CaseInputs) -> dict[str, torch.Tensor | None]:
-        pixels = inputs.pixel_values
-        return {
-            "input_ids": inputs.input_ids.to(self.device),
-            "attention_mask": inputs.attention_mask.to(self.device),
-            "pixel_values": None if pixels is None else pixels.unsqueeze(0).to(self.device),
-        }
+    def _method(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.calls, name, None)
+        if not callable(method):
+            raise PhaseUnsupported(f"FMS has no {name} of {self.family.name}")
+        call: Callable[..., Any] = method
+        return call
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.request.device)
+
+    def _inputs(self, inputs: CaseInputs) -> CaseInputs:
+        given = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
+        moved: dict[str, Any] = {n: self._moved(t) for n, t in given.items() if t is not None}
+        return CaseInputs(**moved)
+
+    def _head_dim(self) -> int:
+        """Return the elements of one head of the text model, or of the only model there is."""
+        config = self.request.config
+        return head_dim(config.get("text_config") or config)
 
 
-def _batch(rows: Sequence[CaseInputs]) -> CaseInputs:
-    """Return prompts of one length as one batch; the tiles of all rows follow each other."""
-    pixels = [row.pixel_values for row in rows if row.pixel_values is not None]
-    return CaseInputs(
-        torch.cat([row.input_ids for row in rows]),
-        torch.cat([row.attention_mask for row in rows]),
-        torch.cat(pixels) if pixels else None,
-    )
-
-
-def _up_to_end(new: torch.Tensor, eos_token_ids: Sequence[int]) -> torch.Tensor:
-    """Return new tokens (new,) up to the first end token, included."""
-    ends = torch.isin(new, torch.tensor(list(eos_token_ids), device=new.device)).nonzero()
-    return new[: int(ends[0]) + 1] if len(ends) else new
-
-
-def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> FmsIdefics3:
+def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> FmsCandidate:
     """Build FMS's model of a checkpoint; raise CandidateUnavailable where it cannot."""
     source = import_fms(fms_path)
-    family = family_of(str(request.config.get("model_type")))
-    module = _family_module(family, source)
+    family = family_of_config(request.config)
+    _require_architecture(family, source)
     try:
-        fields = _named_as_fms_does(family, family.fms_config(request.config), module)
-        model = _build_model(family, fields, request)
-        preprocessor = module.load_smolvlm_preprocessor(str(request.checkpoint))
+        model = _build_model(family, request)
+        calls = family.fms.calls(_loaded(model, request))
     except SnapError:
         raise
     except Exception as error:
@@ -163,32 +154,37 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
     require_full_coverage(
         model,
         request.checkpoint,
-        architecture=family.fms_architecture,
-        not_weights=family.not_weights,
+        architecture=family.fms.architecture,
+        not_weights=family.fms.not_weights,
     )
-    vision = request.config["vision_config"]
-    grid = vision["image_size"] // vision["patch_size"]
-    return FmsIdefics3(model.eval(), preprocessor, source, family, request.device, grid)
+    return FmsCandidate(model, calls, source, family, request)
 
 
-def _family_module(family: Family, source: FmsSource) -> Any:
-    """Return FMS's module of the family; raise where this FMS does not have it."""
+def _loaded(model: Any, request: CandidateRequest) -> LoadedFms:
+    from fms.utils.generation import generate
+
+    module = importlib.import_module(type(model).__module__)
+    return LoadedFms(model.eval(), module, generate, request.checkpoint, request.config)
+
+
+def _require_architecture(family: Family, source: FmsSource) -> None:
     from fms import models
 
     known = models.list_models()
-    if family.fms_architecture not in known:
+    if family.fms.architecture not in known:
         raise CandidateUnavailable(
-            f"FMS at {source.path} has no {family.fms_architecture} (it has: {', '.join(known)})",
+            f"FMS at {source.path} has no {family.fms.architecture} (it has: {', '.join(known)})",
             "pass a checkout of a branch that has it: --fms-path DIR",
         )
-    return importlib.import_module(f"fms.models.{family.fms_architecture}")
 
 
-def _build_model(family: Family, fields: dict[str, Any], request: CandidateRequest) -> Any:
+def _build_model(family: Family, request: CandidateRequest) -> Any:
+    """Build through the registry, from whichever variant: every field that counts is given."""
     from fms import models
 
-    architecture = family.fms_architecture
+    architecture = family.fms.architecture
     variant = models.list_variants(architecture)[0]
+    fields = _named_as_fms_does(family.fms, family.fms.config(request.config))
     model = models.get_model(
         architecture,
         variant,
@@ -202,12 +198,15 @@ def _build_model(family: Family, fields: dict[str, Any], request: CandidateReque
     return model
 
 
-def _named_as_fms_does(family: Family, fields: dict[str, Any], module: Any) -> dict[str, Any]:
+def _named_as_fms_does(port: FmsPort, fields: dict[str, Any]) -> dict[str, Any]:
     """Rename the fields that this FMS calls otherwise."""
-    known = {field.name for field in dataclasses.fields(getattr(module, family.fms_config_class))}
+    if not port.aliases:
+        return fields
+    module = importlib.import_module(f"fms.models.{port.architecture}")
+    known = {field.name for field in dataclasses.fields(getattr(module, port.config_class))}
     renamed = {}
     for name, value in fields.items():
-        names = (name, *family.fms_aliases.get(name, ()))
+        names = (name, *port.aliases.get(name, ()))
         renamed[next((n for n in names if n in known), name)] = value
     return renamed
 

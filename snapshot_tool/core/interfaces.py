@@ -28,12 +28,15 @@ class CaseInputs:
             None without images.
         pixel_attention_mask: (tiles, height, width) bool, False where a tile is padded; None
             without images.
+        image_sizes: (images, 2) int64, height and width in pixels, for families that are told the
+            sizes of their images; None for others.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     pixel_values: torch.Tensor | None = None
     pixel_attention_mask: torch.Tensor | None = None
+    image_sizes: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +81,25 @@ class Candidate(Protocol):
     def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
         """Return pixel_values (tiles, channels, height, width) and, where padded, its mask."""
 
-    def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the encoder's last hidden state, (tiles, patches, vision width)."""
+    def vision(
+        self, pixel_values: torch.Tensor, *, image_sizes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return what the connector is given, of idefics3 (tiles, patches, vision width).
 
-    def connector(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the tokens of the text model, (tiles, tokens, text width)."""
+        `image_sizes` is passed only for families whose inputs have them.
+        """
 
-    def forward(self, inputs: CaseInputs) -> torch.Tensor:
-        """Return the logits of every position, (1, length, vocabulary)."""
+    def connector(
+        self, features: torch.Tensor, *, image_sizes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the tokens of the text model, of idefics3 (tiles, tokens, text width)."""
+
+    def forward(self, inputs: CaseInputs) -> torch.Tensor | Mapping[str, torch.Tensor]:
+        """Return the logits of every position, (1, length, vocabulary).
+
+        For encoders, return by name what their family compares: `last_hidden_state` (1, length,
+        width), and `logits` or what else the head gives.
+        """
 
     def generate(
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
@@ -183,12 +197,12 @@ class ForwardPass:
     """One run from end to end.
 
     Args:
-        outputs: per phase (vision, connector) the tensors to keep.
-        logits: (length, vocabulary).
+        outputs: per phase (vision, connector, forward) the tensors to keep whole.
+        logits: (length, vocabulary); None for families without logits of every position.
     """
 
     outputs: Mapping[Phase, Mapping[str, torch.Tensor]]
-    logits: torch.Tensor
+    logits: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)

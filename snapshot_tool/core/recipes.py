@@ -1,6 +1,7 @@
 """A recipe is enough to build a case again without hypothesis: it is what a manifest keeps."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 - a placeholder in prompts, no secret
 IMAGE_KINDS = ("gradient", "inverse-gradient", "flat", "noise", "checkerboard", "shapes")
@@ -9,6 +10,21 @@ MAX_IMAGE_SIDE = 8192  # pixels: a manifest from a stranger must not make us dra
 MAX_IMAGE_PIXELS = 2**24
 MAX_IMAGES = 64
 MAX_PADDING = 4096  # tokens
+
+
+class InputKind(StrEnum):
+    """What a family's inputs consist of."""
+
+    TEXT = "text"
+    IMAGES = "images"
+    BOTH = "text and images"
+
+    @classmethod
+    def of(cls, *, text: bool, images: bool) -> "InputKind":
+        """Return the kind of a family that takes these."""
+        if text and images:
+            return cls.BOTH
+        return cls.TEXT if text else cls.IMAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +92,21 @@ class NamedRecipe:
 _GRADIENT = ImageRecipe("gradient", 512, 512)
 _INVERSE = ImageRecipe("inverse-gradient", 512, 512)
 
+# Of families with text and images; vision encoders leave the words out.
 FIXED_CASES: tuple[NamedRecipe, ...] = (
     NamedRecipe("one-image", "fixed", CaseRecipe("Describe the image: <image>.", (_GRADIENT,))),
     NamedRecipe(
         "two-images", "fixed", CaseRecipe("Compare: <image> then <image>.", (_GRADIENT, _INVERSE))
     ),
 )
+_TEXT_CASES: tuple[NamedRecipe, ...] = (
+    NamedRecipe("one-sentence", "fixed", CaseRecipe("Describe the image in one sentence.")),
+    NamedRecipe(
+        "left-padded", "fixed", CaseRecipe("Compare the first and the second.", left_padding=5)
+    ),
+)
+
+
+def fixed_cases(kind: InputKind) -> tuple[NamedRecipe, ...]:
+    """Return the cases that every recording of a kind of family begins with."""
+    return _TEXT_CASES if kind is InputKind.TEXT else FIXED_CASES

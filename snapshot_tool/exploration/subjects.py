@@ -21,6 +21,8 @@ def _subject(golden: Golden, case: str) -> Subject:
     recorded = [p for p in golden.case(case).phases if phase_file(p) in golden.manifest.files]
     if Phase.VISION not in recorded:  # whose output feeds the connector
         recorded = [phase for phase in recorded if phase is not Phase.CONNECTOR]
+    if golden.inputs(case).image_sizes is not None:  # images that are no rows of equal tiles
+        recorded = [p for p in recorded if p not in (Phase.VISION, Phase.CONNECTOR)]
     generated = 0
     if Phase.GENERATE in recorded:
         generated = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))

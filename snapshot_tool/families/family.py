@@ -1,4 +1,4 @@
-"""The declaration that every family fills in."""
+"""The declaration that every family fills in: what snap has to know of it, on both sides."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from typing import Any
 
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Side
+from snapshot_tool.families.fms_calls import FmsCalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +18,14 @@ class Capture:
         name: its name in the golden set.
         module: the Hugging Face module that it is seen at.
         side: whether it is that module's first input or its (first) output.
+        formerly: the module's name in older releases of transformers, where it has another.
     """
 
     phase: Phase
     name: str
     module: str
     side: Side
+    formerly: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,35 +50,80 @@ class Twin:
 
 
 @dataclass(frozen=True, slots=True)
+class FmsPort:
+    """How FMS has a family.
+
+    Args:
+        architecture: its name in FMS's registry.
+        config: from Hugging Face's configuration to FMS's fields, nested as FMS nests them.
+        calls: how FMS's model is called, phase by phase.
+        twins: how modules are named on both sides.
+        aliases: other names that an FMS branch may use for a field of `config_class`.
+        config_class: the class of its configuration in FMS's module; needed with aliases alone.
+        not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
+    """
+
+    architecture: str
+    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    calls: type[FmsCalls]
+    twins: tuple[Twin, ...] = ()
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    config_class: str = ""
+    not_weights: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"position_ids$")
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One model family.
 
     Args:
-        name: `model_type` in config.json.
-        phases: the phases that it has.
-        auto_class: the transformers class that loads it.
+        name: what golden sets call it.
+        hf_class: the transformers class that a checkpoint's config.json names, and that loads it.
+        phases: the phases that it has. Without forward it takes no text, without vision no images.
+        fms: how FMS has it.
         captures: what is kept of a forward pass besides the logits.
         compared: for vision and connector, the name of the tensor that a candidate must reproduce.
-        fms_architecture: its name in FMS's registry.
-        fms_config_class: the class of its configuration in FMS's module.
-        fms_config: from Hugging Face's configuration to FMS's, nested as FMS nests it.
-        fms_aliases: other names that an FMS branch may use for a field of its configuration.
-        fms_twins: how modules are named on both sides.
+            What is captured of forward is compared by itself.
+        logits: whether forward gives logits of every position over the vocabulary.
+        pixel_dims: dimensions of the pixel values that Hugging Face's forward takes: 4 for (tiles,
+            channels, height, width), 5 for a batch of them.
+        reserved_positions: position embeddings that no token can have.
+        attention: the implementation of attention that Hugging Face is asked for.
         tile_id_field: the field of Hugging Face's configuration with the id that stands in a
             prompt for each token that the connector makes of a tile, tile after tile; "" where
             prompts cannot be cut between tiles.
-        not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
+        language_model: `model_type` of the text model, where one class serves several families.
     """
 
     name: str
+    hf_class: str
     phases: tuple[Phase, ...]
-    auto_class: str
-    captures: tuple[Capture, ...]
-    compared: Mapping[Phase, str]
-    fms_architecture: str
-    fms_config_class: str
-    fms_config: Callable[[Mapping[str, Any]], dict[str, Any]]
-    fms_aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    fms_twins: tuple[Twin, ...] = ()
+    fms: FmsPort
+    captures: tuple[Capture, ...] = ()
+    compared: Mapping[Phase, str] = field(default_factory=dict)
+    logits: bool = True
+    pixel_dims: int = 4
+    reserved_positions: int = 0
+    attention: str = "sdpa"
     tile_id_field: str = ""
-    not_weights: tuple[str, ...] = ()
+    language_model: str = ""
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether its inputs have a prompt."""
+        return Phase.FORWARD in self.phases
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether its inputs may have images."""
+        return Phase.VISION in self.phases
+
+    @property
+    def generates(self) -> bool:
+        """Whether it is a decoder, which positions are counted for from the first real token."""
+        return Phase.GENERATE in self.phases
+
+    @property
+    def whole_outputs(self) -> tuple[str, ...]:
+        """The tensors besides logits that its forward gives, compared whole."""
+        return tuple(c.name for c in self.captures if c.phase is Phase.FORWARD)

@@ -3,101 +3,124 @@
 Hugging Face: transformers.models.idefics3. FMS: fms.models.idefics3, on a branch of its own.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from snapshot_tool.core.errors import PhaseUnsupported
+from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.taps import Side
-from snapshot_tool.families.family import Capture, Family, Twin
+from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
+from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms, cut_after_end, join_rows
+from snapshot_tool.families.llama import decoder_twins, llama_config
+from snapshot_tool.families.siglip_vision import VISION_OUTPUT, siglip_config, siglip_twins
 
-VISION_OUTPUT = "last_hidden_state"
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
 CONNECTOR_OUTPUT = "image_hidden_states"
 
 
 def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of FMS's Idefics3Config, SiglipVisionConfig and LLaMAConfig."""
-    vision, text = config["vision_config"], config["text_config"]
-    activations = {"gelu_pytorch_tanh": "gelu-tanh", "silu": "swish"}
     return {
-        "vision_config": {
-            "hidden_size": vision["hidden_size"],
-            "intermediate_size": vision["intermediate_size"],
-            "nlayers": vision["num_hidden_layers"],
-            "nheads": vision["num_attention_heads"],
-            "num_channels": vision["num_channels"],
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "hidden_act": activations.get(vision["hidden_act"], vision["hidden_act"]),
-            "layer_norm_eps": vision["layer_norm_eps"],
-        },
-        "text_config": {
-            "src_vocab_size": text["vocab_size"],
-            "emb_dim": text["hidden_size"],
-            "norm_eps": text["rms_norm_eps"],
-            "nheads": text["num_attention_heads"],
-            "kvheads": text["num_key_value_heads"],
-            "nlayers": text["num_hidden_layers"],
-            "hidden_grow_factor": text["intermediate_size"] / text["hidden_size"],
-            "multiple_of": 1,
-            "activation_fn": activations.get(text["hidden_act"], text["hidden_act"]),
-            "max_expected_seq_len": text["max_position_embeddings"],
-            "attn_bias": text["attention_bias"],
-            "mlp_bias": text["mlp_bias"],
-            # PreTrainedModel.tie_weights goes by the text model's flag alone.
-            "tie_heads": text["tie_word_embeddings"],
-            "rope_theta": text["rope_theta"],
-            "rope_scaling": text["rope_scaling"] or {},
-        },
+        "vision_config": siglip_config(config["vision_config"]),
+        "text_config": llama_config(config["text_config"]),
         "image_token_id": config["image_token_id"],
         "scale_factor": config["scale_factor"],
     }
 
 
-_VISION, _HF_VISION = r"vision_tower", "model.vision_model"
-_VISION_LAYER = rf"{_VISION}\.encoder\.layers\.(\d+)"
-_HF_VISION_LAYER = rf"{_HF_VISION}.encoder.layers.\1"
-_TEXT, _HF_TEXT = r"text_model\.base_model", "model.text_model"
-_TEXT_LAYER, _HF_TEXT_LAYER = rf"{_TEXT}\.layers\.(\d+)", rf"{_HF_TEXT}.layers.\1"
+class _Calls(FmsCalls):
+    """The interface of fms.models.idefics3."""
 
-_TWINS = (
-    Twin(_VISION, _HF_VISION),
-    Twin(rf"{_VISION}\.(embeddings(?:\..+)?|encoder|post_layernorm)", rf"{_HF_VISION}.\1"),
-    Twin(_VISION_LAYER, _HF_VISION_LAYER),
-    Twin(rf"{_VISION_LAYER}\.(layer_norm[12]|mlp)", rf"{_HF_VISION_LAYER}.\2"),
-    Twin(rf"{_VISION_LAYER}\.attn", f"{_HF_VISION_LAYER}.self_attn"),
-    Twin(rf"{_VISION_LAYER}\.attn\.in_proj", f"{_HF_VISION_LAYER}.self_attn.q_proj", part=0),
-    Twin(rf"{_VISION_LAYER}\.attn\.in_proj", f"{_HF_VISION_LAYER}.self_attn.k_proj", part=1),
-    Twin(rf"{_VISION_LAYER}\.attn\.in_proj", f"{_HF_VISION_LAYER}.self_attn.v_proj", part=2),
-    Twin(rf"{_VISION_LAYER}\.attn\.dense", f"{_HF_VISION_LAYER}.self_attn.out_proj"),
-    Twin(rf"{_VISION_LAYER}\.mlp\.w1", f"{_HF_VISION_LAYER}.mlp.fc1"),
-    Twin(rf"{_VISION_LAYER}\.mlp\.a", f"{_HF_VISION_LAYER}.mlp.activation_fn"),
-    Twin(rf"{_VISION_LAYER}\.mlp\.w2", f"{_HF_VISION_LAYER}.mlp.fc2"),
-    Twin(r"connector((?:\..+)?)", r"model.connector\1"),
-    Twin(_TEXT, _HF_TEXT),
-    Twin(rf"{_TEXT}\.embedding", f"{_HF_TEXT}.embed_tokens"),
-    Twin(rf"{_TEXT}\.dec_norm", f"{_HF_TEXT}.norm"),
-    Twin(r"text_model\.head", "lm_head"),
-    Twin(_TEXT_LAYER, _HF_TEXT_LAYER),
-    Twin(rf"{_TEXT_LAYER}\.ln", f"{_HF_TEXT_LAYER}.input_layernorm"),
-    Twin(rf"{_TEXT_LAYER}\.ff_ln", f"{_HF_TEXT_LAYER}.post_attention_layernorm"),
-    Twin(rf"{_TEXT_LAYER}\.attn", f"{_HF_TEXT_LAYER}.self_attn"),
-    Twin(rf"{_TEXT_LAYER}\.attn\.in_proj", f"{_HF_TEXT_LAYER}.self_attn.q_proj", 0, rotary=True),
-    Twin(rf"{_TEXT_LAYER}\.attn\.in_proj", f"{_HF_TEXT_LAYER}.self_attn.k_proj", 1, rotary=True),
-    Twin(rf"{_TEXT_LAYER}\.attn\.in_proj", f"{_HF_TEXT_LAYER}.self_attn.v_proj", part=2),
-    Twin(rf"{_TEXT_LAYER}\.attn\.dense", f"{_HF_TEXT_LAYER}.self_attn.o_proj"),
-    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer", f"{_HF_TEXT_LAYER}.mlp"),
-    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.wg", f"{_HF_TEXT_LAYER}.mlp.gate_proj"),
-    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.w1", f"{_HF_TEXT_LAYER}.mlp.up_proj"),
-    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.wg1_fused", f"{_HF_TEXT_LAYER}.mlp.gate_proj", 0, 2),
-    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.wg1_fused", f"{_HF_TEXT_LAYER}.mlp.up_proj", 1, 2),
-    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.a", f"{_HF_TEXT_LAYER}.mlp.act_fn"),
-    Twin(rf"{_TEXT_LAYER}\.ff_sub_layer\.w2", f"{_HF_TEXT_LAYER}.mlp.down_proj"),
-)
+    def __init__(self, loaded: LoadedFms) -> None:
+        super().__init__(loaded)
+        vision = loaded.config["vision_config"]
+        self.grid = vision["image_size"] // vision["patch_size"]
+        self.preprocessor = loaded.module.load_smolvlm_preprocessor(str(loaded.checkpoint))
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
+        """Return the tiles of all images, (tiles, channels, height, width)."""
+        import torch
+
+        batches = [self.preprocessor.preprocess(image)["pixel_values"] for image in images]
+        return {"pixel_values": torch.cat([batch.flatten(0, -4) for batch in batches])}
+
+    def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the encoder's last hidden state, (tiles, patches, width)."""
+        features: torch.Tensor = self.model.vision_tower(pixel_values)[0]
+        return features
+
+    def connector(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the text model's image tokens, (tiles, tokens, width)."""
+        tokens: torch.Tensor = self.model.connector(features, H=self.grid, W=self.grid)
+        return tokens
+
+    def forward(self, inputs: CaseInputs) -> torch.Tensor:
+        """Return the logits of every position, (1, length, vocabulary)."""
+        logits: torch.Tensor = self.model(**self._arguments(inputs))["logits"]
+        return logits
+
+    def generate(
+        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> torch.Tensor:
+        """Return the greedy new tokens, the end token included."""
+        ids = self.model.generate(
+            **self._arguments(inputs),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos_token_ids[0] if len(eos_token_ids) == 1 else None,
+        )
+        new: torch.Tensor = ids[0, inputs.input_ids.shape[1] :]
+        # FMS's generate knows one end token: with several it runs on, and is cut here.
+        return cut_after_end(new, eos_token_ids) if len(eos_token_ids) > 1 else new
+
+    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
+        """Return the logits of prompts padded to one length, (rows, length, vocabulary)."""
+        return self.forward(join_rows(rows))
+
+    def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
+        """Return the logits of all parts of a prompt, each run on the cache of those before it."""
+        import torch
+
+        logits, cache = [], None
+        for part in parts:
+            answer = self.model(
+                **self._arguments(part), past_key_value_states=cache, use_cache=True
+            )
+            if "past_key_value_states" not in answer:
+                raise PhaseUnsupported("this FMS's forward gives out no key-value cache")
+            cache = answer["past_key_value_states"]
+            logits.append(answer["logits"])
+        return torch.cat(logits, dim=1)
+
+    def generate_batch(
+        self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Return the greedy new tokens of each prompt, its own end token included."""
+        ids = self.model.generate(
+            **self._arguments(join_rows(rows)),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos_token_ids[0] if len(eos_token_ids) == 1 else None,
+        )
+        return [cut_after_end(new, eos_token_ids) for new in ids[:, rows[0].input_ids.shape[1] :]]
+
+    def _arguments(self, inputs: CaseInputs) -> dict[str, torch.Tensor | None]:
+        pixels = inputs.pixel_values
+        return {
+            "input_ids": inputs.input_ids,
+            "attention_mask": inputs.attention_mask,
+            "pixel_values": None if pixels is None else pixels.unsqueeze(0),
+        }
+
 
 IDEFICS3 = Family(
     name="idefics3",
+    hf_class="Idefics3ForConditionalGeneration",
     phases=PHASES,
-    auto_class="AutoModelForVision2Seq",
     captures=(
         Capture(Phase.VISION, VISION_OUTPUT, "model.vision_model", Side.OUTPUT),
         # Kept since transformers changed how it computes them: 4.57 is off by one in float32.
@@ -110,14 +133,21 @@ IDEFICS3 = Family(
         Capture(Phase.CONNECTOR, CONNECTOR_OUTPUT, "model.connector", Side.OUTPUT),
     ),
     compared={Phase.VISION: VISION_OUTPUT, Phase.CONNECTOR: CONNECTOR_OUTPUT},
-    fms_architecture="idefics3",
-    fms_config_class="Idefics3Config",
-    fms_config=_fms_config,
-    fms_aliases={
-        "image_token_id": ("image_token_index",),
-        "scale_factor": ("pixel_shuffle_factor",),
-    },
-    fms_twins=_TWINS,
+    pixel_dims=5,
     tile_id_field="image_token_id",
-    not_weights=(r"rotary_emb\.inv_freq$", r"position_ids$"),
+    fms=FmsPort(
+        "idefics3",
+        _fms_config,
+        _Calls,
+        (
+            *siglip_twins("vision_tower", "model.vision_model"),
+            Twin(r"connector((?:\..+)?)", r"model.connector\1"),
+            *decoder_twins("text_model.base_model", "model.text_model", fms_head="text_model.head"),
+        ),
+        aliases={
+            "image_token_id": ("image_token_index",),
+            "scale_factor": ("pixel_shuffle_factor",),
+        },
+        config_class="Idefics3Config",
+    ),
 )

@@ -49,11 +49,13 @@ class _Asker:
             return
         book = Sketchbook(settings.seed, inputs.attention_mask)
         answer = self.reference.forward(inputs, observe=book)
-        for phase in wanted & set(answer.outputs):
-            self.staging.save_part(case, phase_file(phase), dict(answer.outputs[phase]))
-        if Phase.FORWARD in wanted:
-            tensors = parts.forward_tensors(answer.logits, inputs, seed=settings.seed)
-            self.staging.save_part(case, phase_file(Phase.FORWARD), tensors)
+        for phase in wanted:
+            outputs = answer.outputs.get(phase, {})
+            tensors = {name: parts.without_padding(t, inputs) for name, t in outputs.items()}
+            if phase is Phase.FORWARD and answer.logits is not None:
+                tensors |= parts.forward_tensors(answer.logits, inputs, seed=settings.seed)
+            if tensors:
+                self.staging.save_part(case, phase_file(phase), tensors)
         taps = parts.tap_tensors(book.taps(), self.reference.info().modules)
         self.staging.save_part(case, TAPS, taps)
 

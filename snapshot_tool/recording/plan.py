@@ -15,7 +15,7 @@ import msgspec
 from snapshot_tool.core.errors import GoldenDamaged, InputRefused, ReferenceUnavailable, UsageError
 from snapshot_tool.core.interfaces import Progress, Reference
 from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.recipes import FIXED_CASES, NamedRecipe
+from snapshot_tool.core.recipes import InputKind, NamedRecipe, fixed_cases
 from snapshot_tool.core.text import printable
 from snapshot_tool.images import render
 from snapshot_tool.recording.staging import Staging
@@ -107,11 +107,16 @@ class _Planner:
     def draw(self, *, seed: int, variants: int) -> tuple[tuple[PlannedCase, ...], Draws]:
         """Prepare the fixed cases and draw the variants."""
         reasons: dict[str, int] = {}
-        with self.progress.stage("drawing cases", len(FIXED_CASES) + variants) as steps:
-            cases = [self._prepare(recipe, steps) for recipe in FIXED_CASES]
+        fixed = fixed_cases(self._kind())
+        with self.progress.stage("drawing cases", len(fixed) + variants) as steps:
+            cases = [self._prepare(recipe, steps) for recipe in fixed]
             cases += [self._draw_case(seed, index, reasons, steps) for index in range(variants)]
         draws = Draws(variants=variants, refused=sum(reasons.values()), reasons=reasons)
         return tuple(cases), draws
+
+    def _kind(self) -> InputKind:
+        phases = self.reference.info().phases
+        return InputKind.of(text=Phase.FORWARD in phases, images=Phase.VISION in phases)
 
     def _draw_case(
         self, seed: int, index: int, reasons: dict[str, int], steps: Iterator[int]
@@ -120,7 +125,7 @@ class _Planner:
         from snapshot_tool.variants.recorded import draw_recipe
 
         for attempt in range(_MAX_ATTEMPTS):
-            recipe = draw_recipe(seed=seed, index=index, attempt=attempt)
+            recipe = draw_recipe(seed=seed, index=index, attempt=attempt, kind=self._kind())
             try:
                 return self._prepare(
                     NamedRecipe(f"variant-{index + 1:02}", "variant", recipe), steps

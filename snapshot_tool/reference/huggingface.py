@@ -11,9 +11,10 @@ from typing import Any
 import accelerate
 import torch
 import transformers
+from packaging.version import Version
 from PIL import Image
 
-from snapshot_tool.core.errors import CheckpointUnavailable, InputRefused
+from snapshot_tool.core.errors import CheckpointUnavailable, InputRefused, ReferenceUnavailable
 from snapshot_tool.core.interfaces import (
     CaseInputs,
     ForwardPass,
@@ -23,9 +24,10 @@ from snapshot_tool.core.interfaces import (
     ReferenceInfo,
 )
 from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.recipes import IMAGE_TOKEN, CaseRecipe
-from snapshot_tool.families import family_of
+from snapshot_tool.core.recipes import CaseRecipe
+from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import Family
+from snapshot_tool.reference.preparation import Preparation
 from snapshot_tool.taps import capture_tensors, tap_modules
 
 # What the libraries raise about an input that they do not take (as opposed to a fault of ours).
@@ -48,17 +50,15 @@ class HuggingFaceReference:
         transformers.utils.logging.disable_progress_bar()
         accelerate.utils.set_seed(seed, deterministic=True)
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-        family = family_of(str(config.get("model_type")))
+        family = family_of_config(config)
         try:
-            processor = transformers.AutoProcessor.from_pretrained(
-                checkpoint, local_files_only=True
-            )
-            model, report = getattr(transformers, family.auto_class).from_pretrained(
+            processor = Preparation.load(family, checkpoint)
+            model, report = _model_class(family).from_pretrained(
                 checkpoint,
                 local_files_only=True,
-                torch_dtype=getattr(torch, dtype),
-                attn_implementation="sdpa",
+                attn_implementation=family.attention,
                 output_loading_info=True,
+                **{_dtype_argument(): getattr(torch, dtype)},
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointUnavailable(
@@ -70,9 +70,7 @@ class HuggingFaceReference:
     def info(self) -> ReferenceInfo:
         """Say which family answers, with which configuration and end tokens."""
         config = self.model.config
-        defaults = self.model.generation_config
-        eos = defaults.eos_token_id if defaults.eos_token_id is not None else config.eos_token_id
-        pad = defaults.pad_token_id if defaults.pad_token_id is not None else config.pad_token_id
+        eos, pad = self._token("eos_token_id"), self._token("pad_token_id")
         eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
         return ReferenceInfo(
             family=self.family.name,
@@ -87,33 +85,31 @@ class HuggingFaceReference:
     def prepare(self, recipe: CaseRecipe, images: Sequence[Image.Image]) -> PreparedCase:
         """Run the checkpoint's own processor on a prompt and its images."""
         try:
-            text = self._chat_text(recipe.prompt) if recipe.chat else recipe.prompt
-            # An empty list of images is not "no images" to every processor.
-            pictures = {"images": list(images)} if images else {}
-            batch = self.processor(text=text, return_tensors="pt", **pictures)
-            if batch["input_ids"].shape[1] == 0:
-                raise ValueError("the prompt has no tokens")
-            inputs = self._inputs(batch, left_padding=recipe.left_padding)
+            preparation = Preparation(self.family, self.processor, self.info().pad_token_id)
+            text = preparation.chat_text(recipe.prompt) if recipe.chat else recipe.prompt
+            inputs = preparation.encode(text, images, left_padding=recipe.left_padding)
             self._require_taken(inputs)
-            grids = self._image_grids(images)
+            grids = preparation.image_grids(images)
         except _REFUSALS as error:
             raise InputRefused(f"{type(error).__name__}: {_first_line(error)}") from error
         return PreparedCase(text, inputs, grids)
 
     def forward(self, inputs: CaseInputs, *, observe: Observer) -> ForwardPass:
         """Run the model end to end, keeping what the family names."""
-        arguments = self._arguments(inputs)
-        arguments["position_ids"] = _position_ids(arguments["attention_mask"])
+        arguments: dict[str, Any] = self._arguments(inputs)
+        if self.family.generates:
+            arguments["position_ids"] = _position_ids(arguments["attention_mask"])
+            arguments["use_cache"] = False
         with (
             torch.inference_mode(),
             capture_tensors(self.model, self.family.captures) as captured,
             tap_modules(self.model, observe),
         ):
-            logits = self.model(**arguments, use_cache=False).logits
+            answer = self.model(**arguments)
         outputs: dict[Phase, dict[str, torch.Tensor]] = {}
         for capture, tensor in captured.items():
             outputs.setdefault(capture.phase, {})[capture.name] = tensor.cpu()
-        return ForwardPass(outputs, logits[0].cpu())
+        return ForwardPass(outputs, answer.logits[0].cpu() if self.family.logits else None)
 
     def generate(self, inputs: CaseInputs, *, max_new_tokens: int) -> Generation:
         """Generate by argmax alone: none of the checkpoint's sampling or penalty settings."""
@@ -136,55 +132,54 @@ class HuggingFaceReference:
             self.model.generation_config = own
         new = answer.sequences[0, inputs.input_ids.shape[1] :].cpu()
         logits = torch.stack([step[0] for step in answer.logits]).cpu()
-        return Generation(new, logits, self.processor.tokenizer.decode(new))
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        return Generation(new, logits, tokenizer.decode(new))
 
-    def _chat_text(self, prompt: str) -> str:
-        content: list[dict[str, str]] = []
-        for index, piece in enumerate(prompt.split(IMAGE_TOKEN)):
-            if index:
-                content.append({"type": "image"})
-            if piece:
-                content.append({"type": "text", "text": piece})
-        messages = [{"role": "user", "content": content}]
-        return str(self.processor.apply_chat_template(messages, add_generation_prompt=True))
-
-    def _inputs(self, batch: Any, *, left_padding: int) -> CaseInputs:
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        pad = ids.new_full((1, left_padding), self.info().pad_token_id)
-        pixels, pixel_mask = batch.get("pixel_values"), batch.get("pixel_attention_mask")
-        return CaseInputs(
-            torch.cat([pad, ids], dim=1),
-            torch.cat([torch.zeros_like(pad), mask], dim=1),
-            None if pixels is None else pixels[0].to(torch.float32).contiguous(),
-            None if pixel_mask is None else pixel_mask[0].to(torch.bool).contiguous(),
-        )
-
-    def _image_grids(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        if not images:
-            return torch.zeros((0, 2), dtype=torch.int64)
-        answer = self.processor.image_processor(list(images), return_row_col_info=True)
-        return torch.tensor(
-            [answer["rows"][0], answer["cols"][0]], dtype=torch.int64
-        ).T.contiguous()
+    def _token(self, name: str) -> Any:
+        """Return a special token's id: generation's own, else the configuration's."""
+        generation = getattr(self.model, "generation_config", None)
+        own = getattr(generation, name, None)
+        return own if own is not None else getattr(self.model.config, name, None)
 
     def _require_taken(self, inputs: CaseInputs) -> None:
         """Raise ValueError where the model itself would: too long, or pixels it cannot place."""
-        longest = self.model.config.get_text_config().max_position_embeddings
-        if inputs.input_ids.shape[1] > longest:
+        config = self.model.config.get_text_config()
+        longest = getattr(config, "max_position_embeddings", 0) - self.family.reserved_positions
+        if self.family.takes_text and inputs.input_ids.shape[1] > longest:
             raise ValueError(f"{inputs.input_ids.shape[1]} tokens, the model takes {longest}")
         if inputs.pixel_values is not None and not inputs.pixel_values.isfinite().all():
             raise ValueError("the processor's pixel values are not finite")
 
     def _arguments(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
-        arguments = {
-            "input_ids": inputs.input_ids,
-            "attention_mask": inputs.attention_mask,
-        }
+        arguments = {}
+        if self.family.takes_text:
+            arguments["input_ids"] = inputs.input_ids
+            arguments["attention_mask"] = inputs.attention_mask
         if inputs.pixel_values is not None:
-            arguments["pixel_values"] = inputs.pixel_values.unsqueeze(0)
+            batched = self.family.pixel_dims > inputs.pixel_values.dim()
+            pixels = inputs.pixel_values
+            arguments["pixel_values"] = pixels.unsqueeze(0) if batched else pixels
         if inputs.pixel_attention_mask is not None:
             arguments["pixel_attention_mask"] = inputs.pixel_attention_mask.unsqueeze(0)
+        if inputs.image_sizes is not None:
+            arguments["image_sizes"] = inputs.image_sizes
         return {name: tensor.to(self.device) for name, tensor in arguments.items()}
+
+
+def _model_class(family: Family) -> Any:
+    """Return transformers' class of a family; raise where this release does not have it."""
+    found = getattr(transformers, family.hf_class, None)
+    if found is None:
+        raise ReferenceUnavailable(
+            f"transformers {transformers.__version__} has no {family.hf_class}",
+            "record this family with a newer release",
+        )
+    return found
+
+
+def _dtype_argument() -> str:
+    """Return from_pretrained's name of the dtype, which transformers 4.56 changed."""
+    return "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
 def _position_ids(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -159,7 +159,7 @@ class Golden:
         names = self.manifest.files[INPUTS].tensors
         optional = {
             name: self._read(INPUTS, f"{case}/{name}")
-            for name in ("pixel_values", "pixel_attention_mask")
+            for name in ("pixel_values", "pixel_attention_mask", "image_sizes")
             if f"{case}/{name}" in names
         }
         ids = self._read(INPUTS, f"{case}/input_ids")

@@ -49,6 +49,8 @@ def input_tensors(prepared: PreparedCase, images: Sequence[Image.Image]) -> Tens
         tensors["pixel_values"] = inputs.pixel_values
     if inputs.pixel_attention_mask is not None:
         tensors["pixel_attention_mask"] = inputs.pixel_attention_mask
+    if inputs.image_sizes is not None:
+        tensors["image_sizes"] = inputs.image_sizes
     for index, image in enumerate(images):
         for part, array in to_arrays(image).items():
             tensors[f"image.{index}.{part}"] = torch.from_numpy(array.copy())
@@ -58,6 +60,16 @@ def input_tensors(prepared: PreparedCase, images: Sequence[Image.Image]) -> Tens
 def real_positions(inputs: CaseInputs) -> torch.Tensor:
     """Return the indices of the positions that are no padding, (real,) int64."""
     return inputs.attention_mask[0].nonzero()[:, 0]
+
+
+def without_padding(tensor: torch.Tensor, inputs: CaseInputs) -> torch.Tensor:
+    """Return a tensor of every position, (1, length, width), without those that are padding.
+
+    Any other tensor is returned as it is.
+    """
+    if tensor.dim() != 3 or tensor.shape[:2] != inputs.input_ids.shape:  # noqa: PLR2004
+        return tensor
+    return tensor[:, real_positions(inputs).to(tensor.device)]
 
 
 def position_records(
@@ -161,4 +173,5 @@ def read_inputs(path: Path) -> CaseInputs:
         tensors["attention_mask"],
         tensors.get("pixel_values"),
         tensors.get("pixel_attention_mask"),
+        tensors.get("image_sizes"),
     )

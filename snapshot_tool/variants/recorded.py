@@ -8,14 +8,14 @@ uses: hypothesis's draws may change with its version and with the code around it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from snapshot_tool.core.recipes import IMAGE_KINDS, IMAGE_MODES, CaseRecipe, ImageRecipe
+from snapshot_tool.core.recipes import IMAGE_KINDS, IMAGE_MODES, CaseRecipe, ImageRecipe, InputKind
 from snapshot_tool.variants.home import own_home
 
 _WORDS = (
@@ -97,7 +97,8 @@ def _case(
 
 
 _RGB = ("RGB",)
-_THEMES: tuple[Callable[[], SearchStrategy[CaseRecipe]], ...] = (
+_Themes = tuple[Callable[[], SearchStrategy[CaseRecipe]], ...]
+_IMAGE_TEXT_THEMES: _Themes = (
     # left padding: the one theme in which an ignored attention mask shows
     lambda: _case(images=(1, 1), text=_text(), padding=(3, 24)),
     lambda: _case(images=(0, 0), text=_words(3, 12)),
@@ -112,10 +113,34 @@ _THEMES: tuple[Callable[[], SearchStrategy[CaseRecipe]], ...] = (
     lambda: _case(images=(0, 0), text=_unicode_text(), padding=(1, 12)),
     lambda: _case(images=(2, 3), text=_text(), chat=st.just(True)),
 )
+_TEXT_THEMES: _Themes = (
+    lambda: _case(images=(0, 0), text=_text(), padding=(3, 24)),
+    lambda: _case(images=(0, 0), text=_words(3, 12)),
+    lambda: _case(images=(0, 0), text=_unicode_text()),
+    lambda: _case(images=(0, 0), text=_words(60, 120)),
+    lambda: _case(images=(0, 0), text=_text(), chat=st.booleans()),
+    lambda: _case(images=(0, 0), text=_unicode_text(), padding=(1, 12)),
+    lambda: _case(images=(0, 0), text=_words(1, 1)),
+)
+_NO_TEXT = st.just("")
+# Image processors by themselves may refuse all modes but RGB: those are drawn until one is taken.
+_IMAGE_THEMES: _Themes = (
+    lambda: _case(images=(1, 1), text=_NO_TEXT),
+    lambda: _case(images=(1, 1), text=_NO_TEXT, image=_images(sides=_tiny_sizes(), modes=_RGB)),
+    lambda: _case(images=(2, 3), text=_NO_TEXT, image=_images(modes=_RGB)),
+)
+_THEMES: Mapping[InputKind, _Themes] = {
+    InputKind.BOTH: _IMAGE_TEXT_THEMES,
+    InputKind.TEXT: _TEXT_THEMES,
+    InputKind.IMAGES: _IMAGE_THEMES,
+}
 
 
-def draw_recipe(*, seed: int, index: int, attempt: int) -> CaseRecipe:
+def draw_recipe(
+    *, seed: int, index: int, attempt: int, kind: InputKind = InputKind.BOTH
+) -> CaseRecipe:
     """Draw the recipe of variant `index`; another `attempt` gives another recipe of its theme."""
+    themes = _THEMES[kind]
     drawn: list[CaseRecipe] = []
 
     @hypothesis.seed((seed * 1_000_003 + index) * 1_009 + attempt)
@@ -127,7 +152,7 @@ def draw_recipe(*, seed: int, index: int, attempt: int) -> CaseRecipe:
         phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    @hypothesis.given(_THEMES[index % len(_THEMES)]())
+    @hypothesis.given(themes[index % len(themes)]())
     def collect(recipe: CaseRecipe) -> None:
         drawn.append(recipe)
 

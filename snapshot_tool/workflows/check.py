@@ -222,9 +222,13 @@ def check_cases(checker: Checker, cases: list[CaseEntry], progress: Progress) ->
     for phase in request.phases:
         if phase not in {compared for _, compared in pairs}:
             # An empty phase must be seen: it is no pass.
-            yield Result(
-                request.case, phase, "", Verdict.SKIP, "no selected case has anything to compare"
-            )
+            yield Result(request.case, phase, "", Verdict.SKIP, _why_nothing(checker.golden, phase))
+
+
+def _why_nothing(golden: Golden, phase: Phase) -> str:
+    if phase not in golden.manifest.tolerances:
+        return f"the family {golden.manifest.checkpoint.family} has no such phase"
+    return "no selected case has anything to compare"
 
 
 def _check_phase(

@@ -73,7 +73,7 @@ def _fms_finding(fms_path: Path | None) -> Finding:
     from fms import models
 
     known = set(models.list_models())
-    here = [name for name, family in FAMILIES.items() if family.fms_architecture in known]
+    here = [name for name, family in FAMILIES.items() if family.fms.architecture in known]
     name = source.commit[:12] + (" (dirty)" if source.dirty else "") or source.version or "no git"
     imported = "transformers" in sys.modules and not before
     detail = (

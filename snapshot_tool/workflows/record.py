@@ -157,7 +157,7 @@ def _record(
             request.max_new_tokens,
             template.generation.max_new_tokens if template else DEFAULT_NEW_TOKENS,
         ),
-        phases=tuple(sorted(request.phases)),
+        phases=tuple(sorted(set(request.phases) & set(info.phases))),
         environment={
             **describe_machine(),
             **package_versions(),

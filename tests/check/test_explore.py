@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
+from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
 from snapshot_tool.core.interfaces import CandidateRequest
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.questions import KINDS, Prefix, Prompt, parse_question
@@ -45,7 +45,7 @@ def golden() -> Golden:
 
 
 @pytest.fixture(scope="module")
-def candidate(golden: Golden) -> FmsIdefics3:
+def candidate(golden: Golden) -> FmsCandidate:
     """Load the checkout's model once."""
     config = golden.manifest.checkpoint.config
     request = CandidateRequest(CHECKPOINT, config, "cpu", "float32")
@@ -64,7 +64,7 @@ def recorded_results(run: Run) -> list[Any]:
 
 
 def test_a_correct_port_answers_every_kind_of_question(
-    golden: Golden, candidate: FmsIdefics3
+    golden: Golden, candidate: FmsCandidate
 ) -> None:
     """Pass, with room: what rounding does to padded and batched rows is far below the tolerance."""
     found = explore(candidate, golden, count=135, seed=7)
@@ -75,7 +75,7 @@ def test_a_correct_port_answers_every_kind_of_question(
     assert len({result.tensor for result in found.results}) == 135
 
 
-def test_one_seed_draws_the_same_questions_again(golden: Golden, candidate: FmsIdefics3) -> None:
+def test_one_seed_draws_the_same_questions_again(golden: Golden, candidate: FmsCandidate) -> None:
     """And another seed draws others."""
 
     def asked(seed: int) -> list[str]:
@@ -163,7 +163,7 @@ def test_what_a_candidate_cannot_be_asked_is_a_skip_and_never_a_pass(snap: Snap)
 
 
 def test_a_question_that_raises_is_an_error_of_its_kind_alone(
-    golden: Golden, candidate: FmsIdefics3
+    golden: Golden, candidate: FmsCandidate
 ) -> None:
     """With its message, and shrunk like any failure."""
 
@@ -197,7 +197,7 @@ def test_a_question_that_raises_is_an_error_of_its_kind_alone(
     ],
 )
 def test_a_question_without_a_recorded_answer_is_refused(
-    golden: Golden, candidate: FmsIdefics3, question: str, problem: str
+    golden: Golden, candidate: FmsCandidate, question: str, problem: str
 ) -> None:
     """Nothing is compared, and nothing passes."""
     from snapshot_tool.core.errors import UsageError
@@ -206,7 +206,7 @@ def test_a_question_without_a_recorded_answer_is_refused(
         replay(candidate, golden, [parse_question(question)])
 
 
-def test_more_logits_than_tokens_are_named(golden: Golden, candidate: FmsIdefics3) -> None:
+def test_more_logits_than_tokens_are_named(golden: Golden, candidate: FmsCandidate) -> None:
     """An answer of another shape is a failure by its shape."""
 
     class Longer:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
+from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
 from snapshot_tool.core.interfaces import CandidateRequest
 from snapshot_tool.core.localisation import ERROR_LIMIT
 from snapshot_tool.core.phases import Phase
@@ -55,7 +55,7 @@ def golden() -> Golden:
 
 
 @pytest.fixture(scope="module")
-def candidate(golden: Golden) -> FmsIdefics3:
+def candidate(golden: Golden) -> FmsCandidate:
     """Load the checkout's model once."""
     config = golden.manifest.checkpoint.config
     request = CandidateRequest(CHECKPOINT, config, "cpu", "float32")
@@ -68,7 +68,7 @@ def owner(weight: str) -> Phase:
     return parts.get(weight.partition(".")[0], Phase.FORWARD)
 
 
-def scaled_weights(candidate: FmsIdefics3, factor: float) -> Iterator[str]:
+def scaled_weights(candidate: FmsCandidate, factor: float) -> Iterator[str]:
     """Scale each weight in turn, and put it back afterwards."""
     for name, weight in candidate.model.named_parameters():
         before = weight.detach().clone()
@@ -80,7 +80,7 @@ def scaled_weights(candidate: FmsIdefics3, factor: float) -> Iterator[str]:
 
 
 def test_any_weight_off_by_one_percent_is_found_in_its_phase(
-    golden: Golden, candidate: FmsIdefics3
+    golden: Golden, candidate: FmsCandidate
 ) -> None:
     """Each of the model's weights alone, times 1.01, fails the phase that it belongs to first."""
     request = CheckRequest(GOLDENS, phases=tuple(Phase)[:4], case="one-image")
@@ -105,7 +105,7 @@ def module_of(weight: str) -> str:
 
 
 def test_the_module_of_any_weight_off_by_one_percent_is_named(
-    golden: Golden, candidate: FmsIdefics3
+    golden: Golden, candidate: FmsCandidate
 ) -> None:
     """Each weight alone, times 1.01: the module that holds it is the first wrong one."""
     inputs = golden.inputs("one-image")
@@ -121,7 +121,7 @@ def test_the_module_of_any_weight_off_by_one_percent_is_named(
     assert {w: name for w, name in named.items() if name != module_of(w)} == {}
 
 
-def test_no_module_of_a_correct_port_is_named(golden: Golden, candidate: FmsIdefics3) -> None:
+def test_no_module_of_a_correct_port_is_named(golden: Golden, candidate: FmsCandidate) -> None:
     """On any case, padded ones included, every module agrees with the reference."""
     for case in golden.manifest.cases:
         inputs = golden.inputs(case.name)

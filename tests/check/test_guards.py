@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
+from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
 from snapshot_tool.core.errors import GoldenDamaged, OutOfMemory
 from snapshot_tool.core.interfaces import Candidate, CandidateRequest
 from snapshot_tool.core.phases import Phase
@@ -34,7 +34,7 @@ def golden() -> Golden:
 
 
 @pytest.fixture(scope="module")
-def fms(golden: Golden) -> FmsIdefics3:
+def fms(golden: Golden) -> FmsCandidate:
     """Load FMS once."""
     request = CandidateRequest(CHECKPOINT, golden.manifest.checkpoint.config, "cpu", "float32")
     return load_fms_candidate(request, fms_path=CHECKOUT)
@@ -72,7 +72,7 @@ def verdicts(results: list[Result]) -> set[Verdict]:
     return {result.verdict for result in results}
 
 
-def test_a_correct_candidate_gives_no_warning(golden: Golden, fms: FmsIdefics3) -> None:
+def test_a_correct_candidate_gives_no_warning(golden: Golden, fms: FmsCandidate) -> None:
     """In no phase, and not when run twice: a guard that cries wolf is no guard."""
     candidate = wrong.Passing(fms, FOLDER)
     warnings, results = run(golden, candidate, *Phase, repeat=2)
@@ -109,7 +109,7 @@ def test_a_correct_candidate_gives_no_warning(golden: Golden, fms: FmsIdefics3) 
 )
 def test_what_is_wrong_about_a_run_is_named(
     golden: Golden,
-    fms: FmsIdefics3,
+    fms: FmsCandidate,
     kind: type[wrong.Passing],
     phase: Phase,
     warning: str,
@@ -121,7 +121,7 @@ def test_what_is_wrong_about_a_run_is_named(
 
 
 def test_one_buffer_for_every_answer_is_named_and_spoils_nothing(
-    golden: Golden, fms: FmsIdefics3
+    golden: Golden, fms: FmsCandidate
 ) -> None:
     """The second case shows it; both cases pass, and so do repeated runs."""
     candidate = wrong.ReturnsOneBuffer(fms, FOLDER)
@@ -132,7 +132,7 @@ def test_one_buffer_for_every_answer_is_named_and_spoils_nothing(
 
 
 def test_answers_that_drift_from_run_to_run_are_named_with_their_spread(
-    golden: Golden, fms: FmsIdefics3
+    golden: Golden, fms: FmsCandidate
 ) -> None:
     """Within the tolerance the verdict stays a pass; one run alone cannot see it."""
     warnings, results = run(
@@ -147,7 +147,7 @@ def test_answers_that_drift_from_run_to_run_are_named_with_their_spread(
     assert once == ()
 
 
-def test_a_run_that_fails_decides_over_those_that_pass(golden: Golden, fms: FmsIdefics3) -> None:
+def test_a_run_that_fails_decides_over_those_that_pass(golden: Golden, fms: FmsCandidate) -> None:
     """Right once and wrong once is wrong."""
     candidate = wrong.IsWrongTheSecondTime(fms, FOLDER)
     warnings, results = run(golden, candidate, Phase.CONNECTOR, repeat=2)
@@ -155,7 +155,7 @@ def test_a_run_that_fails_decides_over_those_that_pass(golden: Golden, fms: FmsI
     assert "by up to 1" in warnings[0]
 
 
-def test_a_candidate_that_returns_the_golden_fails(golden: Golden, fms: FmsIdefics3) -> None:
+def test_a_candidate_that_returns_the_golden_fails(golden: Golden, fms: FmsCandidate) -> None:
     """Bit for bit equal where nothing was computed: no answer at all."""
     _, results = run(golden, wrong.ReadsTheGolden(fms, FOLDER), Phase.VISION, Phase.CONNECTOR)
     assert verdicts(results) == {Verdict.FAIL}
@@ -165,7 +165,7 @@ def test_a_candidate_that_returns_the_golden_fails(golden: Golden, fms: FmsIdefi
     }
 
 
-def test_equal_bits_that_were_computed_pass(golden: Golden, fms: FmsIdefics3) -> None:
+def test_equal_bits_that_were_computed_pass(golden: Golden, fms: FmsCandidate) -> None:
     """A connector is one product, and may round as the reference does, with or without modules."""
     for kind in (wrong.Passing, wrong.ComputesWithoutModules):
         _, results = run(golden, kind(fms, FOLDER), Phase.CONNECTOR)
@@ -173,7 +173,7 @@ def test_equal_bits_that_were_computed_pass(golden: Golden, fms: FmsIdefics3) ->
 
 
 def test_a_tensor_that_is_not_dense_is_the_candidates_error(
-    golden: Golden, fms: FmsIdefics3
+    golden: Golden, fms: FmsCandidate
 ) -> None:
     """Not snap's, and not the golden's."""
     _, (result,) = run(golden, wrong.ReturnsASparseTensor(fms, FOLDER), Phase.CONNECTOR)
@@ -184,7 +184,7 @@ def test_a_tensor_that_is_not_dense_is_the_candidates_error(
 
 
 def test_what_snap_stumbles_over_in_a_golden_is_not_the_candidates_error(
-    golden: Golden, fms: FmsIdefics3, monkeypatch: pytest.MonkeyPatch
+    golden: Golden, fms: FmsCandidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ids that point outside the vocabulary are damage, with the phase and the case."""
     read = Golden.tensor
@@ -198,7 +198,7 @@ def test_what_snap_stumbles_over_in_a_golden_is_not_the_candidates_error(
         run(golden, wrong.Passing(fms, FOLDER), Phase.FORWARD)
 
 
-def test_a_lack_of_memory_is_no_verdict(golden: Golden, fms: FmsIdefics3) -> None:
+def test_a_lack_of_memory_is_no_verdict(golden: Golden, fms: FmsCandidate) -> None:
     """A candidate that got no memory has neither passed nor failed."""
 
     class Greedy(wrong.Passing):

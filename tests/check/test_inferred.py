@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from snapshot_tool.candidates.fms import FmsIdefics3, load_fms_candidate
+from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
 from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
 from snapshot_tool.core.taps import Sketchbook
 from snapshot_tool.localise import localise
@@ -26,7 +26,7 @@ LACKING = {"model", "model.text_model.rotary_emb"}
 class Unnamed:
     """FMS behind the candidate protocol, without the family's names."""
 
-    fms: FmsIdefics3
+    fms: FmsCandidate
 
     def modules(self) -> torch.nn.Module:
         """Show the model."""
@@ -35,7 +35,8 @@ class Unnamed:
 
     def forward(self, inputs: CaseInputs) -> torch.Tensor:
         """Run it."""
-        return self.fms.forward(inputs)
+        logits: torch.Tensor = self.fms.forward(inputs)
+        return logits
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def golden() -> Golden:
 
 
 @pytest.fixture(scope="module")
-def fms(golden: Golden) -> FmsIdefics3:
+def fms(golden: Golden) -> FmsCandidate:
     """Load the checkout's model once."""
     config = golden.manifest.checkpoint.config
     request = CandidateRequest(CHECKPOINT, config, "cpu", "float32")
@@ -69,7 +70,7 @@ def holder(name: str) -> str:
 
 @pytest.mark.parametrize("case", [CASE, "variant-02", "variant-11"])
 def test_inferred_names_are_the_familys_on_a_correct_port(
-    golden: Golden, fms: FmsIdefics3, case: str
+    golden: Golden, fms: FmsCandidate, case: str
 ) -> None:
     """Every module that both name has the same partner, fused ones included, and by its values."""
     named = look(fms, golden, case)
@@ -84,7 +85,9 @@ def test_inferred_names_are_the_familys_on_a_correct_port(
     assert inferred.mapping.confirmed == len(recorded) - len(unconfirmed)
 
 
-def test_a_correct_port_without_names_has_no_wrong_module(golden: Golden, fms: FmsIdefics3) -> None:
+def test_a_correct_port_without_names_has_no_wrong_module(
+    golden: Golden, fms: FmsCandidate
+) -> None:
     """What the candidate lays out in another order counts as not compared, not as wrong."""
     seen = look(Unnamed(fms), golden, CASE)
     found = localise(CASE, golden.taps(CASE), seen.taps, seen.mapping.names)
@@ -97,7 +100,7 @@ def test_a_correct_port_without_names_has_no_wrong_module(golden: Golden, fms: F
 
 
 def test_the_module_of_a_wrong_weight_is_named_without_names(
-    golden: Golden, fms: FmsIdefics3
+    golden: Golden, fms: FmsCandidate
 ) -> None:
     """Weights of every kind, each alone times 1.01: the first wrong module is the one with it."""
     named = {}

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from snapshot_tool.candidates.fms import FmsIdefics3
+from snapshot_tool.candidates.fms import FmsCandidate
 from snapshot_tool.core.interfaces import CaseInputs
 
 
 class Passing:
     """What it is given, phase by phase; subclasses do one thing wrong."""
 
-    def __init__(self, fms: FmsIdefics3, folder: Path) -> None:
+    def __init__(self, fms: FmsCandidate, folder: Path) -> None:
         self.fms = fms
         self.folder = folder
 
@@ -30,7 +30,7 @@ class Passing:
     def connector(self, features: torch.Tensor) -> torch.Tensor:
         return self.fms.connector(features)
 
-    def forward(self, inputs: CaseInputs) -> torch.Tensor:
+    def forward(self, inputs: CaseInputs) -> Any:
         return self.fms.forward(inputs)
 
     def generate(
@@ -104,7 +104,7 @@ class OverwritesInputs(Passing):
         images[0].paste((9, 9, 9), (0, 0, 1, 1))
         return answer
 
-    def forward(self, inputs: CaseInputs) -> torch.Tensor:
+    def forward(self, inputs: CaseInputs) -> Any:
         logits = super().forward(inputs)
         inputs.attention_mask.zero_()
         return logits
@@ -122,7 +122,7 @@ class HandsInputsBack(Passing):
 class ReturnsOneBuffer(Passing):
     """Every answer lies in the same memory."""
 
-    def __init__(self, fms: FmsIdefics3, folder: Path) -> None:
+    def __init__(self, fms: FmsCandidate, folder: Path) -> None:
         super().__init__(fms, folder)
         self.buffer = torch.zeros(10**6)
 

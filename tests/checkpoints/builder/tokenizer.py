@@ -39,7 +39,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def _special(token: str) -> AddedToken:
+def special_token(token: str) -> AddedToken:
+    """Return a token that is never split, and that decoding may leave out."""
     return AddedToken(token, special=True, normalized=False)
 
 
@@ -55,12 +56,12 @@ def train_tokenizer(texts: list[str], *, vocab_size: int) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(LAST_TOKENS),
-        special_tokens=[_special(token) for token in FIRST_TOKENS],
+        special_tokens=[special_token(token) for token in FIRST_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([_special(token) for token in LAST_TOKENS])
+    tokenizer.add_special_tokens([special_token(token) for token in LAST_TOKENS])
     if tokenizer.get_vocab_size() != vocab_size:
         raise ValueError(f"the corpus gives {tokenizer.get_vocab_size()} tokens, not {vocab_size}")
     return tokenizer

@@ -1,0 +1,67 @@
+"""Bamba: Mamba 2 layers, and attention in some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from snapshot_tool.core.interfaces import CaseInputs
+from snapshot_tool.families.family import Family, FmsPort, Twin
+from snapshot_tool.families.fms_calls import DecoderCalls
+from snapshot_tool.families.llama import DECODER_PHASES, decoder_config, gated_mlp_twins
+
+
+def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of FMS's BambaConfig."""
+    return {
+        **decoder_config(config),
+        "attn_layer_indices": list(config["attn_layer_indices"] or ()),
+        "rope_theta": config.get("rope_theta", 10_000.0),
+        "chunk_size": config["mamba_chunk_size"],
+        "use_conv_bias": config["mamba_conv_bias"],
+        "conv_kernel": config["mamba_d_conv"],
+        "head_dim": config["mamba_d_head"],
+        "state_size": config["mamba_d_state"],
+        "mamba_expand": config["mamba_expand"],
+        "n_groups": config["mamba_n_groups"],
+        "mamba_n_heads": config["mamba_n_heads"],
+        "use_bias": config["mamba_proj_bias"],
+    }
+
+
+class _Calls(DecoderCalls):
+    """FMS's cache of states goes by position ids: they are always passed."""
+
+    def padding(self, inputs: CaseInputs) -> dict[str, Any]:
+        """Return mask and position ids of any prompt."""
+        whole = {"position_ids": (inputs.attention_mask.cumsum(-1) - 1).clamp(min=0)}
+        return {**whole, **super().padding(inputs)}
+
+
+_LAYER, _HF_LAYER = r"base_model\.layers\.(\d+)", r"model.layers.\1"
+
+BAMBA = Family(
+    name="bamba",
+    hf_class="BambaForCausalLM",
+    phases=DECODER_PHASES,
+    fms=FmsPort(
+        "bamba",
+        _fms_config,
+        _Calls,
+        (
+            Twin("base_model", "model"),
+            Twin(r"base_model\.embedding", "model.embed_tokens"),
+            Twin(r"base_model\.dec_norm", "model.final_layernorm"),
+            Twin("head", "lm_head"),
+            Twin(_LAYER, _HF_LAYER),
+            Twin(rf"{_LAYER}\.ln", f"{_HF_LAYER}.input_layernorm"),
+            Twin(rf"{_LAYER}\.ff_ln", f"{_HF_LAYER}.pre_ff_layernorm"),
+            # Half of each head rotates: its queries and keys have no twin that could be compared.
+            Twin(rf"{_LAYER}\.attn", f"{_HF_LAYER}.self_attn"),
+            Twin(rf"{_LAYER}\.attn\.dense", f"{_HF_LAYER}.self_attn.o_proj"),
+            Twin(rf"{_LAYER}\.ssm", f"{_HF_LAYER}.mamba"),
+            Twin(rf"{_LAYER}\.ssm\.(in_proj|norm|out_proj)", rf"{_HF_LAYER}.mamba.\2"),
+            *gated_mlp_twins(rf"{_LAYER}\.ff_sub_layer", f"{_HF_LAYER}.feed_forward"),
+        ),
+    ),
+)

@@ -1,0 +1,58 @@
+"""GPTBigCode (StarCoder): GPT-2 with one head of keys and values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from snapshot_tool.families.family import Family, FmsPort, Twin
+from snapshot_tool.families.fms_calls import DecoderCalls
+from snapshot_tool.families.llama import DECODER_PHASES, activation
+
+
+def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of FMS's GPTBigCodeConfig."""
+    inner = config["n_inner"] or 4 * config["n_embd"]
+    return {
+        "src_vocab_size": config["vocab_size"],
+        "emb_dim": config["n_embd"],
+        "nheads": config["n_head"],
+        "nlayers": config["n_layer"],
+        "hidden_grow_factor": inner / config["n_embd"],
+        "activation_fn": activation(config["activation_function"]),
+        "max_expected_seq_len": config["n_positions"],
+        "multiquery_attn": config["multi_query"],
+        "ln_eps": config["layer_norm_epsilon"],
+        "tie_heads": config["tie_word_embeddings"],
+        # FMS gives its padding token no position, Hugging Face gives all tokens theirs.
+        "pad_id": -1,
+    }
+
+
+_LAYER, _HF_LAYER = r"base_model\.layers\.(\d+)", r"transformer.h.\1"
+
+GPT_BIGCODE = Family(
+    name="gpt_bigcode",
+    hf_class="GPTBigCodeForCausalLM",
+    phases=DECODER_PHASES,
+    fms=FmsPort(
+        "gpt_bigcode",
+        _fms_config,
+        DecoderCalls,
+        (
+            Twin("base_model", "transformer"),
+            Twin(r"base_model\.embedding", "transformer.wte"),
+            Twin(r"base_model\.position_embedding", "transformer.wpe"),
+            Twin(r"base_model\.dec_norm", "transformer.ln_f"),
+            Twin("head", "lm_head"),
+            Twin(_LAYER, _HF_LAYER),
+            Twin(rf"{_LAYER}\.ln", f"{_HF_LAYER}.ln_1"),
+            Twin(rf"{_LAYER}\.ff_ln", f"{_HF_LAYER}.ln_2"),
+            Twin(rf"{_LAYER}\.attn", f"{_HF_LAYER}.attn"),
+            Twin(rf"{_LAYER}\.attn\.dense", f"{_HF_LAYER}.attn.c_proj"),
+            Twin(rf"{_LAYER}\.ff_sub_layer", f"{_HF_LAYER}.mlp"),
+            Twin(rf"{_LAYER}\.ff_sub_layer\.w1", f"{_HF_LAYER}.mlp.c_fc"),
+            Twin(rf"{_LAYER}\.ff_sub_layer\.a", f"{_HF_LAYER}.mlp.act"),
+            Twin(rf"{_LAYER}\.ff_sub_layer\.w2", f"{_HF_LAYER}.mlp.c_proj"),
+        ),
+        not_weights=(r"attn\.(masked_)?bias$",),
+    ),
+)

@@ -1,0 +1,115 @@
+"""Llama, and what other decoders built like it share: configuration and names of modules."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.families.family import Family, FmsPort, Twin
+from snapshot_tool.families.fms_calls import DecoderCalls
+
+DECODER_PHASES = (Phase.FORWARD, Phase.GENERATE)
+
+
+def head_dim(config: Mapping[str, Any]) -> int:
+    """Return the elements of one attention head."""
+    own = config.get("head_dim")
+    return int(own or config["hidden_size"] // config["num_attention_heads"])
+
+
+def rope_theta(config: Mapping[str, Any]) -> float:
+    """Return the rotary base; transformers 5 keeps it among `rope_parameters`."""
+    return float((config.get("rope_parameters") or config)["rope_theta"])
+
+
+def activation(name: str) -> str:
+    """Return FMS's name of an activation function, the one that all its releases know."""
+    return {"gelu_pytorch_tanh": "gelu-tanh", "silu": "swish"}.get(name, name)
+
+
+def decoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that all of FMS's decoders have in common."""
+    return {
+        "src_vocab_size": config["vocab_size"],
+        "emb_dim": config["hidden_size"],
+        "norm_eps": config["rms_norm_eps"],
+        "nheads": config["num_attention_heads"],
+        "kvheads": config["num_key_value_heads"],
+        "nlayers": config["num_hidden_layers"],
+        "hidden_grow_factor": config["intermediate_size"] / config["hidden_size"],
+        "multiple_of": 1,
+        "activation_fn": activation(config["hidden_act"]),
+        "max_expected_seq_len": config["max_position_embeddings"],
+        # PreTrainedModel.tie_weights goes by the text model's flag alone.
+        "tie_heads": config["tie_word_embeddings"],
+    }
+
+
+def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of FMS's LLaMAConfig."""
+    return {
+        **decoder_config(config),
+        "attn_bias": config["attention_bias"],
+        "mlp_bias": config["mlp_bias"],
+        "rope_theta": rope_theta(config),
+        "rope_scaling": config.get("rope_scaling") or {},
+    }
+
+
+def decoder_twins(
+    fms: str = "base_model",
+    hf: str = "model",
+    *,
+    fms_head: str = "head",
+    hf_head: str = "lm_head",
+    gated_mlp: bool = True,
+) -> tuple[Twin, ...]:
+    """Return the twins of a decoder whose blocks are Llama's, below the names given."""
+    base = fms.replace(".", r"\.")
+    layer, hf_layer = rf"{base}\.layers\.(\d+)", rf"{hf}.layers.\1"
+    own = (
+        Twin(base, hf),
+        Twin(rf"{base}\.embedding", f"{hf}.embed_tokens"),
+        Twin(rf"{base}\.dec_norm", f"{hf}.norm"),
+        Twin(fms_head.replace(".", r"\."), hf_head),
+        Twin(layer, hf_layer),
+        Twin(rf"{layer}\.ln", f"{hf_layer}.input_layernorm"),
+        Twin(rf"{layer}\.ff_ln", f"{hf_layer}.post_attention_layernorm"),
+        *attention_twins(rf"{layer}\.attn", f"{hf_layer}.self_attn"),
+    )
+    mlp = gated_mlp_twins(rf"{layer}\.ff_sub_layer", f"{hf_layer}.mlp")
+    return (*own, *mlp) if gated_mlp else own
+
+
+def attention_twins(
+    fms: str, hf: str, *, out: str = "o_proj", rotary: bool = True
+) -> tuple[Twin, ...]:
+    """Return the twins of an attention: fused (a tuple of three) or not."""
+    fused = rf"{fms}\.in_proj"
+    return (
+        Twin(fms, hf),
+        Twin(fused, f"{hf}.q_proj", 0, rotary=rotary),
+        Twin(fused, f"{hf}.k_proj", 1, rotary=rotary),
+        Twin(fused, f"{hf}.v_proj", 2),
+        Twin(rf"{fms}\.dense", f"{hf}.{out}"),
+    )
+
+
+def gated_mlp_twins(fms: str, hf: str) -> tuple[Twin, ...]:
+    """Return the twins of a gated feed-forward layer, fused or not."""
+    return (
+        Twin(fms, hf),
+        Twin(rf"{fms}\.wg", f"{hf}.gate_proj"),
+        Twin(rf"{fms}\.w1", f"{hf}.up_proj"),
+        Twin(rf"{fms}\.wg1_fused", f"{hf}.gate_proj", 0, 2),
+        Twin(rf"{fms}\.wg1_fused", f"{hf}.up_proj", 1, 2),
+        Twin(rf"{fms}\.a", f"{hf}.act_fn"),
+        Twin(rf"{fms}\.w2", f"{hf}.down_proj"),
+    )
+
+
+LLAMA = Family(
+    name="llama",
+    hf_class="LlamaForCausalLM",
+    phases=DECODER_PHASES,
+    fms=FmsPort("llama", llama_config, DecoderCalls, decoder_twins()),
+)

@@ -1,0 +1,89 @@
+"""MPNet: an encoder with relative positions, as sentence embeddings use it, without a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from snapshot_tool.core.interfaces import CaseInputs
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.taps import Side
+from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
+from snapshot_tool.families.fms_calls import EncoderCalls
+from snapshot_tool.families.roberta import ENCODER_PHASES, HIDDEN
+
+if TYPE_CHECKING:
+    import torch
+
+POOLED = "pooler_output"
+
+
+def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of FMS's MpnetConfig."""
+    return {
+        "src_vocab_size": config["vocab_size"],
+        "emb_dim": config["hidden_size"],
+        "nheads": config["num_attention_heads"],
+        "nlayers": config["num_hidden_layers"],
+        "hidden_grow_factor": config["intermediate_size"] / config["hidden_size"],
+        "activation_fn": config["hidden_act"],
+        "layer_norm_eps": config["layer_norm_eps"],
+        "max_expected_seq_len": config["max_position_embeddings"],
+        "relative_attention_num_buckets": config["relative_attention_num_buckets"],
+        "pad_id": config["pad_token_id"],
+    }
+
+
+class _Calls(EncoderCalls):
+    """FMS counts positions for itself in a whole prompt alone; Hugging Face leaves padding out."""
+
+    def padding(self, inputs: CaseInputs) -> dict[str, Any]:
+        """Return the mask, and positions that are counted over real tokens."""
+        padding = super().padding(inputs)
+        pad = self.model.config.pad_id
+        real = (inputs.input_ids != pad).long()
+        return {**padding, "position_ids": real.cumsum(-1) * real + pad}
+
+    def head_outputs(self, answer: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the pooled first token, (1, width)."""
+        return {POOLED: answer[1]}
+
+
+_LAYER, _HF_LAYER = r"base_model\.layers\.(\d+)", r"encoder.layer.\1"
+_HF_ATTENTION = f"{_HF_LAYER}.attention"
+
+MPNET = Family(
+    name="mpnet",
+    hf_class="MPNetModel",
+    phases=ENCODER_PHASES,
+    captures=(
+        Capture(Phase.FORWARD, HIDDEN, "encoder", Side.OUTPUT),
+        Capture(Phase.FORWARD, POOLED, "pooler", Side.OUTPUT),
+    ),
+    logits=False,
+    reserved_positions=2,
+    attention="eager",
+    fms=FmsPort(
+        "mpnet",
+        _fms_config,
+        _Calls,
+        (
+            Twin("base_model", "encoder"),
+            Twin(r"base_model\.word_embedding", "embeddings.word_embeddings"),
+            Twin(r"base_model\.position_embeddings", "embeddings.position_embeddings"),
+            Twin(r"base_model\.enc_norm", "embeddings.LayerNorm"),
+            Twin("den", "pooler.dense"),
+            Twin("activation", "pooler.activation"),
+            Twin(_LAYER, _HF_LAYER),
+            Twin(rf"{_LAYER}\.attn", f"{_HF_ATTENTION}.attn"),
+            Twin(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.q", 0),
+            Twin(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.k", 1),
+            Twin(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.v", 2),
+            Twin(rf"{_LAYER}\.attn\.dense", f"{_HF_ATTENTION}.attn.o"),
+            Twin(rf"{_LAYER}\.ln", f"{_HF_ATTENTION}.LayerNorm"),
+            Twin(rf"{_LAYER}\.ff_sub_layer\.w1", f"{_HF_LAYER}.intermediate.dense"),
+            Twin(rf"{_LAYER}\.ff_sub_layer\.w2", f"{_HF_LAYER}.output.dense"),
+            Twin(rf"{_LAYER}\.ff_ln", f"{_HF_LAYER}.output.LayerNorm"),
+        ),
+    ),
+)

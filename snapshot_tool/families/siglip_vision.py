@@ -1,0 +1,68 @@
+"""SigLIP's vision encoder, by itself and inside others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.taps import Side
+from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
+from snapshot_tool.families.fms_calls import VisionCalls
+from snapshot_tool.families.llama import activation, attention_twins
+
+VISION_OUTPUT = "last_hidden_state"
+
+
+def siglip_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of FMS's SiglipVisionConfig."""
+    return {
+        "hidden_size": config["hidden_size"],
+        "intermediate_size": config["intermediate_size"],
+        "nlayers": config["num_hidden_layers"],
+        "nheads": config["num_attention_heads"],
+        "num_channels": config["num_channels"],
+        "image_size": config["image_size"],
+        "patch_size": config["patch_size"],
+        "hidden_act": activation(config["hidden_act"]),
+        "layer_norm_eps": config["layer_norm_eps"],
+    }
+
+
+def siglip_twins(fms: str, hf: str) -> tuple[Twin, ...]:
+    """Return the twins of an encoder below the names given."""
+    base = fms.replace(".", r"\.")
+    layer, hf_layer = rf"{base}\.encoder\.layers\.(\d+)", rf"{hf}.encoder.layers.\1"
+    return (
+        Twin(base, hf),
+        Twin(rf"{base}\.(embeddings(?:\..+)?|encoder|post_layernorm)", rf"{hf}.\1"),
+        Twin(layer, hf_layer),
+        Twin(rf"{layer}\.(layer_norm[12]|mlp)", rf"{hf_layer}.\2"),
+        *attention_twins(rf"{layer}\.attn", f"{hf_layer}.self_attn", out="out_proj", rotary=False),
+        Twin(rf"{layer}\.mlp\.w1", f"{hf_layer}.mlp.fc1"),
+        Twin(rf"{layer}\.mlp\.a", f"{hf_layer}.mlp.activation_fn"),
+        Twin(rf"{layer}\.mlp\.w2", f"{hf_layer}.mlp.fc2"),
+    )
+
+
+SIGLIP_VISION = Family(
+    name="siglip_vision",
+    hf_class="SiglipVisionModel",
+    phases=(Phase.PREPROCESSING, Phase.VISION),
+    captures=(
+        Capture(Phase.VISION, VISION_OUTPUT, "vision_model.post_layernorm", Side.OUTPUT),
+        Capture(Phase.VISION, "pooler_output", "vision_model.head", Side.OUTPUT),
+    ),
+    compared={Phase.VISION: VISION_OUTPUT},
+    logits=False,
+    fms=FmsPort(
+        "siglip_vision",
+        siglip_config,
+        VisionCalls,
+        (
+            *siglip_twins("base_model", "vision_model"),
+            Twin("head", "vision_model.head"),
+            Twin(r"head\.(layernorm|mlp)", r"vision_model.head.\1"),
+        ),
+    ),
+)

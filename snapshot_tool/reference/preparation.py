@@ -1,0 +1,118 @@
+"""From a recipe to tensors, by the checkpoint's own tokenizer, image processor, or both."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+
+from snapshot_tool.core.interfaces import CaseInputs
+from snapshot_tool.core.recipes import IMAGE_TOKEN
+from snapshot_tool.families.family import Family
+
+_TILED_BATCH = 5  # dimensions: images, tiles, channels, height, width
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What turns prompts and images of a family into tensors.
+
+    Args:
+        processor: transformers' processor; of families without images a tokenizer, of those
+            without text an image processor.
+        pad_token_id: what prompts are padded with.
+    """
+
+    family: Family
+    processor: Any
+    pad_token_id: int
+
+    @staticmethod
+    def load(family: Family, checkpoint: Path) -> Any:
+        """Return the processor of a checkpoint's folder."""
+        kind = "AutoProcessor" if family.takes_images else "AutoTokenizer"
+        if not family.takes_text:
+            kind = "AutoImageProcessor"
+        return getattr(transformers, kind).from_pretrained(checkpoint, local_files_only=True)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, which a processor contains."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    def chat_text(self, prompt: str) -> str:
+        """Return the prompt as one user turn of the checkpoint's chat template."""
+        content: list[dict[str, str]] = []
+        for index, piece in enumerate(prompt.split(IMAGE_TOKEN)):
+            if index:
+                content.append({"type": "image"})
+            if piece:
+                content.append({"type": "text", "text": piece})
+        turn = {"role": "user", "content": content if self.family.takes_images else prompt}
+        return str(
+            self.processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        )
+
+    def encode(self, text: str, images: Sequence[Image.Image], *, left_padding: int) -> CaseInputs:
+        """Return the tensors; raise what the libraries raise of an input that they do not take."""
+        batch = self._batch(text, images)
+        ids = batch.get("input_ids", torch.zeros((1, 0), dtype=torch.int64))
+        if self.family.takes_text and ids.shape[1] == 0:
+            raise ValueError("the prompt has no tokens")
+        mask = batch.get("attention_mask", torch.ones_like(ids))
+        pad = ids.new_full((1, left_padding), self.pad_token_id)
+        pixel_mask, sizes = batch.get("pixel_attention_mask"), batch.get("image_sizes")
+        return CaseInputs(
+            torch.cat([pad, ids], dim=1),
+            torch.cat([torch.zeros_like(pad), mask], dim=1),
+            self._tiles(batch.get("pixel_values"), images),
+            None if pixel_mask is None else pixel_mask[0].to(torch.bool).contiguous(),
+            None if sizes is None else torch.as_tensor(sizes, dtype=torch.int64),
+        )
+
+    def image_grids(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return rows and columns of tiles, (images, 2) int64; zeros where none are told."""
+        if not images or not self._tells_grids():
+            return torch.zeros((len(images), 2), dtype=torch.int64)
+        answer = self._image_processor(list(images), return_row_col_info=True)
+        grids = [answer["rows"][0], answer["cols"][0]]
+        return torch.tensor(grids, dtype=torch.int64).T.contiguous()
+
+    @property
+    def _image_processor(self) -> Any:
+        return getattr(self.processor, "image_processor", self.processor)
+
+    def _tells_grids(self) -> bool:
+        return (
+            "return_row_col_info" in inspect.signature(self._image_processor.preprocess).parameters
+        )
+
+    def _batch(self, text: str, images: Sequence[Image.Image]) -> Any:
+        if not self.family.takes_text:
+            return self.processor(list(images), return_tensors="pt")
+        if not self.family.takes_images:
+            return self.processor(text, return_tensors="pt")
+        # An empty list of images is not "no images" to every processor.
+        pictures = {"images": list(images)} if images else {}
+        # Recipes have one placeholder for all families.
+        own = str(getattr(self.processor, "image_token", IMAGE_TOKEN))
+        return self.processor(text=text.replace(IMAGE_TOKEN, own), return_tensors="pt", **pictures)
+
+    def _tiles(self, pixels: Any, images: Sequence[Image.Image]) -> torch.Tensor | None:
+        """Return the tiles of all images, without those that only fill up a batch."""
+        if pixels is None:
+            return None
+        if pixels.dim() == _TILED_BATCH:
+            counts = [pixels.shape[1]]
+            if len(pixels) > 1:
+                single = [self._image_processor(i, return_tensors="pt") for i in images]
+                counts = [one["pixel_values"].shape[1] for one in single]
+            pixels = torch.cat([row[:n] for row, n in zip(pixels, counts, strict=True)])
+        tiles: torch.Tensor = pixels.to(torch.float32).contiguous()
+        return tiles
