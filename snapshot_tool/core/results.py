@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from snapshot_tool.core.error_map import ErrorMap
 from snapshot_tool.core.phases import Phase, phase_order
 from snapshot_tool.core.tolerance import Tolerance
 
@@ -40,6 +41,7 @@ class Comparison:
         mismatched: number of elements beyond the tolerance, or NaN or Inf without an equal partner.
         numel: number of elements compared.
         worst: the element furthest beyond the tolerance; None for empty tensors.
+        errors: where the errors lie; None where all are within a tolerance, or there is none.
     """
 
     max_abs: float
@@ -50,6 +52,7 @@ class Comparison:
     mismatched: int
     numel: int
     worst: Worst | None
+    errors: ErrorMap | None = None
 
 
 @dataclass(frozen=True, slots=True)

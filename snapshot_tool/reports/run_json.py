@@ -9,6 +9,7 @@ import json
 import math
 from typing import Any
 
+from snapshot_tool.core.error_map import SIZE_BOUNDS, ErrorMap
 from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.report import CheckReport
@@ -56,10 +57,12 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
         "warnings": list(report.warnings),
         "recorded_elsewhere": list(report.surroundings),
         "results": [_result(result) for result in report.all_results],
+        "error_size_bounds": list(SIZE_BOUNDS),
         "unmet_requirements": [phase.value for phase in report.unmet],
-        "first_divergence": _divergence(report),
+        "first_divergence": _divergence(report.divergence, report.localisation),
         "modules": _modules(report.localisation),
         "module_mapping": _mapping(report.localisation),
+        "localisation": _localisation(report.localisation),
         "exploration": _exploration(report.exploration),
     }
 
@@ -101,6 +104,7 @@ def _result(result: Result) -> dict[str, Any]:
         "rtol": tolerance.rtol if tolerance else None,
         "worst": _worst(result.comparison.worst if result.comparison else None),
         "seconds": round(result.seconds, 6),
+        "error_map": _error_map(result.comparison.errors if result.comparison else None),
     }
 
 
@@ -121,6 +125,17 @@ def _worst(worst: Worst | None) -> dict[str, Any] | None:
         "index": list(worst.index),
         "expected": _number(worst.expected),
         "actual": _number(worst.actual),
+    }
+
+
+def _error_map(errors: ErrorMap | None) -> dict[str, Any] | None:
+    if errors is None:
+        return None
+    return {
+        "shape": list(errors.shape),
+        # One string a row: a list would fill a line for each of its numbers.
+        "cells": [" ".join(f"{cell:.3g}" for cell in row) for row in errors.cells],
+        "counts": list(errors.counts),
     }
 
 
@@ -154,18 +169,28 @@ def _mapping(found: Localisation | None) -> dict[str, Any] | None:
     }
 
 
+def _localisation(found: Localisation | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "case": found.case,
+        "module": found.culprit.module if found.culprit else None,
+        "own_code": found.own_code,
+        "between_modules": found.between,
+        "heals": found.heals,
+    }
+
+
 def _optional(value: float | None) -> float | str | None:
     return None if value is None else _number(value)
 
 
-def _divergence(report: CheckReport) -> dict[str, Any] | None:
-    result, found = report.divergence, report.localisation
+def _divergence(result: Result | None, localisation: Localisation | None) -> dict[str, Any] | None:
     if result is None:
         return None
-    culprit = found.culprit if found else None
+    culprit = localisation.culprit if localisation else None
     return {
         **_judged(result),
-        "module": (found.module or None) if found else None,
+        "module": culprit.module if culprit else None,
         "candidate_module": culprit.candidate if culprit else None,
-        "place": report.place or None,
     }
