@@ -53,6 +53,7 @@ demo: setup fms-checkout
 	bash tests/demo.sh
 
 test: setup fms-checkout
+	.ci/browser
 	$(CHECK)/bin/python -m pytest -m "not record and not live"
 	$(RECORD)/bin/python -m pytest -m record
 	bash tests/live/run.sh

@@ -30,9 +30,10 @@ say "3. The same FMS with one fault: the wrong GELU in the vision encoder"
 $environment/bin/python tests/fms_checkout/faults.py exact-gelu $work/broken-fms
 git -C $work/broken-fms --no-pager diff --unified=0 -- fms | tail -n 3
 code=0
-run check --checkpoint $checkpoint --goldens $work/goldens --fms-path $work/broken-fms || code=$?
+run check --checkpoint $checkpoint --goldens $work/goldens --fms-path $work/broken-fms \
+    --html $work/report.html || code=$?
 if [ $code -ne 1 ]; then
     echo "the fault was not found: exit code $code" >&2
     exit 1
 fi
-say "The fault was found, in the phase that has it: exit code 1."
+say "The fault was found, in the phase that has it: exit code 1. To look at it: $work/report.html"

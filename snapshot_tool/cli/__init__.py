@@ -18,6 +18,7 @@ from snapshot_tool.core.text import printable
 _COMMANDS = {
     "record": ("record", "Record a golden set from the Hugging Face reference."),
     "check": ("check", "Check an FMS model against a golden set."),
+    "report": ("report", "Show a finished check again, as text or as HTML."),
     "list": ("goldens", "List the golden sets."),
     "show": ("goldens", "Show what a golden set holds."),
     "verify": ("goldens", "Check the files of golden sets against their digests."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -16,10 +17,15 @@ from snapshot_tool.cli.options import (
     phase_option,
     write_text,
 )
+from snapshot_tool.cli.report import html_option, write_html
+from snapshot_tool.core.phases import PHASES
 from snapshot_tool.core.questions import parse_question
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Verdict
 from snapshot_tool.devices import DEVICES
+
+if TYPE_CHECKING:
+    from snapshot_tool.reports.run_text import Row
 
 _COLOURS = {
     Verdict.PASS: "green",
@@ -27,6 +33,7 @@ _COLOURS = {
     Verdict.ERROR: "red",
     Verdict.SKIP: "yellow",
 }
+_SHOWN_CASES = 40
 _TOLERANCE = click.FloatRange(min=0, max=1e30)
 
 
@@ -91,6 +98,7 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
     help="Exit with 3 if this phase is skipped anywhere.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
+@html_option
 @goldens_option
 def check_command(
     *,
@@ -112,6 +120,7 @@ def check_command(
     rtol: float | None,
     require: tuple[str, ...],
     json_path: Path | None,
+    html_path: Path | None,
     goldens: Path,
 ) -> int:
     """Run FMS (or another candidate) on a golden's inputs and judge what comes out.
@@ -120,9 +129,12 @@ def check_command(
     or raised; 3: it could not run, or nothing was compared.
     """
     from snapshot_tool.cli.progress import TerminalProgress
+    from snapshot_tool.reports.plots import require_plotting
     from snapshot_tool.reports.run_json import run_to_json
     from snapshot_tool.workflows.check import CheckRequest, check
 
+    if html_path is not None:
+        require_plotting()  # not after an hour of checking
     request = CheckRequest(
         goldens=goldens,
         candidate=candidate,
@@ -145,22 +157,29 @@ def check_command(
     )
     report = check(request, TerminalProgress())
     if str(json_path) != "-":
-        _draw(report)
+        draw_report(report, replay=_replay_command())
     if json_path is not None:
         write_text(json_path, run_to_json(report))
+    if html_path is not None:
+        write_html(html_path, report, goldens)
     return report.exit_code
 
 
-def _draw(report: CheckReport) -> None:
-    """Print the report; click drops colours where the output is no terminal or NO_COLOR is set."""
+def draw_report(report: CheckReport, *, replay: str) -> None:
+    """Print the report; colours are dropped where it is no terminal or NO_COLOR is set.
+
+    replay: the command to which a question is added to ask it again.
+    """
     from snapshot_tool.reports import run_text
 
     for line in run_text.header_lines(report, base=str(Path.cwd())):
         click.echo(line)
     click.echo()
     if report.results:
-        _draw_grid(report)
-    for line, verdict in run_text.exploration_lines(report, replay=_replay_command()):
+        _draw_grid(run_text.grid(report))
+        click.echo(run_text.LEGEND)
+        click.echo()
+    for line, verdict in run_text.exploration_lines(report, replay=replay):
         click.secho(line, fg=_COLOURS[verdict] if verdict else None)
     for line in run_text.problem_lines(report):
         click.echo(line)
@@ -169,25 +188,32 @@ def _draw(report: CheckReport) -> None:
     click.secho(run_text.summary_line(report), bold=True, fg=_COLOURS[report.verdict])
 
 
-def _draw_grid(report: CheckReport) -> None:
-    from snapshot_tool.reports import run_text
+def _draw_grid(rows: list[Row]) -> None:
+    """Print the worst cases as a table as wide as the terminal, or 80 columns in a file."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    click.secho(run_text.grid_header(), bold=True)
-    for case, cells in run_text.grid_lines(report):
-        drawn = [
-            click.style(text, fg=_COLOURS[verdict]) + " " * run_text.room_after(text)
-            if verdict
-            else " " * run_text.room_after("")
-            for text, verdict in cells
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    # Only the names give way where the room is short.
+    table.add_column("case", overflow="ellipsis", min_width=10)
+    for phase in PHASES:
+        table.add_column(phase.value, no_wrap=True)
+    for row in rows[:_SHOWN_CASES]:
+        cells = [
+            Text(cell.text, _COLOURS[cell.verdict] if cell.verdict else "") for cell in row.cells
         ]
-        click.echo(f"{case:<12}{''.join(drawn)}".rstrip())
-    click.echo(run_text.LEGEND)
-    click.echo()
+        table.add_row(Text(row.case), *cells)
+    Console(highlight=False).print(table)
+    if left := rows[_SHOWN_CASES:]:
+        worst = "all passed" if left[0].verdict is Verdict.PASS else f"at worst {left[0].verdict}"
+        click.echo(f"… and {len(left)} more cases: {worst}")
 
 
 # What says how often to ask and what to show; everything else decides what is asked.
 _NOT_REPLAYED = {
-    *("explore", "seed", "replay", "phases", "case", "quick", "repeat", "localise", "json_path"),
+    *("explore", "seed", "replay", "phases", "case", "quick", "repeat", "localise"),
+    *("json_path", "html_path"),
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation, ModuleErrors
@@ -12,7 +13,6 @@ from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
 
 _SHOWN_PROBLEMS = 12
-_CELL = 14
 _MODULES_AROUND = 3
 _SHOWN_NAMES = 6
 _SEVERITY = (Verdict.ERROR, Verdict.FAIL, Verdict.SKIP, Verdict.PASS)
@@ -42,40 +42,68 @@ def candidate_text(info: CandidateInfo, *, base: str) -> str:
     return " ".join(part for part in parts if part).replace(f"{base}/", "")
 
 
-def grid_lines(report: CheckReport) -> list[tuple[str, list[tuple[str, Verdict | None]]]]:
-    """Return one row for each case: its name, and per phase a cell with its verdict.
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What became of one phase of one case; nothing, where the case has no such phase."""
+
+    phase: Phase
+    text: str
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One case of the grid: a cell for each phase, and the worst of their verdicts."""
+
+    case: str
+    results: tuple[Result, ...]
+    cells: tuple[Cell, ...]
+    verdict: Verdict
+
+
+def grid(report: CheckReport) -> list[Row]:
+    """Return a row for each case: first those that did not pass, the worst of them first.
 
     A cell says the verdict and how much of the tolerance the worst element used. An empty cell is
     a phase that the case does not have, or that was not asked for.
     """
-    cases = list(dict.fromkeys(result.case for result in report.results))
-    rows = []
-    for case in cases:
-        cells = []
-        for phase in PHASES:
-            found = [r for r in report.results if r.case == case and r.phase is phase]
-            cells.append(_cell(found))
-        rows.append((case, cells))
-    return rows
+    cases: dict[str, list[Result]] = {}
+    for result in report.results:
+        cases.setdefault(result.case, []).append(result)
+    rows = [
+        Row(case, tuple(results), tuple(_cells(results)), worst_verdict(results))
+        for case, results in cases.items()
+    ]
+    return sorted(rows, key=_badness)
 
 
-def grid_header() -> str:
-    """Return the heading of the grid."""
-    return f"{'case':<12}" + "".join(f"{phase.value:<{_CELL}}" for phase in PHASES).rstrip()
+def _badness(row: Row) -> tuple[int, float]:
+    """Order rows by verdict and excess; what passed stays in the order of the run."""
+    if row.verdict is Verdict.PASS:
+        return _SEVERITY.index(row.verdict), 0.0
+    used = (tolerance_used(result) for result in row.results)
+    return _SEVERITY.index(row.verdict), -max((u for u in used if u is not None), default=0.0)
+
+
+def worst_verdict(results: Iterable[Result]) -> Verdict:
+    """Return the most serious verdict of some results, at least one."""
+    return min((result.verdict for result in results), key=_SEVERITY.index)
+
+
+def _cells(results: list[Result]) -> Iterator[Cell]:
+    for phase in PHASES:
+        found = [result for result in results if result.phase is phase]
+        yield Cell(phase, *outcome(found))
 
 
 LEGEND = "0.5x: the worst element used half of its tolerance; equal: no difference"
 
 
-def room_after(text: str) -> int:
-    """Return how many blanks fill a cell up to the width of its column."""
-    return max(0, _CELL - len(text))
-
-
-def _cell(results: list[Result]) -> tuple[str, Verdict | None]:
+def outcome(results: Sequence[Result]) -> tuple[str, Verdict | None]:
+    """Return what became of some results, how much of the tolerance they used, and a verdict."""
     if not results:
         return "", None
-    verdict = min((r.verdict for r in results), key=_SEVERITY.index)
+    verdict = worst_verdict(results)
     ratio = max((used for r in results if (used := tolerance_used(r)) is not None), default=None)
     if ratio is None or verdict not in (Verdict.PASS, Verdict.FAIL):
         return verdict.value, verdict
@@ -93,8 +121,8 @@ def exploration_lines(report: CheckReport, *, replay: str) -> list[tuple[str, Ve
     drawn = "" if found.seed is None else f", drawn from seed {found.seed}"
     lines: list[tuple[str, Verdict | None]] = [(f"{found.asked} derived questions{drawn}", None)]
     for kind in found.kinds:
-        cell, verdict = _cell(list(kind.results))
-        lines.append((f"  {kind.kind:<18}{kind.asked:>6} asked  {cell}", verdict))
+        text, verdict = outcome(kind.results)
+        lines.append((f"  {kind.kind:<18}{kind.asked:>6} asked  {text}", verdict))
         if kind.failure and found.seed is not None:
             question = shlex.quote(kind.failure.tensor)
             lines.append((f"    smallest: {replay} --replay {question}", None))
@@ -104,12 +132,17 @@ def exploration_lines(report: CheckReport, *, replay: str) -> list[tuple[str, Ve
 def problem_lines(report: CheckReport) -> list[str]:
     """Describe what did not pass, the earliest phases first, the first few of them."""
     problems = [r for r in report.all_results if r.verdict is not Verdict.PASS]
-    problems.sort(key=lambda r: (_SEVERITY.index(r.verdict) // 2, phase_order(r.phase)))
+    problems.sort(key=_urgency)
     lines = [problem_text(result) for result in problems[:_SHOWN_PROBLEMS]]
     left = len(problems) - _SHOWN_PROBLEMS
     if left > 0:
         lines.append(f"… and {left} more: --json FILE has them all")
     return lines
+
+
+def _urgency(result: Result) -> tuple[int, int, float]:
+    serious = _SEVERITY.index(result.verdict) // 2
+    return serious, phase_order(result.phase), -(tolerance_used(result) or 0.0)
 
 
 def problem_text(result: Result) -> str:
@@ -125,12 +158,12 @@ def localisation_lines(report: CheckReport) -> list[str]:
     found = report.localisation
     if found is None:
         return []
-    lines = ["", f"modules, case {found.case}: {conclusion(found, report.place)}"]
+    lines = ["", f"modules, case {found.case}: {conclusion(found)}"]
     shown = _around(found)
     lines += [f"  {'error of input':>14}  {'of output':>9}  module" for _ in shown[:1]]
     for module in shown:
         mark = ">" if module is found.culprit else " "
-        figures = f"{_error(module.input_error):>14}  {_error(module.output_error):>9}"
+        figures = f"{error_text(module.input_error):>14}  {error_text(module.output_error):>9}"
         lines.append(f"{mark} {figures}  {module.module}")
     return [*lines, *_mapping_lines(found), ""]
 
@@ -145,29 +178,17 @@ def _mapping_lines(found: Localisation) -> list[str]:
     return lines
 
 
-def conclusion(found: Localisation, place: str = "") -> str:
-    """Say in which module the error arises; `place` is where it is if no module has it."""
+def conclusion(found: Localisation) -> str:
+    """Say in which module the error arises."""
     culprit = found.culprit
-    if culprit is None and not found.between:
-        agree = "every module of the forward pass agrees with the reference"
-        return f"{agree}: the error is in {place}" if place else agree
-    how = "first wrong in"
-    if found.raised:
-        how = "raised in"
-    elif found.skipped:
-        how = "not run:"
-    if found.own_code or culprit is None:
-        how += " the own code of"
-    name = f" ({culprit.candidate})" if culprit and culprit.candidate else ""
+    if culprit is None:
+        if found.between:
+            return "the error arises between modules, in the model's own code"
+        return "every module of the forward pass agrees with the reference"
+    whose = "the own code of " if found.own_code else ""
+    name = f" ({culprit.candidate})" if culprit.candidate else ""
     curve = "; it heals later: an alignment problem?" if found.heals else ""
-    return f"{how} {found.module or 'the model'}{name}{_between(found)}{curve}"
-
-
-def _between(found: Localisation) -> str:
-    """Say where in the parent's own code, by the modules before and after."""
-    after, before = found.neighbours
-    words = [f"after {after}" if after else "", f"before {before}" if before else ""]
-    return "".join(f", {part}" for part in words if part)
+    return f"first wrong in {whose}{culprit.module}{name}{curve}"
 
 
 def _around(found: Localisation) -> tuple[ModuleErrors, ...]:
@@ -180,7 +201,8 @@ def _around(found: Localisation) -> tuple[ModuleErrors, ...]:
     return compared[max(0, place - _MODULES_AROUND) : place + _MODULES_AROUND + 1]
 
 
-def _error(value: float | None) -> str:
+def error_text(value: float | None) -> str:
+    """Show a relative error, or that there is none."""
     return "-" if value is None else f"{value:.1e}"
 
 

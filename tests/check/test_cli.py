@@ -16,7 +16,7 @@ import pytest
 import snapshot_tool
 from tests.conftest import ROOT, Snap
 
-COMMANDS = ["record", "check", "list", "show", "verify", "diff", "push", "pull", "doctor"]
+COMMANDS = ["record", "check", "report", "list", "show", "verify", "diff", "push", "pull", "doctor"]
 
 
 def loaded_modules(arguments: list[str]) -> set[str]:

@@ -1,0 +1,166 @@
+"""The report's plots, by matplotlib, as SVG that takes the page's colours and needs no script."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from snapshot_tool.core.error_map import SIZE_BOUNDS, ErrorMap
+from snapshot_tool.core.errors import SnapError
+from snapshot_tool.core.localisation import ERROR_LIMIT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Lines and text in this colour are the page's own: see _as_svg.
+_INK = "#010203"
+_GOOD, _BAD = "#3b7dd8", "#d8483b"
+_RANGE = (1e-3, 1e3)  # times the tolerance: one scale for all maps, so that they compare
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "snap",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def require_plotting() -> None:
+    """Raise SnapError where matplotlib or Jinja2 is not installed."""
+    for name in ("jinja2", "matplotlib"):
+        if find_spec(name) is None:
+            raise SnapError(
+                f"an HTML report needs {name}, which is not installed here",
+                "pip install 'snapshot-tool[report]'",
+            )
+
+
+def plot_error_map(errors: ErrorMap, *, rows: str, columns: str) -> str:
+    """Return the greatest errors in units of the tolerance: red is beyond it, blue within."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = _RANGE
+    several = len(errors.cells) > 1
+    with _figure(3.0 if several else 1.2) as (figure, axes):
+        image = axes.imshow(
+            [[min(max(cell, low), high) for cell in row] for row in errors.cells],
+            norm=LogNorm(low, high),
+            cmap="RdBu_r",
+            aspect="auto",
+            interpolation="none",
+            extent=(-0.5, errors.shape[1] - 0.5, errors.shape[0] - 0.5, -0.5),
+        )
+        axes.set_xlabel(columns)
+        axes.set_ylabel(rows)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(left=several, labelleft=several)
+        bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=12 if several else 5)
+        bar.ax.set_yticks([low, 1, high], ["≤ 0.001", "1", "≥ 1000"])
+        bar.ax.set_yticks([], minor=True)
+        return _as_svg(figure)
+
+
+def plot_error_sizes(errors: ErrorMap) -> str:
+    """Return a histogram of all elements' errors in units of the tolerance."""
+    step = math.log10(SIZE_BOUNDS[1] / SIZE_BOUNDS[0])
+    edges = [math.log10(bound) for bound in SIZE_BOUNDS]
+    edges = [edges[0] - step, *edges, edges[-1] + step]
+    within = [edge < -step / 2 for edge in edges[:-1]]
+    with _figure(2.4) as (figure, axes):
+        for wanted, colour, name in ((True, _GOOD, "within"), (False, _BAD, "beyond")):
+            counts = [
+                count if inside is wanted else 0
+                for count, inside in zip(errors.counts, within, strict=True)
+            ]
+            axes.stairs(counts, edges, fill=True, color=colour, label=f"{name}: {sum(counts)}")
+        axes.axvline(0, color=_INK, linewidth=0.8, linestyle="--")
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7)
+        axes.set_yticks([], minor=True)
+        axes.set_xticks([-4, -2, 0, 2, 4], ["≤ 0.0001", "0.01", "1", "100", "≥ 10000"])
+        axes.set_xlabel("error in units of the tolerance")
+        axes.set_ylabel("elements")
+        axes.legend(frameon=False, fontsize=8)
+        return _as_svg(figure)
+
+
+def plot_divergence(names: Sequence[str], values: Sequence[float | None], *, culprit: str) -> str:
+    """Return the relative error of each module's output, in the reference's order of execution.
+
+    names: the reference's modules; values: None where a module cannot be compared.
+    """
+    known = [(place, value) for place, value in enumerate(values) if value is not None]
+    finite = [value for _, value in known if math.isfinite(value) and value > 0]
+    floor = min([*finite, ERROR_LIMIT]) / 3
+    ceiling = max([*finite, ERROR_LIMIT]) * 10
+    # NaN, too, is beyond everything.
+    shown = [max(value, floor) if value < ceiling else ceiling for _, value in known]
+    with _figure(2.8, width=9.0) as (figure, axes):
+        axes.plot([place for place, _ in known], shown, color=_GOOD)
+        axes.set_yscale("log")
+        axes.set_ylim(floor / 2, ceiling * 3)
+        axes.axhline(ERROR_LIMIT, color=_BAD, linewidth=0.8, linestyle="--")
+        axes.text(0, ERROR_LIMIT, "limit", va="bottom")
+        if culprit in names:
+            place = list(names).index(culprit)
+            height = dict(zip([p for p, _ in known], shown, strict=True)).get(place, ceiling)
+            axes.plot([place], [height], "o", color=_BAD, markersize=8)
+            left = place < len(names) / 2
+            axes.annotate(
+                culprit,
+                (place, height),
+                xytext=(10 if left else -10, 10),
+                textcoords="offset points",
+                ha="left" if left else "right",
+                parse_math=False,
+            )
+        axes.set_xlabel("module, in the reference's order of execution")
+        axes.set_ylabel("relative error of output")
+        return _as_svg(figure)
+
+
+@contextmanager
+def _figure(height: float, *, width: float = 5.2) -> Iterator[tuple[Figure, Axes]]:
+    """Open a figure of this size in inches."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(
+            figsize=(width, height),
+        )
+        figure.subplots_adjust(
+            left=0.7 / width, right=1 - 0.25 / width, bottom=0.5 / height, top=1 - 0.1 / height
+        )
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        yield figure, axes
+
+
+def _as_svg(figure: Figure) -> str:
+    """Return a figure as an SVG element for the inside of a page.
+
+    Its ink becomes the page's text colour; ids of groups go, since several figures share a page.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    return re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)

@@ -1,0 +1,48 @@
+"use strict";
+// Filters the grid and the cases, and opens what a link in the grid points at.
+const text = document.getElementById("filter-text");
+const verdict = document.getElementById("filter-verdict");
+const count = document.getElementById("filter-count");
+const rows = [...document.querySelectorAll("[data-verdicts]")];
+
+function matches(row) {
+  const wanted = text.value.trim().toLowerCase();
+  const verdicts = row.dataset.verdicts.split(" ");
+  return (
+    row.dataset.text.toLowerCase().includes(wanted) &&
+    (verdict.value === "" || verdicts.includes(verdict.value))
+  );
+}
+
+function filter() {
+  for (const row of rows) row.hidden = !matches(row);
+  const cases = rows.filter((row) => row.matches("tr"));
+  const shown = cases.filter((row) => !row.hidden).length;
+  count.textContent = `${shown} of ${cases.length} cases`;
+}
+
+function reveal() {
+  const target = document.getElementById(location.hash.slice(1));
+  const details = target && target.closest("details.case");
+  if (!details) return;
+  details.hidden = false;
+  details.open = true;
+  target.scrollIntoView();
+  target.focus({ preventScroll: true });
+}
+
+text.addEventListener("input", filter);
+verdict.addEventListener("change", filter);
+window.addEventListener("hashchange", reveal);
+for (const link of document.querySelectorAll(".grid a")) {
+  // The same cell a second time changes no hash.
+  link.addEventListener("click", () => setTimeout(reveal));
+}
+for (const button of document.querySelectorAll("button[data-open]")) {
+  button.addEventListener("click", () => {
+    for (const details of document.querySelectorAll("details.case"))
+      details.open = button.dataset.open === "yes";
+  });
+}
+filter();
+reveal();

@@ -1,0 +1,317 @@
+"""The HTML report, made from real runs and opened in a real Chromium."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from shutil import which
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.expected_conditions import visibility_of
+from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.wait import WebDriverWait
+
+from snapshot_tool.core.case_story import CaseStory
+from snapshot_tool.core.report import CheckReport
+from snapshot_tool.core.results import Comparison, Worst
+from snapshot_tool.reports.run_html import run_to_html
+from snapshot_tool.reports.run_json import run_to_json
+from snapshot_tool.reports.run_reader import read_run
+from tests.conftest import CHECKOUT, GOLDENS, Run, Snap, error_lines
+from tests.fms_checkout.faults import FAULTS, plant
+
+CULPRIT = "model.vision_model.encoder.layers.0.mlp.activation_fn"
+HOSTILE = (
+    "<script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">{{7*7}}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the module's files lie."""
+    return tmp_path_factory.mktemp("html")
+
+
+@pytest.fixture(scope="module")
+def failed_check(snap: Snap, folder: Path) -> Run:
+    """Check an FMS with the wrong GELU; write run.json and report.html."""
+    (fault,) = [fault for fault in FAULTS if fault.name == "exact-gelu"]
+    plant(fault, checkout=CHECKOUT, out=folder / "fms")
+    return snap(
+        *("check", "--fms-path", folder / "fms", "--case", "*-[i1]*"),
+        *("--json", folder / "run.json", "--html", folder / "report.html"),
+        OMP_NUM_THREADS="1",
+    )
+
+
+@pytest.fixture(scope="module")
+def report(failed_check: Run, folder: Path) -> CheckReport:
+    """Read the failed run back."""
+    assert failed_check.code == 1
+    return read_run(folder / "run.json")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[webdriver.Chrome]:
+    """Start Chromium. Where there is none the tests fail: what was not looked at is not right."""
+    browser, driver = which("chromium"), which("chromedriver")
+    if not browser or not driver:
+        pytest.fail("no chromium and chromedriver here: .ci/browser installs them")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as started:
+        started.execute_cdp_cmd("Network.enable", {})
+        offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        started.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+        yield started
+
+
+@pytest.fixture
+def page(failed_check: Run, folder: Path, chromium: webdriver.Chrome) -> webdriver.Chrome:
+    """Open the report of the failed run afresh, wide and light."""
+    show(chromium, folder / "report.html", width=1200, scheme="light")
+    return chromium
+
+
+def show(chromium: webdriver.Chrome, path: Path, *, width: int, scheme: str) -> None:
+    """Open a page in a window of this width, in light or dark."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    chromium.get("about:blank")
+    chromium.get(path.as_uri())
+
+
+def logged(page: webdriver.Chrome) -> list[dict[str, str]]:
+    """Return what the page's console has said since it was last asked."""
+    entries: list[dict[str, str]] = page.get_log("browser")  # type: ignore[no-untyped-call]
+    return entries
+
+
+def find(page: webdriver.Chrome, css: str) -> list[WebElement]:
+    """Return the elements that are shown."""
+    return [
+        element for element in page.find_elements(By.CSS_SELECTOR, css) if element.is_displayed()
+    ]
+
+
+def grid_cases(page: webdriver.Chrome) -> list[str]:
+    """Return the names of the cases that the grid shows."""
+    return [element.text for element in find(page, ".grid tbody th")]
+
+
+def test_the_page_opens_offline_without_an_error(page: webdriver.Chrome, folder: Path) -> None:
+    """One file of bounded size, that asks for nothing else and logs nothing."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert len(text) < 2_000_000
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:|#)[^\s"'>]+""", text)
+    assert logged(page) == []
+    assert page.title == "snap: fail: local/tiny-idefics3"
+    assert find(page, "h1 .verdict")[0].text == "fail"
+
+
+def test_the_page_says_what_the_run_says(page: webdriver.Chrome, report: CheckReport) -> None:
+    """Every cell of the grid, the candidate, the environment."""
+    assert len(grid_cases(page)) == len({result.case for result in report.results}) >= 4
+    shown = " ".join(element.text for element in find(page, ".facts dd"))
+    assert "never imported" in shown
+    assert report.environment["torch"] in shown
+    assert report.candidate.commit[:12] in shown
+    failed = {(r.case, r.phase.value) for r in report.results if r.verdict == "fail"}
+    assert len(find(page, ".grid a.fail")) == len(failed) >= 4
+
+
+def test_the_grid_filters_by_text_and_by_verdict(page: webdriver.Chrome) -> None:
+    """By case, prompt or reason; rows and details together; and says how many are left."""
+    everything = grid_cases(page)
+    text = page.find_element(By.ID, "filter-text")
+    text.send_keys("TWO-images")
+    assert grid_cases(page) == ["two-images"]
+    assert len(find(page, "details.case")) == 1
+    assert page.find_element(By.ID, "filter-count").text == f"1 of {len(everything)} cases"
+    text.clear()
+    text.send_keys("Describe the image")  # its prompt
+    assert grid_cases(page) == ["one-image"]
+    text.send_keys(Keys.CONTROL, "a")
+    text.send_keys(Keys.DELETE)
+    assert grid_cases(page) == everything
+    Select(page.find_element(By.ID, "filter-verdict")).select_by_visible_text("fail")
+    failing = grid_cases(page)
+    assert "variant-11" in everything
+    assert failing == [name for name in everything if name != "variant-11"]
+
+
+def test_a_failed_cell_opens_its_details_by_mouse_and_by_key(page: webdriver.Chrome) -> None:
+    """The case unfolds, the phase is in sight and has the focus."""
+    for press in ("click", Keys.ENTER):
+        cell = find(page, ".grid a.fail")[-1]
+        section = page.find_element(By.ID, str(cell.get_attribute("href")).partition("#")[2])
+        assert not section.is_displayed()
+        if press == "click":
+            cell.click()
+        else:
+            cell.send_keys(press)
+        WebDriverWait(page, 5).until(visibility_of(section))
+        top = page.execute_script("return arguments[0].getBoundingClientRect().top", section)
+        assert -5 <= top < 900
+        assert page.switch_to.active_element == section
+        find(page, "button[data-open=no]")[0].click()
+
+
+def test_a_failure_is_told_with_prompt_images_and_plots(page: webdriver.Chrome) -> None:
+    """Maps and histograms of the failed tensors, no others; pictures that really load."""
+    find(page, "button[data-open=yes]")[0].click()
+    one = next(e for e in find(page, "details.case") if "one-image" in e.text.splitlines()[0])
+    assert "Describe the image: <image>." in one.text
+    pictures = one.find_elements(By.TAG_NAME, "img")
+    assert [page.execute_script("return arguments[0].naturalWidth", p) for p in pictures] == [192]
+    vision, connector = (
+        one.find_element(By.CSS_SELECTOR, f"[id$={phase}]") for phase in ("vision", "connector")
+    )
+    assert len(vision.find_elements(By.CSS_SELECTOR, ".plots svg")) == 2
+    assert vision.find_elements(By.CSS_SELECTOR, ".plots svg image")
+    assert not connector.find_elements(By.TAG_NAME, "svg")
+    assert "beyond:" in vision.text
+    assert logged(page) == []
+
+
+def test_the_curve_marks_the_first_divergent_module(
+    page: webdriver.Chrome, report: CheckReport
+) -> None:
+    """In the picture and in the table, in the reference's order."""
+    assert CULPRIT in find(page, ".curve svg")[0].text
+    page.find_element(By.XPATH, "//summary[starts-with(., 'all ')]").click()
+    (marked,) = find(page, "tr.culprit")
+    assert CULPRIT in marked.text
+    assert report.localisation is not None
+    modules = [module.module for module in report.localisation.modules]
+    assert [e.text for e in find(page, "tbody.mono td:nth-child(3)")] == modules
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_legible_in_light_and_dark(
+    failed_check: Run, folder: Path, chromium: webdriver.Chrome, scheme: str
+) -> None:
+    """All text has the contrast that WCAG 2 asks of it (AA: 4.5), plots included."""
+    show(chromium, folder / "report.html", width=1200, scheme=scheme)
+    chromium.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    poor = chromium.execute_script((Path(__file__).parent / "contrast.js").read_text())
+    assert poor == []
+    light = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (light == "rgb(255, 255, 255)") is (scheme == "light")
+
+
+def test_a_narrow_window_has_no_sideways_scrolling(
+    failed_check: Run, folder: Path, chromium: webdriver.Chrome
+) -> None:
+    """Wide tables scroll in themselves, not with the page."""
+    show(chromium, folder / "report.html", width=360, scheme="light")
+    chromium.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert chromium.execute_script("return document.documentElement.scrollWidth") <= 360
+
+
+def test_what_a_golden_or_candidate_says_is_text_and_nothing_else(
+    report: CheckReport, folder: Path, chromium: webdriver.Chrome
+) -> None:
+    """Hostile prompts, names, paths and reasons are shown, not run."""
+    assert report.localisation is not None
+    results = tuple(
+        replace(r, case=f"{r.case}{HOSTILE}", tensor=HOSTILE, reason=r.reason and HOSTILE)
+        for r in report.results
+    )
+    modules = tuple(replace(m, module=f"$x_{{{m.module}}}<b>") for m in report.localisation.modules)
+    spoilt = replace(
+        report,
+        results=results,
+        localisation=replace(report.localisation, modules=modules, culprit=modules[3]),
+        candidate=replace(report.candidate, path=HOSTILE),
+        environment={**report.environment, HOSTILE: HOSTILE},
+        warnings=(HOSTILE,),
+    )
+    story = CaseStory(HOSTILE, HOSTILE, 1, 1, ())
+    stories = {result.case: story for result in results}
+    path = folder / "<img src=x onerror=alert(1)>.html"
+    path.write_text(run_to_html(spoilt, stories, base="/"), encoding="utf-8")
+    show(chromium, path, width=1200, scheme="light")
+    assert "pwned" not in chromium.title
+    assert logged(chromium) == []
+    assert chromium.find_element(By.CSS_SELECTOR, "details.case pre").text == HOSTILE
+    assert chromium.find_elements(By.CSS_SELECTOR, "b, script + script, img[src=x]") == []
+
+
+def test_the_policy_of_the_page_stops_a_script_that_got_in(
+    folder: Path, failed_check: Run, chromium: webdriver.Chrome
+) -> None:
+    """The second line of defence, tried by putting one in."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    path = folder / "injected.html"
+    path.write_text(text.replace("<h2", HOSTILE.replace("{{7*7}}", "<h2"), 1), encoding="utf-8")
+    show(chromium, path, width=1200, scheme="light")
+    assert chromium.title == "snap: fail: local/tiny-idefics3"
+    assert "Content Security Policy" in str(logged(chromium))
+
+
+def test_a_report_can_be_made_from_the_json_long_after(
+    snap: Snap, failed_check: Run, folder: Path
+) -> None:
+    """With the goldens the same page; without them one that has no prompts; or the same text."""
+    later = folder / "later.html"
+    run = snap("report", folder / "run.json", "--html", later, "--goldens", GOLDENS)
+    assert (run.code, run.out) == (1, "")
+    assert later.read_bytes() == (folder / "report.html").read_bytes()
+    snap("report", folder / "run.json", "--html", later)
+    bare = later.read_text(encoding="utf-8")
+    assert CULPRIT in bare
+    assert "Describe the image" not in bare
+    assert snap("report", folder / "run.json").out == failed_check.out
+
+
+def test_a_run_read_back_is_the_run(report: CheckReport, folder: Path) -> None:
+    """Every field, NaN and infinities included."""
+    inf, nan = float("inf"), float("nan")
+    odd = Comparison(inf, nan, inf, nan, 0.5, 1, 2, Worst((1, 2), -inf, nan))
+    first, *rest = report.results
+    spoilt = replace(report, results=(replace(first, comparison=odd), *rest))
+    path = folder / "odd.json"
+    path.write_text(run_to_json(spoilt), encoding="utf-8")
+    assert run_to_json(read_run(path)) == run_to_json(spoilt)
+    assert run_to_json(report) == (folder / "run.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "Expecting value"),
+        ("[]", "its schema is not snap-check/1"),
+        ('{"schema": "snap-check/1"}', "'environment'"),
+        ('{"schema": "snap-check/1", "environment": {"candidate": 3}}', "Expected"),
+    ],
+)
+def test_what_is_no_run_is_refused(snap: Snap, tmp_path: Path, content: str, problem: str) -> None:
+    """In two lines, that say what it lacks and how to get one."""
+    (tmp_path / "run.json").write_text(content, encoding="utf-8")
+    run = snap("report", tmp_path / "run.json")
+    first, second = error_lines(run)
+    assert run.code == 3
+    assert "is no run of snap check" in first
+    assert problem in first
+    assert "snap check --json" in second
+
+
+def test_goldens_that_the_run_does_not_know_are_refused(
+    snap: Snap, failed_check: Run, folder: Path, tmp_path: Path
+) -> None:
+    """Another golden's prompts beside these figures would be a lie."""
+    run = snap("report", folder / "run.json", "--html", folder / "x.html", "--goldens", tmp_path)
+    assert run.code == 3
+    assert "does not hold local/tiny-idefics3 at" in error_lines(run)[0]
