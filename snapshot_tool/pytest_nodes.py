@@ -132,7 +132,7 @@ class LoadedCandidate:
         case = bad[0].case
         if case not in self._culprits:
             found = self.checker.localise(tuple(bad))
-            lines = [run_text.conclusion(found)] if found and found.culprit else []
+            lines = [run_text.conclusion(found)] if found and found.module else []
             self._culprits[case] = lines
         return self._culprits[case]
 

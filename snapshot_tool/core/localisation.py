@@ -1,5 +1,6 @@
 """Where a fault is: the module whose input is still right and whose output is not."""
 
+import itertools
 from dataclasses import dataclass
 
 from snapshot_tool.core.mapping import ModuleMapping
@@ -53,6 +54,10 @@ class Localisation:
         heals: whether everything after it agrees again: a spike, not a step that stays.
         modules: every module's errors, in the order in which modules finish.
         mapping: how the candidate's modules were matched with the reference's.
+        neighbours: of own code or between, the last module that is right and the next one; "" where
+            there is none.
+        skipped: whether the culprit was not run, though the candidate has it.
+        raised: whether the candidate raised, in the culprit or between modules.
     """
 
     case: str
@@ -62,8 +67,26 @@ class Localisation:
     heals: bool
     modules: tuple[ModuleErrors, ...]
     mapping: ModuleMapping | None = None
+    neighbours: tuple[str, str] = ("", "")
+    skipped: bool = False
+    raised: bool = False
 
     @property
     def not_compared(self) -> tuple[str, ...]:
         """The reference's modules without a partner, or whose output no partner lays out alike."""
         return tuple(module.module for module in self.modules if module.output_error is None)
+
+    @property
+    def module(self) -> str:
+        """The culprit's name; between modules, the closest one that holds both; "" for none."""
+        if self.culprit:
+            return self.culprit.module
+        after, before = (name.split(".")[:-1] for name in self.neighbours)
+        if not self.between:
+            return ""
+        if not after or not before:
+            return ".".join(after or before)
+        pairs = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(after, before, strict=False)
+        )
+        return ".".join(one for one, _ in pairs)

@@ -9,6 +9,9 @@ from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import Result, Verdict, first_divergence, overall_verdict
 
+# What is outside of every module, by the phase that shows it first.
+_OUTSIDE = {Phase.FORWARD: "the model's own code", Phase.GENERATE: "the generation loop"}
+
 
 @dataclass(frozen=True, slots=True)
 class GoldenIdentity:
@@ -97,6 +100,24 @@ class CheckReport:
     def divergence(self) -> Result | None:
         """The first result, in the order of phases, that is not as the golden says."""
         return first_divergence(self.all_results)
+
+    @property
+    def place(self) -> str:
+        """Where the first divergence arises: a module of the reference, or words where it is none.
+
+        "" where nothing differs or the candidate cannot be looked into.
+        """
+        first, found = self.divergence, self.localisation
+        if first is None:
+            return ""
+        if first.phase is Phase.PREPROCESSING:
+            return first.phase.value
+        if found is None:
+            return ""
+        if found.culprit is None and not found.between:
+            # The forward pass agrees, module by module: it is what is done with it.
+            return _OUTSIDE.get(first.phase, first.phase.value)
+        return found.module or _OUTSIDE[Phase.FORWARD]
 
     @property
     def exit_code(self) -> int:

@@ -59,7 +59,7 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
         "results": [_result(result) for result in report.all_results],
         "error_size_bounds": list(SIZE_BOUNDS),
         "unmet_requirements": [phase.value for phase in report.unmet],
-        "first_divergence": _divergence(report.divergence, report.localisation),
+        "first_divergence": _divergence(report),
         "modules": _modules(report.localisation),
         "module_mapping": _mapping(report.localisation),
         "localisation": _localisation(report.localisation),
@@ -185,12 +185,14 @@ def _optional(value: float | None) -> float | str | None:
     return None if value is None else _number(value)
 
 
-def _divergence(result: Result | None, localisation: Localisation | None) -> dict[str, Any] | None:
+def _divergence(report: CheckReport) -> dict[str, Any] | None:
+    result, found = report.divergence, report.localisation
     if result is None:
         return None
-    culprit = localisation.culprit if localisation else None
+    culprit = found.culprit if found else None
     return {
         **_judged(result),
-        "module": culprit.module if culprit else None,
+        "module": (found.module or None) if found else None,
         "candidate_module": culprit.candidate if culprit else None,
+        "place": report.place or None,
     }

@@ -158,7 +158,7 @@ def localisation_lines(report: CheckReport) -> list[str]:
     found = report.localisation
     if found is None:
         return []
-    lines = ["", f"modules, case {found.case}: {conclusion(found)}"]
+    lines = ["", f"modules, case {found.case}: {conclusion(found, report.place)}"]
     shown = _around(found)
     lines += [f"  {'error of input':>14}  {'of output':>9}  module" for _ in shown[:1]]
     for module in shown:
@@ -178,17 +178,29 @@ def _mapping_lines(found: Localisation) -> list[str]:
     return lines
 
 
-def conclusion(found: Localisation) -> str:
-    """Say in which module the error arises."""
+def conclusion(found: Localisation, place: str = "") -> str:
+    """Say in which module the error arises; `place` is where it is if no module has it."""
     culprit = found.culprit
-    if culprit is None:
-        if found.between:
-            return "the error arises between modules, in the model's own code"
-        return "every module of the forward pass agrees with the reference"
-    whose = "the own code of " if found.own_code else ""
-    name = f" ({culprit.candidate})" if culprit.candidate else ""
+    if culprit is None and not found.between:
+        agree = "every module of the forward pass agrees with the reference"
+        return f"{agree}: the error is in {place}" if place else agree
+    how = "first wrong in"
+    if found.raised:
+        how = "raised in"
+    elif found.skipped:
+        how = "not run:"
+    if found.own_code or culprit is None:
+        how += " the own code of"
+    name = f" ({culprit.candidate})" if culprit and culprit.candidate else ""
     curve = "; it heals later: an alignment problem?" if found.heals else ""
-    return f"first wrong in {whose}{culprit.module}{name}{curve}"
+    return f"{how} {found.module or 'the model'}{name}{_between(found)}{curve}"
+
+
+def _between(found: Localisation) -> str:
+    """Say where in the parent's own code, by the modules before and after."""
+    after, before = found.neighbours
+    words = [f"after {after}" if after else "", f"before {before}" if before else ""]
+    return "".join(f", {part}" for part in words if part)
 
 
 def _around(found: Localisation) -> tuple[ModuleErrors, ...]:

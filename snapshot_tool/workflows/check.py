@@ -25,7 +25,7 @@ from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.questions import Question
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Result, Verdict, first_divergence
-from snapshot_tool.core.taps import Sketchbook, Tap
+from snapshot_tool.core.taps import Sketchbook, Tap, shapes_of
 from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
@@ -312,7 +312,7 @@ def _localise(
 ) -> Localisation | None:
     """Look into the candidate on the first case that differs, or on the first one if asked to.
 
-    A fault of preprocessing is in no module; a candidate that raises has no forward pass to see.
+    A fault of preprocessing is in no module.
     """
     first = first_divergence(results)
     if not results or (first is None and not always):
@@ -330,12 +330,15 @@ def _localise_case(
     import torch
 
     inputs = golden.inputs(case)
-    book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask)
+    book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask, shapes_of(golden_taps))
     try:
         with torch.inference_mode():
             seen = observe(candidate, inputs, golden_taps, book)
     except Exception:  # what raises here has raised in its phase, and stands in the results
-        return None
+        if not callable(getattr(candidate, "observe_forward", None)):
+            return None
+        unfinished = book.unfinished()
+        return localise(case, golden_taps, book.by_module(), {}, unfinished=unfinished)
     if seen is None:
         return None
     found = localise(case, golden_taps, seen.taps, seen.mapping.names)

@@ -112,7 +112,9 @@ def test_the_module_of_a_wrong_weight_is_named_without_names(
         found = localise(CASE, golden.taps(CASE), seen.taps, seen.mapping.names)
         named[weight] = holder(found.culprit.candidate) if found.culprit else ""
     assert len(named) > 25
-    assert {w: name for w, name in named.items() if name != module_of(w)} == {}
+    # One row of position embeddings stands for all tiles: their sum with the patches is compared.
+    expected = {w: module_of(w).removesuffix(".position_embedding") for w in named}
+    assert {w: name for w, name in named.items() if name != expected[w]} == {}
 
 
 def test_check_says_that_modules_were_inferred_and_what_was_not_compared(snap: Snap) -> None:
