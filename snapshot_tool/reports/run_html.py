@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.core.case_story import CaseStory
 from snapshot_tool.core.error_map import ErrorMap
-from snapshot_tool.core.localisation import Localisation, ModuleErrors
+from snapshot_tool.core.localisation import ModuleErrors
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
@@ -46,12 +46,12 @@ def run_to_html(report: CheckReport, stories: Mapping[str, CaseStory], *, base: 
         summary=run_text.summary_line(report),
         head=[(line[:14].strip(), line[14:]) for line in run_text.header_lines(report, base=base)],
         first=_first(report, cases),
-        conclusion=_conclusion(report.localisation),
+        conclusion=_conclusion(report),
         verdicts=[v.value for v in Verdict if any(r.verdict is v for r in report.results)],
         phases=[phase.value for phase in PHASES],
         cases=cases,
         legend=run_text.LEGEND,
-        modules=_modules(report.localisation),
+        modules=_modules(report),
         exploration=_exploration(report),
         columns=_COLUMNS,
         environment=sorted(report.environment.items()),
@@ -270,11 +270,13 @@ def _exploration(report: CheckReport) -> list[Mapping[str, Any]]:
     ]
 
 
-def _conclusion(found: Localisation | None) -> str:
-    return run_text.conclusion(found) if found else ""
+def _conclusion(report: CheckReport) -> str:
+    found = report.localisation
+    return run_text.conclusion(found, report.place) if found else report.place
 
 
-def _modules(found: Localisation | None) -> Mapping[str, Any] | None:
+def _modules(report: CheckReport) -> Mapping[str, Any] | None:
+    found = report.localisation
     if found is None:
         return None
     culprit = found.culprit.module if found.culprit else ""
@@ -282,7 +284,7 @@ def _modules(found: Localisation | None) -> Mapping[str, Any] | None:
     values = [module.output_error for module in found.modules]
     return {
         "case": found.case,
-        "conclusion": run_text.conclusion(found),
+        "conclusion": _conclusion(report),
         "curve": _markup(plots.plot_divergence(names, values, culprit=culprit)),
         "matched": str(found.mapping or ""),
         "rows": [_module(module, culprit) for module in found.modules],

@@ -174,10 +174,13 @@ def _localisation(found: Localisation | None) -> dict[str, Any] | None:
         return None
     return {
         "case": found.case,
-        "module": found.culprit.module if found.culprit else None,
+        "culprit": found.culprit.module if found.culprit else None,
         "own_code": found.own_code,
         "between_modules": found.between,
         "heals": found.heals,
+        "neighbours": list(found.neighbours),
+        "skipped": found.skipped,
+        "raised": found.raised,
     }
 
 

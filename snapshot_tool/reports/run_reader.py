@@ -128,7 +128,7 @@ def _localisation(data: Mapping[str, Any]) -> Localisation | None:
     if entry is None:
         return None
     modules = tuple(_module(module) for module in data["modules"])
-    culprit = next((m for m in modules if m.module == entry["module"]), None)
+    culprit = next((m for m in modules if m.module == entry["culprit"]), None)
     return Localisation(
         case=str(entry["case"]),
         culprit=culprit,
@@ -136,6 +136,9 @@ def _localisation(data: Mapping[str, Any]) -> Localisation | None:
         between=bool(entry["between_modules"]),
         heals=bool(entry["heals"]),
         modules=modules,
+        neighbours=msgspec.convert(entry["neighbours"], tuple[str, str]),
+        skipped=bool(entry["skipped"]),
+        raised=bool(entry["raised"]),
         mapping=_mapping(data.get("module_mapping"), modules),
     )
 
