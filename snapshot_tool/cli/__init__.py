@@ -25,6 +25,7 @@ _COMMANDS = {
     "diff": ("diff", "Show what differs between two golden sets."),
     "push": ("share", "Send golden sets to a remote."),
     "pull": ("share", "Fetch golden sets from a remote."),
+    "bisect": ("bisect", "Find the commit of FMS that broke a port."),
     "doctor": ("doctor", "Say what works in this environment, and why not."),
 }
 _CANNOT_RUN = 3

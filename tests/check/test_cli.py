@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import snapshot_tool
+from snapshot_tool.cli import _COMMANDS
 from tests.conftest import ROOT, Snap
 
-COMMANDS = ["record", "check", "report", "list", "show", "verify", "diff", "push", "pull", "doctor"]
+COMMANDS = list(_COMMANDS)
 
 
 def loaded_modules(arguments: list[str]) -> set[str]:

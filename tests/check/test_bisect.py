@@ -1,0 +1,195 @@
+"""`snap bisect` on a small history of the tests' FMS checkout, with one fault in the middle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CHECKOUT, ROOT, Snap, error_lines
+from tests.fms_checkout.build import IDENTITY
+from tests.fms_checkout.faults import FAULTS
+
+FAULT = next(fault for fault in FAULTS if fault.name == "exact-gelu")
+MODEL = "fms/models/idefics3.py"
+SHORT = ("--", "--case", "one-image", "--phase", "vision")
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A repository and its commits, by subject."""
+
+    repository: Path
+    commits: dict[str, str]
+
+    def git(self, *arguments: str) -> str:
+        """Run git and return what it prints."""
+        answer = subprocess.run(
+            ["git", "-C", str(self.repository), *arguments],
+            env={**os.environ, **IDENTITY}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return answer.stdout.strip()
+
+    def commit(self, subject: str, file: str, old: str, new: str) -> None:
+        """Change a file and commit it."""
+        path = self.repository / file
+        source = path.read_text(encoding="utf-8")
+        assert old in source
+        path.write_text(source.replace(old, new, 1), encoding="utf-8")
+        self.git("commit", "--quiet", "--all", "--message", subject)
+        self.commits[subject] = self.git("rev-parse", "HEAD")
+
+    def state(self) -> tuple[str, ...]:
+        """Return what a bisection must leave alone: branch, head, changes, worktrees, refs."""
+        return (
+            self.git("symbolic-ref", "HEAD"),
+            self.git("rev-parse", "HEAD"),
+            self.git("status", "--porcelain", "--untracked-files=all"),
+            self.git("worktree", "list", "--porcelain"),
+            self.git("for-each-ref"),
+        )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each check is a process of its own, and small."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> History:
+    """Build seven commits: the fourth, which git tries first, does not import; the sixth is bad."""
+    repository = tmp_path_factory.mktemp("history") / "fms"
+    shutil.copytree(CHECKOUT, repository, ignore=shutil.ignore_patterns("__pycache__"))
+    found = History(repository, {})
+    found.commits["first"] = found.git("rev-parse", "HEAD")
+    first_line = (repository / MODEL).read_text(encoding="utf-8").splitlines()[0]
+    found.commit("two", MODEL, first_line, f"# 2\n{first_line}")
+    found.commit("three", MODEL, "# 2\n", "# 3\n")
+    found.commit("does not import", MODEL, "# 3\n", "import no_such_module\n")
+    found.commit("imports again", MODEL, "import no_such_module\n", "# 5\n")
+    found.commit("fault", FAULT.file, FAULT.old, FAULT.new)
+    found.commit("last", MODEL, "# 5\n", "# 7\n")
+    # What a person has lying around in a checkout.
+    (repository / "fms" / "__init__.py").write_text("raise SystemExit('dirty')", encoding="utf-8")
+    (repository / "notes.txt").write_text("untracked", encoding="utf-8")
+    return found
+
+
+def test_the_commit_the_phase_and_the_module_are_found(
+    snap: Snap, history: History, tmp_path: Path
+) -> None:
+    """Past a commit that does not import; the user's checkout and its changes stay as they are."""
+    before = history.state()
+    run = snap(
+        "bisect", "--fms-path", history.repository, "--good", history.commits["first"],
+        "--bad", "idefics3", *SHORT, TMPDIR=str(tmp_path),
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    assert history.commits["fault"] in run.out.splitlines()[0]
+    assert run.out.splitlines()[1].startswith("    fault (fms-checkout, 2026-01-01)")
+    assert "phase   vision, case one-image: " in run.out
+    assert "module  model.vision_model.encoder.layers.0.mlp.activation_fn (vision_tower." in run.out
+    assert "does not import (FMS at the checkout cannot be imported" in run.err
+    assert len([line for line in run.err.splitlines() if line.startswith("skip ")]) == 1
+    assert history.state() == before
+    assert list(tmp_path.glob("snap-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "problem"),
+    [
+        ("last", "first", "--good and --bad are swapped"),
+        ("first", "two", "passes: there is nothing to look for"),
+        ("does not import", "last", "cannot be checked: FMS at the checkout cannot be imported"),
+    ],
+)
+def test_ends_that_are_none_are_refused(
+    snap: Snap, history: History, tmp_path: Path, *, good: str, bad: str, problem: str
+) -> None:
+    """Before any search, with what is wrong and nothing left behind."""
+    before = history.state()
+    commits = history.commits
+    run = snap(
+        "bisect", "--fms-path", history.repository, "--good", commits[good], "--bad", commits[bad],
+        *SHORT, TMPDIR=str(tmp_path),
+    )  # fmt: skip
+    assert run.code in (2, 3)
+    assert problem in run.err
+    assert history.state() == before
+    assert list(tmp_path.glob("snap-*")) == []
+
+
+def test_commits_that_cannot_be_checked_may_hide_the_one(
+    snap: Snap, history: History, tmp_path: Path
+) -> None:
+    """Then all that it may be are named, with exit code 3."""
+    clone = History(tmp_path / "clone", {})
+    shutil.copytree(history.repository, clone.repository)
+    clone.git("reset", "--quiet", "--hard", history.commits["does not import"])
+    clone.commit("fault unseen", FAULT.file, FAULT.old, FAULT.new)
+    clone.commit("seen", MODEL, "import no_such_module\n", "# 5\n")
+    run = snap(
+        "bisect", "--fms-path", clone.repository, "--good", history.commits["three"],
+        "--bad", "HEAD", *SHORT,
+    )  # fmt: skip
+    assert run.code == 3
+    assert {line.split()[0] for line in run.out.splitlines()[1:]} == {
+        history.commits["does not import"], *clone.commits.values(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_leaves_no_worktree(
+    history: History, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Neither in the repository nor in the temporary folder."""
+    before = history.state()
+    arguments = ["--fms-path", str(history.repository), "--good", "idefics3~6", "--bad", "idefics3"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "snapshot_tool", "bisect", *arguments, *SHORT],
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        while not list(tmp_path.glob("snap-worktree-*/fms/fms/__init__.py")):
+            assert process.poll() is None
+        process.send_signal(number)
+        said = process.stderr.read()
+    assert (process.returncode, said.strip()) == (130, "snap: interrupted")
+    assert history.state() == before
+    assert list(tmp_path.glob("snap-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("repository", "good", "bad", "problem"),
+    [
+        ("fms", "no-such-branch", "HEAD", "has no commit 'no-such-branch'"),
+        ("fms", "--all", "HEAD", "has no commit '--all'"),
+        ("fms", "HEAD", "HEAD~0", "--good and --bad are both"),
+        ("nowhere", "HEAD~1", "HEAD", "is no git repository"),
+    ],
+)
+def test_commits_that_are_not_there_are_wrong_usage(
+    snap: Snap, history: History, *, repository: str, good: str, bad: str, problem: str
+) -> None:
+    """Two lines and exit code 2; git's own messages stay inside."""
+    path = history.repository.parent / repository
+    run = snap("bisect", "--fms-path", path, f"--good={good}", f"--bad={bad}")
+    assert run.code == 2
+    assert problem in error_lines(run)[0]
+
+
+def test_options_that_check_does_not_know_are_wrong_usage(snap: Snap, history: History) -> None:
+    """What stands after -- is snap check's to judge."""
+    run = snap(
+        "bisect", "--fms-path", history.repository, "--good", "idefics3~6", "--bad", "idefics3",
+        "--", "--nonsense",
+    )  # fmt: skip
+    assert run.code == 2
+    assert "snap check refuses its options: Error: No such option" in error_lines(run)[0]
