@@ -20,7 +20,7 @@ help:
 	@echo "make demo          record, check, and see a broken port fail"
 	@echo "make test          the whole test suite, in both environments"
 	@echo "make check         format, lint, types, layers"
-	@echo "make goldens       record the committed golden set again (REASON=...)"
+	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes not to be asked)"
 	@echo "make clean         remove what the other targets built"
 
 setup: $(RECORD)/.ready $(CHECK)/.ready
@@ -66,7 +66,7 @@ check: $(CHECK)/.ready
 	$(CHECK)/bin/lint-imports
 
 goldens: $(RECORD)/.ready
-	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --update --reason "$(REASON)"
+	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --update --reason "$(REASON)" $(YES)
 
 clean:
 	rm -rf $(RECORD) $(CHECK) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -2,60 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from snapshot_tool.compare import judge_tensor
+from snapshot_tool.core.drift import INPUTS_PART, Drift, SetDrift, SetIdentity, TextDrift
 from snapshot_tool.core.phases import PHASES, Phase
-from snapshot_tool.core.results import Comparison, Verdict
+from snapshot_tool.core.results import Verdict
 from snapshot_tool.core.tolerance import EXACT, Tolerance
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.store.layout import INPUTS, phase_file
 from snapshot_tool.store.manifest import TensorEntry
 from snapshot_tool.store.parts import PLACES
 
-
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """One tensor that is not the same in both sets.
-
-    Args:
-        part: "inputs" or the phase.
-        case: the case's name.
-        tensor: the tensor's name.
-        verdict: pass where the difference is within tolerance.
-        reason: what differs, in words.
-        comparison: the figures; None where the tensors cannot be compared.
-    """
-
-    part: str
-    case: str
-    tensor: str
-    verdict: Verdict
-    reason: str
-    comparison: Comparison | None = None
+_TOKENS = "token_ids"
 
 
-def diff_folders(one: Path, other: Path) -> tuple[Golden, Golden, list[Drift]]:
-    """Open two sets by folder and return them with what differs."""
-    first, second = open_golden(one), open_golden(other)
-    return first, second, diff_goldens(first, second)
+def diff_folders(one: Path, other: Path) -> SetDrift:
+    """Open two sets by folder and return what differs."""
+    return diff_goldens(open_golden(one), open_golden(other))
 
 
-def diff_goldens(one: Golden, other: Golden) -> list[Drift]:
+def diff_goldens(one: Golden, other: Golden) -> SetDrift:
     """Return every tensor that differs, in the order of phases and keys; equal bytes are equal."""
     drifts = []
-    for part in ("inputs", *PHASES):
-        file = INPUTS if part == "inputs" else phase_file(Phase(part))
+    counts = {}
+    for part in (INPUTS_PART, *PHASES):
+        file = INPUTS if part == INPUTS_PART else phase_file(Phase(part))
         entries = [
             golden.manifest.files[file].tensors if file in golden.manifest.files else {}
             for golden in (one, other)
         ]
-        for key in sorted(entries[0].keys() | entries[1].keys()):
+        keys = sorted(entries[0].keys() | entries[1].keys())
+        counts[str(part)] = len(keys)
+        for key in keys:
             sides = entries[0].get(key), entries[1].get(key)
             if sides[0] != sides[1]:
                 drifts.append(_drift(one, other, part, key, sides))
-    return drifts
+    return SetDrift(
+        one=_identity(one),
+        other=_identity(other),
+        environment=_environment(one, other),
+        tensors=counts,
+        drifts=tuple(drifts),
+        texts=tuple(_texts(one, other, drifts)),
+    )
+
+
+def _identity(golden: Golden) -> SetIdentity:
+    return SetIdentity(golden.manifest.title, str(golden.folder))
+
+
+def _environment(one: Golden, other: Golden) -> dict[str, tuple[str, str]]:
+    sides = one.manifest.environment, other.manifest.environment
+    names = sorted(sides[0].keys() | sides[1].keys())
+    both = {name: (sides[0].get(name, ""), sides[1].get(name, "")) for name in names}
+    return {name: (before, after) for name, (before, after) in both.items() if before != after}
 
 
 def _drift(
@@ -74,28 +75,31 @@ def _drift(
     verdict, reason, comparison = judge_tensor(expected, actual, tolerance)
     if name in PLACES and actual.shape == expected.shape:
         return Drift(part, case, name, Verdict.PASS, "places, judged by the values beside them")
-    return Drift(part, case, name, verdict, reason, comparison)
+    return Drift(part, case, name, verdict, reason, comparison, tolerance)
 
 
 def _tolerance(golden: Golden, part: str, case: str) -> Tolerance:
-    if part == "inputs":
+    if part == INPUTS_PART:
         return EXACT
     # What generation keeps besides its tokens are logits.
     part = Phase.FORWARD if part == Phase.GENERATE else part
     return golden.manifest.tolerances[Phase(part)].for_images(golden.case(case).images)
 
 
-def describe_drift(drifts: list[Drift]) -> list[str]:
-    """Return one line for each part of the set that moved."""
-    lines = []
-    for part in ("inputs", *PHASES):
-        found = [drift for drift in drifts if drift.part == part]
-        if not found:
+def _texts(one: Golden, other: Golden, drifts: list[Drift]) -> list[TextDrift]:
+    """Return the generations whose tokens differ, as text."""
+    found = []
+    for drift in drifts:
+        if drift.tensor != _TOKENS or drift.part != Phase.GENERATE:
             continue
-        beyond = sum(drift.verdict is not Verdict.PASS for drift in found)
-        largest = max((d.comparison.max_abs for d in found if d.comparison), default=float("nan"))
-        lines.append(
-            f"{part}: {len(found)} tensors moved, {beyond} beyond tolerance, "
-            f"largest difference {largest:.3g}"
-        )
-    return lines
+        key = f"{drift.case}/{_TOKENS}"
+        if any(
+            key not in g.manifest.files[phase_file(Phase.GENERATE)].tensors for g in (one, other)
+        ):
+            continue
+        before, after = (golden.read(Phase.GENERATE, key).tolist() for golden in (one, other))
+        same = [a == b for a, b in zip(before, after, strict=False)]
+        step = same.index(False) if False in same else len(same)
+        texts = (golden.case(drift.case).generated for golden in (one, other))
+        found.append(TextDrift(drift.case, step, *texts))
+    return found

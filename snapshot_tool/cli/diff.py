@@ -6,9 +6,7 @@ from pathlib import Path
 
 import click
 
-from snapshot_tool.cli.options import goldens_option
-
-_SHOWN = 20
+from snapshot_tool.cli.options import goldens_option, write_text
 
 
 @click.command(
@@ -18,29 +16,30 @@ _SHOWN = 20
 )
 @click.argument("one")
 @click.argument("other")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
+@click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write a page.")
 @goldens_option
-def diff_command(*, one: str, other: str, goldens: Path) -> int:
+def diff_command(
+    *, one: str, other: str, json_path: Path | None, html_path: Path | None, goldens: Path
+) -> int:
     """Show which recorded tensors differ between two golden sets, and by how much.
 
-    ONE and OTHER are folders or parts of their paths below --goldens. Exit code 0 where all
-    differences are within ONE's tolerances, 1 where some are not.
+    ONE and OTHER are folders or parts of their paths below --goldens: of two revisions, two
+    transformers versions, two devices. Exit code 0 where all differences are within ONE's
+    tolerances, 1 where some are not.
     """
-    from snapshot_tool.core.results import Verdict
-    from snapshot_tool.drift import describe_drift, diff_folders
+    from snapshot_tool.drift import diff_folders
+    from snapshot_tool.reports.diff_html import diff_to_html
+    from snapshot_tool.reports.diff_json import diff_to_json
+    from snapshot_tool.reports.diff_text import diff_lines
     from snapshot_tool.workflows.goldens import find_golden
 
-    folders = [find_golden(goldens, spec)[0] for spec in (one, other)]
-    first, second, drifts = diff_folders(*folders)
-    click.echo(f"one    {first.manifest.title}  {first.folder}")
-    click.echo(f"other  {second.manifest.title}  {second.folder}")
-    if not drifts:
-        click.echo("the same: every tensor has the same bytes")
-        return 0
-    for line in describe_drift(drifts):
-        click.echo(line)
-    beyond = [drift for drift in drifts if drift.verdict is not Verdict.PASS]
-    for drift in beyond[:_SHOWN]:
-        click.echo(f"    {drift.part} / {drift.case} / {drift.tensor}: {drift.reason}")
-    if len(beyond) > _SHOWN:
-        click.echo(f"    … and {len(beyond) - _SHOWN} more")
-    return 1 if beyond else 0
+    drift = diff_folders(*(find_golden(goldens, spec)[0] for spec in (one, other)))
+    if "-" not in (str(json_path), str(html_path)):
+        for line in diff_lines(drift):
+            click.echo(line)
+    if json_path is not None:
+        write_text(json_path, diff_to_json(drift))
+    if html_path is not None:
+        write_text(html_path, diff_to_html(drift))
+    return 1 if drift.beyond else 0

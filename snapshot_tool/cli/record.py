@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from snapshot_tool.checkpoint import DEFAULT_CHECKPOINT
 from snapshot_tool.cli.options import goldens_option, parse_phases, phase_option
+from snapshot_tool.core.errors import UpdateDeclined, UsageError
 from snapshot_tool.devices import DEVICES
+
+if TYPE_CHECKING:
+    from snapshot_tool.core.drift import Review, SetDrift
 
 
 @click.command(
@@ -38,6 +44,7 @@ from snapshot_tool.devices import DEVICES
 @goldens_option
 @click.option("--update", is_flag=True, help="Replace a recorded set by a new version.")
 @click.option("--reason", default="", help="Why; kept in the set's history.")
+@click.option("--yes", is_flag=True, help="Write the new version without asking.")
 @click.option("--resume", is_flag=True, help="Go on with a recording that was cut short.")
 @click.option("--fresh", is_flag=True, help="Throw away a recording that was cut short.")
 def record_command(
@@ -53,6 +60,7 @@ def record_command(
     goldens: Path,
     update: bool,
     reason: str,
+    yes: bool,
     resume: bool,
     fresh: bool,
 ) -> int:
@@ -60,6 +68,9 @@ def record_command(
 
     Needs the record environment: pip install 'snapshot-tool[record]'. Seed, variants and new tokens
     not given are those of the set that is replaced, or of the same revision on another device.
+
+    --update shows what moved before it writes: on a terminal it asks, elsewhere it wants --yes and
+    --reason. Declined, the old set stays, and --resume --update --yes goes on from what is staged.
     """
     from snapshot_tool.cli.progress import TerminalProgress
     from snapshot_tool.workflows.record import RecordRequest, record
@@ -79,7 +90,9 @@ def record_command(
         resume=resume,
         fresh=fresh,
     )
-    outcome = record(request, TerminalProgress())
+    if update and not reason and (yes or not _is_interactive()):
+        raise UsageError("--update needs --reason TEXT", "say why the golden changes")
+    outcome = record(request, TerminalProgress(), _reviewer(reason, written_unasked=yes))
     manifest = outcome.manifest
     if not outcome.changed:
         click.echo(f"unchanged: {manifest.title}: the new recording has the same bytes")
@@ -93,3 +106,26 @@ def record_command(
     for line in manifest.history[-1].moved:
         click.echo(f"moved: {line}")
     return 0
+
+
+def _is_interactive() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _reviewer(reason: str, *, written_unasked: bool) -> Review:
+    """Return what shows an update, and asks a person where there is one."""
+    from snapshot_tool.reports.diff_text import diff_lines
+
+    def review(drift: SetDrift) -> str:
+        for line in diff_lines(drift):
+            click.echo(line)
+        if written_unasked:
+            return reason
+        if not (_is_interactive() and click.confirm(f"write {drift.other.title}?")):
+            raise UpdateDeclined(
+                f"{drift.one.title} stays as it is; the new answers are kept",
+                "write them with the same command and: --resume --update --yes --reason TEXT",
+            )
+        return reason or str(click.prompt("reason"))
+
+    return review

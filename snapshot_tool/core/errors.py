@@ -39,6 +39,10 @@ class GoldenExists(SnapError):
     """A recording would replace a golden set, or an unfinished one, and nobody asked for that."""
 
 
+class UpdateDeclined(SnapError):
+    """A new golden version was shown, and nobody said that it shall be written."""
+
+
 class GoldenDamaged(SnapError):
     """A file of a golden set is missing, cut short or altered."""
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import msgspec
 
 from snapshot_tool.checkpoint import Checkpoint, is_folder_name
+from snapshot_tool.core.drift import Review, SetDrift, describe_drift
 from snapshot_tool.core.errors import GoldenExists
 from snapshot_tool.core.interfaces import ReferenceInfo
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.text import printable
 from snapshot_tool.core.tolerance import DEFAULT_TOLERANCES
-from snapshot_tool.drift import describe_drift, diff_goldens
+from snapshot_tool.drift import diff_goldens
 from snapshot_tool.recording.answers import FORWARD_PASS, generated_text_file
 from snapshot_tool.recording.plan import Plan, PlannedCase
 from snapshot_tool.recording.staging import Staging
@@ -46,7 +47,8 @@ class Assembly:
     Args:
         existing: the set that is replaced, or None.
         siblings: the sets of the same revision on other devices, which share its inputs.
-        reason: why it is recorded; kept in the history.
+        reason: why it is recorded; kept in the history of a first version.
+        review: asked for the reason of any further version, once what moved is known.
     """
 
     staging: Staging
@@ -57,9 +59,13 @@ class Assembly:
     existing: Golden | None
     siblings: list[Golden]
     reason: str
+    review: Review
 
     def write(self) -> tuple[Manifest, bool]:
-        """Put the set in place; return its manifest, and False where nothing had to change."""
+        """Put the set in place; return its manifest, and False where nothing had to change.
+
+        Where the review declines, the old set and everything staged stay as they are.
+        """
         folder = self.staging.tree / self.location.set_name
         shutil.rmtree(self.staging.tree, ignore_errors=True)
         make_folder(folder)
@@ -67,12 +73,13 @@ class Assembly:
         self._require_shared_inputs(files[INPUTS])
         manifest = self._manifest(files)
         if self.existing:
-            moved = _moved(self.existing, Golden(folder, manifest))
-            if not moved:
+            if _same_answers(self.existing.manifest, manifest):
                 return self.existing.manifest, False
-            manifest = _next_version(
-                self.existing.manifest, manifest, moved, reason=printable(self.reason)
-            )
+            version = self.existing.manifest.golden_version + 1
+            manifest = msgspec.structs.replace(manifest, golden_version=version)
+            drift = diff_goldens(self.existing, Golden(folder, manifest))
+            reason = printable(self.review(drift))
+            manifest = _with_history(manifest, self.existing.manifest, drift, reason=reason)
         write_atomically(folder / MANIFEST, encode(manifest))
         commit(self.staging.tree, self.location)
         return manifest, True
@@ -160,19 +167,14 @@ class Assembly:
         return next((entry.generated for entry in old if entry.name == case), "")
 
 
-def _moved(old: Golden, new: Golden) -> tuple[str, ...]:
-    """Say what differs from the golden that is replaced; nothing where all bytes are equal."""
-    same_files = new.manifest.files == old.manifest.files
-    if same_files and new.manifest.generation == old.manifest.generation:
-        return ()
-    drift = describe_drift(diff_goldens(old, new))
-    return tuple(drift) or ("no recorded tensor",)
+def _same_answers(old: Manifest, new: Manifest) -> bool:
+    return new.files == old.files and new.generation == old.generation
 
 
-def _next_version(old: Manifest, new: Manifest, moved: tuple[str, ...], *, reason: str) -> Manifest:
-    version = old.golden_version + 1
-    entry = HistoryEntry(version=version, when=_today(), reason=reason, moved=moved)
-    return msgspec.structs.replace(new, golden_version=version, history=(*old.history, entry))
+def _with_history(new: Manifest, old: Manifest, drift: SetDrift, *, reason: str) -> Manifest:
+    moved = tuple(describe_drift(drift)) or ("no recorded tensor",)
+    entry = HistoryEntry(version=new.golden_version, when=_today(), reason=reason, moved=moved)
+    return msgspec.structs.replace(new, history=(*old.history, entry))
 
 
 def _relative_location(checkpoint: Checkpoint, goldens: Path) -> str | None:

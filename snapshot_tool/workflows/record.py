@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapshot_tool.checkpoint import Checkpoint, open_checkpoint
+from snapshot_tool.core.drift import Review
 from snapshot_tool.core.errors import GoldenExists, SnapError, UsageError
 from snapshot_tool.core.interfaces import Progress
 from snapshot_tool.core.phases import PHASES, Phase
@@ -62,10 +63,11 @@ class RecordOutcome:
     changed: bool
 
 
-def record(request: RecordRequest, progress: Progress) -> RecordOutcome:
-    """Record a golden set, or go on with an unfinished one."""
-    if request.update and not request.reason:
-        raise UsageError("--update needs --reason TEXT", "say why the golden changes")
+def record(request: RecordRequest, progress: Progress, review: Review) -> RecordOutcome:
+    """Record a golden set, or go on with an unfinished one.
+
+    `review` is shown what an update changes before it is written, and returns the reason.
+    """
     require_device(request.device)
     checkpoint = open_checkpoint(request.checkpoint, revision=request.revision)
     if checkpoint.resolved_from:
@@ -78,7 +80,13 @@ def record(request: RecordRequest, progress: Progress) -> RecordOutcome:
         staging = _open_staging(request, location)
         try:
             return _record(
-                request, checkpoint, location, existing=existing, staging=staging, progress=progress
+                request,
+                checkpoint,
+                location,
+                existing=existing,
+                staging=staging,
+                progress=progress,
+                review=review,
             )
         except OSError as error:
             where = f" {error.filename}" if error.filename else f" below {request.goldens}"
@@ -134,6 +142,7 @@ def _record(
     existing: Golden | None,
     staging: Staging,
     progress: Progress,
+    review: Review,
 ) -> RecordOutcome:
     from snapshot_tool.reference import load_reference
 
@@ -170,7 +179,7 @@ def _record(
     plan = make_plan(staging, settings, reference=reference, template=template, progress=progress)
     stage_answers(staging, plan, reference=reference, progress=progress)
     assembly = Assembly(
-        staging, plan, info, checkpoint, location, existing, siblings, request.reason
+        staging, plan, info, checkpoint, location, existing, siblings, request.reason, review
     )
     manifest, changed = assembly.write()
     staging.discard()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -140,7 +141,9 @@ def test_diff_of_a_set_with_itself_finds_nothing(snap: Snap, goldens_copy: Path)
     assert (run.code, "the same: every tensor has the same bytes" in run.out) == (0, True)
 
 
-def test_diff_names_what_moved_beyond_tolerance(snap: Snap, goldens_copy: Path) -> None:
+def test_diff_names_what_moved_beyond_tolerance(
+    snap: Snap, goldens_copy: Path, tmp_path: Path
+) -> None:
     """A golden with one other element differs in that phase, case and tensor alone."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -160,8 +163,14 @@ def test_diff_names_what_moved_beyond_tolerance(snap: Snap, goldens_copy: Path) 
     (folder / "manifest.json").write_bytes(encode(manifest))
     run = snap("diff", set_folder(GOLDENS), folder)
     assert run.code == 1
-    assert "connector: 1 tensors moved, 1 beyond tolerance, largest difference 0.5" in run.out
+    assert re.search(
+        r"^connector +14 +1 +1  [0-9.e+]+x two-images / image_hidden", run.out, re.MULTILINE
+    )
     assert "connector / two-images / image_hidden_states: 1 of 13056 differ" in run.out
+    page = tmp_path / "diff.html"
+    report = snap("diff", set_folder(GOLDENS), folder, "--json", "-", "--html", page).report
+    assert [(part["part"], part["largest"]) for part in report["parts"]] == [("connector", 0.5)]
+    assert "two-images / image_hidden_states" in page.read_text(encoding="utf-8")
     assert "worst at [3, 2, 7]" in run.out
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -59,7 +62,7 @@ def small_copy(small: Path, tmp_path: Path) -> Path:
 def test_the_committed_goldens_are_what_the_reference_says(snap: Snap, tmp_path: Path) -> None:
     """Recorded again from their recipes, they are the same, within the processor's rounding."""
     shutil.copytree(GOLDENS, tmp_path / "goldens", ignore=shutil.ignore_patterns(".snap"))
-    run = record(snap, tmp_path / "goldens", "--update", "--reason", "again")
+    run = record(snap, tmp_path / "goldens", "--update", "--reason", "again", "--yes")
     assert run.code == 0, run.err
     if run.out.startswith("unchanged"):
         assert contents(tmp_path / "goldens") == contents(GOLDENS)
@@ -119,22 +122,24 @@ def test_an_update_that_changes_nothing_makes_no_new_version(snap: Snap, small_c
 
 def test_an_update_keeps_the_history(snap: Snap, small_copy: Path) -> None:
     """A new version says when, why and what moved."""
-    run = record(snap, small_copy, "--update", "--reason", "longer answers", "--max-new-tokens", 6)
+    options = ("--yes", "--max-new-tokens", 6)
+    run = record(snap, small_copy, "--update", "--reason", "longer answers", *options)
     assert run.code == 0, run.err
     manifest = manifest_of(small_copy)
     assert manifest["golden_version"] == 2
     assert [entry["version"] for entry in manifest["history"]] == [1, 2]
     entry = manifest["history"][1]
     assert entry["reason"] == "longer answers"
-    (moved,) = entry["moved"]
+    moved, *tokens = entry["moved"]
     assert moved.startswith("generate: ")
+    assert "tokens of one-image change from step 4" in tokens
     assert snap("verify", "--goldens", small_copy).code == 0
 
 
 def test_one_phase_can_be_recorded_again_alone(snap: Snap, small_copy: Path) -> None:
     """The files of the other phases stay as they were."""
     before = contents(small_copy)
-    options = ("--phase", "generate", "--max-new-tokens", 6)
+    options = ("--phase", "generate", "--max-new-tokens", 6, "--yes")
     run = record(snap, small_copy, "--update", "--reason", "tokens", *options)
     assert run.code == 0, run.err
     after = contents(small_copy)
@@ -321,3 +326,43 @@ def test_a_golden_of_one_phase_alone_says_what_is_missing(snap: Snap, tmp_path: 
     names = {path.name for path in set_folder(goldens).iterdir()}
     assert names == {"connector.safetensors", "taps.safetensors", "manifest.json"}
     assert snap("verify", "--goldens", goldens).code == 0
+
+
+def on_a_terminal(goldens: Path, answers: str, *options: str) -> tuple[int, str]:
+    """Record on a terminal where a person types; return the exit code and what was shown."""
+    command = [sys.executable, "-m", "snapshot_tool", "record", "--checkpoint", str(CHECKPOINT)]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*command, "--goldens", str(goldens), *options],
+        cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        os.write(ours, answers.encode())
+        shown = b""
+        # Linux ends a terminal whose other side is closed with an error, other systems with b"".
+        with contextlib.suppress(OSError):
+            while data := os.read(ours, 65536):
+                shown += data
+    os.close(ours)
+    return process.returncode, shown.decode()
+
+
+def test_an_update_is_reviewed_before_it_is_written(snap: Snap, small_copy: Path) -> None:
+    """Where nobody can be asked it is shown and not written; on a terminal the answer decides."""
+    before = contents(small_copy)
+    longer = ("--max-new-tokens", "6")
+    shown = record(snap, small_copy, "--update", "--reason", "why not", *longer)
+    assert shown.code == 3
+    assert re.search(r"^generate +\d+ +\d+ +\d+  ", shown.out, re.MULTILINE)
+    assert "tokens of one-image change from step 4:" in shown.out
+    problem, remedy = error_lines(shown)
+    assert "golden version 1 stays as it is; the new answers are kept" in problem
+    assert "--resume --update --yes --reason TEXT" in remedy
+    assert contents(small_copy) == before
+    options = ("--resume", "--update", *longer)
+    code, screen = on_a_terminal(small_copy, "y\nlonger answers\n", *options)
+    assert code == 0, screen
+    assert "golden version 2? [y/N]" in screen
+    (_, entry) = manifest_of(small_copy)["history"]
+    assert (entry["version"], entry["reason"]) == (2, "longer answers")
+    assert snap("verify", "--goldens", small_copy).code == 0

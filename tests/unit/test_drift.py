@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from snapshot_tool.core.drift import SetDrift, describe_drift
 from snapshot_tool.core.results import Verdict
-from snapshot_tool.drift import Drift, describe_drift, diff_folders
+from snapshot_tool.drift import diff_folders
+from snapshot_tool.reports.diff_html import diff_to_html
+from snapshot_tool.reports.diff_json import diff_to_json
+from snapshot_tool.reports.diff_text import diff_lines
 from snapshot_tool.store.layout import INPUTS
 from snapshot_tool.store.manifest import load_manifest
 from snapshot_tool.store.tensors import describe_file
@@ -22,8 +28,8 @@ from tests.unit.factory import write_golden, write_manifest
 Change = Callable[[dict[str, torch.Tensor]], object]
 
 
-def drift_after(tmp_path: Path, file: str, change: Change) -> list[Drift]:
-    """Change some tensors of a copy of a set and return what differs."""
+def drift_after(tmp_path: Path, file: str, change: Change, **fields: object) -> SetDrift:
+    """Change some tensors of a copy of a set (and manifest fields) and return what differs."""
     one = write_golden(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     other = tmp_path / "other" / one.relative_to(tmp_path / "one")
@@ -33,8 +39,8 @@ def drift_after(tmp_path: Path, file: str, change: Change) -> list[Drift]:
     save_file(tensors, path)
     manifest = load_manifest(other)
     files = {**manifest.files, file: describe_file(path)}
-    write_manifest(other, msgspec.structs.replace(manifest, files=files))
-    return diff_folders(one, other)[2]
+    write_manifest(other, msgspec.structs.replace(manifest, files=files, **fields))
+    return diff_folders(one, other)
 
 
 def add(key: str, amount: float) -> Change:
@@ -44,7 +50,7 @@ def add(key: str, amount: float) -> Change:
 
 def test_equal_sets_do_not_differ(tmp_path: Path) -> None:
     """Rewritten with the same values, nothing has moved."""
-    assert drift_after(tmp_path, "vision.safetensors", lambda _tensors: None) == []
+    assert drift_after(tmp_path, "vision.safetensors", lambda _tensors: None).drifts == ()
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,7 @@ def test_a_tensor_that_moved_is_judged_by_its_own_tolerance(
     tmp_path: Path, file: str, key: str, amount: float, verdict: Verdict
 ) -> None:
     """It alone is reported, with its figures."""
-    (drift,) = drift_after(tmp_path, file, add(key, amount))
+    (drift,) = drift_after(tmp_path, file, add(key, amount)).drifts
     assert f"{drift.case}/{drift.tensor}" == key
     assert drift.verdict is verdict
 
@@ -76,13 +82,116 @@ def test_a_tensor_that_moved_is_judged_by_its_own_tolerance(
 def test_a_tensor_without_a_partner_counts(tmp_path: Path) -> None:
     """Missing on one side is a difference, and said where."""
     key = "two-images/image_hidden_states"
-    (drift,) = drift_after(tmp_path, "connector.safetensors", lambda tensors: tensors.pop(key))
+    found = drift_after(tmp_path, "connector.safetensors", lambda tensors: tensors.pop(key))
+    (drift,) = found.drifts
     assert drift.verdict is Verdict.FAIL
     assert drift.reason == f"not in {tmp_path / 'other' / drift_folder()}"
-    (line,) = describe_drift([drift])
+    (line,) = describe_drift(found)
     assert line.startswith("connector: 1 tensors moved, 1 beyond tolerance")
 
 
 def drift_folder() -> Path:
     """Return the factory's set folder below its root."""
     return Path("local--tiny") / "0123456789ab" / "cpu-float32"
+
+
+def test_a_part_is_told_in_units_of_its_tolerance(tmp_path: Path) -> None:
+    """With how many tensors moved of how many, and the worst of them by name."""
+    found = drift_after(
+        tmp_path, "vision.safetensors", lambda t: t.update({k: v + 3e-3 for k, v in t.items()})
+    )
+    (part,) = found.parts()
+    assert (part.part, part.tensors, part.moved, part.beyond) == ("vision", 1, 1, 1)
+    assert part.largest == pytest.approx(3e-3, rel=1e-3)
+    # |diff| / (3e-4 + 3e-4 * |expected|), by the definition of the tolerance.
+    worst = part.worst.comparison.worst if part.worst.comparison else None
+    assert worst is not None
+    allowed = 3e-4 * (1 + abs(worst.expected))
+    assert part.worst.used == pytest.approx(abs(worst.actual - worst.expected) / allowed)
+    (line,) = describe_drift(found)
+    assert line.endswith(f"largest difference 0.003, {part.worst.used:.2g}x tolerance at worst")
+
+
+def test_the_worst_tensor_is_the_one_beyond_tolerance(tmp_path: Path) -> None:
+    """A small tolerance broken counts more than a large difference within a larger one."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["two-images/logits"] += 6e-5
+        tensors["text-only/logits"] += 4.9e-4
+
+    (part,) = drift_after(tmp_path, "forward.safetensors", change).parts()
+    assert (part.worst.case, part.beyond) == ("text-only", 1)
+
+
+def test_nan_is_worse_than_any_number(tmp_path: Path) -> None:
+    """And is said, in every report, without invalid JSON."""
+    key = "text-only/logits"
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["two-images/logits"] += 5
+        tensors[key][3] = torch.nan
+
+    found = drift_after(tmp_path, "forward.safetensors", change)
+    (part,) = found.parts()
+    assert part.worst.case == "text-only"
+    report = json.loads(diff_to_json(found), parse_constant=pytest.fail)
+    assert report["parts"][0]["largest"] == "nan"
+    assert "1 NaN" in "\n".join(diff_lines(found))
+
+
+def with_other_tokens(tmp_path: Path, text: str) -> SetDrift:
+    """Return the drift of a set whose second token, and text, are others."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["text-only/token_ids"][1] = 9
+
+    cases = tuple(
+        msgspec.structs.replace(case, generated=text) if case.name == "text-only" else case
+        for case in load_manifest(write_golden(tmp_path / "any")).cases
+    )
+    environment = {"torch": "2.13.0", "python": "3.11.9"}
+    return drift_after(
+        tmp_path, "generate.safetensors", change, cases=cases, environment=environment
+    )
+
+
+def test_tokens_that_moved_are_told_as_text(tmp_path: Path) -> None:
+    """From which step on, before and after; and so are the versions that differ."""
+    found = with_other_tokens(tmp_path, "kleiner")
+    lines = diff_lines(found)
+    place = lines.index("tokens of text-only change from step 1:")
+    assert lines[place + 1 : place + 3] == ["  - 'größer'", "  + 'kleiner'"]
+    assert "       torch: 2.6.0 -> 2.13.0" in lines
+    assert describe_drift(found)[-1] == "tokens of text-only change from step 1"
+    report = json.loads(diff_to_json(found))
+    assert report["tokens"] == [
+        {"case": "text-only", "step": 1, "one": "größer", "other": "kleiner"}
+    ]
+    assert report["environment"] == {"torch": {"one": "2.6.0", "other": "2.13.0"}}
+
+
+def test_the_page_shows_the_same_and_trusts_no_text(tmp_path: Path) -> None:
+    """What a model said is text, not markup; nothing is loaded from anywhere."""
+    page = diff_to_html(with_other_tokens(tmp_path, "<script>alert(1)</script>"))
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in page
+    assert "text-only, from step 1" in page
+    assert not re.search(r"(src|href)=|@import|url\(", page)
+
+
+def test_sets_with_other_cases_are_compared_by_what_both_have(tmp_path: Path) -> None:
+    """A case of one set alone is a difference by name, not an error."""
+    one = write_golden(tmp_path / "one")
+    other = write_golden(tmp_path / "other")
+    manifest = load_manifest(other)
+    kept = {
+        name: msgspec.structs.replace(
+            entry, tensors={k: t for k, t in entry.tensors.items() if k.startswith("text-only/")}
+        )
+        for name, entry in manifest.files.items()
+    }
+    cases = tuple(case for case in manifest.cases if case.name == "text-only")
+    write_manifest(other, msgspec.structs.replace(manifest, files=kept, cases=cases))
+    found = diff_folders(one, other)
+    assert {drift.case for drift in found.drifts} == {"two-images"}
+    assert all(drift.reason == f"not in {other}" for drift in found.drifts)
