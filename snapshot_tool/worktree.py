@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapshot_tool.core.errors import SnapError, UsageError
+from snapshot_tool.core.text import printable
 
 # Variables that git sets in hooks, and that would lead it to another repository than the one named.
 _LEADING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
@@ -74,7 +75,8 @@ def find_commit(repository: Path, name: str) -> Commit:
 
 def read_commit(repository: Path, sha: str) -> Commit:
     """Return a commit by its full SHA."""
-    return Commit(*ask_git(repository, "show", "-s", "--format=%H%n%an%n%as%n%s", sha).split("\n"))
+    said = ask_git(repository, "show", "-s", "--format=%H%n%an%n%as%n%s", sha)
+    return Commit(*(printable(line) for line in said.split("\n")))
 
 
 @contextmanager

@@ -1,0 +1,143 @@
+"""Every command of the README and of docs/ is run, and what it prints is what they show.
+
+A block of `console` lines has commands, each after `$ `, with the output that is shown below it:
+`...` stands for anything, and figures that depend on the processor's rounding are compared as
+figures only. They run in a copy of the repository, page by page in their order, with `snap record`
+from the record environment and everything else from the check environment. A block that begins with
+`# elsewhere: why` cannot run here, and is listed below.
+"""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CHECKOUT, ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = {
+    "snap record --revision 7e3e67edbbed1bf9888184d9df282b700a323964",
+    "snap check --fms-path ./foundation-model-stack --device cuda",
+    "snap bisect --fms-path ../foundation-model-stack --good v1.0 --bad HEAD -- --case one-image",
+}
+# Sizes of differences, how many elements differ, and the place of the worst one.
+FIGURES = re.compile(
+    r"\d+(?:\.\d+)?(?:e[-+]\d+)?(?=x\b)|\d+\.\d{3,}|\d+(?:\.\d+)?e[-+]\d+"
+    r"|\d+(?= of \d+ differ)|(?<=differ \()[\d.]+(?=%)|(?<=worst at \[)[\d, ]+"
+)
+MATCHES = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+COPIED = ("goldens", "tests", "Makefile", "pyproject.toml", ".ci")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of a page: its text, what is shown below it, and whether it can run here."""
+
+    text: str
+    shown: str
+    elsewhere: bool
+
+    @property
+    def exit_code(self) -> int:
+        """What it must exit with: 1 where the page shows that something fails."""
+        return 1 if re.search(r"^FAIL", self.shown, re.MULTILINE) else 0
+
+
+def commands(page: Path) -> list[Command]:
+    """Return the commands of a page in their order."""
+    found = []
+    for block in re.findall(r"(?ms)^```console\n(.*?)^```", page.read_text("utf-8")):
+        elsewhere = block.startswith("# elsewhere: ")
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            text, _, shown = part.partition("\n")
+            found.append(Command(text, shown, elsewhere))
+    return found
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Copy of the repository what the commands use, as a repository of its own."""
+    ignored = shutil.ignore_patterns(".snap", "__pycache__")
+    root = tmp_path / "repository"
+    root.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=ignored)
+        else:
+            shutil.copy(source, root)
+    shutil.copytree(CHECKOUT, root / CHECKOUT.relative_to(ROOT), ignore=ignored)
+    for name in (".venv-check", ".venv-record"):
+        (root / name).symlink_to(ROOT / name)
+    subprocess.run(["git", "init", "--quiet", str(root)], check=True)
+    return root
+
+
+def run(command: str, *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in the environment that it is for; make only says what it would do."""
+    environment = ROOT / ".venv-record" if command.startswith("snap record") else None
+    programs = environment / "bin" if environment else Path(sys.executable).parent
+    variables = {"PATH": f"{programs}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    variables["OMP_NUM_THREADS"] = "1"
+    return subprocess.run(
+        ["bash", "-c", re.sub(r"^make ", "make --dry-run ", command)],
+        cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda page: page.name)
+def test_every_command_does_what_the_page_shows(page: Path, copy: Path) -> None:
+    """It exits as the page says, and its output is the one shown."""
+    shared = copy.parent / "shared"
+    for command in commands(page):
+        if command.elsewhere:
+            continue
+        answer = run(command.text.replace("/tmp/snap-goldens", str(shared)), cwd=copy)
+        printed = answer.stdout.replace(str(shared), "/tmp/snap-goldens")
+        assert answer.returncode == command.exit_code, f"{command.text}\n{printed}{answer.stderr}"
+        if command.shown.strip():
+            shown, seen = (FIGURES.sub("N", text) for text in (command.shown, printed))
+            assert doctest.OutputChecker().check_output(shown, seen, MATCHES), (
+                f"$ {command.text}\n{printed}\nis not what {page.name} shows:\n{command.shown}"
+            )
+
+
+def test_commands_that_cannot_run_here_are_marked_and_listed() -> None:
+    """None is left out in silence, and none is listed that is gone."""
+    marked = {command.text for page in PAGES for command in commands(page) if command.elsewhere}
+    assert marked == ELSEWHERE
+
+
+def test_no_page_has_commands_that_nobody_runs() -> None:
+    """A line that begins with `$ ` stands in a console block."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        prompts = re.findall(r"^\$ ", text, re.MULTILINE)
+        assert len(prompts) == len(commands(page)), page
+
+
+def test_every_page_is_in_the_index_and_every_link_leads_somewhere() -> None:
+    """Pages, pictures and headings that are linked exist."""
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        assert page.name == "README.md" or f"]({page.name})" in index
+    for page in PAGES:
+        text = re.sub(r"(?ms)^```.*?^```", "", page.read_text("utf-8"))
+        for link in re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", text):
+            target, _, heading = "".join(link).partition("#")
+            if "://" in target:
+                continue
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name} links to {target}"
+            if heading:
+                headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
+                names = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+                assert heading in names, f"{page.name} links to #{heading}"
