@@ -27,10 +27,15 @@ def list_goldens(root: Path) -> list[FoundSet]:
 
 
 def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
-    """Return the one set that `spec` names: a folder, part of its path below `root`, or nothing."""
+    """Return the one set that `spec` names.
+
+    A set's folder, a folder of sets with one in it, a part of a path below `root`, or nothing.
+    """
     if spec and (Path(spec) / MANIFEST).is_file():
         return Path(spec), load_manifest(Path(spec))
-    matching = [found for found in find_goldens(root) if spec is None or _is_named(found, spec)]
+    matching = find_goldens(Path(spec)) if spec and Path(spec).is_dir() else []
+    if not matching:
+        matching = [found for found in find_goldens(root) if spec is None or _is_named(found, spec)]
     if not matching:
         raise GoldenNotFound(
             f"no golden set {spec or ''} in {root}".replace("  ", " "),
