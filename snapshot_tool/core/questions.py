@@ -29,12 +29,14 @@ class Subject:
         cuts: the numbers of tokens after which its prompt may be cut, in ascending order, each with
             the number of tiles that belong to so many tokens. The last one is the whole prompt.
         generated: the number of recorded new tokens.
+        paddable: whether padding changes none of its answers.
     """
 
     case: str
     phases: frozenset[Phase]
     cuts: Mapping[int, int]
     generated: int
+    paddable: bool = True
 
     @property
     def length(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.core.errors import PhaseUnsupported, UsageError
@@ -20,12 +20,9 @@ from snapshot_tool.core.questions import (
     Resumed,
     Shorter,
     Split,
-    Subject,
     VisionTiles,
 )
-from snapshot_tool.families import family_of
-from snapshot_tool.store import parts
-from snapshot_tool.store.golden import Golden
+from snapshot_tool.exploration.recorded import Recorded, some
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +45,7 @@ class Examiner:
     """
 
     candidate: Any
-    golden: Golden
-    subjects: Mapping[str, Subject]
+    recorded: Recorded
 
     def ask(self, question: Question) -> list[Answer]:
         """Ask; return one answer for each row.
@@ -68,195 +64,119 @@ class Examiner:
     def ask_forward(self, question: Prefix | Padding) -> list[Answer]:
         """Run one prompt."""
         prompt = question.prompt
-        return self._logits([prompt], self.candidate.forward(self._inputs(prompt)))
+        return self._logits([prompt], self.candidate.forward(self.recorded.inputs(prompt)))
 
     def ask_parts(self, question: Split) -> list[Answer]:
         """Run one prompt in two parts."""
         prompt = question.prompt
-        whole = self._inputs(prompt)
-        tiles = self._tiles_within(prompt.case, question.first)
-        place = prompt.pads + question.first
-        if place >= whole.input_ids.shape[1]:
+        if not question.first < prompt.length:
             raise UsageError(f"{question}: nothing is left for the second part")
-        first = CaseInputs(
-            whole.input_ids[:, :place],
-            whole.attention_mask[:, :place],
-            _some(whole.pixel_values, slice(tiles)),
-            _some(whole.pixel_attention_mask, slice(tiles)),
-        )
-        second = CaseInputs(
-            whole.input_ids[:, place:],
-            whole.attention_mask,
-            _some(whole.pixel_values, slice(tiles, None)),
-            _some(whole.pixel_attention_mask, slice(tiles, None)),
-        )
-        return self._logits([prompt], self.candidate.forward_in_parts([first, second]))
+        tiles = self.recorded.tiles_within(prompt.case, question.first)
+        parts = _split(self.recorded.inputs(prompt), prompt.pads + question.first, tiles=tiles)
+        return self._logits([prompt], self.candidate.forward_in_parts(parts))
 
     def ask_batch(self, question: Batch) -> list[Answer]:
         """Run several prompts at once."""
-        prompts = self._padded(question.prompts)
-        rows = [self._inputs(prompt) for prompt in prompts]
+        prompts = self.recorded.padded(question.prompts)
+        rows = [self.recorded.inputs(prompt) for prompt in prompts]
         return self._logits(prompts, self.candidate.forward_batch(rows))
 
     def ask_vision(self, question: VisionTiles) -> list[Answer]:
         """Encode some tiles."""
-        tiles = self._tiles(question)
-        pixels = self.golden.inputs(question.case).pixel_values
-        if pixels is None:
-            raise UsageError(f"case {question.case} has no images")
-        answer = self.candidate.vision(pixels[tiles])
-        return [Answer(question.case, self._recorded(question, Phase.VISION)[tiles], answer)]
+        case, tiles = question.case, question.tiles
+        expected = self.recorded.features(case, Phase.VISION, tiles)
+        pixels = self.recorded.golden.inputs(case).pixel_values
+        return [Answer(case, expected, self.candidate.vision(pixels[list(tiles)]))]  # type: ignore[index]
 
     def ask_connector(self, question: ConnectorTiles) -> list[Answer]:
         """Connect the golden's features of some tiles."""
-        tiles = self._tiles(question)
-        answer = self.candidate.connector(self._recorded(question, Phase.VISION)[tiles])
-        return [Answer(question.case, self._recorded(question, Phase.CONNECTOR)[tiles], answer)]
+        case, tiles = question.case, question.tiles
+        expected = self.recorded.features(case, Phase.CONNECTOR, tiles)
+        features = self.recorded.features(case, Phase.VISION, tiles)
+        return [Answer(case, expected, self.candidate.connector(features))]
 
     def ask_shorter(self, question: Shorter) -> list[Answer]:
         """Generate fewer tokens."""
-        recorded = self._new_tokens(question.case, question.tokens)
-        actual = self.candidate.generate(
-            self.golden.inputs(question.case),
-            max_new_tokens=question.tokens,
-            eos_token_ids=self.golden.manifest.generation.eos_token_ids,
-        )
-        return [Answer(question.case, recorded[: question.tokens], actual)]
+        case = question.case
+        expected = self.recorded.new_tokens(case, needed=question.tokens)[: question.tokens]
+        inputs = self.recorded.golden.inputs(case)
+        return [Answer(case, expected, self._generate(inputs, question.tokens))]
 
     def ask_resumed(self, question: Resumed) -> list[Answer]:
         """Generate from the prompt and the first of the recorded tokens."""
-        import torch
-
-        generation = self.golden.manifest.generation
-        recorded = self._new_tokens(question.case, question.given + 1)
-        inputs = self.golden.inputs(question.case)
-        given = recorded[None, : question.given]
-        longer = CaseInputs(
-            torch.cat([inputs.input_ids, given], dim=1),
-            torch.cat([inputs.attention_mask, torch.ones_like(given)], dim=1),
-            inputs.pixel_values,
-            inputs.pixel_attention_mask,
-        )
-        actual = self.candidate.generate(
-            longer,
-            max_new_tokens=generation.max_new_tokens - question.given,
-            eos_token_ids=generation.eos_token_ids,
-        )
-        return [Answer(question.case, recorded[question.given :], actual)]
+        case, given = question.case, question.given
+        new = self.recorded.new_tokens(case, needed=given + 1)
+        longer = _continued(self.recorded.golden.inputs(case), new[:given])
+        left = self.recorded.golden.manifest.generation.max_new_tokens - given
+        return [Answer(case, new[given:], self._generate(longer, left))]
 
     def ask_generation_batch(self, question: GenerationBatch) -> list[Answer]:
         """Generate for several whole prompts at once."""
-        most = self.golden.manifest.generation.max_new_tokens
-        if not 0 < question.tokens <= most:
+        generation = self.recorded.golden.manifest.generation
+        if not 0 < question.tokens <= generation.max_new_tokens:
+            most = generation.max_new_tokens
             raise UsageError(f"{question}: {most} new tokens were recorded at most")
-        expected = [self._new_tokens(case, 1)[: question.tokens] for case in question.cases]
-        whole = [Prompt(case, self._subject(case).length) for case in question.cases]
+        expected = [self.recorded.new_tokens(case, needed=1) for case in question.cases]
+        whole = [Prompt(case, self.recorded.subject(case).length) for case in question.cases]
         answers = self.candidate.generate_batch(
-            [self._inputs(prompt) for prompt in self._padded(whole)],
+            [self.recorded.inputs(prompt) for prompt in self.recorded.padded(whole)],
             max_new_tokens=question.tokens,
-            eos_token_ids=self.golden.manifest.generation.eos_token_ids,
+            eos_token_ids=generation.eos_token_ids,
         )
         if not isinstance(answers, list | tuple) or len(answers) != len(expected):
             # Compared as it is, so that the mismatch of type or shape is named.
             answers = [answers] * len(expected)
-        return [Answer(*row) for row in zip(question.cases, expected, answers, strict=True)]
+        return [
+            Answer(case, tokens[: question.tokens], answer)
+            for case, tokens, answer in zip(question.cases, expected, answers, strict=True)
+        ]
 
-    def _subject(self, case: str) -> Subject:
-        if case not in self.subjects:
-            raise UsageError(
-                f"there is no case {case} to ask about", f"there are: {', '.join(self.subjects)}"
-            )
-        return self.subjects[case]
-
-    def _tiles_within(self, case: str, length: int) -> int:
-        cuts = self._subject(case).cuts
-        if length not in cuts:
-            raise UsageError(
-                f"the prompt of {case} cannot be cut after {length} tokens",
-                f"it has {max(cuts)}, and no image tile can be cut in two",
-            )
-        return cuts[length]
-
-    def _inputs(self, prompt: Prompt) -> CaseInputs:
-        """Return a prompt's tensors, its own padding and the tiles that belong to it."""
-        import torch
-
-        tiles = self._tiles_within(prompt.case, prompt.length)
-        inputs = self.golden.inputs(prompt.case)
-        ids = inputs.input_ids[:, parts.real_positions(inputs)[: prompt.length]]
-        pads = ids.new_full((1, prompt.pads), self.golden.manifest.generation.pad_token_id)
-        return CaseInputs(
-            torch.cat([pads, ids], dim=1),
-            torch.cat([torch.zeros_like(pads), torch.ones_like(ids)], dim=1),
-            _some(inputs.pixel_values, slice(tiles)),
-            _some(inputs.pixel_attention_mask, slice(tiles)),
-        )
-
-    def _padded(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Pad prompts to the length of the longest."""
-        longest = max(prompt.length for prompt in prompts)
-        return [Prompt(p.case, p.length, longest - p.length) for p in prompts]
+    def _generate(self, inputs: CaseInputs, tokens: int) -> object:
+        ends = self.recorded.golden.manifest.generation.eos_token_ids
+        return self.candidate.generate(inputs, max_new_tokens=tokens, eos_token_ids=ends)
 
     def _logits(self, prompts: Sequence[Prompt], answer: object) -> list[Answer]:
         """Return for each prompt the records of its positions, (length, columns)."""
         import torch
 
-        vocabulary = len(self.golden.tensor(prompts[0].case, Phase.FORWARD, parts.LOGITS))
-        shape = (len(prompts), prompts[0].pads + prompts[0].length, vocabulary)
+        first = prompts[0]
+        shape = (len(prompts), first.pads + first.length, self.recorded.vocabulary(first.case))
         if not isinstance(answer, torch.Tensor) or answer.shape != shape:
             # Compared as it is, so that the mismatch of type or shape is named.
-            return [Answer(prompts[0].case, torch.zeros(()).expand(shape), answer)]
+            return [Answer(first.case, torch.zeros(()).expand(shape), answer)]
         return [
-            Answer(prompt.case, *self._position_records(prompt, logits[prompt.pads :]))
+            Answer(prompt.case, *self.recorded.position_records(prompt, logits[prompt.pads :]))
             for prompt, logits in zip(prompts, answer.to("cpu"), strict=True)
         ]
 
-    def _position_records(
-        self, prompt: Prompt, logits: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a prompt's recorded values and those of its logits, one row for each position."""
-        recorded = {
-            name: self.golden.tensor(prompt.case, Phase.FORWARD, name)
-            for name in (*parts.POSITION_RECORDS, "position_topk_ids", "position_sample_ids")
-        }
-        actual = parts.position_records(
-            logits,
-            topk_ids=recorded["position_topk_ids"][: prompt.length],
-            sample_ids=recorded["position_sample_ids"],
-        )
-        return _rows(recorded)[: prompt.length], _rows(actual)
 
-    def _tiles(self, question: VisionTiles | ConnectorTiles) -> list[int]:
-        there = self._subject(question.case).tiles
-        if not all(0 <= tile < there for tile in question.tiles):
-            raise UsageError(f"{question}: case {question.case} has {there} tiles, from 0")
-        return list(question.tiles)
-
-    def _recorded(self, question: VisionTiles | ConnectorTiles, phase: Phase) -> torch.Tensor:
-        name = family_of(self.golden.manifest.checkpoint.family).compared[phase]
-        return self.golden.tensor(question.case, phase, name)
-
-    def _new_tokens(self, case: str, needed: int) -> torch.Tensor:
-        """Return a case's recorded new tokens, of which `needed` must be there."""
-        there = self._subject(case).generated
-        if not 0 < needed <= there:
-            raise UsageError(f"case {case} has {there} recorded new tokens, not {needed}")
-        return self.golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
+def _split(inputs: CaseInputs, place: int, *, tiles: int) -> list[CaseInputs]:
+    """Cut a prompt before token `place`; its first part has so many of the tiles."""
+    return [
+        CaseInputs(
+            inputs.input_ids[:, :place],
+            inputs.attention_mask[:, :place],
+            some(inputs.pixel_values, slice(tiles)),
+            some(inputs.pixel_attention_mask, slice(tiles)),
+        ),
+        CaseInputs(
+            inputs.input_ids[:, place:],
+            inputs.attention_mask,
+            some(inputs.pixel_values, slice(tiles, None)),
+            some(inputs.pixel_attention_mask, slice(tiles, None)),
+        ),
+    ]
 
 
-def _some(tensor: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
-    """Return some rows of what there is of an image, None where none are left."""
-    if tensor is None or len(tensor[rows]) == 0:
-        return None
-    return tensor[rows]
-
-
-def _rows(records: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return POSITION_RECORDS side by side, (positions, columns)."""
+def _continued(inputs: CaseInputs, tokens: torch.Tensor) -> CaseInputs:
+    """Append tokens (new,) to a prompt."""
     import torch
 
-    columns = [records[name].reshape(len(records[name]), -1) for name in parts.POSITION_RECORDS]
-    return torch.cat(columns, dim=-1)
+    return replace(
+        inputs,
+        input_ids=torch.cat([inputs.input_ids, tokens[None]], dim=1),
+        attention_mask=torch.cat([inputs.attention_mask, torch.ones_like(tokens[None])], dim=1),
+    )
 
 
 _WAYS: Mapping[type[Question], Callable[[Examiner, Any], list[Answer]]] = {

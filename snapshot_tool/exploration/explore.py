@@ -16,6 +16,7 @@ from snapshot_tool.core.questions import KINDS, Question
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.exploration.ask import Answer, Examiner
+from snapshot_tool.exploration.recorded import Recorded
 from snapshot_tool.exploration.subjects import find_subjects
 from snapshot_tool.guards.blame import require_candidates_fault
 from snapshot_tool.store.golden import Golden
@@ -82,7 +83,7 @@ def _judge(
     tolerance_of: ToleranceOf | None,
 ) -> _Judge:
     names = [case.name for case in golden.manifest.cases] if cases is None else cases
-    examiner = Examiner(candidate, golden, find_subjects(golden, names))
+    examiner = Examiner(candidate, Recorded(golden, find_subjects(golden, names)))
     return _Judge(examiner, tolerance_of or _own_tolerance(golden))
 
 
@@ -98,7 +99,7 @@ def _explore_kind(
 ) -> ExploredKind:
     """Ask `share` questions of a kind, or fewer: up to the first failure, which is shrunk."""
     reason = judge.why_not(kind)
-    questions = questions_of(kind, tuple(judge.examiner.subjects.values()))
+    questions = questions_of(kind, tuple(judge.examiner.recorded.subjects.values()))
     if questions is None:
         reason = "no selected case has an answer to any"
     if reason or questions is None or share == 0:

@@ -30,12 +30,18 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Calls(DecoderCalls):
-    """FMS's cache of states goes by position ids: they are always passed."""
+    """FMS's cache of states goes by position ids: they are always passed.
 
-    def padding(self, inputs: CaseInputs) -> dict[str, Any]:
+    After the prompt it takes one token at a time: a prompt in parts comes out wrong.
+    """
+
+    forward_in_parts = None  # type: ignore[assignment]
+
+    def padding(self, inputs: CaseInputs, *, cached: bool = False) -> dict[str, Any]:
         """Return mask and position ids of any prompt."""
-        whole = {"position_ids": (inputs.attention_mask.cumsum(-1) - 1).clamp(min=0)}
-        return {**whole, **super().padding(inputs)}
+        positions = (inputs.attention_mask.cumsum(-1) - 1).clamp(min=0)
+        whole = {"position_ids": positions[:, -inputs.input_ids.shape[1] :]}
+        return {**whole, **super().padding(inputs, cached=cached)}
 
 
 _LAYER, _HF_LAYER = r"base_model\.layers\.(\d+)", r"model.layers.\1"
@@ -44,6 +50,7 @@ BAMBA = Family(
     name="bamba",
     hf_class="BambaForCausalLM",
     phases=DECODER_PHASES,
+    recurrent=True,
     fms=FmsPort(
         "bamba",
         _fms_config,

@@ -92,6 +92,8 @@ class Family:
         tile_id_field: the field of Hugging Face's configuration with the id that stands in a
             prompt for each token that the connector makes of a tile, tile after tile; "" where
             prompts cannot be cut between tiles.
+        recurrent: whether it has layers whose state padding enters: what was recorded with padding
+            then holds for that padding alone.
         language_model: `model_type` of the text model, where one class serves several families.
     """
 
@@ -106,6 +108,7 @@ class Family:
     reserved_positions: int = 0
     attention: str = "sdpa"
     tile_id_field: str = ""
+    recurrent: bool = False
     language_model: str = ""
 
     @property

@@ -76,6 +76,19 @@ class DecoderCalls(FmsCalls):
         ids = self._loop(inputs, max_new_tokens=max_new_tokens, end=None)
         return [cut_after_end(new, eos_token_ids) for new in ids[:, length:]]
 
+    def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
+        """Return the logits of all parts of a prompt, each run on the cache of those before it."""
+        import torch
+
+        logits, cache = [], None
+        for part in parts:
+            seen = self.padding(part, cached=cache is not None)
+            answer, cache = self.model(
+                self.embed(part), past_key_value_states=cache, use_cache=True, **seen
+            )
+            logits.append(answer)
+        return torch.cat(logits, dim=1)
+
     def _loop(self, inputs: CaseInputs, *, max_new_tokens: int, end: int | None) -> torch.Tensor:
         ids: torch.Tensor = self.loaded.loop(
             self.model,
@@ -102,15 +115,19 @@ class DecoderCalls(FmsCalls):
         """Return what the loop's hook is given of the images."""
         return {}
 
-    def padding(self, inputs: CaseInputs) -> dict[str, Any]:
-        """Return what FMS's pad_input_ids gives for a padded prompt; nothing for a whole one."""
-        if bool(inputs.attention_mask.all()):
+    def padding(self, inputs: CaseInputs, *, cached: bool = False) -> dict[str, Any]:
+        """Return what FMS's pad_input_ids gives for a padded prompt; nothing for a whole one.
+
+        cached: tokens before these are in the cache, and the attention mask is of them too.
+        """
+        if bool(inputs.attention_mask.all()) and not cached:
             return {}
         real = inputs.attention_mask.bool()
         seen = (real[:, :, None] == real[:, None, :]).tril()
+        new = inputs.input_ids.shape[1]
         return {
-            "mask": additive_mask(seen, like=next(self.model.parameters())),
-            "position_ids": (inputs.attention_mask.cumsum(-1) - 1).clamp(min=0),
+            "mask": additive_mask(seen, like=next(self.model.parameters()))[:, -new:],
+            "position_ids": (inputs.attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new:],
         }
 
 

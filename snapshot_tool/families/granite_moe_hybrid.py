@@ -21,6 +21,7 @@ GRANITE_MOE_HYBRID = Family(
     name="granite_moe_hybrid",
     hf_class="GraniteMoeHybridForCausalLM",
     phases=DECODER_PHASES,
+    recurrent=True,
     fms=FmsPort(
         "granite_moe_hybrid",
         _fms_config,

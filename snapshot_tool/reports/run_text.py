@@ -119,7 +119,7 @@ def exploration_lines(report: CheckReport, *, replay: str) -> list[tuple[str, Ve
     if found is None:
         return []
     drawn = "" if found.seed is None else f", drawn from seed {found.seed}"
-    lines: list[tuple[str, Verdict | None]] = [(f"{found.asked} derived questions{drawn}", None)]
+    lines: list[tuple[str, Verdict | None]] = [(f"derived questions{drawn}", None)]
     for kind in found.kinds:
         text, verdict = outcome(kind.results)
         lines.append((f"  {kind.kind:<18}{kind.asked:>6} asked  {text}", verdict))
@@ -237,7 +237,8 @@ def summary_line(report: CheckReport) -> str:
     line = f"{report.verdict.value.upper()}: {', '.join(parts)} ({' and '.join(of_what)})"
     if report.divergence:
         first = report.divergence
-        line += f"; first divergence: {first.phase.value}, case {first.case}"
+        where = f"case {first.case}" if first in report.results else first.tensor
+        line += f"; first divergence: {first.phase.value}, {where}"
     if report.unmet:
         line += f"; required but skipped: {_names(report.unmet)}"
     return line

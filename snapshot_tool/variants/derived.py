@@ -87,7 +87,8 @@ def _split(draw: st.DrawFn, subjects: Sequence[Subject]) -> Question:
     cuts = list(subject.cuts)
     length = draw(_length(cuts[1:]))
     first = draw(st.sampled_from(cuts[: cuts.index(length)]))
-    return Split(Prompt(subject.case, length, draw(st.integers(0, _MAX_PADS))), first)
+    pads = draw(st.integers(0, _MAX_PADS if subject.paddable else 0))
+    return Split(Prompt(subject.case, length, pads), first)
 
 
 @st.composite
@@ -143,18 +144,22 @@ def _has_tiles(subject: Subject) -> bool:
     return subject.tiles > 0
 
 
+def _paddable(subject: Subject) -> bool:
+    return subject.paddable
+
+
 def _goes_on(subject: Subject) -> bool:
     return subject.generated > 1
 
 
 _HAS_ANSWERS: Mapping[type[Question], Callable[[Subject], bool]] = {
     Prefix: _always,
-    Padding: _always,
+    Padding: _paddable,
     Split: lambda subject: len(subject.cuts) > 1,
-    Batch: _always,
+    Batch: _paddable,
     VisionTiles: _has_tiles,
     ConnectorTiles: _has_tiles,
     Shorter: _goes_on,
     Resumed: _goes_on,
-    GenerationBatch: _always,
+    GenerationBatch: _paddable,
 }

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
+from snapshot_tool.core.errors import UsageError
 from snapshot_tool.core.interfaces import CandidateRequest
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.questions import KINDS, Prefix, Prompt, parse_question
 from snapshot_tool.core.results import Verdict, tolerance_used
+from snapshot_tool.exploration import subjects as subjects_module
 from snapshot_tool.exploration.explore import explore, replay
 from snapshot_tool.exploration.subjects import find_subjects
+from snapshot_tool.families.idefics3 import IDEFICS3
 from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.variants.derived import questions_of
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Run, Snap, set_folder
 from tests.fms_checkout.faults import FAULTS, HIDDEN_FAULTS, Fault, plant
 
@@ -97,6 +102,27 @@ def test_no_prompt_is_cut_within_a_tile(golden: Golden) -> None:
             length: tiles * 4 for length, tiles in cuts.items()
         }
         assert subjects[case.name].length == case.tokens - case.recipe["left_padding"]
+
+
+def test_what_padding_enters_is_not_padded(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recurrent family is asked about unpadded cases alone, and never with padding."""
+    recurrent = replace(IDEFICS3, recurrent=True)
+    monkeypatch.setattr(subjects_module, "family_of", lambda _name: recurrent)
+    subjects = find_subjects(golden, ["variant-01", "variant-02"])
+    assert Phase.FORWARD not in subjects["variant-01"].phases
+    assert {Phase.FORWARD, Phase.GENERATE} == subjects["variant-02"].phases
+    there = {kind: questions_of(KINDS[kind], list(subjects.values())) is not None for kind in KINDS}
+    unpadded = {"prefix", "split", "shorter", "resumed", "tiles", "connector-tiles"}
+    assert {kind for kind, drawn in there.items() if drawn} == unpadded
+
+
+def test_an_encoder_has_no_beginnings(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token sees all others: only tiles are asked for."""
+    encoder = replace(IDEFICS3, phases=tuple(set(Phase) - {Phase.GENERATE}))
+    monkeypatch.setattr(subjects_module, "family_of", lambda _name: encoder)
+    subjects = find_subjects(golden, ["one-image", "variant-02"])
+    assert subjects["one-image"].phases == {Phase.VISION, Phase.CONNECTOR}
+    assert subjects["variant-02"].phases == set()
 
 
 @pytest.mark.parametrize("fault", HIDDEN_FAULTS, ids=lambda fault: fault.name)
@@ -189,7 +215,7 @@ def test_a_question_that_raises_is_an_error_of_its_kind_alone(
         ("prefix:nobody@1", "there is no case nobody"),
         ("prefix:one-image@999", "cannot be cut after 999 tokens"),
         ("split:variant-02@3:3", "nothing is left for the second part"),
-        ("tiles:one-image:17", "has 17 tiles, from 0"),
+        ("tiles:one-image:17", "has 17 tiles, from 0: .17. are not there"),
         ("tiles:variant-02:0", "has 0 tiles, from 0"),
         ("shorter:variant-11:7", "has 6 recorded new tokens, not 7"),
         ("resumed:variant-11:6", "has 6 recorded new tokens, not 7"),
@@ -200,8 +226,6 @@ def test_a_question_without_a_recorded_answer_is_refused(
     golden: Golden, candidate: FmsCandidate, question: str, problem: str
 ) -> None:
     """Nothing is compared, and nothing passes."""
-    from snapshot_tool.core.errors import UsageError
-
     with pytest.raises(UsageError, match=problem):
         replay(candidate, golden, [parse_question(question)])
 

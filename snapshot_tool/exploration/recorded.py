@@ -1,0 +1,121 @@
+"""What a golden set holds of the things that questions are about; UsageError where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from snapshot_tool.core.errors import UsageError
+from snapshot_tool.core.interfaces import CaseInputs
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.questions import Prompt, Subject
+from snapshot_tool.families import family_of
+from snapshot_tool.store import parts
+from snapshot_tool.store.golden import Golden
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A golden set seen by prompts and their beginnings, tiles and new tokens.
+
+    subjects: what can be asked about each case, by name.
+    """
+
+    golden: Golden
+    subjects: Mapping[str, Subject]
+
+    def subject(self, case: str) -> Subject:
+        """Return what can be asked about a case."""
+        if case not in self.subjects:
+            raise UsageError(
+                f"there is no case {case} to ask about", f"there are: {', '.join(self.subjects)}"
+            )
+        return self.subjects[case]
+
+    def tiles_within(self, case: str, length: int) -> int:
+        """Return how many tiles belong to the first `length` tokens of a prompt."""
+        cuts = self.subject(case).cuts
+        if length not in cuts:
+            raise UsageError(
+                f"the prompt of {case} cannot be cut after {length} tokens",
+                f"it has {max(cuts)}, and no image tile can be cut in two",
+            )
+        return cuts[length]
+
+    def inputs(self, prompt: Prompt) -> CaseInputs:
+        """Return a prompt's tensors, its own padding and the tiles that belong to it."""
+        import torch
+
+        tiles = self.tiles_within(prompt.case, prompt.length)
+        whole = self.golden.inputs(prompt.case)
+        ids = whole.input_ids[:, parts.real_positions(whole)[: prompt.length]]
+        pads = ids.new_full((1, prompt.pads), self.golden.manifest.generation.pad_token_id)
+        return CaseInputs(
+            torch.cat([pads, ids], dim=1),
+            torch.cat([torch.zeros_like(pads), torch.ones_like(ids)], dim=1),
+            some(whole.pixel_values, slice(tiles)),
+            some(whole.pixel_attention_mask, slice(tiles)),
+            # Only whole prompts have sizes: what is told of images cannot be cut between tiles.
+            whole.image_sizes,
+        )
+
+    def padded(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Pad prompts to the length of the longest."""
+        longest = max(prompt.length for prompt in prompts)
+        return [Prompt(p.case, p.length, longest - p.length) for p in prompts]
+
+    def vocabulary(self, case: str) -> int:
+        """Return how many logits a position has."""
+        return len(self.golden.tensor(case, Phase.FORWARD, parts.LOGITS))
+
+    def position_records(
+        self, prompt: Prompt, logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what is recorded of a prompt's positions, and the same of logits.
+
+        logits: (length, vocabulary), without padding. Both answers: (length, columns).
+        """
+        recorded = {
+            name: self.golden.tensor(prompt.case, Phase.FORWARD, name)
+            for name in (*parts.POSITION_RECORDS, "position_topk_ids", "position_sample_ids")
+        }
+        actual = parts.position_records(
+            logits,
+            topk_ids=recorded["position_topk_ids"][: prompt.length],
+            sample_ids=recorded["position_sample_ids"],
+        )
+        return _columns(recorded)[: prompt.length], _columns(actual)
+
+    def features(self, case: str, phase: Phase, tiles: Sequence[int]) -> torch.Tensor:
+        """Return what vision or the connector made of some tiles, (tiles, places, width)."""
+        there = self.subject(case).tiles
+        if not tiles or not all(0 <= tile < there for tile in tiles):
+            raise UsageError(f"case {case} has {there} tiles, from 0: {list(tiles)} are not there")
+        name = family_of(self.golden.manifest.checkpoint.family).compared[phase]
+        return self.golden.tensor(case, phase, name)[list(tiles)]
+
+    def new_tokens(self, case: str, *, needed: int) -> torch.Tensor:
+        """Return a case's recorded new tokens, (new,), of which `needed` must be there."""
+        there = self.subject(case).generated
+        if not 0 < needed <= there:
+            raise UsageError(f"case {case} has {there} recorded new tokens, not {needed}")
+        return self.golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
+
+
+def some(tensor: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
+    """Return some rows of what there is of an image, None where none are left."""
+    if tensor is None or len(tensor[rows]) == 0:
+        return None
+    return tensor[rows]
+
+
+def _columns(records: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return POSITION_RECORDS side by side, (positions, columns)."""
+    import torch
+
+    columns = [records[name].reshape(len(records[name]), -1) for name in parts.POSITION_RECORDS]
+    return torch.cat(columns, dim=-1)
