@@ -182,7 +182,8 @@ def _case(row: run_text.Row, anchor: str, story: CaseStory | None) -> _Case:
 
 
 def _facts(story: CaseStory) -> str:
-    return f"{len(story.pictures)} images, {story.tiles} tiles, {story.tokens} tokens"
+    counts = ((len(story.pictures), "image"), (story.tiles, "tile"), (story.tokens, "token"))
+    return ", ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts)
 
 
 def _phases(row: run_text.Row, anchor: str) -> Iterator[_Phase]:

@@ -106,14 +106,26 @@ def test_faults_fail_their_phases_in_two_workers_and_in_junit(
 def test_a_phase_that_the_candidate_lacks_is_skipped_with_its_reason(
     golden_tests: pytest.Pytester,
 ) -> None:
-    """A skip is pytest's skip, never a pass."""
+    """A skip is pytest's skip, never a pass; the candidate is loaded once for all tests."""
+    golden_tests.makepyfile(
+        counted="""
+        from pathlib import Path
+        from tests.candidates import HasNoGeneration
+
+        def load(request):
+            with Path("loads.txt").open("a") as loads:
+                loads.write("once ")
+            return HasNoGeneration(request)
+        """
+    )
     found = golden_tests.runpytest_subprocess(
-        *("--snap-goldens", GOLDENS, "--snap-candidate", "tests.candidates:HasNoGeneration"),
+        *("--snap-goldens", GOLDENS, "--snap-candidate", "counted:load"),
         *("--snap-case", "one-image", "-rs"),
     )
     found.assert_outcomes(passed=3, skipped=2)
     found.stdout.fnmatch_lines(["SKIPPED*the decoder is not ported yet"])
     found.stdout.fnmatch_lines(["SKIPPED*the candidate has no method 'generate'"])
+    assert (golden_tests.path / "loads.txt").read_text() == "once "
 
 
 def test_what_the_candidate_raises_fails_its_phase_alone(golden_tests: pytest.Pytester) -> None:
