@@ -294,7 +294,12 @@ def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Ex
         return replay(checker.candidate, golden, request.replay, tolerance_of=tolerance_of)
     if not request.explore:
         return None
-    with progress.stage("asking derived questions", request.explore) as steps:
+    with progress.stage("asking", request.explore) as steps:
+
+        def on_question(question: Question) -> None:
+            progress.now(str(question))
+            next(steps)
+
         return explore(
             checker.candidate,
             golden,
@@ -303,7 +308,7 @@ def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Ex
             cases=[case.name for case in cases],
             phases=request.phases,
             tolerance_of=tolerance_of,
-            steps=steps,
+            on_question=on_question,
         )
 
 
