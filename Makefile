@@ -12,7 +12,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fms-checkout demo test check goldens clean
+.PHONY: help setup fms-checkout demo test check goldens pictures clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test          the whole test suite, in both environments"
 	@echo "make check         format, lint, types, layers"
 	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes not to be asked)"
+	@echo "make pictures      take the pictures of the documentation again"
 	@echo "make clean         remove what the other targets built"
 
 setup: $(RECORD)/.ready $(CHECK)/.ready
@@ -67,6 +68,10 @@ check: $(CHECK)/.ready
 
 goldens: $(RECORD)/.ready
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --update --reason "$(REASON)" $(YES)
+
+pictures: fms-checkout
+	.ci/browser
+	$(CHECK)/bin/python tests/screenshots.py
 
 clean:
 	rm -rf $(RECORD) $(CHECK) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
