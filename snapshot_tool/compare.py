@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,18 +17,12 @@ _BLOCK = 2**20  # elements: a block's float64 copies stay below 50 MB
 
 
 def judge_tensor(
-    expected: torch.Tensor,
-    actual: object,
-    tolerance: Tolerance,
-    *,
-    computed_in: torch.dtype | None = None,
+    expected: torch.Tensor, actual: object, tolerance: Tolerance
 ) -> tuple[Verdict, str, Comparison | None]:
     """Return verdict, reason and figures of a candidate's output against the golden.
 
     The rule is torch.allclose's with equal_nan=False, and stricter in what it refuses: another
     type, shape or dtype fails by name, and so does NaN or Inf where the golden has none.
-
-    computed_in: a floating-point dtype that is right, too, where the golden's is another one.
     """
     import torch
 
@@ -38,8 +31,7 @@ def judge_tensor(
     if actual.shape != expected.shape:
         shapes = f"expected {tuple(expected.shape)}, actual {tuple(actual.shape)}"
         return Verdict.FAIL, f"shape mismatch: {shapes}", None
-    allowed = {expected.dtype, computed_in if expected.is_floating_point() else None}
-    if actual.dtype not in allowed:
+    if actual.dtype != expected.dtype:
         return (
             Verdict.FAIL,
             f"dtype mismatch: expected {expected.dtype}, actual {actual.dtype}",
@@ -90,7 +82,7 @@ def compare_tensors(
         totals.add(flat_expected[block], flat_actual[block], tolerance, start=start)
     flat = totals.worst_index
     worst = Worst(
-        unravel(flat, expected.shape), float(flat_expected[flat]), float(flat_actual[flat])
+        _unravel(flat, expected.shape), float(flat_expected[flat]), float(flat_actual[flat])
     )
     return Comparison(
         max_abs=totals.max_abs,
@@ -159,8 +151,7 @@ def _max(one: float, other: float) -> float:
     return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
 
 
-def unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the index into `shape` of a flat place."""
+def _unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
     index: list[int] = []
     for side in reversed(shape):
         flat, place = divmod(flat, side)

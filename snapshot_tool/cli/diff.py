@@ -32,11 +32,13 @@ def diff_command(
     from snapshot_tool.reports.diff_html import diff_to_html
     from snapshot_tool.reports.diff_json import diff_to_json
     from snapshot_tool.reports.diff_text import diff_lines
-    from snapshot_tool.workflows.goldens import find_golden
+    from snapshot_tool.reports.run_text import localisation_lines
+    from snapshot_tool.workflows.goldens import find_golden, locate_drift
 
-    drift = diff_folders(*(find_golden(goldens, spec)[0] for spec in (one, other)))
+    folders = [find_golden(goldens, spec)[0] for spec in (one, other)]
+    drift = diff_folders(*folders)
     if "-" not in (str(json_path), str(html_path)):
-        for line in diff_lines(drift):
+        for line in (*diff_lines(drift), *localisation_lines(locate_drift(*folders))):
             click.echo(line)
     if json_path is not None:
         write_text(json_path, diff_to_json(drift))

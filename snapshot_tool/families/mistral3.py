@@ -140,6 +140,7 @@ MISTRAL3 = Family(
     hf_class="Mistral3ForConditionalGeneration",
     language_model="mistral",
     phases=PHASES,
+    attention="eager",  # transformers 4.51's Pixtral has no other
     captures=PIXTRAL_CAPTURES,
     compared={Phase.VISION: FEATURES, Phase.CONNECTOR: CONNECTOR_OUTPUT},
     fms=FmsPort("mistral3", _fms_config, PixtralCalls, MISTRAL3_TWINS),

@@ -72,6 +72,7 @@ MPNET = Family(
             Twin(r"base_model\.word_embedding", "embeddings.word_embeddings"),
             Twin(r"base_model\.position_embeddings", "embeddings.position_embeddings"),
             Twin(r"base_model\.enc_norm", "embeddings.LayerNorm"),
+            Twin(r"base_model\.enc_norm", "embeddings"),
             Twin("den", "pooler.dense"),
             Twin("activation", "pooler.activation"),
             Twin(_LAYER, _HF_LAYER),

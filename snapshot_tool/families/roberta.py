@@ -82,6 +82,8 @@ def encoder_twins(base: str) -> tuple[Twin, ...]:
         Twin("base_model", base),
         Twin(r"base_model\.embedding", f"{base}.embeddings.word_embeddings"),
         Twin(r"base_model\.enc_norm", f"{base}.embeddings.LayerNorm"),
+        # What FMS adds up by itself before it: the sum of all embeddings, normalised.
+        Twin(r"base_model\.enc_norm", f"{base}.embeddings"),
         Twin(layer, hf_layer),
         # FMS's attention is Hugging Face's "self" and the dense layer after it: no twin.
         Twin(rf"{layer}\.attn\.in_proj", f"{attention}.self.query", 0),

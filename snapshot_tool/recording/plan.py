@@ -28,10 +28,7 @@ _MAX_ATTEMPTS = 50
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What must be the same for an unfinished recording to go on.
-
-    `whole_outputs` are the cases, as globs, of which every module's output is kept whole.
-    """
+    """What must be the same for an unfinished recording to go on."""
 
     revision: str
     seed: int
@@ -39,8 +36,6 @@ class Settings(msgspec.Struct, frozen=True):
     max_new_tokens: int
     phases: tuple[Phase, ...]
     environment: dict[str, str]
-    oracle: bool = False
-    whole_outputs: tuple[str, ...] = ()
 
 
 class PlannedCase(msgspec.Struct, frozen=True):
@@ -107,7 +102,16 @@ class _Planner:
         """Prepare the cases of an earlier recording."""
         recipes = [case_recipe(case) for case in template.cases]
         with self.progress.stage("preparing cases", len(recipes)) as steps:
-            return tuple(self._prepare(recipe, steps) for recipe in recipes)
+            return tuple(self._rebuild_case(recipe, steps) for recipe in recipes)
+
+    def _rebuild_case(self, recipe: NamedRecipe, steps: Iterator[int]) -> PlannedCase:
+        try:
+            return self._prepare(recipe, steps)
+        except InputRefused as refusal:
+            raise ReferenceUnavailable(
+                f"the reference refuses case {recipe.name}, which another release took: {refusal}",
+                "record anew in another --goldens folder, or with another --variants",
+            ) from refusal
 
     def draw(self, *, seed: int, variants: int) -> tuple[tuple[PlannedCase, ...], Draws]:
         """Prepare the fixed cases and draw the variants."""

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation, ModuleErrors
-from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.phases import PHASES, Phase, phase_order
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
-from snapshot_tool.core.tolerance import Rule
 
 _SHOWN_PROBLEMS = 12
 _MODULES_AROUND = 3
@@ -28,7 +26,7 @@ def header_lines(report: CheckReport, *, base: str) -> list[str]:
     return [
         f"golden        {golden}",
         f"candidate     {candidate_text(report.candidate, base=base)}",
-        f"device        {device} ({report.environment.get('device', '')}), {report.dtype}{other}",
+        f"device        {device} ({report.environment.get('device', '')}){other}",
         f"transformers  {report.transformers}",
         *([quick] if report.quick else []),
         *(f"recorded on   {difference}" for difference in report.surroundings),
@@ -98,7 +96,7 @@ def _cells(results: list[Result]) -> Iterator[Cell]:
         yield Cell(phase, *outcome(found))
 
 
-LEGEND = "0.5x: half of what is allowed was used; equal: no difference"
+LEGEND = "0.5x: the worst element used half of its tolerance; equal: no difference"
 
 
 def outcome(results: Sequence[Result]) -> tuple[str, Verdict | None]:
@@ -131,30 +129,6 @@ def exploration_lines(report: CheckReport, *, replay: str) -> list[tuple[str, Ve
     return [*lines, ("", None)]
 
 
-def oracle_lines(report: CheckReport) -> list[str]:
-    """Say how the candidate's errors compare with the reference's own."""
-    judged = [(result, result.oracle) for result in report.results if result.oracle]
-    if not judged:
-        return []
-    worst, figures = max(judged, key=lambda pair: pair[1].used)
-    lines = [
-        f"oracle: nearest to its limit is {worst.phase.value} / {worst.case} / {worst.tensor}:",
-        _oracle_figures(figures),
-    ]
-    if report.rule is Rule.TABLE:
-        stricter = sum(not o.within for r, o in judged if r.verdict is Verdict.PASS)
-        would = f"fail {stricter} more tensors" if stricter else "pass the same tensors"
-        lines.append(f"     --tolerance oracle would {would}")
-    return lines
-
-
-def _oracle_figures(figures: OracleComparison) -> str:
-    return (
-        f"     error {figures.error:.2g}, the reference's own {figures.reference_error:.2g}, "
-        f"allowed {figures.limit:.2g}"
-    )
-
-
 def problem_lines(report: CheckReport) -> list[str]:
     """Describe what did not pass, the earliest phases first, the first few of them."""
     problems = [r for r in report.all_results if r.verdict is not Verdict.PASS]
@@ -179,12 +153,14 @@ def problem_text(result: Result) -> str:
     return f"{line}\n     worst at {where}" if where else line
 
 
-def localisation_lines(report: CheckReport) -> list[str]:
-    """Name the module that the fault is in, with the modules around it in order of execution."""
-    found = report.localisation
+def localisation_lines(found: Localisation | None, place: str = "") -> list[str]:
+    """Name the module that the fault is in, with the modules around it in order of execution.
+
+    place: where the fault is if no module has it.
+    """
     if found is None:
         return []
-    lines = ["", f"modules, case {found.case}: {conclusion(found, report.place)}"]
+    lines = ["", f"modules, case {found.case}: {conclusion(found, place)}"]
     shown = _around(found)
     lines += [f"  {'error of input':>14}  {'of output':>9}  module" for _ in shown[:1]]
     for module in shown:
@@ -265,8 +241,6 @@ def summary_line(report: CheckReport) -> str:
         first = report.divergence
         where = f"case {first.case}" if first in report.results else first.tensor
         line += f"; first divergence: {first.phase.value}, {where}"
-    if report.near_ties:
-        line += f"; near-ties allowed: {len(report.near_ties)}"
     if report.unmet:
         line += f"; required but skipped: {_names(report.unmet)}"
     return line

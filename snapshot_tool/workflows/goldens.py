@@ -1,4 +1,4 @@
-"""Looking at golden sets without running a model: list, show, verify. No torch."""
+"""Looking at golden sets without running a model: list, show, verify, diff."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapshot_tool.core.errors import GoldenNotFound, UsageError
-from snapshot_tool.store.golden import FoundSet, Selection, find_goldens
+from snapshot_tool.core.localisation import Localisation
+from snapshot_tool.store.golden import FoundSet, Selection, find_goldens, open_golden
 from snapshot_tool.store.layout import MANIFEST
 from snapshot_tool.store.manifest import Manifest, load_manifest
 from snapshot_tool.store.verify import find_damage
@@ -72,3 +73,20 @@ def _verify(found: FoundSet) -> Verification:
         return Verification(found.folder, str(found.folder), (found.problem,))
     damage = find_damage(found.folder, found.manifest)
     return Verification(found.folder, found.manifest.title, tuple(damage))
+
+
+def locate_drift(one_folder: Path, other_folder: Path) -> Localisation | None:
+    """Return where the second set's reference parts from the first's, from the sketches of both.
+
+    The first case whose modules differ tells; None where those of no case do.
+    """
+    from snapshot_tool.localise import localise
+
+    one, other = open_golden(one_folder), open_golden(other_folder)
+    shared = {case.name for case in other.manifest.cases}
+    for case in (case.name for case in one.manifest.cases if case.name in shared):
+        theirs = {tap.module: tap for tap in other.taps(case)}
+        found = localise(case, one.taps(case), theirs, {})
+        if found.culprit or found.between:
+            return found
+    return None

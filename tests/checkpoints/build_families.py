@@ -1,6 +1,6 @@
 """Build the families' tiny checkpoints, each in a folder of its own.
 
-usage: python tests/checkpoints/build_families.py OUT [NAME ...]
+usage: python tests/checkpoints/build_families.py [--new] OUT [NAME ...]
 
 It needs torch and transformers (the record environment), no network. The same machine and the same
 release of transformers give the same bytes. What this release does not have is left out.
@@ -35,9 +35,12 @@ def main() -> int:
     """Parse the arguments and build."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
+    parser.add_argument("--new", action="store_true", help="leave what is there as it is")
     parser.add_argument("names", nargs="*", metavar="NAME")
     arguments = parser.parse_args()
     for name in arguments.names or TINY:
+        if arguments.new and (arguments.out / name).exists():
+            continue
         if available(name):
             build(name, arguments.out / name)
         else:

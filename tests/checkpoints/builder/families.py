@@ -36,9 +36,9 @@ _DECODER: dict[str, Any] = {
 }
 _GRANITE: dict[str, Any] = {
     **_DECODER,
-    "embedding_multiplier": 3.0,
+    "embedding_multiplier": 0.5,
     "logits_scaling": 2.0,
-    "residual_multiplier": 0.4,
+    "residual_multiplier": 0.9,
     "attention_multiplier": 0.2,
     "tie_word_embeddings": True,
 }
@@ -55,7 +55,7 @@ _ENCODER: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
+    "num_attention_heads": 8,
     "max_position_embeddings": 1024,
 }
 _CLASSES = {"num_labels": 3}
@@ -213,6 +213,10 @@ TINY: Mapping[str, Tiny] = {
         {**_DECODER, "head_dim": 24, "sliding_window": 8},
         differs="a sliding window of 8 tokens, shorter than the prompts",
     ),
+    "bert-four-heads": Tiny(
+        "bert", "BertForMaskedLM", "BertConfig", {**_ENCODER, "num_attention_heads": 4},
+        differs="a prompt of as many tokens as the model has heads",
+    ),
 }  # fmt: skip
 
 
@@ -302,3 +306,7 @@ def _randomise(model: torch.nn.Module, *, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         parameter.copy_(_draw_weight(name, torch.randn(parameter.shape, generator=generator)))
+    for name, module in model.named_modules():
+        # The padding token's position is never trained: it is zero in every real checkpoint.
+        if "position" in name and getattr(module, "padding_idx", None) is not None:
+            module.weight[module.padding_idx] = 0.0

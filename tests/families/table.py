@@ -1,0 +1,225 @@
+"""Check FMS against every family's golden set and write what comes out as docs/families.md.
+
+    .venv-check/bin/python -m tests.families.table [--out build/families] [--docs docs/families.md]
+
+The golden sets come from tests/families/record.py. FMS is the installed one, as it is; of idefics3,
+which it does not have, the tests' checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snapshot_tool.core.errors import SnapError
+from snapshot_tool.core.phases import PHASES
+from snapshot_tool.core.progress import SilentProgress
+from snapshot_tool.environment import package_version
+from snapshot_tool.reports.run_json import run_to_json
+from snapshot_tool.store.golden import find_goldens
+from snapshot_tool.store.manifest import Manifest
+from snapshot_tool.workflows.check import CheckRequest, check
+from tests.families.findings import FINDINGS, REPAIRS
+from tests.families.record import SECONDS
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came out for one checkpoint; `report` is None where FMS could not load it."""
+
+    name: str
+    manifest: Manifest
+    report: Any
+    problem: str
+    seconds: float
+    repair: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether FMS as it is passed all that was compared."""
+        return bool(self.report) and self.report["verdict"] == "pass" and not self.repair
+
+    @property
+    def ratio(self) -> float:
+        """The greatest difference of any tensor, in units of its tolerance."""
+        found = [_ratio(result) for result in self.report["results"]] if self.report else []
+        return max(found, default=float("nan"))
+
+    def phases(self, verdict: str) -> list[str]:
+        """Return the phases of the family with this verdict on any of its cases."""
+        own = [phase.value for phase in PHASES if phase in self.manifest.tolerances]
+        found = {r["phase"] for r in self.report["results"] if r["verdict"] == verdict}
+        return [phase for phase in own if phase in found]
+
+
+def check_set(name: str, manifest: Manifest, out: Path, *, candidate: str = "fms") -> Row:
+    """Check one golden set with the installed FMS, in this process."""
+    began = time.perf_counter()
+    request = CheckRequest(
+        out / "goldens", candidate=candidate, checkpoint=str(out / "checkpoints" / name)
+    )
+    repair = "" if candidate == "fms" else candidate
+    try:
+        report = json.loads(run_to_json(check(request, SilentProgress())))
+        problem = ""
+    except SnapError as error:
+        report, problem = None, error.problem.replace(f"{ROOT}/", "")
+    return Row(name, manifest, report, problem, time.perf_counter() - began, repair)
+
+
+def check_embedded() -> Row:
+    """Check the tests' FMS checkout, which another process must import."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "snapshot_tool", "check", "--fms-path", "build/fms-checkout"]
+    answer = subprocess.run(
+        [*command, "--json", "-"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    (found,) = (s.manifest for s in find_goldens(ROOT / "goldens") if s.manifest)
+    seconds = time.perf_counter() - began
+    return Row("tiny-idefics3", found, json.loads(answer.stdout), "", seconds)
+
+
+def _ratio(result: Any) -> float:
+    worst = result["worst"]
+    if worst is None or result["atol"] in (None, 0):
+        return 0.0
+    allowed: float = result["atol"] + result["rtol"] * abs(float(worst["expected"]))
+    return abs(float(worst["actual"]) - float(worst["expected"])) / allowed
+
+
+def table_lines(rows: list[Row], record_seconds: dict[str, float]) -> list[str]:
+    """Return the table of all rows."""
+    head = (
+        "| checkpoint | family | transformers | phases compared | cases | verdict "
+        "| worst, in tolerances | seconds to record, to check |"
+    )
+    lines = [head, "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        took = record_seconds.get(row.name)
+        cells = [
+            row.name,
+            row.manifest.checkpoint.family,
+            row.manifest.environment["transformers"],
+            _compared(row),
+            str(len(row.manifest.cases)),
+            _verdict(row),
+            "-" if row.report is None else f"{row.ratio:.2g}",
+            f"{'-' if took is None else f'{took:.1f}'}, {row.seconds:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _compared(row: Row) -> str:
+    if row.report is None:
+        return "none"
+    skipped = row.phases("skip")
+    compared = [p.value for p in PHASES if p in row.manifest.tolerances and p not in skipped]
+    lacking = f" (FMS has no {', '.join(skipped)})" if skipped else ""
+    return ", ".join(compared) + lacking
+
+
+def _verdict(row: Row) -> str:
+    if row.report is None:
+        return "**FMS's own loading fails**"
+    verdict = "pass" if row.report["verdict"] == "pass" else f"**{row.report['verdict']}**"
+    return f"{verdict}, loaded by the repair `{row.repair}`" if row.repair else verdict
+
+
+def difference_lines(rows: list[Row]) -> list[str]:
+    """Say of each row that did not pass what differs, by how much, and where."""
+    lines = []
+    for row in rows:
+        if row.passed or (row.repair and row.report["verdict"] == "pass"):
+            continue
+        lines += [f"- **{row.name}**: {FINDINGS.get(row.name, 'not looked into yet')}."]
+        if row.report is None:
+            lines += [f"  FMS's own loading fails: `{_shortened(row.problem)}`"]
+        elif row.report["verdict"] != "pass":
+            lines += [f"  {_worst(row)}"]
+    return lines
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:300]} …"
+
+
+def _worst(row: Row) -> str:
+    first = row.report["first_divergence"]
+    failed = [r for r in row.report["results"] if r["verdict"] in ("fail", "error")]
+    cases = sorted({result["case"] for result in failed})
+    figures = [r for r in failed if r["max_abs"] is not None]
+    worst = max(figures, key=_ratio, default=None)
+    figure = f"largest difference {float(worst['max_abs']):.3g}" if worst else first["reason"]
+    module = first.get("module")
+    where = f"`{module}`" if module else "no module: the fault is between modules, or in the loop"
+    return (
+        f"Fails first in {first['phase']}, {len(cases)} of {len(row.manifest.cases)} cases "
+        f"({figure}, {row.ratio:.2g} tolerances). Module that `snap` names: {where}."
+    )
+
+
+def page(rows: list[Row], record_seconds: dict[str, float]) -> str:
+    """Return docs/families.md."""
+    passed = sorted({row.manifest.checkpoint.family for row in rows if row.passed})
+    fms = package_version("ibm-fms")
+    lines = [
+        "# Families",
+        "",
+        "Written by `make families`: a tiny checkpoint of each family, weights all random, is "
+        f"recorded with Hugging Face and checked on ibm-fms {fms} from PyPI as it is, without "
+        "transformers. idefics3 is checked on the tests' FMS checkout. How to add one: "
+        "[adding-a-family.md](adding-a-family.md).",
+        "",
+        f"{len(passed)} families pass all that FMS has of them: {', '.join(passed)}.",
+        "",
+        *table_lines(rows, record_seconds),
+        "",
+        "Encoders have no generate: their hidden states and what their head gives are compared in "
+        "forward. Text families have no preprocessing, vision and connector. Where FMS has no "
+        "preprocessing of its own, Hugging Face's pixel values are what it is fed.",
+        "",
+        "## Where FMS differs",
+        "",
+        *difference_lines(rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Check everything, write the page, print it; 1 where what should pass does not."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("build/families"))
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "families.md")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)  # FMS's remarks on tied heads
+    out: Path = arguments.out.resolve()
+    found = {
+        s.manifest.checkpoint.name: s.manifest for s in find_goldens(out / "goldens") if s.manifest
+    }
+    rows = [check_embedded()]
+    for name, manifest in sorted(found.items()):
+        rows.append(check_set(name.removeprefix("local/"), manifest, out))
+        if rows[-1].name in REPAIRS:
+            rows.append(check_set(rows[-1].name, manifest, out, candidate=REPAIRS[rows[-1].name]))
+    seconds = json.loads((out / SECONDS).read_text("utf-8"))
+    text = page(rows, seconds)
+    arguments.docs.write_text(text, encoding="utf-8")
+    print(text)
+    unexpected = [r.name for r in rows if not r.passed and r.name not in FINDINGS]
+    if unexpected:
+        print(f"unexpected: {', '.join(unexpected)}", file=sys.stderr)
+    return 1 if unexpected else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

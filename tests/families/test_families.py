@@ -1,0 +1,179 @@
+"""Families on the installed FMS, without Hugging Face: committed golden sets, and faults in FMS."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from snapshot_tool.core.errors import UsageError
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.recipes import InputKind, fixed_cases
+from snapshot_tool.families import FAMILIES, family_of_config
+from snapshot_tool.variants.recorded import draw_recipe
+from tests.conftest import ROOT, Run, Snap
+from tests.families.findings import FINDINGS, REPAIRS
+from tests.fms_checkout.build import installed_fms
+from tests.fms_checkout.faults import Fault, plant
+
+COMMITTED = Path(__file__).parent
+LLAMA, ROBERTA, LLAVA = "llama", "roberta", "llava-next"
+FAULTS = {
+    "llama-rope": (
+        LLAMA,
+        "model.layers.0.self_attn",
+        Fault(
+            "", "forward", "fms/models/llama.py",
+            "ratio=self.config.rope_theta,", "ratio=10_000.0,",
+        ),
+    ),
+    "llama-position-while-decoding": (
+        LLAMA,
+        None,
+        Fault(
+            "", "generate", "fms/utils/generation.py",
+            "position_ids = position_ids[:, -1:] + 1\n",
+            "position_ids = position_ids[:, -1:] + 9\n",
+        ),
+    ),
+    "roberta-token-types": (
+        ROBERTA,
+        "roberta.embeddings",
+        Fault(
+            "", "forward", "fms/models/roberta.py",
+            "x = x_emb + token_type_out + position_out", "x = x_emb + position_out",
+        ),
+    ),
+    "llava-causal-vision": (
+        LLAVA,
+        "vision_tower.vision_model.encoder.layers.0.self_attn",
+        Fault(
+            "", "vision", "fms/models/siglip_vision.py",
+            'attn_kwargs.get("attn_name", "sdpa_bidirectional")',
+            'attn_kwargs.get("attn_name", "sdpa_causal")',
+        ),
+    ),
+    "llava-activation": (
+        LLAVA,
+        "multi_modal_projector.act",
+        Fault(
+            "", "connector", "fms/models/llava_next.py",
+            "self.act = str_to_activation(config.projector_hidden_act)",
+            'self.act = str_to_activation("relu")',
+        ),
+    ),
+    "llava-logits": (
+        LLAVA,
+        None,
+        Fault(
+            "", "forward", "fms/models/granite.py",
+            "preds = preds / self.config.logits_scaling", "preds = preds * 1.0",
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return where each family's golden set is: committed, or recorded now."""
+    recorded = tmp_path_factory.mktemp("recorded")
+    program = [".venv-record/bin/python", "-m", "tests.families.record"]
+    command = [*program, "--out", str(recorded), "--variants", "1", LLAVA]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return {LLAMA: COMMITTED, ROBERTA: COMMITTED, LLAVA: recorded}
+
+
+def check(snap: Snap, folder: Path, name: str, *options: object) -> Run:
+    """Check one family's golden set."""
+    where = ("--goldens", folder / "goldens", "--checkpoint", folder / "checkpoints" / name)
+    return snap("check", *where, "--json", "-", *options)
+
+
+@pytest.mark.parametrize("name", [LLAMA, ROBERTA, LLAVA])
+def test_the_installed_fms_passes(snap: Snap, folders: dict[str, Path], name: str) -> None:
+    """Everything that FMS has of the family passes; what it lacks is a skip that says so."""
+    run = check(snap, folders[name], name)
+    assert run.code == 0, run.out
+    verdicts = {(r["phase"], r["verdict"]) for r in run.report["results"]}
+    passed = {phase for phase, verdict in verdicts if verdict == "pass"}
+    expected = {
+        LLAMA: {"forward", "generate"},
+        ROBERTA: {"forward"},
+        LLAVA: {"vision", "connector", "forward", "generate"},
+    }
+    assert passed == expected[name]
+    reasons = {r["reason"] for r in run.report["results"] if r["verdict"] == "skip"}
+    known = r"the family \w+ has no such phase|FMS has no preprocess of llava_next"
+    assert all(re.fullmatch(known, reason) for reason in reasons)
+    assert run.report["environment"]["transformers_imported"] is False
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_a_familys_code_shows_in_its_phase(
+    snap: Snap, folders: dict[str, Path], tmp_path: Path, fault: str
+) -> None:
+    """Exit 1; the first phase that differs, and the module, are those whose code was changed."""
+    name, module, planted = FAULTS[fault]
+    installed = tmp_path / "installed"
+    shutil.copytree(installed_fms(), installed / "fms")
+    plant(replace(planted, name=fault), checkout=installed, out=tmp_path / "broken")
+    run = check(snap, folders[name], name, "--fms-path", tmp_path / "broken")
+    assert run.code == 1
+    assert run.report["first_divergence"]["phase"] == planted.phase
+    if module is not None:
+        assert run.report["first_divergence"]["module"] == module
+
+
+def test_every_family_says_what_it_is() -> None:
+    """Names are unique, a phase that is compared has a tensor to compare, patterns compile."""
+    for name, family in FAMILIES.items():
+        assert family.name == name
+        assert family.takes_text or family.takes_images
+        assert family.logits or family.whole_outputs or not family.takes_text
+        captured = {(capture.phase, capture.name) for capture in family.captures}
+        assert set(family.compared.items()) <= captured
+        assert {Phase.VISION, Phase.CONNECTOR} & set(family.phases) == set(family.compared)
+        for twin in family.fms.twins:
+            re.compile(twin.fms)
+
+
+def test_a_configuration_is_of_the_family_that_its_class_names() -> None:
+    """One class may serve several text models; an unknown class is named in the error."""
+    assert family_of_config({"architectures": ["LlamaForCausalLM"]}).name == "llama"
+    config = {"architectures": ["Mistral3ForConditionalGeneration"]}
+    assert family_of_config({**config, "text_config": {"model_type": "mistral"}}).name == "mistral3"
+    with pytest.raises(UsageError, match="Mistral3ForConditionalGeneration"):
+        family_of_config({**config, "text_config": {"model_type": "ministral3"}})
+    with pytest.raises(UsageError, match="model_type 'mamba' is not supported"):
+        family_of_config({"model_type": "mamba"})
+
+
+@pytest.mark.parametrize("kind", InputKind)
+def test_inputs_are_of_the_familys_kind(kind: InputKind) -> None:
+    """Text families are drawn no images, vision encoders no case without one."""
+    drawn = [draw_recipe(seed=1, index=index, attempt=0, kind=kind) for index in range(12)]
+    recipes = [*drawn, *(named.recipe for named in fixed_cases(kind))]
+    counts = {len(recipe.images) for recipe in recipes}
+    if kind is InputKind.TEXT:
+        assert counts == {0}
+        assert any(recipe.left_padding for recipe in recipes)
+    elif kind is InputKind.IMAGES:
+        assert min(counts) >= 1
+    else:
+        assert counts >= {0, 1, 2}
+
+
+def test_the_page_names_every_finding_and_twelve_families() -> None:
+    """docs/families.md is what the command wrote: its rows, its findings, its count."""
+    text = (ROOT / "docs" / "families.md").read_text("utf-8")
+    count = re.search(r"^(\d+) families pass", text, re.MULTILINE)
+    assert count is not None
+    assert int(count[1]) >= 12
+    for name in (*FINDINGS, *REPAIRS):
+        assert f"**{name}**" in text
+    for name in FAMILIES:
+        assert f" {name} |" in text
