@@ -13,7 +13,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fms-checkout demo test check goldens families drift clean
+.PHONY: help setup fms-checkout demo test check goldens families drift pictures clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -24,6 +24,7 @@ help:
 	@echo "make families      record and check every family, write docs/families.md"
 	@echo "make drift         show what transformers 4.57 computes otherwise than 4.51"
 	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes not to be asked)"
+	@echo "make pictures      take the pictures of the documentation again"
 	@echo "make clean         remove what the other targets built"
 
 setup: $(RECORD)/.ready $(CHECK)/.ready
@@ -92,6 +93,10 @@ drift: setup $(NEWER)/.ready
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --variants 0 --goldens build/drift/4.51
 	$(NEWER)/bin/snap record --checkpoint $(EMBEDDED) --variants 0 --goldens build/drift/4.57
 	! $(CHECK)/bin/snap diff build/drift/4.51/*/*/cpu-* build/drift/4.57/*/*/cpu-*
+
+pictures: fms-checkout
+	.ci/browser
+	$(CHECK)/bin/python tests/screenshots.py
 
 clean:
 	rm -rf $(RECORD) $(NEWER) $(CHECK) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,18 @@ _BLOCK = 2**20  # elements: a block's float64 copies stay below 50 MB
 
 
 def judge_tensor(
-    expected: torch.Tensor, actual: object, tolerance: Tolerance
+    expected: torch.Tensor,
+    actual: object,
+    tolerance: Tolerance,
+    *,
+    computed_in: torch.dtype | None = None,
 ) -> tuple[Verdict, str, Comparison | None]:
     """Return verdict, reason and figures of a candidate's output against the golden.
 
     The rule is torch.allclose's with equal_nan=False, and stricter in what it refuses: another
     type, shape or dtype fails by name, and so does NaN or Inf where the golden has none.
+
+    computed_in: a floating-point dtype that is right, too, where the golden's is another one.
     """
     import torch
 
@@ -31,7 +38,8 @@ def judge_tensor(
     if actual.shape != expected.shape:
         shapes = f"expected {tuple(expected.shape)}, actual {tuple(actual.shape)}"
         return Verdict.FAIL, f"shape mismatch: {shapes}", None
-    if actual.dtype != expected.dtype:
+    allowed = {expected.dtype, computed_in if expected.is_floating_point() else None}
+    if actual.dtype not in allowed:
         return (
             Verdict.FAIL,
             f"dtype mismatch: expected {expected.dtype}, actual {actual.dtype}",
@@ -82,7 +90,7 @@ def compare_tensors(
         totals.add(flat_expected[block], flat_actual[block], tolerance, start=start)
     flat = totals.worst_index
     worst = Worst(
-        _unravel(flat, expected.shape), float(flat_expected[flat]), float(flat_actual[flat])
+        unravel(flat, expected.shape), float(flat_expected[flat]), float(flat_actual[flat])
     )
     return Comparison(
         max_abs=totals.max_abs,
@@ -151,7 +159,8 @@ def _max(one: float, other: float) -> float:
     return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
 
 
-def _unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
+def unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the index into `shape` of a flat place."""
     index: list[int] = []
     for side in reversed(shape):
         flat, place = divmod(flat, side)

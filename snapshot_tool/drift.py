@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from snapshot_tool.compare import judge_tensor
@@ -10,7 +11,7 @@ from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.results import Verdict
 from snapshot_tool.core.tolerance import EXACT, Tolerance
 from snapshot_tool.store.golden import Golden, open_golden
-from snapshot_tool.store.layout import INPUTS, phase_file
+from snapshot_tool.store.layout import INPUTS, ORACLE, OUTPUTS, phase_file
 from snapshot_tool.store.manifest import TensorEntry
 from snapshot_tool.store.parts import PLACES
 
@@ -45,7 +46,15 @@ def diff_goldens(one: Golden, other: Golden) -> SetDrift:
         tensors=counts,
         drifts=tuple(drifts),
         texts=tuple(_texts(one, other, drifts)),
+        files=tuple(_extra_files(one, other)),
     )
+
+
+def _extra_files(one: Golden, other: Golden) -> Iterator[str]:
+    for name, kind in ((ORACLE, "oracle"), (OUTPUTS, "whole outputs")):
+        before, after = (name in golden.manifest.files for golden in (one, other))
+        if before != after:
+            yield f"{kind}: {'added' if after else 'dropped'}"
 
 
 def _identity(golden: Golden) -> SetIdentity:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from snapshot_tool.core.errors import PhaseUnsupported
-from snapshot_tool.core.interfaces import Candidate, CaseInputs
+from snapshot_tool.core.interfaces import Candidate
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.families import family_of
+from snapshot_tool.generation import greedy_tokens, teacher_forced_logits
 from snapshot_tool.store import parts
 from snapshot_tool.store.golden import Golden
 
@@ -46,27 +47,12 @@ def run_generation_in_one_pass(candidate: Candidate, golden: Golden, case: str) 
     Teacher forcing: at every step the candidate is given the golden's tokens so far, so all its
     choices are the golden's exactly if its own generation, without a cache, would be.
     """
-    import torch
-
     _require_method(candidate, Phase.FORWARD.value)
-    inputs = golden.inputs(case)
     expected = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
-    given = expected[None, :-1]
-    longer = CaseInputs(
-        torch.cat([inputs.input_ids, given], dim=1),
-        torch.cat([inputs.attention_mask, torch.ones_like(given)], dim=1),
-        inputs.pixel_values,
-        inputs.pixel_attention_mask,
-        inputs.image_sizes,
-    )
-    logits = candidate.forward(longer)
-    if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != longer.input_ids.shape:
-        return [Pair(parts.TOKEN_IDS, expected, logits, "forward returned no logits of each token")]
-    actual = logits[0, inputs.input_ids.shape[1] - 1 :].to("cpu", torch.float64)
-    # argmax takes NaN for the greatest value: such a step must not look like a token.
-    tokens = actual.argmax(-1).where(actual.isfinite().all(-1), torch.tensor(-1))
-    note = _first_other_token(golden, case, expected, tokens)
-    return [Pair(parts.TOKEN_IDS, expected, tokens, note)]
+    logits = teacher_forced_logits(candidate, golden, case)
+    if logits is None:
+        return [Pair(parts.TOKEN_IDS, expected, None, "forward returned no logits of each token")]
+    return [Pair(parts.TOKEN_IDS, expected, greedy_tokens(logits))]
 
 
 def _require_method(candidate: Candidate, name: str) -> None:
@@ -164,7 +150,9 @@ def _logits(answer: object, golden: Golden, case: str) -> list[Pair]:
     if not isinstance(answer, torch.Tensor) or answer.shape != shape:
         # Compared as it is, so that the mismatch of type or shape is named.
         return [Pair(parts.LOGITS, last.expand(shape), answer)]
-    real = answer[0].to("cpu")[parts.real_positions(inputs)]
+    # The log-sum-exp of half-precision logits must not be rounded to half precision again.
+    wide = answer.float() if answer.dtype in (torch.bfloat16, torch.float16) else answer
+    real = wide[0].to("cpu")[parts.real_positions(inputs)]
     records = parts.position_records(
         real,
         topk_ids=recorded("position_topk_ids"),
@@ -184,34 +172,7 @@ def _generate(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
         max_new_tokens=generation.max_new_tokens,
         eos_token_ids=generation.eos_token_ids,
     )
-    note = _first_other_token(golden, case, expected, actual)
-    return [Pair(parts.TOKEN_IDS, expected, actual, note)]
-
-
-def _first_other_token(golden: Golden, case: str, expected: torch.Tensor, actual: object) -> str:
-    """Say at which step generation leaves the golden, and how sure the golden was; or ""."""
-    import torch
-
-    if not isinstance(actual, torch.Tensor) or actual.dim() != 1:
-        return ""
-    wanted, got = expected.tolist(), actual.tolist()
-    for step, (one, other) in enumerate(zip(wanted, got, strict=False)):
-        if one != other:
-            margin = _margin(golden, case, step, other)
-            return f"first other token at step {step}: expected {one}, actual {other} ({margin})"
-    if len(wanted) == len(got):
-        return ""
-    return f"equal up to step {min(len(wanted), len(got))}, then one of them ends"
-
-
-def _margin(golden: Golden, case: str, step: int, token: int) -> str:
-    """Say by how much the golden's logits prefer its own token at a step to another one."""
-    values = golden.tensor(case, Phase.GENERATE, "step_topk_values")[step]
-    ids = golden.tensor(case, Phase.GENERATE, "step_topk_ids")[step].tolist()
-    if token not in ids:
-        return f"not among the golden's {len(ids)} best"
-    margin = float(values[0] - values[ids.index(token)])
-    return f"the golden's logits prefer the former by {margin:.3g}"
+    return [Pair(parts.TOKEN_IDS, expected, actual)]
 
 
 def _compared(golden: Golden, phase: Phase) -> str:

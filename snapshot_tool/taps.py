@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.core.interfaces import Observer
@@ -90,7 +91,7 @@ def capture_tensors(
     """Collect what a family wants kept; a module that does not run leaves no entry."""
     found: dict[Capture, torch.Tensor] = {}
 
-    named = {capture: _module_name(model, capture) for capture in captures}
+    named = {capture: module_name(model, capture) for capture in captures}
 
     def watch(name: str, side: Side, value: object) -> None:
         tensor = first_tensor(value)
@@ -103,6 +104,31 @@ def capture_tensors(
         yield found
 
 
-def _module_name(model: torch.nn.Module, capture: Capture) -> str:
+def module_name(model: torch.nn.Module, capture: Capture) -> str:
+    """Return the name that a capture's module has in this model."""
     names = {name for name, _ in model.named_modules()}
     return capture.module if capture.module in names else capture.formerly
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a module, to be made again."""
+
+    module: torch.nn.Module
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+
+
+@contextmanager
+def keep_calls(module: torch.nn.Module) -> Iterator[list[Call]]:
+    """Collect the calls of a module, with what it was given."""
+    calls: list[Call] = []
+
+    def keep(module: torch.nn.Module, arguments: Any, keywords: Mapping[str, Any]) -> None:
+        calls.append(Call(module, arguments, keywords))
+
+    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()

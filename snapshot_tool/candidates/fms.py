@@ -123,7 +123,9 @@ class FmsCandidate:
         return call
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.request.device)
+        """Move a tensor to the model's device and, where it is floating-point, to its dtype."""
+        dtype = getattr(torch, self.request.dtype) if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.request.device, dtype)
 
     def _inputs(self, inputs: CaseInputs) -> CaseInputs:
         given = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}

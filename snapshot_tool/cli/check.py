@@ -22,6 +22,7 @@ from snapshot_tool.core.phases import PHASES
 from snapshot_tool.core.questions import parse_question
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Verdict
+from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.devices import DEVICES
 
 if TYPE_CHECKING:
@@ -89,6 +90,22 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
     metavar="QUESTION",
     help="Ask this question of an --explore again, and nothing else.",
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="What the candidate computes in; by default what the golden was recorded in.",
+)
+@click.option(
+    "--tolerance",
+    type=click.Choice([rule.value for rule in Rule]),
+    help="Judge by the golden's table of tolerances, or by its oracle.  [default: table; oracle "
+    "where --dtype is not the golden's]",
+)
+@click.option(
+    "--allow-near-ties",
+    is_flag=True,
+    help="Let a generation pass that differs only where rounding could have chosen.",
+)
 @click.option("--atol", type=_TOLERANCE, help="Absolute tolerance in place of the golden's.")
 @click.option("--rtol", type=_TOLERANCE, help="Relative tolerance in place of the golden's.")
 @click.option(
@@ -116,6 +133,9 @@ def check_command(
     explore: int | None,
     seed: int | None,
     replay: tuple[str, ...],
+    dtype: str | None,
+    tolerance: str | None,
+    allow_near_ties: bool,
     atol: float | None,
     rtol: float | None,
     require: tuple[str, ...],
@@ -148,6 +168,9 @@ def check_command(
         localise=localise,
         quick=quick,
         repeat=repeat,
+        dtype=dtype,
+        rule=Rule(tolerance) if tolerance else None,
+        allow_near_ties=allow_near_ties,
         atol=atol,
         rtol=rtol,
         required=parse_phases(require),
@@ -178,6 +201,8 @@ def draw_report(report: CheckReport, *, replay: str) -> None:
     if report.results:
         _draw_grid(run_text.grid(report))
         click.echo(run_text.LEGEND)
+        for line in run_text.oracle_lines(report):
+            click.echo(line)
         click.echo()
     for line, verdict in run_text.exploration_lines(report, replay=replay):
         click.secho(line, fg=_COLOURS[verdict] if verdict else None)

@@ -41,6 +41,17 @@ if TYPE_CHECKING:
 @click.option(
     "--max-new-tokens", type=click.IntRange(1, 100_000), help="Greedy tokens.  [default: 20]"
 )
+@click.option(
+    "--oracle/--no-oracle",
+    default=None,
+    help="Run the reference in float64, too, and keep how far rounding puts it off.",
+)
+@click.option(
+    "--whole-outputs",
+    multiple=True,
+    metavar="GLOB",
+    help="Cases of which to keep every module's output whole, for --graft.",
+)
 @goldens_option
 @click.option("--update", is_flag=True, help="Replace a recorded set by a new version.")
 @click.option("--reason", default="", help="Why; kept in the set's history.")
@@ -57,6 +68,8 @@ def record_command(
     variants: int | None,
     seed: int | None,
     max_new_tokens: int | None,
+    oracle: bool | None,
+    whole_outputs: tuple[str, ...],
     goldens: Path,
     update: bool,
     reason: str,
@@ -89,6 +102,8 @@ def record_command(
         reason=reason,
         resume=resume,
         fresh=fresh,
+        oracle=oracle,
+        whole_outputs=whole_outputs or None,
     )
     if update and not reason and (yes or not _is_interactive()):
         raise UsageError("--update needs --reason TEXT", "say why the golden changes")

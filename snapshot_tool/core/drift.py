@@ -94,6 +94,7 @@ class SetDrift:
         tensors: how many tensors each part has, by its name.
         drifts: the tensors that moved, in the order of parts and keys.
         texts: the generations whose tokens moved.
+        files: what one of both has beside its phases and the other has not: "oracle: added".
     """
 
     one: SetIdentity
@@ -102,6 +103,7 @@ class SetDrift:
     tensors: Mapping[str, int]
     drifts: tuple[Drift, ...]
     texts: tuple[TextDrift, ...]
+    files: tuple[str, ...] = ()
 
     @property
     def beyond(self) -> tuple[Drift, ...]:
@@ -159,4 +161,4 @@ def describe_drift(drift: SetDrift) -> list[str]:
         lines.append(line)
     for text in drift.texts:
         lines.append(f"tokens of {text.case} change from step {text.step}")
-    return lines
+    return [*lines, *drift.files]

@@ -14,7 +14,8 @@ class ExploredKind:
     Args:
         kind: the first word of the questions' text form.
         asked: how many different questions the candidate was asked, those of shrinking included.
-        results: of every question that passed, of the smallest one that did not, or the one skip.
+        results: of every question that passed or was unsupported, and of the smallest that failed;
+            of a kind that was not asked, one skip.
             Each result's `tensor` is its question's text form.
     """
 

@@ -198,7 +198,8 @@ class ForwardPass:
 
     Args:
         outputs: per phase (vision, connector, forward) the tensors to keep whole.
-        logits: (length, vocabulary); None for families without logits of every position.
+        logits: (length, vocabulary), of the continuation's tokens too where there is one; None for
+            families without logits of every position.
     """
 
     outputs: Mapping[Phase, Mapping[str, torch.Tensor]]
@@ -227,8 +228,20 @@ class Reference(Protocol):
     def prepare(self, recipe: CaseRecipe, images: Sequence[Image.Image]) -> PreparedCase:
         """Tokenize and preprocess; raise InputRefused for what the reference does not take."""
 
-    def forward(self, inputs: CaseInputs, *, observe: Observer) -> ForwardPass:
-        """Run the model once, from ids and pixels to logits."""
+    def forward(
+        self,
+        inputs: CaseInputs,
+        *,
+        observe: Observer,
+        continuation: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+    ) -> ForwardPass:
+        """Run the model once, from ids and pixels to logits.
+
+        continuation: (more,) int64, tokens that are run after the prompt, through its cache;
+        modules are not shown to `observe` meanwhile.
+        features: what the connector's answer is wanted for, in place of the encoder's own output.
+        """
 
     def generate(self, inputs: CaseInputs, *, max_new_tokens: int) -> Generation:
         """Generate greedily."""

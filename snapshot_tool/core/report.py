@@ -8,6 +8,7 @@ from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import Result, Verdict, first_divergence, overall_verdict
+from snapshot_tool.core.tolerance import Rule
 
 # What is outside of every module, by the phase that shows it first.
 _OUTSIDE = {Phase.FORWARD: "the model's own code", Phase.GENERATE: "the generation loop"}
@@ -67,6 +68,9 @@ class CheckReport:
         localisation: in which module the fault is; None where nothing failed or the candidate
             cannot be looked into.
         quick: whether generation was verified in one pass instead of step by step.
+        dtype: what the candidate computed in.
+        rule: what judged floating-point tensors.
+        near_ties_allowed: whether a generation may differ where rounding could have chosen.
         unmet: phases that `--require` named and that were skipped.
         warnings: what the candidate did besides answering, each thing once.
         surroundings: where this machine is not as the one that recorded: "torch 2.6, here 2.7".
@@ -85,11 +89,19 @@ class CheckReport:
     warnings: tuple[str, ...] = ()
     surroundings: tuple[str, ...] = ()
     exploration: Exploration | None = None
+    dtype: str = "float32"
+    rule: Rule = Rule.TABLE
+    near_ties_allowed: bool = False
 
     @property
     def all_results(self) -> tuple[Result, ...]:
         """The results and those of the derived questions."""
         return self.results + (self.exploration.results if self.exploration else ())
+
+    @property
+    def near_ties(self) -> tuple[Result, ...]:
+        """The generations that pass for near-ties alone, since those were allowed."""
+        return tuple(r for r in self.results if r.divergence and r.verdict is Verdict.PASS)
 
     @property
     def verdict(self) -> Verdict:

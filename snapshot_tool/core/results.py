@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from snapshot_tool.core.error_map import ErrorMap
+from snapshot_tool.core.generation import TokenDivergence
+from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.phases import Phase, phase_order
-from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.core.tolerance import Rule, Tolerance
 
 
 class Verdict(StrEnum):
@@ -57,7 +59,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The verdict on one tensor of one case, or on a whole phase of a case (tensor is empty)."""
+    """The verdict on one tensor of one case, or on a whole phase of a case (tensor is empty).
+
+    `rule` is what the verdict is by; `oracle` has the figures of the second rule, where the golden
+    set has an oracle; `divergence` says where a generation leaves the golden.
+    """
 
     case: str
     phase: Phase
@@ -67,10 +73,18 @@ class Result:
     tolerance: Tolerance | None = None
     comparison: Comparison | None = None
     seconds: float = 0.0
+    oracle: OracleComparison | None = None
+    divergence: TokenDivergence | None = None
+    rule: Rule = Rule.TABLE
 
 
 def tolerance_used(result: Result) -> float | None:
-    """Return |diff| / allowed at the worst element; None where the tolerance is exact."""
+    """Return how much of what is allowed was used; None where the tolerance is exact.
+
+    By the table that is |diff| / allowed at the worst element.
+    """
+    if result.rule is Rule.ORACLE and result.oracle:
+        return result.oracle.used
     if result.comparison is None or result.tolerance is None or result.comparison.worst is None:
         return None
     worst = result.comparison.worst

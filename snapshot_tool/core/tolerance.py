@@ -1,6 +1,7 @@
 """How far a candidate may be from the golden: torch.allclose's rule, defaults by phase."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from snapshot_tool.core.phases import Phase
 
@@ -16,6 +17,13 @@ class Tolerance:
         """Refuse what cannot bound anything: negative, infinite or NaN values."""
         if not (0 <= self.atol < float("inf") and 0 <= self.rtol < float("inf")):
             raise ValueError(f"atol and rtol must be finite and >= 0, not {self.atol}, {self.rtol}")
+
+
+class Rule(StrEnum):
+    """What decides: the golden's table of tolerances, or its oracle."""
+
+    TABLE = "table"
+    ORACLE = "oracle"
 
 
 EXACT = Tolerance(0.0, 0.0)

@@ -53,13 +53,14 @@ class Examiner:
         Raises PhaseUnsupported where the candidate cannot be asked this, UsageError where the
         golden has no answer, and whatever the candidate raises.
         """
-        self.require_method(type(question))
+        if reason := self.why_not(type(question)):
+            raise PhaseUnsupported(reason)
         return _WAYS[type(question)](self, question)
 
-    def require_method(self, kind: type[Question]) -> None:
-        """Raise PhaseUnsupported unless the candidate has the method that a kind needs."""
-        if not callable(getattr(self.candidate, kind.method, None)):
-            raise PhaseUnsupported(f"the candidate has no method {kind.method!r}")
+    def why_not(self, kind: type[Question]) -> str:
+        """Return why the candidate cannot be asked questions of a kind, or ""."""
+        there = callable(getattr(self.candidate, kind.method, None))
+        return "" if there else f"the candidate has no method {kind.method!r}"
 
     def ask_forward(self, question: Prefix | Padding) -> list[Answer]:
         """Run one prompt."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,13 @@ from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.exploration.ask import Answer, Examiner
 from snapshot_tool.exploration.recorded import Recorded
 from snapshot_tool.exploration.subjects import find_subjects
+from snapshot_tool.families import family_of
 from snapshot_tool.guards.blame import require_candidates_fault
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.variants.derived import find_smallest_failure, questions_of
 
 ToleranceOf = Callable[[str, Phase], Tolerance]
+OnQuestion = Callable[[Question], None]
 _BAD = (Verdict.FAIL, Verdict.ERROR)
 
 
@@ -35,7 +37,7 @@ def explore(
     cases: Sequence[str] | None = None,
     phases: Sequence[Phase] = PHASES,
     tolerance_of: ToleranceOf | None = None,
-    steps: Iterator[int] | None = None,
+    on_question: OnQuestion | None = None,
 ) -> Exploration:
     """Ask a candidate `count` derived questions, as evenly of all kinds as their numbers allow.
 
@@ -47,17 +49,19 @@ def explore(
         cases: names of the cases to ask about; by default all.
         phases: the phases to ask about.
         tolerance_of: the tolerance of a case's phase; by default the golden's own.
-        steps: told of every question.
+        on_question: told of every question before it is asked.
     """
     seed = golden.manifest.seed if seed is None else seed
     judge = _judge(candidate, golden, cases, tolerance_of)
-    kinds = [kind for kind in KINDS.values() if kind.phase in phases]
+    has = family_of(golden.manifest.checkpoint.family).phases
+    kinds = [kind for kind in KINDS.values() if kind.phase in phases and kind.phase in has]
     explored: list[ExploredKind] = []
     left = count
     for place, kind in enumerate(kinds):
         # What a kind with few questions leaves, the kinds after it get.
         share = math.ceil(left / (len(kinds) - place))
-        explored.append(_explore_kind(judge, kind, share, seed, steps or iter(())))
+        session = _Session(judge, on_question or _tell_nobody)
+        explored.append(_explore_kind(session, kind, share, seed))
         left -= min(share, explored[-1].asked)
     return Exploration(tuple(explored), seed)
 
@@ -71,8 +75,11 @@ def replay(
 ) -> Exploration:
     """Ask given questions; raise UsageError for one that the golden has no answer to."""
     judge = _judge(candidate, golden, None, tolerance_of)
+    results: dict[str, list[Result]] = {}
+    for question in questions:
+        results.setdefault(question.kind, []).append(judge.result(question))
     return Exploration(
-        tuple(ExploredKind(question.kind, 1, (judge.result(question),)) for question in questions)
+        tuple(ExploredKind(kind, len(found), tuple(found)) for kind, found in results.items())
     )
 
 
@@ -94,41 +101,35 @@ def _own_tolerance(golden: Golden) -> ToleranceOf:
     return tolerance_of
 
 
-def _explore_kind(
-    judge: _Judge, kind: type[Question], share: int, seed: int, steps: Iterator[int]
-) -> ExploredKind:
+def _explore_kind(session: _Session, kind: type[Question], share: int, seed: int) -> ExploredKind:
     """Ask `share` questions of a kind, or fewer: up to the first failure, which is shrunk."""
-    reason = judge.why_not(kind)
-    questions = questions_of(kind, tuple(judge.examiner.recorded.subjects.values()))
+    examiner = session.judge.examiner
+    questions = questions_of(kind, tuple(examiner.recorded.subjects.values()))
+    if reason := examiner.why_not(kind):
+        return _not_asked(kind, reason)
     if questions is None:
-        reason = "no selected case has an answer to any"
-    if reason or questions is None or share == 0:
-        skip = Result(
-            "*",
-            kind.phase,
-            kind.kind,
-            Verdict.SKIP,
-            reason or "too few questions were asked for to have one of each kind",
-        )
-        return ExploredKind(kind.kind, 0, (skip,))
-    session = _Session(judge, steps)
-    drawn_from = f"{seed} {kind.kind}"
-    smallest = find_smallest_failure(questions, session.fails, count=share, seed=drawn_from)
+        return _not_asked(kind, "no selected case has an answer to any")
+    if share == 0:
+        return _not_asked(kind, "too few questions were asked for to have one of each kind")
+    smallest = find_smallest_failure(
+        questions, session.fails, count=share, seed=f"{seed} {kind.kind}"
+    )
     return ExploredKind(kind.kind, len(session.known), session.results(smallest))
+
+
+def _not_asked(kind: type[Question], reason: str) -> ExploredKind:
+    skip = Result("*", kind.phase, kind.kind, Verdict.SKIP, reason)
+    return ExploredKind(kind.kind, 0, (skip,))
+
+
+def _tell_nobody(_question: Question) -> None:
+    """Let a question pass without notice."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
     examiner: Examiner
     tolerance_of: ToleranceOf
-
-    def why_not(self, kind: type[Question]) -> str:
-        """Return why the candidate cannot be asked questions of a kind, or ""."""
-        try:
-            self.examiner.require_method(kind)
-        except PhaseUnsupported as unsupported:
-            return str(unsupported)
-        return ""
 
     def result(self, question: Question) -> Result:
         """Ask a question; whatever the candidate raises is an error of it alone."""
@@ -185,25 +186,24 @@ class _Session:
     """The questions of one kind that were asked, each once: hypothesis asks some again."""
 
     judge: _Judge
-    steps: Iterator[int]
+    on_question: OnQuestion
     known: dict[Question, Result] = field(default_factory=dict)
-    unsupported: Result | None = None
 
     def fails(self, question: Question) -> bool:
         """Ask, and tell whether the answer is not the recorded one."""
-        if self.unsupported is not None:
-            return False
         if question not in self.known:
+            if self._is_unsupported():
+                return False
+            self.on_question(question)
             self.known[question] = self.judge.result(question)
-            next(self.steps, None)
-        result = self.known[question]
-        if result.verdict is Verdict.SKIP:
-            # The candidate has the method and says that it cannot: so it would every time.
-            self.unsupported = result
-        return result.verdict in _BAD
+        return self.known[question].verdict in _BAD
+
+    def _is_unsupported(self) -> bool:
+        """Tell whether the candidate's first word was that it cannot: so it would every time."""
+        first = next(iter(self.known.values()), None)
+        return first is not None and first.verdict is Verdict.SKIP
 
     def results(self, smallest: Question | None) -> tuple[Result, ...]:
-        """Return all passes, the smallest failure and the skip."""
-        passed = [r for r in self.known.values() if r.verdict is Verdict.PASS]
-        bad = [self.known[smallest]] if smallest is not None else []
-        return (*passed, *bad, *([self.unsupported] if self.unsupported else []))
+        """Return all passes and skips, and the smallest failure."""
+        others = [r for r in self.known.values() if r.verdict not in _BAD]
+        return (*others, *([self.known[smallest]] if smallest is not None else []))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from snapshot_tool.core.interfaces import CaseInputs, Progress, Reference
 from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.taps import Sketchbook
+from snapshot_tool.core.taps import Side, Sketchbook
 from snapshot_tool.recording.plan import Plan
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store import parts
-from snapshot_tool.store.layout import INPUTS, TAPS, phase_file
+from snapshot_tool.store.layout import INPUTS, OUTPUTS, TAPS, phase_file
+
+if TYPE_CHECKING:
+    import torch
 
 # One run of the model from end to end answers these.
 FORWARD_PASS = frozenset({Phase.VISION, Phase.CONNECTOR, Phase.FORWARD})
@@ -48,7 +53,16 @@ class _Asker:
         if not wanted or self.staging.part(case, TAPS).exists():
             return
         book = Sketchbook(settings.seed, inputs.attention_mask)
-        answer = self.reference.forward(inputs, observe=book)
+        whole: dict[str, torch.Tensor] = {}
+
+        def observe(module: str, side: Side, tensor: torch.Tensor) -> None:
+            book(module, side, tensor)
+            if keep_whole and side is Side.OUTPUT and tensor.is_floating_point():
+                # A copy: a later module may write into it.
+                whole.setdefault(module, tensor.to("cpu", copy=True))
+
+        keep_whole = any(fnmatch.fnmatchcase(case, glob) for glob in settings.whole_outputs)
+        answer = self.reference.forward(inputs, observe=observe)
         for phase in wanted:
             outputs = answer.outputs.get(phase, {})
             tensors = {name: parts.without_padding(t, inputs) for name, t in outputs.items()}
@@ -56,6 +70,8 @@ class _Asker:
                 tensors |= parts.forward_tensors(answer.logits, inputs, seed=settings.seed)
             if tensors:
                 self.staging.save_part(case, phase_file(phase), tensors)
+        if whole:
+            self.staging.save_part(case, OUTPUTS, whole)
         taps = parts.tap_tensors(book.taps(), self.reference.info().modules)
         self.staging.save_part(case, TAPS, taps)
 

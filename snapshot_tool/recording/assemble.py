@@ -22,7 +22,15 @@ from snapshot_tool.recording.answers import FORWARD_PASS, generated_text_file
 from snapshot_tool.recording.plan import Plan, PlannedCase
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store.golden import Golden
-from snapshot_tool.store.layout import INPUTS, MANIFEST, TAPS, SetLocation, phase_file
+from snapshot_tool.store.layout import (
+    INPUTS,
+    MANIFEST,
+    ORACLE,
+    OUTPUTS,
+    TAPS,
+    SetLocation,
+    phase_file,
+)
 from snapshot_tool.store.manifest import (
     SCHEMA_VERSION,
     CaseEntry,
@@ -37,6 +45,8 @@ from snapshot_tool.store.manifest import (
 from snapshot_tool.store.tensors import describe_file, join_files
 from snapshot_tool.store.transaction import commit, make_folder, write_atomically
 
+# They belong to the answers beside them and are never carried over from older ones.
+_EXTRAS = {ORACLE, OUTPUTS}
 _IMAGE_PHASES = (Phase.PREPROCESSING, Phase.VISION, Phase.CONNECTOR)
 
 
@@ -88,7 +98,9 @@ class Assembly:
         """Join the parts of each file; carry over what this recording was not asked for."""
         phases = self.plan.settings.phases
         names = [INPUTS, *(phase_file(phase) for phase in PHASES if phase in phases)]
-        names += [TAPS] if FORWARD_PASS & set(phases) else []
+        if FORWARD_PASS & set(phases):
+            names += [TAPS, *([OUTPUTS] if self.plan.settings.whole_outputs else [])]
+        names += [ORACLE] if self.plan.settings.oracle else []
         files = {}
         for name in names:
             target = (self.staging.tree if name == INPUTS else folder) / name
@@ -97,7 +109,7 @@ class Assembly:
             files[name] = describe_file(target)
         # Answers to other inputs would be no answers to these.
         if self.existing and self.existing.manifest.files[INPUTS] == files[INPUTS]:
-            for name in self.existing.manifest.files.keys() - files.keys():
+            for name in self.existing.manifest.files.keys() - files.keys() - _EXTRAS:
                 shutil.copy2(self.existing.folder / name, folder / name)
                 files[name] = self.existing.manifest.files[name]
         return files

@@ -28,7 +28,10 @@ _MAX_ATTEMPTS = 50
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What must be the same for an unfinished recording to go on."""
+    """What must be the same for an unfinished recording to go on.
+
+    `whole_outputs` are the cases, as globs, of which every module's output is kept whole.
+    """
 
     revision: str
     seed: int
@@ -36,6 +39,8 @@ class Settings(msgspec.Struct, frozen=True):
     max_new_tokens: int
     phases: tuple[Phase, ...]
     environment: dict[str, str]
+    oracle: bool = False
+    whole_outputs: tuple[str, ...] = ()
 
 
 class PlannedCase(msgspec.Struct, frozen=True):

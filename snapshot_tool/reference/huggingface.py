@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,19 @@ from snapshot_tool.core.interfaces import (
 )
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.recipes import CaseRecipe
+from snapshot_tool.core.taps import Side
 from snapshot_tool.families import family_of_config
-from snapshot_tool.families.family import Family
+from snapshot_tool.families.family import Capture, Family
+from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
 from snapshot_tool.reference.preparation import Preparation
-from snapshot_tool.taps import capture_tensors, tap_modules
+from snapshot_tool.taps import (
+    Call,
+    capture_tensors,
+    first_tensor,
+    keep_calls,
+    module_name,
+    tap_modules,
+)
 
 # What the libraries raise about an input that they do not take (as opposed to a fault of ours).
 _REFUSALS = (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError)
@@ -42,6 +52,7 @@ class HuggingFaceReference:
     model: Any
     processor: Any
     device: str
+    dtype: str
 
     @classmethod
     def load(cls, checkpoint: Path, *, device: str, dtype: str, seed: int) -> HuggingFaceReference:
@@ -65,7 +76,10 @@ class HuggingFaceReference:
                 f"transformers cannot load {checkpoint}: {_first_line(error)}"
             ) from error
         _require_all_weights(checkpoint, report)
-        return cls(family, model.to(device).eval(), processor, device)
+        model = model.to(device).eval()
+        if dtype == "float64":
+            widen_rotary_frequencies(model)
+        return cls(family, model, processor, device, dtype)
 
     def info(self) -> ReferenceInfo:
         """Say which family answers, with which configuration and end tokens."""
@@ -94,22 +108,66 @@ class HuggingFaceReference:
             raise InputRefused(f"{type(error).__name__}: {_first_line(error)}") from error
         return PreparedCase(text, inputs, grids)
 
-    def forward(self, inputs: CaseInputs, *, observe: Observer) -> ForwardPass:
+    def forward(
+        self,
+        inputs: CaseInputs,
+        *,
+        observe: Observer,
+        continuation: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+    ) -> ForwardPass:
         """Run the model end to end, keeping what the family names."""
         arguments: dict[str, Any] = self._arguments(inputs)
         if self.family.generates:
             arguments["position_ids"] = _position_ids(arguments["attention_mask"])
-            arguments["use_cache"] = False
-        with (
-            torch.inference_mode(),
-            capture_tensors(self.model, self.family.captures) as captured,
-            tap_modules(self.model, observe),
-        ):
-            answer = self.model(**arguments)
+            arguments["use_cache"] = continuation is not None
+        connector = None if features is None else self._connector()
+        with torch.inference_mode(), self._precision():
+            with (
+                capture_tensors(self.model, self.family.captures) as captured,
+                keep_calls(connector[1] if connector else self.model) as calls,
+                tap_modules(self.model, observe),
+            ):
+                answer = self.model(**arguments)
+            if connector and calls and features is not None:
+                captured[connector[0]] = _call_again(calls[0], self._cast(features))
+            logits = answer.logits[0] if self.family.logits else None
+            if logits is not None and continuation is not None and len(continuation):
+                logits = torch.cat([logits, self._continue(answer, arguments, continuation)])
         outputs: dict[Phase, dict[str, torch.Tensor]] = {}
         for capture, tensor in captured.items():
             outputs.setdefault(capture.phase, {})[capture.name] = tensor.cpu()
-        return ForwardPass(outputs, answer.logits[0].cpu() if self.family.logits else None)
+        return ForwardPass(outputs, None if logits is None else logits.cpu())
+
+    def _continue(
+        self, answer: Any, arguments: dict[str, torch.Tensor], tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Run tokens after a prompt whose cache `answer` holds; return their logits."""
+        ids = tokens[None].to(self.device)
+        mask = torch.cat([arguments["attention_mask"], torch.ones_like(ids)], dim=1)
+        logits: torch.Tensor = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=_position_ids(mask)[:, -ids.shape[1] :],
+            past_key_values=answer.past_key_values,
+            use_cache=True,
+        ).logits[0]
+        return logits
+
+    def _connector(self) -> tuple[Capture, Any] | None:
+        """Return the capture of the connector's output and its module, or None without one."""
+        for capture in self.family.captures:
+            if capture.phase is Phase.CONNECTOR and capture.side is Side.OUTPUT:
+                return capture, self.model.get_submodule(module_name(self.model, capture))
+        return None
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return float64_throughout() if self.dtype == "float64" else nullcontext()
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Move a tensor to the model's device and, where it is floating-point, to its dtype."""
+        dtype = getattr(torch, self.dtype) if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.device, dtype)
 
     def generate(self, inputs: CaseInputs, *, max_new_tokens: int) -> Generation:
         """Generate by argmax alone: none of the checkpoint's sampling or penalty settings."""
@@ -163,7 +221,15 @@ class HuggingFaceReference:
             arguments["pixel_attention_mask"] = inputs.pixel_attention_mask.unsqueeze(0)
         if inputs.image_sizes is not None:
             arguments["image_sizes"] = inputs.image_sizes
-        return {name: tensor.to(self.device) for name, tensor in arguments.items()}
+        return {name: self._cast(tensor) for name, tensor in arguments.items()}
+
+
+def _call_again(call: Call, features: torch.Tensor) -> torch.Tensor:
+    """Make a module's call again with another tensor in the first one's place."""
+    answer = first_tensor(call.module(features, *call.arguments[1:], **call.keywords))
+    if answer is None:
+        raise TypeError(f"{type(call.module).__name__} returned no tensor")
+    return answer
 
 
 def _model_class(family: Family) -> Any:

@@ -11,7 +11,9 @@ from typing import Any
 
 from snapshot_tool.core.error_map import SIZE_BOUNDS, ErrorMap
 from snapshot_tool.core.exploration import Exploration
+from snapshot_tool.core.generation import TokenDivergence
 from snapshot_tool.core.localisation import Localisation
+from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Comparison, Result, Worst
 
@@ -32,6 +34,9 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
         "verdict": report.verdict.value,
         "exit_code": report.exit_code,
         "quick": report.quick,
+        "dtype": report.dtype,
+        "tolerance": report.rule.value,
+        "near_ties_allowed": report.near_ties_allowed,
         "golden": {
             "checkpoint": golden.checkpoint,
             "revision": golden.revision,
@@ -105,6 +110,8 @@ def _result(result: Result) -> dict[str, Any]:
         "worst": _worst(result.comparison.worst if result.comparison else None),
         "seconds": round(result.seconds, 6),
         "error_map": _error_map(result.comparison.errors if result.comparison else None),
+        "oracle": _oracle(result.oracle),
+        "divergence": _token_divergence(result.divergence),
     }
 
 
@@ -136,6 +143,37 @@ def _error_map(errors: ErrorMap | None) -> dict[str, Any] | None:
         # One string a row: a list would fill a line for each of its numbers.
         "cells": [" ".join(f"{cell:.3g}" for cell in row) for row in errors.cells],
         "counts": list(errors.counts),
+    }
+
+
+def _oracle(figures: OracleComparison | None) -> dict[str, Any] | None:
+    if figures is None:
+        return None
+    return {
+        "within": figures.within,
+        "error": _number(figures.error),
+        "reference_error": _number(figures.reference_error),
+        "limit": _number(figures.limit),
+        "position": list(figures.position),
+        "position_error": _number(figures.position_error),
+        "position_limit": _number(figures.position_limit),
+    }
+
+
+def _token_divergence(found: TokenDivergence | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "step": found.step,
+        "expected": found.expected.token,
+        "expected_text": found.expected.text,
+        "actual": found.actual.token,
+        "actual_text": found.actual.text,
+        "kind": found.kind.name.lower(),
+        "margin": found.margin,
+        "margin_above": found.margin_above,
+        "rounding": found.rounding,
+        "candidate_margin": _optional(found.candidate_margin),
     }
 
 

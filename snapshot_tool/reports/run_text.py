@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation, ModuleErrors
+from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.phases import PHASES, Phase, phase_order
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
+from snapshot_tool.core.tolerance import Rule
 
 _SHOWN_PROBLEMS = 12
 _MODULES_AROUND = 3
@@ -26,7 +28,7 @@ def header_lines(report: CheckReport, *, base: str) -> list[str]:
     return [
         f"golden        {golden}",
         f"candidate     {candidate_text(report.candidate, base=base)}",
-        f"device        {device} ({report.environment.get('device', '')}){other}",
+        f"device        {device} ({report.environment.get('device', '')}), {report.dtype}{other}",
         f"transformers  {report.transformers}",
         *([quick] if report.quick else []),
         *(f"recorded on   {difference}" for difference in report.surroundings),
@@ -96,7 +98,7 @@ def _cells(results: list[Result]) -> Iterator[Cell]:
         yield Cell(phase, *outcome(found))
 
 
-LEGEND = "0.5x: the worst element used half of its tolerance; equal: no difference"
+LEGEND = "0.5x: half of what is allowed was used; equal: no difference"
 
 
 def outcome(results: Sequence[Result]) -> tuple[str, Verdict | None]:
@@ -127,6 +129,30 @@ def exploration_lines(report: CheckReport, *, replay: str) -> list[tuple[str, Ve
             question = shlex.quote(kind.failure.tensor)
             lines.append((f"    smallest: {replay} --replay {question}", None))
     return [*lines, ("", None)]
+
+
+def oracle_lines(report: CheckReport) -> list[str]:
+    """Say how the candidate's errors compare with the reference's own."""
+    judged = [(result, result.oracle) for result in report.results if result.oracle]
+    if not judged:
+        return []
+    worst, figures = max(judged, key=lambda pair: pair[1].used)
+    lines = [
+        f"oracle: nearest to its limit is {worst.phase.value} / {worst.case} / {worst.tensor}:",
+        _oracle_figures(figures),
+    ]
+    if report.rule is Rule.TABLE:
+        stricter = sum(not o.within for r, o in judged if r.verdict is Verdict.PASS)
+        would = f"fail {stricter} more tensors" if stricter else "pass the same tensors"
+        lines.append(f"     --tolerance oracle would {would}")
+    return lines
+
+
+def _oracle_figures(figures: OracleComparison) -> str:
+    return (
+        f"     error {figures.error:.2g}, the reference's own {figures.reference_error:.2g}, "
+        f"allowed {figures.limit:.2g}"
+    )
 
 
 def problem_lines(report: CheckReport) -> list[str]:
@@ -241,6 +267,8 @@ def summary_line(report: CheckReport) -> str:
         first = report.divergence
         where = f"case {first.case}" if first in report.results else first.tensor
         line += f"; first divergence: {first.phase.value}, {where}"
+    if report.near_ties:
+        line += f"; near-ties allowed: {len(report.near_ties)}"
     if report.unmet:
         line += f"; required but skipped: {_names(report.unmet)}"
     return line

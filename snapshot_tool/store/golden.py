@@ -154,6 +154,10 @@ class Golden:
         """Return a tensor by its key in the file of "inputs" or of a phase."""
         return self._read(INPUTS if part == "inputs" else phase_file(Phase(part)), key)
 
+    def read_file(self, file: str, key: str) -> torch.Tensor:
+        """Return a tensor by its key in one of the set's files."""
+        return self._read(file, key)
+
     def inputs(self, case: str) -> CaseInputs:
         """Return what the case's prompt and images became."""
         names = self.manifest.files[INPUTS].tensors

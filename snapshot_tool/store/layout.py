@@ -16,6 +16,8 @@ SHORT_REVISION = 12
 MANIFEST = "manifest.json"
 INPUTS = "inputs.safetensors"
 TAPS = "taps.safetensors"
+ORACLE = "oracle.safetensors"
+OUTPUTS = "outputs.safetensors"
 WORK_FOLDER = ".snap"
 
 _DEVICES = ("cpu", "cuda")

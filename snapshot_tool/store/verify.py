@@ -5,7 +5,7 @@ from pathlib import Path
 from snapshot_tool.core.errors import GoldenDamaged, SnapError
 from snapshot_tool.store.contents import find_misfits
 from snapshot_tool.store.files import leaves_root, open_plain
-from snapshot_tool.store.layout import INPUTS, TAPS, phase_file
+from snapshot_tool.store.layout import INPUTS, ORACLE, OUTPUTS, TAPS, phase_file
 from snapshot_tool.store.manifest import FileEntry, Manifest
 from snapshot_tool.store.tensors import describe_file
 
@@ -19,7 +19,7 @@ def set_file(folder: Path, name: str) -> Path:
 
 def allowed_files(manifest: Manifest) -> set[str]:
     """Return the file names that a set may have."""
-    return {INPUTS, TAPS} | {phase_file(phase) for phase in manifest.tolerances}
+    return {INPUTS, TAPS, ORACLE, OUTPUTS} | {phase_file(phase) for phase in manifest.tolerances}
 
 
 def find_damage(folder: Path, manifest: Manifest) -> list[str]:

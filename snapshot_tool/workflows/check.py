@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from snapshot_tool.candidates import FMS, load_candidate
-from snapshot_tool.compare import judge_tensor
-from snapshot_tool.core.errors import PhaseUnsupported, SnapError, UsageError
+from snapshot_tool.core.errors import GoldenNotFound, PhaseUnsupported, SnapError, UsageError
 from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.interfaces import (
     Candidate,
@@ -26,21 +25,23 @@ from snapshot_tool.core.questions import Question
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Result, Verdict, first_divergence
 from snapshot_tool.core.taps import Sketchbook, Tap, shapes_of
-from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.core.tolerance import Rule, Tolerance
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
 from snapshot_tool.exploration.explore import explore, replay
+from snapshot_tool.generation import GenerationExplainer
 from snapshot_tool.golden_choice import GoldenChoice, open_checkpoint_of
 from snapshot_tool.guards.blame import require_candidates_fault
 from snapshot_tool.guards.guarded import Guarded
 from snapshot_tool.guards.runs import run_guarded
 from snapshot_tool.guards.surroundings import differing_surroundings
+from snapshot_tool.judge import Judge
 from snapshot_tool.localise import localise
 from snapshot_tool.observation import observe
 from snapshot_tool.phase_runs import Pair, run_generation_in_one_pass, run_phase
 from snapshot_tool.store.golden import Golden
-from snapshot_tool.store.layout import phase_file
+from snapshot_tool.store.layout import ORACLE, phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest
 
 
@@ -61,6 +62,9 @@ class CheckRequest:
     quick: bool = False
     atol: float | None = None
     rtol: float | None = None
+    dtype: str | None = None
+    rule: Rule | None = None
+    allow_near_ties: bool = False
     required: tuple[Phase, ...] = ()
     repeat: int = 1
     explore: int = 0
@@ -83,6 +87,7 @@ class Checker:
         request: what was asked for.
         golden: the set to check against.
         candidate: the implementation under test.
+        checkpoint: the folder of its weights; where given, tokens are told as text.
         settings: what was set for determinism.
         imported_before: whether transformers was imported before the candidate was loaded.
     """
@@ -90,6 +95,7 @@ class Checker:
     request: CheckRequest
     golden: Golden
     candidate: Candidate
+    checkpoint: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     imported_before: bool = False
 
@@ -103,7 +109,7 @@ class Checker:
         """Return a result for every recorded tensor of one phase of one case."""
 
         def once() -> list[Result]:
-            return _check_phase(self.candidate, self.golden, case, phase, self.request)
+            return _check_phase(self, case, phase)
 
         if not isinstance(self.candidate, Guarded):
             return once()
@@ -122,10 +128,31 @@ class Checker:
         """Name the module in which the first divergence of these results arises."""
         return _localise(self.candidate, self.golden, results, always=self.request.localise)
 
+    @property
+    def judge(self) -> Judge:
+        """By what answers are judged."""
+        dtype, rule = choose_rule(self.request, self.golden)
+        return Judge(self.golden, dtype, rule, self.request.atol, self.request.rtol)
+
+    def judge_pair(self, case: CaseEntry, phase: Phase, pair: Pair, seconds: float) -> Result:
+        """Return the verdict on one tensor; a generation that differs is explained."""
+        judge = self.judge
+        result = judge.judge(case, phase, pair, seconds=seconds)
+        if phase is not Phase.GENERATE:
+            return result
+        explainer = GenerationExplainer(
+            self.golden,
+            self.checkpoint,
+            judge.dtype,
+            allow_near_ties=self.request.allow_near_ties,
+        )
+        return explainer.explain(result, pair.actual, self.candidate)
+
 
 def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> Checker:
     """Load the candidate from the checkpoint that the golden was recorded from."""
     require_device(request.device)
+    dtype, _ = choose_rule(request, golden)
     checkpoint = open_checkpoint_of(golden, request.checkpoint)
     imported_before = "transformers" in sys.modules
     settings = make_deterministic(golden.manifest.seed, strict=False)
@@ -136,13 +163,38 @@ def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> C
                 checkpoint.folder,
                 golden.manifest.checkpoint.config,
                 request.device,
-                golden.manifest.dtype,
+                dtype,
             ),
             fms_path=request.fms_path,
         )
         next(steps)
-    guarded = Guarded(candidate, dtype=golden.manifest.dtype, settings=settings)
-    return Checker(request, golden, cast("Candidate", guarded), settings, imported_before)
+    guarded = Guarded(candidate, dtype=dtype, settings=settings)
+    return Checker(
+        request,
+        golden,
+        cast("Candidate", guarded),
+        checkpoint.folder,
+        settings,
+        imported_before,
+    )
+
+
+def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
+    """Return the candidate's dtype and what judges it.
+
+    The table of tolerances is made for the golden's own dtype: in another one the oracle judges.
+    """
+    own = golden.manifest.dtype
+    dtype = request.dtype or own
+    rule = request.rule or (Rule.TABLE if dtype == own else Rule.ORACLE)
+    needed = rule is Rule.ORACLE or request.allow_near_ties
+    if needed and ORACLE not in golden.manifest.files:
+        use = f"judging {dtype}" if rule is Rule.ORACLE else "--allow-near-ties"
+        raise GoldenNotFound(
+            f"{golden.manifest.title} has no oracle, which is needed for {use}",
+            "record it with: snap record ... --update --reason TEXT --oracle",
+        )
+    return dtype, rule
 
 
 def check(request: CheckRequest, progress: Progress) -> CheckReport:
@@ -172,6 +224,9 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         transformers=transformers,
         quick=request.quick,
         environment=environment,
+        dtype=checker.judge.dtype,
+        rule=checker.judge.rule,
+        near_ties_allowed=request.allow_near_ties,
         results=results,
         unmet=_unmet(results + (exploration.results if exploration else ()), request.required),
         localisation=localisation,
@@ -231,19 +286,18 @@ def _why_nothing(golden: Golden, phase: Phase) -> str:
     return "no selected case has anything to compare"
 
 
-def _check_phase(
-    candidate: Candidate, golden: Golden, case: CaseEntry, phase: Phase, request: CheckRequest
-) -> list[Result]:
+def _check_phase(checker: Checker, case: CaseEntry, phase: Phase) -> list[Result]:
     """Run one phase; whatever the candidate raises is this phase's error alone."""
     import torch
 
+    candidate, golden = checker.candidate, checker.golden
     if phase_file(phase) not in golden.manifest.files:
         reason = "the golden set was recorded without this phase"
         return [Result(case.name, phase, "", Verdict.SKIP, reason)]
     began = time.perf_counter()
     try:
         with torch.inference_mode():
-            if request.quick and phase is Phase.GENERATE:
+            if checker.request.quick and phase is Phase.GENERATE:
                 pairs = run_generation_in_one_pass(candidate, golden, case.name)
             else:
                 pairs = run_phase(candidate, golden, case.name, phase)
@@ -259,42 +313,30 @@ def _check_phase(
     seconds = time.perf_counter() - began
     if not pairs:
         return [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
-    tolerance = _tolerance(golden, case, phase, request)
-    return [_judge(case.name, phase, pair, tolerance, seconds) for pair in pairs]
-
-
-def _judge(case: str, phase: Phase, pair: Pair, tolerance: Tolerance, seconds: float) -> Result:
-    if pair.actual is None:
-        reason = "the candidate returned no such tensor"
-        return Result(case, phase, pair.tensor, Verdict.FAIL, reason, tolerance, None, seconds)
-    verdict, reason, comparison = judge_tensor(pair.expected, pair.actual, tolerance)
-    if verdict is not Verdict.PASS and pair.note:
-        reason = f"{pair.note}; {reason}"
-    return Result(case, phase, pair.tensor, verdict, reason, tolerance, comparison, seconds)
-
-
-def _tolerance(golden: Golden, case: CaseEntry, phase: Phase, request: CheckRequest) -> Tolerance:
-    """Return the golden's own tolerance, or what the user put in its place; tokens stay exact."""
-    own = golden.manifest.tolerances[phase].for_images(case.images)
-    if phase is Phase.GENERATE:
-        return own
-    return Tolerance(
-        own.atol if request.atol is None else request.atol,
-        own.rtol if request.rtol is None else request.rtol,
-    )
+    return [checker.judge_pair(case, phase, pair, seconds) for pair in pairs]
 
 
 def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Exploration | None:
     request, golden = checker.request, checker.golden
+    if (request.replay or request.explore) and checker.judge.dtype != golden.manifest.dtype:
+        raise UsageError(
+            f"derived questions are judged in the golden's own {golden.manifest.dtype}",
+            "leave out --dtype, or --explore and --replay",
+        )
 
     def tolerance_of(case: str, phase: Phase) -> Tolerance:
-        return _tolerance(golden, golden.case(case), phase, request)
+        return checker.judge.tolerance(golden.case(case), phase)
 
     if request.replay:
         return replay(checker.candidate, golden, request.replay, tolerance_of=tolerance_of)
     if not request.explore:
         return None
-    with progress.stage("asking derived questions", request.explore) as steps:
+    with progress.stage("asking", request.explore) as steps:
+
+        def on_question(question: Question) -> None:
+            progress.now(str(question))
+            next(steps)
+
         return explore(
             checker.candidate,
             golden,
@@ -303,7 +345,7 @@ def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Ex
             cases=[case.name for case in cases],
             phases=request.phases,
             tolerance_of=tolerance_of,
-            steps=steps,
+            on_question=on_question,
         )
 
 

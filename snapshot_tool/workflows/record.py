@@ -20,10 +20,11 @@ from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, package_versions
 from snapshot_tool.recording.answers import stage_answers
 from snapshot_tool.recording.assemble import Assembly
+from snapshot_tool.recording.oracle import stage_oracle
 from snapshot_tool.recording.plan import Settings, make_plan
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store.golden import Golden, find_goldens, open_golden
-from snapshot_tool.store.layout import MANIFEST, SetLocation
+from snapshot_tool.store.layout import MANIFEST, ORACLE, OUTPUTS, SetLocation
 from snapshot_tool.store.manifest import Manifest
 from snapshot_tool.store.transaction import make_folder, recording_lock
 
@@ -36,7 +37,8 @@ DEFAULT_NEW_TOKENS = 20
 class RecordRequest:
     """What to record.
 
-    None for seed, variants and max_new_tokens: as recorded before, else 42, 12 and 20.
+    None for seed, variants and max_new_tokens: as recorded before, else 42, 12 and 20; for oracle
+    and whole_outputs: as recorded before, else without. whole_outputs are globs of cases.
     """
 
     checkpoint: str
@@ -52,6 +54,8 @@ class RecordRequest:
     reason: str = ""
     resume: bool = False
     fresh: bool = False
+    oracle: bool | None = None
+    whole_outputs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,7 @@ def _record(
         )
         next(steps)
     info = reference.info()
+    oracle, whole_outputs = _extras(request, existing)
     settings = Settings(
         revision=checkpoint.revision,
         seed=seed,
@@ -167,6 +172,8 @@ def _record(
             template.generation.max_new_tokens if template else DEFAULT_NEW_TOKENS,
         ),
         phases=tuple(sorted(set(request.phases) & set(info.phases))),
+        oracle=oracle,
+        whole_outputs=whole_outputs,
         environment={
             **describe_machine(),
             **package_versions(),
@@ -178,12 +185,39 @@ def _record(
     make_folder(staging.folder)
     plan = make_plan(staging, settings, reference=reference, template=template, progress=progress)
     stage_answers(staging, plan, reference=reference, progress=progress)
+    del reference  # the oracle loads models of its own
+    if oracle:
+        stage_oracle(
+            staging,
+            plan,
+            info,
+            own_dtype=request.dtype,
+            load=lambda dtype: load_reference(
+                checkpoint.folder, device=request.device, dtype=dtype, seed=seed
+            ),
+            progress=progress,
+        )
     assembly = Assembly(
         staging, plan, info, checkpoint, location, existing, siblings, request.reason, review
     )
     manifest, changed = assembly.write()
     staging.discard()
     return RecordOutcome(location, manifest, changed)
+
+
+def _extras(request: RecordRequest, existing: Golden | None) -> tuple[bool, tuple[str, ...]]:
+    """Return whether to record an oracle, and of which cases whole outputs."""
+    files = existing.manifest.files if existing else {}
+    oracle = ORACLE in files if request.oracle is None else request.oracle
+    whole = request.whole_outputs
+    if whole is None:
+        tensors = files[OUTPUTS].tensors if OUTPUTS in files else ()
+        whole = tuple(dict.fromkeys(key.partition("/")[0] for key in tensors))
+    if oracle and set(request.phases) != set(PHASES):
+        raise UsageError(
+            "an oracle belongs to all phases", "record --phase all, or pass --no-oracle"
+        )
+    return oracle, whole
 
 
 def _choose(asked_for: int | None, otherwise: int) -> int:

@@ -15,7 +15,7 @@ from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Run, Snap, error
 PHASES = ["preprocessing", "vision", "connector", "forward", "generate"]
 FIGURES = [
     *("case", "phase", "tensor", "verdict", "reason", "max_abs", "max_rel", "mean_abs", "rmse"),
-    *("cosine", "mismatched", "numel", "atol", "rtol", "worst", "seconds"),
+    *("cosine", "mismatched", "numel", "atol", "rtol", "worst", "seconds", "oracle", "divergence"),
 ]
 
 
@@ -149,23 +149,39 @@ def test_a_shorter_generation_fails_and_says_where_it_ends(snap: Snap) -> None:
     """Equal tokens are not enough: all of them must be there."""
     run = run_candidate(snap, "StopsEarly", "--phase", "generate")
     assert run.code == 1
-    assert "equal up to step 10, then one of them ends" in run.out
+    assert "first other token at step 10: expected " in run.out
+    assert "actual nothing (it has ended) (real divergence)" in run.out
 
 
 def test_another_token_is_told_with_the_goldens_margin(snap: Snap) -> None:
-    """A near-tie can be told from a real divergence."""
+    """Step, both tokens as text, margins on both sides, rounding there: no near-tie."""
     from safetensors.torch import load_file
+    from tokenizers import Tokenizer
 
     kept = load_file(set_folder(GOLDENS) / "generate.safetensors")
     values, ids = (kept[f"one-image/step_topk_{name}"][4] for name in ("values", "ids"))
     run = run_candidate(snap, "TakesSecondBest", "--phase", "generate")
     assert run.code == 1
-    assert run.report["results"][0]["reason"].startswith(
-        f"first other token at step 4: expected {ids[0]}, actual {ids[1]} "
-        f"(the golden's logits prefer the former by {float(values[0] - values[1]):.3g}); "
-    )
-    absurd = run_candidate(snap, "TakesAnyToken", "--phase", "generate")
-    assert "actual 0 (not among the golden's 8 best)" in absurd.out
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    (result,) = run.report["results"]
+    found = result["divergence"]
+    assert (found["step"], found["kind"]) == (4, "real")
+    assert (found["expected"], found["actual"]) == (int(ids[0]), int(ids[1]))
+    assert found["expected_text"] == tokenizer.decode([int(ids[0])])
+    margin = float(values[0] - values[1])
+    assert found["margin"] == pytest.approx(margin)
+    assert found["candidate_margin"] == pytest.approx(margin, abs=1e-3)
+    assert 0 < found["rounding"] < 1e-4
+    assert result["reason"].startswith(f"first other token at step 4: expected {ids[0]} ")
+    assert "its generation loop or cache is at fault, not its forward pass" in result["reason"]
+
+
+def test_a_token_beyond_the_goldens_best_is_a_real_divergence(snap: Snap) -> None:
+    """Its margin is known as a lower bound only."""
+    run = run_candidate(snap, "TakesAnyToken", "--phase", "generate")
+    found = run.report["results"][0]["divergence"]
+    assert (found["actual"], found["kind"], found["margin"]) == (0, "real", None)
+    assert found["margin_above"] > 0
 
 
 def test_lacking_phases_are_skips_with_a_reason_and_never_passes(snap: Snap) -> None:

@@ -135,7 +135,7 @@ def test_every_page_is_in_the_index_and_every_link_leads_somewhere() -> None:
         assert page.name == "README.md" or f"]({page.name})" in index
     for page in PAGES:
         text = re.sub(r"(?ms)^```.*?^```", "", page.read_text("utf-8"))
-        for link in re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", text):
+        for link in re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", text):
             target, _, heading = "".join(link).partition("#")
             if "://" in target:
                 continue

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.core.errors import UsageError
+from snapshot_tool.core.errors import PhaseUnsupported, UsageError
 from snapshot_tool.core.interfaces import CandidateRequest
 from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.questions import KINDS, Prefix, Prompt, parse_question
+from snapshot_tool.core.questions import KINDS, Batch, Prefix, Prompt, parse_question
 from snapshot_tool.core.results import Verdict, tolerance_used
 from snapshot_tool.exploration import subjects as subjects_module
 from snapshot_tool.exploration.explore import explore, replay
@@ -102,6 +102,30 @@ def test_no_prompt_is_cut_within_a_tile(golden: Golden) -> None:
             length: tiles * 4 for length, tiles in cuts.items()
         }
         assert subjects[case.name].length == case.tokens - case.recipe["left_padding"]
+
+
+def test_a_candidate_may_refuse_some_questions_and_fail_others(
+    golden: Golden, candidate: FmsCandidate
+) -> None:
+    """A refusal is a skip of that question; the failure is found, and shrunk, all the same."""
+
+    class TwoRows:
+        def forward_batch(self, rows: Any) -> Any:
+            if len(rows) > 2:
+                raise PhaseUnsupported("two rows at most")
+            logits = candidate.forward_batch(rows)
+            return logits if rows[0].input_ids.shape[1] < 100 else logits + 1
+
+    found = explore(TwoRows(), golden, count=120, phases=[Phase.FORWARD])
+    batch = found.kinds[-1]
+    assert {result.verdict for result in batch.results} == {"pass", "skip", "fail"}
+    assert batch.failure is not None
+    question = parse_question(batch.failure.tensor)
+    assert isinstance(question, Batch)
+    assert min(prompt.length for prompt in question.prompts) == 1
+    assert max(prompt.length for prompt in question.prompts) >= 100
+    assert len(question.prompts) == 2
+    assert {"two rows at most"} == {r.reason for r in batch.results if r.verdict == "skip"}
 
 
 def test_what_padding_enters_is_not_padded(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +218,8 @@ def test_a_question_that_raises_is_an_error_of_its_kind_alone(
     """With its message, and shrunk like any failure."""
 
     class Raises:
-        forward = candidate.forward
+        def forward(self, inputs: Any) -> Any:
+            return candidate.forward(inputs)
 
         def forward_batch(self, rows: Any) -> Any:
             raise RuntimeError(f"not {len(rows)} rows\nand a second line")

@@ -59,7 +59,7 @@ def run(
     settings = make_deterministic(1, strict=False)
     guarded = Guarded(candidate, dtype="float32", settings=settings)
     request = CheckRequest(GOLDENS, repeat=repeat)
-    checker = Checker(request, golden, cast("Candidate", guarded), settings)
+    checker = Checker(request, golden, cast("Candidate", guarded), settings=settings)
     results = []
     for case in cases:
         for phase in phases:

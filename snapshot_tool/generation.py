@@ -1,0 +1,184 @@
+"""Explaining a generation that leaves the golden, step by step, without the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snapshot_tool.core.errors import GoldenDamaged
+from snapshot_tool.core.generation import DivergenceKind, TokenChoice, TokenDivergence
+from snapshot_tool.core.interfaces import Candidate, CaseInputs
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.results import Result, Verdict
+from snapshot_tool.store import parts
+from snapshot_tool.store.golden import Golden
+from snapshot_tool.store.oracle import step_noise
+
+if TYPE_CHECKING:
+    import torch
+
+
+def describe_token(token: int | None, checkpoint: Path | None) -> TokenChoice:
+    """Return a token with its text by the checkpoint's tokenizer.json, where there is one."""
+    path = checkpoint / "tokenizer.json" if checkpoint else None
+    if token is None or path is None or not path.is_file():
+        return TokenChoice(token, None)
+    # Heavy enough to wait until a token differs.
+    from tokenizers import Tokenizer
+
+    try:
+        text = Tokenizer.from_file(str(path)).decode([token], skip_special_tokens=False)
+    except Exception:  # the library raises bare Exception, and the text is a courtesy
+        return TokenChoice(token, None)
+    return TokenChoice(token, str(text))
+
+
+def teacher_forced_logits(candidate: Candidate, golden: Golden, case: str) -> torch.Tensor | None:
+    """Return the candidate's logits at every step, given the golden's tokens before it.
+
+    (new, vocabulary) float64; None where forward does not return logits of every position.
+    """
+    import torch
+
+    inputs = golden.inputs(case)
+    given = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)[None, :-1]
+    longer = CaseInputs(
+        torch.cat([inputs.input_ids, given], dim=1),
+        torch.cat([inputs.attention_mask, torch.ones_like(given)], dim=1),
+        inputs.pixel_values,
+        inputs.pixel_attention_mask,
+        inputs.image_sizes,
+    )
+    with torch.inference_mode():
+        logits = candidate.forward(longer)
+    if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != longer.input_ids.shape:
+        return None
+    return logits[0, inputs.input_ids.shape[1] - 1 :].to("cpu", torch.float64)
+
+
+def greedy_tokens(logits: torch.Tensor) -> torch.Tensor:
+    """Return the token that each row chooses, (rows,) int64; -1 for a row that is not finite.
+
+    argmax takes NaN for the greatest value: such a row must not look like a choice.
+    """
+    import torch
+
+    return logits.argmax(-1).where(logits.isfinite().all(-1), torch.tensor(-1))
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationExplainer:
+    """Says where and why a generation leaves the golden.
+
+    Args:
+        golden: the set.
+        checkpoint: its folder, for the tokens' text; None: ids alone.
+        dtype: the candidate's, in which rounding is to be judged.
+        allow_near_ties: whether a generation passes that differs at near-ties alone.
+    """
+
+    golden: Golden
+    checkpoint: Path | None
+    dtype: str
+    allow_near_ties: bool = False
+
+    def explain(self, result: Result, actual: object, candidate: Candidate) -> Result:
+        """Return the result of the token ids with the first divergence, if there is one."""
+        import torch
+
+        if not isinstance(actual, torch.Tensor) or actual.dim() != 1:
+            return result
+        case = result.case
+        found = find_divergence(
+            self.golden, case, actual, dtype=self.dtype, checkpoint=self.checkpoint
+        )
+        if found is None:
+            return result
+        logits = _logits_or_none(candidate, self.golden, case)
+        found = with_candidate_margin(found, logits)
+        near_tie = self.allow_near_ties and found.kind is DivergenceKind.NEAR_TIE
+        # What follows a near-tie answers another prompt: judged on the golden's tokens instead.
+        if near_tie and logits is not None and self._only_near_ties(case, logits):
+            reason = f"allowed: {found}"
+            return replace(result, verdict=Verdict.PASS, reason=reason, divergence=found)
+        return replace(result, reason=f"{found}; {result.reason}", divergence=found)
+
+    def _only_near_ties(self, case: str, logits: torch.Tensor) -> bool:
+        """Tell whether the candidate, given the golden's tokens, differs at near-ties alone."""
+        expected = self.golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
+        chosen = greedy_tokens(logits)
+        for step in (chosen != expected).nonzero()[:, 0].tolist():
+            one, other = (TokenChoice(int(tokens[step]), None) for tokens in (expected, chosen))
+            found = _with_margin(
+                TokenDivergence(step, one, other), self.golden, case, dtype=self.dtype
+            )
+            if found.kind is not DivergenceKind.NEAR_TIE:
+                return False
+        return True
+
+
+def _logits_or_none(candidate: Candidate, golden: Golden, case: str) -> torch.Tensor | None:
+    try:
+        return teacher_forced_logits(candidate, golden, case)
+    except Exception:  # a candidate's forward that raises is reported in its own phase
+        return None
+
+
+def find_divergence(
+    golden: Golden, case: str, actual: torch.Tensor, *, dtype: str, checkpoint: Path | None
+) -> TokenDivergence | None:
+    """Return the first step at which tokens (new,) leave the golden's, or None.
+
+    dtype: the candidate's, in which rounding is to be judged.
+    """
+    expected = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS).tolist()
+    got = actual.tolist()
+    both = min(len(expected), len(got))
+    step = next((i for i in range(both) if expected[i] != got[i]), both)
+    if step == len(expected) == len(got):
+        return None
+    wanted = expected[step] if step < len(expected) else None
+    other = got[step] if step < len(got) else None
+    found = TokenDivergence(
+        step, describe_token(wanted, checkpoint), describe_token(other, checkpoint)
+    )
+    return _with_margin(found, golden, case, dtype=dtype)
+
+
+def _with_margin(
+    found: TokenDivergence, golden: Golden, case: str, *, dtype: str
+) -> TokenDivergence:
+    """Add the golden's margin between both tokens and what rounding does to it."""
+    other = found.actual.token
+    if found.expected.token is None or other is None:
+        return found
+    values, ids = (
+        _step(golden, case, name, found.step) for name in ("step_topk_values", "step_topk_ids")
+    )
+    noise = step_noise(golden, case, dtype=dtype)
+    return replace(
+        found,
+        margin=values[0] - values[ids.index(other)] if other in ids else None,
+        margin_above=None if other in ids else values[0] - values[-1],
+        # Two logits may be off in opposite directions.
+        rounding=None if noise is None else 2 * float(noise[found.step]),
+    )
+
+
+def _step(golden: Golden, case: str, name: str, step: int) -> list[float]:
+    """Return one step's row of what generation keeps; raise GoldenDamaged where it has none."""
+    rows = golden.tensor(case, Phase.GENERATE, name)
+    if rows.dim() != 2 or not 0 <= step < len(rows):  # noqa: PLR2004 - steps, then logits
+        raise GoldenDamaged(f"the {name} of {case} have no step {step}", "record the set again")
+    row: list[float] = rows[step].tolist()
+    return row
+
+
+def with_candidate_margin(found: TokenDivergence, logits: torch.Tensor | None) -> TokenDivergence:
+    """Add what the candidate itself prefers at that step; logits: see `teacher_forced_logits`."""
+    one, other = found.expected.token, found.actual.token
+    if logits is None or one is None or other is None or not 0 <= other < logits.shape[-1]:
+        return found
+    row = logits[found.step]
+    return replace(found, candidate_margin=float(row[one] - row[other]))

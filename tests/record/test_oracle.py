@@ -1,0 +1,137 @@
+"""`snap record --oracle`: the reference in float64, and its own errors in each dtype."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from snapshot_tool.reference.float64 import float64_throughout
+from tests.conftest import CHECKPOINT, Snap, error_lines, set_folder
+
+pytestmark = pytest.mark.record
+
+# A small set: one of its cases has an image.
+OPTIONS = ("--variants", "0", "--max-new-tokens", "3")
+
+
+@pytest.fixture(scope="module")
+def recorded(snap: Snap, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Record a small set with an oracle and one case's whole outputs."""
+    goldens = tmp_path_factory.mktemp("oracle") / "goldens"
+    run = snap(
+        "record", "--checkpoint", CHECKPOINT, "--goldens", goldens, *OPTIONS, "--oracle",
+        "--whole-outputs", "one-*",
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    return goldens
+
+
+def load(goldens: Path, name: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of one file of the set."""
+    return load_file(set_folder(goldens) / f"{name}.safetensors")
+
+
+def test_the_oracle_of_the_connector_is_what_float64_arithmetic_says(recorded: Path) -> None:
+    """Pixel shuffle and projection by hand, on the golden's own vision features."""
+    features = load(recorded, "vision")["one-image/last_hidden_state"].double()
+    weight = load_file(CHECKPOINT / "model.safetensors")
+    projection = weight["model.connector.modality_projection.proj.weight"].double()
+    tiles, scale, grid = len(features), 4, 8
+    square = features.reshape(tiles, grid // scale, scale, grid // scale, scale, -1)
+    shuffled = square.transpose(2, 3).reshape(tiles, (grid // scale) ** 2, -1)
+    by_hand = shuffled @ projection.T
+    kept = load(recorded, "connector")["one-image/image_hidden_states"].double()
+    oracle = load(recorded, "oracle")
+    delta = oracle["one-image/connector.image_hidden_states.delta"].double()
+    errors = (by_hand - kept).abs().amax()
+    assert 0 < errors < 1e-5
+    # bfloat16 keeps three digits of a difference.
+    assert (kept + delta - by_hand).abs().amax() < errors / 100
+
+
+def test_the_noise_is_how_far_float32_is_from_the_oracle(recorded: Path) -> None:
+    """Root mean square at each position, of what the deltas say element by element."""
+    oracle = load(recorded, "oracle")
+    for tensor in ("vision.last_hidden_state", "forward.position_sample"):
+        delta = oracle[f"two-images/{tensor}.delta"].double()
+        noise = oracle[f"two-images/{tensor}.noise.float32"].double()
+        assert noise.shape == delta.shape[:-1]
+        assert torch.allclose(noise, delta.square().mean(-1).sqrt(), rtol=1e-2)
+
+
+def test_half_precision_is_noisier_in_proportion_to_its_unit(recorded: Path) -> None:
+    """bfloat16 has 16 bits less than float32, float16 13 less: errors follow."""
+    oracle = load(recorded, "oracle")
+    noise = {
+        dtype: float(oracle[f"one-image/vision.last_hidden_state.noise.{dtype}"].mean())
+        for dtype in ("float32", "bfloat16", "float16")
+    }
+    assert 2**14 < noise["bfloat16"] / noise["float32"] < 2**18
+    assert 2**11 < noise["float16"] / noise["float32"] < 2**15
+
+
+def test_every_module_has_its_noise_in_every_dtype(recorded: Path) -> None:
+    """One row for each tap; small, and greater in half precision."""
+    oracle, taps = load(recorded, "oracle"), load(recorded, "taps")
+    for dtype, limit in (("float32", 1e-5), ("bfloat16", 0.2), ("float16", 0.02)):
+        rows = oracle[f"one-image/taps.noise.{dtype}"]
+        assert rows.shape == (len(taps["one-image/modules"]), 2)
+        known = rows[rows.isfinite()]
+        assert len(known) > len(rows)
+        assert 0 < float(known.max()) < limit
+
+
+def test_generation_keeps_the_rounding_of_every_step(recorded: Path) -> None:
+    """What tells a near-tie from a divergence."""
+    steps = load(recorded, "generate")["one-image/token_ids"]
+    oracle = load(recorded, "oracle")
+    for dtype, limit in (("float32", 1e-4), ("bfloat16", 1.0), ("float16", 0.1)):
+        noise = oracle[f"one-image/generate.step_noise.{dtype}"]
+        assert noise.shape == steps.shape
+        assert 0 < float(noise.max()) < limit
+
+
+def test_whole_outputs_are_kept_of_the_cases_named(recorded: Path) -> None:
+    """Every module's, and of no other case; what the phases keep is the same tensor."""
+    outputs = load(recorded, "outputs")
+    assert {key.partition("/")[0] for key in outputs} == {"one-image"}
+    vision = load(recorded, "vision")["one-image/last_hidden_state"]
+    assert torch.equal(outputs["one-image/model.vision_model"], vision)
+    assert len(outputs) > 90
+
+
+def test_an_update_keeps_oracle_and_whole_outputs_unless_told_otherwise(
+    snap: Snap, recorded: Path, tmp_path: Path
+) -> None:
+    """They are recorded again with the answers; dropping them is said in the history."""
+    goldens = Path(shutil.copytree(recorded, tmp_path / "goldens"))
+    options = ("record", "--checkpoint", CHECKPOINT, "--goldens", goldens, "--update")
+    partial = snap(*options, "--reason", "vision alone", "--phase", "vision")
+    assert partial.code == 2
+    assert error_lines(partial)[0] == "snap: an oracle belongs to all phases"
+    dropped = snap(*options, "--yes", "--reason", "smaller", "--no-oracle")
+    assert dropped.code == 0, dropped.err
+    assert "moved: oracle: dropped" in dropped.out
+    files = json.loads((set_folder(goldens) / "manifest.json").read_text())["files"]
+    assert "oracle.safetensors" not in files
+    assert "outputs.safetensors" in files
+
+
+def test_float64_throughout_lifts_casts_to_float32() -> None:
+    """Transformers' RMSNorm computes in float32 whatever the model's dtype."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    norm = LlamaRMSNorm(96).double()
+    values = torch.randn(4, 96, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    by_hand = values / (values.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+    with torch.no_grad():
+        plain = norm(values)
+        with float64_throughout():
+            wide = norm(values)
+    assert (plain - by_hand).abs().amax() > 1e-9
+    assert (wide - by_hand).abs().amax() < 1e-14

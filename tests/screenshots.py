@@ -1,0 +1,77 @@
+"""Take the pictures of docs/failure.md: the HTML report of an FMS with one fault, in Chromium.
+
+    python tests/screenshots.py [--out docs/images]
+
+Run it (`make pictures`) when the look of the report changes, and look at what comes out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from io import BytesIO
+from pathlib import Path
+from shutil import which
+
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from tests.fms_checkout.faults import FAULTS, plant  # noqa: E402 - a script finds its siblings first
+
+WIDTH = 1000
+# Name, what to show, and the height of the picture in pixels.
+PICTURES = (
+    ("report", "body", 590),
+    ("report-case", "details.case[open] .inside", 840),
+    ("report-modules", "section[aria-labelledby=modules]", 410),
+)
+
+
+def write_report(folder: Path) -> Path:
+    """Check an FMS with the wrong GELU and return its HTML report."""
+    (fault,) = (fault for fault in FAULTS if fault.name == "exact-gelu")
+    plant(fault, checkout=ROOT / "build" / "fms-checkout", out=folder / "broken")
+    command = [sys.executable, "-m", "snapshot_tool", "check", "--fms-path", "broken"]
+    options = ["--goldens", str(ROOT / "goldens"), "--case", "*-image*", "--html", "report.html"]
+    subprocess.run([*command, *options], cwd=folder, check=False, stdout=subprocess.DEVNULL)
+    return folder / "report.html"
+
+
+def take_pictures(page: Path, out: Path, *, scheme: str) -> None:
+    """Open the report in light or dark, open its first case, and take each picture."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = which("chromium") or ""
+    for argument in ("--headless=new", "--no-sandbox", "--hide-scrollbars"):
+        options.add_argument(argument)
+    with webdriver.Chrome(options, webdriver.ChromeService(which("chromedriver") or "")) as browser:
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        for name, shown, height in PICTURES:
+            size = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            browser.get(page.as_uri())
+            browser.execute_script("document.querySelector('details.case').open = true")
+            element = browser.find_element(By.CSS_SELECTOR, shown)
+            browser.execute_script("arguments[0].scrollIntoView()", element)
+            picture = Image.open(BytesIO(browser.get_screenshot_as_png()))
+            picture.save(out / f"{name}-{scheme}.webp", lossless=True)
+
+
+def main() -> None:
+    """Read the arguments and take the pictures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    out = parser.parse_args().out
+    with tempfile.TemporaryDirectory() as folder:
+        page = write_report(Path(folder))
+        for scheme in ("light", "dark"):
+            take_pictures(page, out, scheme=scheme)
+
+
+if __name__ == "__main__":
+    main()

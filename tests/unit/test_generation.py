@@ -1,0 +1,66 @@
+"""A token that differs: near-tie, real divergence, or unknown."""
+
+from __future__ import annotations
+
+import pytest
+
+from snapshot_tool.core.generation import DivergenceKind, TokenChoice, TokenDivergence
+
+
+def diverge(
+    *,
+    margin: float | None = None,
+    rounding: float | None = None,
+    candidate_margin: float | None = None,
+    actual: int | None = 9,
+) -> TokenDivergence:
+    """Return a divergence at step 4, from token 7."""
+    return TokenDivergence(
+        4,
+        TokenChoice(7, " cat"),
+        TokenChoice(actual, None),
+        margin=margin,
+        margin_above=None if margin is not None else 3.5,
+        rounding=rounding,
+        candidate_margin=candidate_margin,
+    )
+
+
+@pytest.mark.parametrize(
+    ("margin", "rounding", "kind"),
+    [
+        (1e-6, 2e-6, DivergenceKind.NEAR_TIE),
+        (2e-6, 2e-6, DivergenceKind.NEAR_TIE),
+        (3e-6, 2e-6, DivergenceKind.REAL),
+        (1e-6, None, DivergenceKind.UNKNOWN),
+        (None, 2e-6, DivergenceKind.REAL),
+        (None, None, DivergenceKind.REAL),
+    ],
+)
+def test_a_near_tie_is_a_margin_below_the_rounding_at_that_step(
+    margin: float | None, rounding: float | None, kind: DivergenceKind
+) -> None:
+    """A token outside of the golden's best is real, whatever the rounding."""
+    assert diverge(margin=margin, rounding=rounding).kind is kind
+
+
+def test_the_sentence_has_step_tokens_margin_and_rounding() -> None:
+    """What a person needs to judge it."""
+    text = str(diverge(margin=0.25, rounding=2e-6, candidate_margin=-0.5))
+    assert text == (
+        "first other token at step 4: expected 7 ' cat', actual 9 (real divergence; the golden "
+        "prefers the former by 0.25; rounding there reaches 2e-06; given the golden's tokens the "
+        "candidate does by -0.5)"
+    )
+    assert "by more than 3.5" in str(diverge())
+    assert "actual nothing (it has ended)" in str(diverge(actual=None))
+
+
+def test_the_generation_loop_is_blamed_where_the_forward_pass_agrees() -> None:
+    """Only for a real divergence, and only where its forward clearly chooses the golden's token."""
+    blamed = {
+        margins: "its generation loop or cache is at fault"
+        in str(diverge(margin=margins[0], rounding=2e-6, candidate_margin=margins[1]))
+        for margins in ((0.25, 0.24), (0.25, -0.1), (0.25, 1e-7), (1e-7, 0.24))
+    }
+    assert [margins for margins, blame in blamed.items() if blame] == [(0.25, 0.24)]
