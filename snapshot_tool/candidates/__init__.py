@@ -1,19 +1,22 @@
-"""Implementations under test: FMS, or whatever `module:factory` names."""
+"""Implementations under test: FMS, an installed plug-in by its name, or any `module:factory`."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import sys
 from pathlib import Path
+from typing import cast
 
 from snapshot_tool.core.errors import CandidateUnavailable, SnapError, UsageError
-from snapshot_tool.core.interfaces import Candidate, CandidateRequest
+from snapshot_tool.core.interfaces import Candidate, CandidateFactory, CandidateRequest
 
 FMS = "fms"
+ENTRY_POINTS = "snapshot_tool.candidates"
 
 
 def load_candidate(spec: str, request: CandidateRequest, *, fms_path: Path | None) -> Candidate:
-    """Build the candidate that `spec` names: "fms", or "module:factory".
+    """Build the candidate that `spec` names: "fms", an entry point, or "module:factory".
 
     Raises UsageError for a spec that names nothing, CandidateUnavailable where it cannot be built.
     """
@@ -23,28 +26,37 @@ def load_candidate(spec: str, request: CandidateRequest, *, fms_path: Path | Non
         return load_fms_candidate(request, fms_path=fms_path)
     if fms_path is not None:
         raise UsageError("--fms-path goes with --candidate fms", "leave one of the two out")
-    module_name, _, factory_name = spec.partition(":")
-    if not module_name or not factory_name:
-        raise UsageError(
-            f"--candidate {spec} is neither 'fms' nor 'module:factory'",
-            "name an importable module and a function in it",
-        )
-    # Like `python -m`: a module in the current folder is found.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    factory = _find_factory(spec)
     try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
-        raise CandidateUnavailable(
-            f"--candidate {spec} cannot be imported: {error}",
-            "check the name, and that the module is importable from here",
-        ) from error
-    try:
-        candidate: Candidate = factory(request)
+        return factory(request)
     except SnapError:
         raise
     except Exception as error:
         raise CandidateUnavailable(
             f"{spec} could not build a candidate: {type(error).__name__}: {error}"
         ) from error
-    return candidate
+
+
+def _find_factory(spec: str) -> CandidateFactory:
+    """Import what `spec` names; a name without a colon is an entry point's."""
+    # Like `python -m`: a module in the current folder is found.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    module_name, _, factory_name = spec.partition(":")
+    try:
+        if module_name and factory_name:
+            module = importlib.import_module(module_name)
+            return cast("CandidateFactory", getattr(module, factory_name))
+        installed = importlib.metadata.entry_points(group=ENTRY_POINTS)
+        if spec in installed.names:
+            return cast("CandidateFactory", installed[spec].load())
+    except (ImportError, AttributeError) as error:
+        raise CandidateUnavailable(
+            f"--candidate {spec} cannot be imported: {error}",
+            "check the name, and that the module is importable from here",
+        ) from error
+    known = ", ".join(["'fms'", *sorted(map(repr, installed.names)), "'module:factory'"])
+    raise UsageError(
+        f"--candidate {spec} is none of {known}",
+        f"name an importable module and a function in it, or an entry point of {ENTRY_POINTS}",
+    )

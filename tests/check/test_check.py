@@ -243,7 +243,7 @@ def test_json_file_holds_what_the_screen_shows(snap: Snap, tmp_path: Path) -> No
         ),
         (["--case", "nothing*"], 2, "--case nothing* matches none of the 14 cases"),
         (["--phase", "speech"], 2, "'speech' is not one of"),
-        (["--candidate", "nonsense"], 2, "neither 'fms' nor 'module:factory'"),
+        (["--candidate", "nonsense"], 2, "is none of 'fms', 'module:factory'"),
         (["--candidate", "no_such:thing"], 3, "cannot be imported: No module named 'no_such'"),
         (["--candidate", "tests.candidates:Nothing"], 3, "has no attribute 'Nothing'"),
         (["--candidate", "tests.candidates:refuses"], 3, "ValueError: cannot build on cpu"),

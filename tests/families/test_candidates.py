@@ -1,0 +1,44 @@
+"""Candidates that are not FMS: the documented example, and factories found by entry point."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.conftest import ROOT, Snap, error_lines
+
+EXAMPLE = ROOT / "tests" / "examples" / "plain_llama.py"
+FOLDER = Path(__file__).parent
+GOLDEN = ("--goldens", FOLDER / "goldens", "--checkpoint", FOLDER / "checkpoints" / "llama")
+
+
+def test_the_documented_example_is_the_file_and_short() -> None:
+    """docs/candidates.md shows the example as it is, in under 40 lines of code."""
+    page = (ROOT / "docs" / "candidates.md").read_text("utf-8")
+    (shown,) = re.findall(r"(?ms)^```python\n(.*?)^```", page)
+    code = EXAMPLE.read_text("utf-8")
+    assert shown == code
+    assert sum(bool(line.strip()) for line in code.splitlines()) < 40
+
+
+def test_the_example_passes_and_without_quick_lacks_generation(snap: Snap) -> None:
+    """It has forward: all logits pass; generation is a skip that says why."""
+    run = snap("check", *GOLDEN, "--candidate", "tests.examples.plain_llama:Llama", "--json", "-")
+    assert run.code == 0
+    results = {(r["phase"], r["verdict"], r["reason"]) for r in run.report["results"]}
+    assert ("forward", "pass", "") in results
+    assert ("generate", "skip", "the candidate has no method 'generate'") in results
+
+
+def test_an_entry_point_names_a_candidate(snap: Snap, tmp_path: Path) -> None:
+    """A package that is installed offers its factory in the group snapshot_tool.candidates."""
+    metadata = tmp_path / "offers_llama-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: offers-llama\nVersion: 1.0\n")
+    entry = "[snapshot_tool.candidates]\nplain-llama = tests.examples.plain_llama:Llama\n"
+    (metadata / "entry_points.txt").write_text(entry)
+    run = snap("check", *GOLDEN, "--candidate", "plain-llama", "--quick", PYTHONPATH=str(tmp_path))
+    assert run.code == 0, run.err
+    unknown = snap("check", *GOLDEN, "--candidate", "other", PYTHONPATH=str(tmp_path))
+    assert unknown.code == 2
+    assert "is none of 'fms', 'plain-llama', 'module:factory'" in error_lines(unknown)[0]
