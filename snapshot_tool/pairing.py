@@ -65,6 +65,8 @@ class _Evidence:
         inputs = [tap.input for tap in golden], [tap.input for tap in other]
         self.fits, self.same, self.reordered = _compare(*outputs)
         _, self.same_input, _ = _compare(*inputs)
+        # Ids here and embeddings there: one of the two does more than the other.
+        self.fits &= _ranks(inputs[0])[:, None] == _ranks(inputs[1])[None]
         self.same_kind = _leaves(golden)[:, None] == _leaves(other)[None]
 
     def scores(self) -> torch.Tensor:
@@ -136,6 +138,13 @@ def _apart(one: Sequence[Sketch], other: Sequence[Sketch], part: str) -> torch.T
     return scaled
 
 
+def _ranks(sketches: Sequence[Sketch | None]) -> torch.Tensor:
+    """Return the number of dimensions of each, 0 where there is nothing."""
+    import torch
+
+    return torch.tensor([len(sketch.shape) if sketch else 0 for sketch in sketches])
+
+
 def _leaves(taps: Sequence[Tap]) -> torch.Tensor:
     """Return which modules have no other one of the run inside."""
     import torch
@@ -199,16 +208,16 @@ def _same_parent(i: int, j: int, places: Mapping[int, int], evidence: _Evidence)
 
 
 def _plausible(pairs: Sequence[Pair]) -> list[Pair]:
-    """Drop pairs of modules that are given and return something else, before others that agree.
+    """Drop pairs that are given and return something else, between two that agree.
 
-    An error does not heal: where later modules agree these two are merely of one shape.
+    An error reaches what comes next: where that agrees, these two are merely of one shape.
     """
-    last = max((k for k, pair in enumerate(pairs) if pair.same), default=-1)
+    agree = [True, *(pair.confirmed for pair in pairs), False]
     return [
         pair
         for k, pair in enumerate(pairs)
         if pair.confirmed
         or pair.same_input
-        or k > last
         or None in (pair.golden.input, pair.other.input)
+        or not (agree[k] and agree[k + 2])
     ]

@@ -18,22 +18,28 @@ if TYPE_CHECKING:
 Watcher = Callable[[str, Side, object], None]
 
 
-def tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """Yield every tensor in tuples, lists and mappings, however nested, in order."""
+def named_tensors(value: object, *, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor in tuples, lists and mappings, however nested, in order.
+
+    Its name is its place: "0", "hidden_states", "0.1"; `name` is the place of the value itself.
+    """
     import torch
 
     if isinstance(value, torch.Tensor):
-        yield value.detach()
-    elif isinstance(value, Mapping):
-        yield from tensors_in(tuple(value.values()))
+        yield name or "0", value.detach()
+        return
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
     elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
+        items = enumerate(value)
+    for place, item in items:
+        yield from named_tensors(item, name=f"{name}.{place}" if name else str(place))
 
 
 def first_tensor(value: object) -> torch.Tensor | None:
     """Return the first tensor of a module's input or output, or None."""
-    return next(tensors_in(value), None)
+    return next((tensor for _, tensor in named_tensors(value)), None)
 
 
 @contextmanager

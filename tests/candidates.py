@@ -73,6 +73,14 @@ class UnnamedAndFaulty(Unnamed):
             self.fms.model.vision_tower.encoder.layers[1].mlp.w2.weight.mul_(1.01)
 
 
+class RaisesInForward(Unnamed):
+    """It raises when half of it has run."""
+
+    def forward(self, inputs: CaseInputs) -> Any:
+        self.fms.forward(inputs)
+        raise ValueError("in the middle")
+
+
 class Raises(Wrapped):
     """Its connector raises."""
 

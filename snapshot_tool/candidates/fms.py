@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from snapshot_tool.candidates.fms_import import FmsSource, import_fms
-from snapshot_tool.candidates.fms_observe import observe_twins
+from snapshot_tool.candidates.fms_observe import observe_twins, twin_output
 from snapshot_tool.candidates.fms_weights import require_full_coverage
 from snapshot_tool.core.errors import CandidateUnavailable, PhaseUnsupported, SnapError
 from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, CaseInputs, Observer
 from snapshot_tool.families import family_of_config
-from snapshot_tool.families.family import Family, FmsPort
+from snapshot_tool.families.family import Family, FmsPort, twins_of
 from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
 from snapshot_tool.families.llama import head_dim
 
@@ -114,6 +114,19 @@ class FmsCandidate:
             elif inputs.pixel_values is not None:
                 self.vision(inputs.pixel_values)
         return names
+
+    def modules(self) -> torch.nn.Module:
+        """Return the model itself."""
+        model: torch.nn.Module = self.model
+        return model
+
+    def twin_outputs(self, module: str, output: object) -> Mapping[str, torch.Tensor]:
+        """Return the outputs of Hugging Face's modules in an output, as Hugging Face has them."""
+        found = {
+            hf_name: twin_output(output, twin, head_dim=self._head_dim())
+            for hf_name, twin in twins_of(module, self.family.fms.twins)
+        }
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def _method(self, name: str) -> Callable[..., Any]:
         method = getattr(self.calls, name, None)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from snapshot_tool.core.interfaces import Observer
 from snapshot_tool.core.taps import Side
-from snapshot_tool.families.family import Twin
+from snapshot_tool.families.family import Twin, twins_of
 from snapshot_tool.taps import first_tensor, watch_modules
 
 if TYPE_CHECKING:
     import torch
-
-
-def twins_of(name: str, twins: Sequence[Twin]) -> list[tuple[str, Twin]]:
-    """Return the Hugging Face modules that an FMS module stands for, by name."""
-    matches = ((re.fullmatch(twin.fms, name), twin) for twin in twins)
-    return [(match.expand(twin.hf), twin) for match, twin in matches if match]
 
 
 @contextmanager

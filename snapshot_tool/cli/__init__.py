@@ -26,6 +26,8 @@ _COMMANDS = {
     "push": ("share", "Send golden sets to a remote."),
     "pull": ("share", "Fetch golden sets from a remote."),
     "bisect": ("bisect", "Find the commit of FMS that broke a port."),
+    "trace": ("trace", "Write what every module of a model is given and returns."),
+    "compare-traces": ("compare_traces", "Compare two traces, module by module."),
     "doctor": ("doctor", "Say what works in this environment, and why not."),
 }
 _CANNOT_RUN = 3
@@ -44,7 +46,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"snapshot_tool.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

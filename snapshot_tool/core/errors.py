@@ -47,6 +47,10 @@ class GoldenDamaged(SnapError):
     """A file of a golden set is missing, cut short or altered."""
 
 
+class TraceInvalid(SnapError):
+    """A file is no trace, or a damaged one, or one that a newer snap wrote."""
+
+
 class GoldenLocked(SnapError):
     """Another process is recording the same golden set."""
 

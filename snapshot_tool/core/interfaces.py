@@ -246,6 +246,9 @@ class Reference(Protocol):
     def generate(self, inputs: CaseInputs, *, max_new_tokens: int) -> Generation:
         """Generate greedily."""
 
+    def modules(self) -> torch.nn.Module:
+        """Return the module that holds all others."""
+
 
 class Progress(Protocol):
     """How a workflow says what it does; the command line draws it, tests may ignore it."""

@@ -13,6 +13,7 @@ class ModuleMapping:
     Args:
         names: the candidate's name of each module that has a partner, by the reference's.
         inferred: whether shapes, order of execution and values matched them, not names.
+        by: whose names matched them.
         confirmed: how many partners computed the same values.
         modules: how many modules of the reference looked for a partner.
     """
@@ -21,11 +22,12 @@ class ModuleMapping:
     inferred: bool = False
     confirmed: int = 0
     modules: int = 0
+    by: str = "the family's names"
 
     def __str__(self) -> str:
         """Say it in a sentence."""
         if not self.inferred:
-            return "modules matched by the family's names"
+            return f"modules matched by {self.by}"
         return (
             "modules inferred from shapes and order, "
             f"{self.confirmed} of {self.modules} confirmed by values"

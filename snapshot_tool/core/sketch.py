@@ -126,3 +126,15 @@ def relative_error(golden: Sketch, other: Sketch) -> float:
     if scale == 0:
         return 0.0 if greatest == 0 else float("inf")
     return greatest / scale
+
+
+def moments_error(golden: Sketch, other: Sketch) -> float:
+    """Return the greatest difference of two sketches' moments, in units of the golden's rms.
+
+    Moments do not see order: they are equal where the same values lie in another one.
+    """
+    scale = float(golden.moments[MOMENTS.index("rms")])
+    gap = float((other.moments - golden.moments).abs().max())
+    if not math.isfinite(gap) or (gap and not scale):
+        return float("inf")
+    return gap / scale if scale else 0.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from snapshot_tool.core.padding import without_padding
 from snapshot_tool.core.sketch import MAX_DIMENSIONS, Sketch, sketch
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Sketchbook:
         if (module, side) in self._sketches or not _has_numbers(tensor):
             return
         if 1 <= tensor.dim() <= MAX_DIMENSIONS and tensor.numel():
-            self._take((module, side), self._without_padding(tensor))
+            self._take((module, side), without_padding(tensor, self.attention_mask))
 
     def unfinished(self) -> list[str]:
         """Return the modules that were entered and never left, in that order."""
@@ -105,12 +106,6 @@ class Sketchbook:
                 return
             tensor = _joined(self._rows.pop(key))
         self._sketches[key] = sketch(tensor, seed=self.seed)
-
-    def _without_padding(self, tensor: torch.Tensor) -> torch.Tensor:
-        mask = self.attention_mask
-        if bool(mask.all()) or tensor.shape[:2] != mask.shape:
-            return tensor
-        return tensor[:, mask[0].bool().to(tensor.device)]
 
 
 def shapes_of(taps: Sequence[Tap]) -> Mapping[tuple[str, Side], tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """The declaration that every family fills in: what snap has to know of it, on both sides."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,12 @@ class Twin:
     part: int | None = None
     parts: int = 1
     rotary: bool = False
+
+
+def twins_of(name: str, twins: Sequence[Twin]) -> list[tuple[str, Twin]]:
+    """Return the Hugging Face modules that an FMS module stands for, by name."""
+    matches = ((re.fullmatch(twin.fms, name), twin) for twin in twins)
+    return [(match.expand(twin.hf), twin) for match, twin in matches if match]
 
 
 @dataclass(frozen=True, slots=True)

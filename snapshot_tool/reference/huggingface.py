@@ -193,6 +193,11 @@ class HuggingFaceReference:
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         return Generation(new, logits, tokenizer.decode(new))
 
+    def modules(self) -> torch.nn.Module:
+        """Return the model itself."""
+        model: torch.nn.Module = self.model
+        return model
+
     def _token(self, name: str) -> Any:
         """Return a special token's id: generation's own, else the configuration's."""
         generation = getattr(self.model, "generation_config", None)

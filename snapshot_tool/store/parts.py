@@ -117,12 +117,13 @@ def tap_tensors(taps: Sequence[Tap], modules: Sequence[str]) -> Tensors:
     tensors = {"modules": torch.tensor([place[tap.module] for tap in taps], dtype=torch.int64)}
     for side in Side:
         sketches = [tap.input if side is Side.INPUT else tap.output for tap in taps]
-        for name, tensor in _stack(sketches).items():
+        for name, tensor in stack_sketches(sketches).items():
             tensors[f"{side.value}_{name}"] = tensor
     return tensors
 
 
-def _stack(sketches: Sequence[Sketch | None]) -> Tensors:
+def stack_sketches(sketches: Sequence[Sketch | None]) -> Tensors:
+    """Return sketches as one tensor for each of their parts, a row for each sketch."""
     import torch
 
     rows = len(sketches)
@@ -141,21 +142,25 @@ def _stack(sketches: Sequence[Sketch | None]) -> Tensors:
 
 def read_taps(tensors: Mapping[str, torch.Tensor], modules: Sequence[str]) -> list[Tap]:
     """Return what `tap_tensors` laid out."""
-    sides = [_unstack(tensors, side) for side in (Side.INPUT, Side.OUTPUT)]
+    parts = ("shapes", "moments", "sample", "projection")
+    sides = [
+        unstack_sketches({part: tensors[f"{side.value}_{part}"] for part in parts}) for side in Side
+    ]
     names = [modules[index] for index in tensors["modules"].tolist()]
     return [Tap(name, *pair) for name, *pair in zip(names, *sides, strict=True)]
 
 
-def _unstack(tensors: Mapping[str, torch.Tensor], side: Side) -> list[Sketch | None]:
+def unstack_sketches(tensors: Mapping[str, torch.Tensor]) -> list[Sketch | None]:
+    """Return what `stack_sketches` laid out."""
     sketches: list[Sketch | None] = []
-    for row, padded in enumerate(tensors[f"{side.value}_shapes"].tolist()):
+    for row, padded in enumerate(tensors["shapes"].tolist()):
         shape = tuple(length for length in padded if length >= 0)
         sketches.append(
             Sketch(
                 shape,
-                tensors[f"{side.value}_moments"][row],
-                tensors[f"{side.value}_sample"][row][: math.prod(shape)],
-                tensors[f"{side.value}_projection"][row],
+                tensors["moments"][row],
+                tensors["sample"][row][: math.prod(shape)],
+                tensors["projection"][row],
             )
             if shape
             else None

@@ -42,11 +42,17 @@ class Span:
 def read_header(path: Path) -> dict[str, Span]:
     """Return where each tensor of a safetensors file lies; raise GoldenDamaged where it is none."""
     with open_plain(path) as file:
-        return _read_header(file, path)
+        return _read_header(file, path)[0]
 
 
-def _read_header(file: BufferedReader, path: Path) -> dict[str, Span]:
-    """Return the spans of an open file, from its start."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the strings that a safetensors file says of itself; raise GoldenDamaged likewise."""
+    with open_plain(path) as file:
+        return _read_header(file, path)[1]
+
+
+def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, Span], dict[str, str]]:
+    """Return the spans and the metadata of an open file, from its start."""
     size = file_size(file)
     try:
         prefix = file.read(_LENGTH.size)
@@ -57,7 +63,8 @@ def _read_header(file: BufferedReader, path: Path) -> dict[str, Span]:
             raise ValueError(f"its header claims {length} bytes")
         text = require_bounded_json(file.read(length))
         header = json.loads(text, object_pairs_hook=_unique)
-        return _spans(header, first=_LENGTH.size + length, size=size)
+        spans = _spans(header, first=_LENGTH.size + length, size=size)
+        return spans, _strings(header.get("__metadata__", {}))
     except OSError as error:
         raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -69,6 +76,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) != len(pairs):
         raise ValueError("its header has a key twice")
     return fields
+
+
+def _strings(metadata: Any) -> dict[str, str]:
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are not strings")
+    return dict(metadata)
 
 
 def _natural(value: Any) -> int:
@@ -109,7 +122,7 @@ def file_sha256(path: Path) -> str:
 def describe_file(path: Path) -> FileEntry:
     """Return a safetensors file's manifest entry, digests included."""
     with open_plain(path) as file:
-        spans = _read_header(file, path)
+        spans = _read_header(file, path)[0]
         tensors = {
             key: TensorEntry(
                 shape=span.shape, dtype=span.dtype, sha256=_span_sha256(file, path, span)
@@ -148,11 +161,24 @@ def join_files(parts: Mapping[str, Path], target: Path) -> None:
     sources = []
     for prefix, path in parts.items():
         sources += [(f"{prefix}/{key}", path, span) for key, span in read_header(path).items()]
+    write_file(target, sources)
+
+
+def write_file(
+    target: Path,
+    sources: Iterable[tuple[str, Path, Span]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write one safetensors file of tensors that lie in other files, block by block.
+
+    metadata: one string at most, since safetensors' own order of several is another every time.
+    """
     # Wide types first, so that every tensor is aligned for its dtype, as safetensors itself does.
-    sources.sort(key=lambda source: (-_ITEM_BITS[source[2].dtype], source[0]))
-    header: dict[str, Any] = {}
+    ordered = sorted(sources, key=lambda source: (-_ITEM_BITS[source[2].dtype], source[0]))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    for key, _, span in sources:
+    for key, _, span in ordered:
         end = offset + span.end - span.start
         header[key] = {"dtype": span.dtype, "shape": span.shape, "data_offsets": [offset, end]}
         offset = end
@@ -160,7 +186,7 @@ def join_files(parts: Mapping[str, Path], target: Path) -> None:
     text += b" " * (-len(text) % 8)
     with target.open("wb") as file:
         file.write(_LENGTH.pack(len(text)) + text)
-        for _, path, span in sources:
+        for _, path, span in ordered:
             with open_plain(path) as part:
                 for block in _blocks(part, path, span):
                     file.write(block)

@@ -1,0 +1,123 @@
+"""`snap trace`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from snapshot_tool.cli.options import fms_path_option, goldens_option
+from snapshot_tool.core.errors import UsageError
+from snapshot_tool.devices import DEVICES
+
+_DTYPES = ["float32", "float64", "bfloat16", "float16"]
+
+
+@click.command(
+    "trace",
+    short_help="Write what every module is given and returns.",
+    epilog="Example: snap trace --impl fms --case one-image --out fms.safetensors",
+)
+@click.option(
+    "--impl",
+    type=click.Choice(["hf", "fms"]),
+    default="fms",
+    show_default=True,
+    help="hf needs the record environment.",
+)
+@click.option("--candidate", help="'module:factory' in place of FMS. Its code is run.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The trace."
+)
+@click.option("--force", is_flag=True, help="Replace the file --out.")
+@click.option("--case", help="Take the inputs of a golden set's case.")
+@click.option("--inputs", type=click.Path(path_type=Path), help="Take the inputs of another trace.")
+@click.option("--prompt", help="Ask this, with <image> for each --image; --impl hf alone.")
+@click.option("--image", "images", type=click.Path(path_type=Path), multiple=True)
+@click.option("--checkpoint", help="Folder or hub id; by default that of the golden or the trace.")
+@click.option("--revision", help="Revision of the golden set, or of the prompt's checkpoint.")
+@click.option("--mode", type=click.Choice(["forward", "generate"]), default="forward")
+@click.option("--first-pass-only", is_flag=True, help="End a generation after one token.")
+@click.option("--max-new-tokens", type=click.IntRange(1, 100_000), help="Greedy tokens.")
+@click.option(
+    "--max-elements",
+    type=click.IntRange(0, 2**40),
+    default=65_536,
+    show_default=True,
+    help="Keep tensors up to this size whole, of larger ones a sketch.",
+)
+@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(_DTYPES), default="float32", show_default=True)
+@click.option("--golden-device", type=click.Choice(DEVICES), help="Where --case was recorded.")
+@fms_path_option
+@goldens_option
+def trace_command(
+    *,
+    impl: str,
+    candidate: str | None,
+    out: Path,
+    force: bool,
+    case: str | None,
+    inputs: Path | None,
+    prompt: str | None,
+    images: tuple[Path, ...],
+    checkpoint: str | None,
+    revision: str | None,
+    mode: str,
+    first_pass_only: bool,
+    max_new_tokens: int | None,
+    max_elements: int,
+    device: str,
+    dtype: str,
+    golden_device: str | None,
+    fms_path: Path | None,
+    goldens: Path,
+) -> int:
+    """Run a model with every module watched, and write a safetensors file of what was seen.
+
+    Two traces of the same inputs are compared with snap compare-traces. The inputs are those of a
+    golden's --case, of another trace (--inputs), or, for --impl hf, a --prompt with --image files.
+    """
+    from snapshot_tool.cli.progress import TerminalProgress
+    from snapshot_tool.golden_choice import GoldenChoice
+    from snapshot_tool.trace_subject import Prompt, TraceOptions, choose_subject
+    from snapshot_tool.tracing import Mode, require_free
+
+    if impl == "hf" and (candidate or fms_path):
+        raise UsageError("--candidate and --fms-path go with --impl fms", "leave them out")
+    if prompt is not None and impl == "fms":
+        raise UsageError(
+            "--prompt needs Hugging Face's processor: --impl hf",
+            "trace it there, and take its inputs here: --inputs TRACE",
+        )
+    require_free(out, force=force)
+    given = choose_subject(
+        GoldenChoice(goldens, checkpoint, revision, device, golden_device),
+        case=case,
+        inputs=inputs,
+        prompt=None if prompt is None else Prompt(prompt, images, checkpoint, revision),
+    )
+    options = TraceOptions(Mode(mode), first_pass_only, max_elements, max_new_tokens, device, dtype)
+    if isinstance(given, Prompt) or impl == "hf":
+        # Here alone: it imports transformers.
+        from snapshot_tool.workflows.trace_reference import trace_reference
+
+        header = trace_reference(out, given, options, TerminalProgress())
+    else:
+        from snapshot_tool.workflows.trace import trace_candidate
+
+        header = trace_candidate(
+            out,
+            given,
+            options,
+            TerminalProgress(),
+            candidate=candidate or "fms",
+            fms_path=fms_path,
+        )
+    tensors = sum(len(call.inputs) + len(call.outputs) for call in header.calls)
+    click.echo(f"traced {header.implementation}, {header.question}")
+    click.echo(
+        f"in {out}: {header.runs} passes, {len(header.calls)} calls, {tensors} tensors, "
+        f"{out.stat().st_size / 1e6:.1f} MB"
+    )
+    return 0

@@ -1,0 +1,137 @@
+"""Traces of Hugging Face's model beside FMS's: the same modules, whatever each calls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from snapshot_tool.core.localisation import ERROR_LIMIT
+from snapshot_tool.core.progress import SilentProgress
+from snapshot_tool.core.taps import Side
+from snapshot_tool.core.trace_comparison import TraceComparison
+from snapshot_tool.golden_choice import GoldenChoice
+from snapshot_tool.trace_subject import TraceOptions, subject_of_golden
+from snapshot_tool.tracing import Mode
+from snapshot_tool.workflows.compare_traces import CompareTracesRequest, compare_trace_files
+from snapshot_tool.workflows.trace import trace_candidate
+from snapshot_tool.workflows.trace_reference import trace_reference
+from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Snap
+
+pytestmark = pytest.mark.record
+
+FORWARD = TraceOptions()
+SKETCHES = TraceOptions(max_elements=0)
+THREE_TOKENS = TraceOptions(Mode.GENERATE, max_new_tokens=3)
+# Hugging Face's modules that FMS does not have, or does not call.
+LACKING = {"model", "model.text_model.rotary_emb"}
+
+
+def trace_both(
+    folder: Path,
+    case: str,
+    options: TraceOptions,
+    *,
+    candidate: str = "fms",
+    other_options: TraceOptions | None = None,
+) -> tuple[Path, Path]:
+    """Trace both implementations on a case."""
+    subject = subject_of_golden(GoldenChoice(GOLDENS, None, None, "cpu"), case)
+    hf, other = folder / "hf.safetensors", folder / "other.safetensors"
+    trace_reference(hf, subject, options, SilentProgress())
+    trace_candidate(
+        other,
+        subject,
+        other_options or options,
+        SilentProgress(),
+        candidate=candidate,
+        fms_path=CHECKOUT if candidate == "fms" else None,
+    )
+    return hf, other
+
+
+def compare(one: Path, two: Path, side: Side = Side.OUTPUT) -> TraceComparison:
+    """Compare two traces."""
+    return compare_trace_files(CompareTracesRequest(one, two, side=side))
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "other_options"),
+    [
+        ("variant-04", FORWARD, SKETCHES),
+        ("variant-11", FORWARD, FORWARD),
+        ("variant-02", THREE_TOKENS, THREE_TOKENS),
+    ],
+    ids=["whole-against-sketches", "padded", "generate"],
+)
+def test_a_correct_port_agrees_in_every_module_by_the_familys_names(
+    tmp_path: Path, case: str, options: TraceOptions, other_options: TraceOptions
+) -> None:
+    """Fused and reordered ones included, on both sides of each module, in every pass."""
+    hf, fms = trace_both(tmp_path, case, options, other_options=other_options)
+    for side in Side:
+        found = compare(fms, hf, side)
+        assert found.exit_code == 0, found.differing[:3]
+        assert str(found.mapping) == "modules matched by the family's names"
+        assert found.reference.startswith("transformers")
+        assert set(found.alone) == LACKING
+        assert found.missing == ()
+        measured = [row for row in found.rows if row.relative_error is not None]
+        assert len(measured) >= len(found.mapping.names) - 1
+        assert max(row.relative_error or 0 for row in measured) < ERROR_LIMIT / 3
+    assert {row.run for row in found.rows} == set(range(options.max_new_tokens or 1))
+
+
+def test_modules_without_names_are_matched_by_what_they_compute(tmp_path: Path) -> None:
+    """Hugging Face's trace beside one of FMS's model whose names nobody knows."""
+    hf, other = trace_both(tmp_path, "variant-02", FORWARD, candidate="tests.candidates:Unnamed")
+    found = compare(hf, other)
+    assert found.exit_code == 0, found.differing[:3]
+    assert str(found.mapping).startswith("modules inferred from shapes and order, 56 of 58")
+    assert set(found.alone) == LACKING
+    # FMS's rotary order: the same values elsewhere, which is said and is no error.
+    elsewhere = {row.module.rpartition(".")[2] for row in found.rows if row.problem}
+    assert elsewhere == {"q_proj", "k_proj"}
+
+
+def test_a_faulty_module_is_the_first_row_that_differs(tmp_path: Path) -> None:
+    """One weight of an encoder layer off by a hundredth, with the partners inferred."""
+    candidate = "tests.candidates:UnnamedAndFaulty"
+    hf, other = trace_both(tmp_path, "variant-04", FORWARD, candidate=candidate)
+    found = compare(hf, other)
+    assert found.exit_code == 1
+    first = found.differing[0]
+    assert first.module == "model.vision_model.encoder.layers.1.mlp.fc2"
+    assert first.partner == "vision_tower.encoder.layers.1.mlp.w2"
+
+
+def test_a_prompt_traced_with_hugging_face_is_traced_again_without(
+    snap: Snap, tmp_path: Path
+) -> None:
+    """The second trace takes its inputs and configuration from the first."""
+    Image.linear_gradient("L").resize((60, 40)).save(tmp_path / "picture.png")
+    run = snap(
+        "trace", "--impl", "hf", "--checkpoint", CHECKPOINT, "--prompt", "What is this: <image>?",
+        "--image", tmp_path / "picture.png", "--out", tmp_path / "hf",
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    run = snap(
+        "trace", "--fms-path", CHECKOUT, "--checkpoint", CHECKPOINT, "--inputs", tmp_path / "hf",
+        "--out", tmp_path / "fms",
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    run = snap("compare-traces", tmp_path / "hf", tmp_path / "fms", "--limit", 3)
+    assert run.code == 0, run.err
+    assert "PASS: 101 tensors agree" in run.out
+
+
+def test_a_prompt_without_its_images_is_wrong_usage(snap: Snap, tmp_path: Path) -> None:
+    """The placeholders and the files must be as many."""
+    run = snap(
+        "trace", "--impl", "hf", "--checkpoint", CHECKPOINT, "--prompt", "<image>",
+        "--out", tmp_path / "hf",
+    )  # fmt: skip
+    assert run.code == 2
+    assert "1 <image> in the prompt for 0 images" in run.err
+    assert list(tmp_path.iterdir()) == []
