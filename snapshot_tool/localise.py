@@ -13,6 +13,9 @@ from snapshot_tool.core.localisation import ERROR_LIMIT, Localisation, ModuleErr
 from snapshot_tool.core.sketch import Sketch, relative_error
 from snapshot_tool.core.taps import Tap
 
+Limits = Mapping[str, tuple[float, float]]
+_LIMITS = (ERROR_LIMIT, ERROR_LIMIT)
+
 
 def localise(
     case: str,
@@ -21,14 +24,20 @@ def localise(
     names: Mapping[str, str],
     *,
     unfinished: Sequence[str] | None = None,
+    limits: Limits | None = None,
 ) -> Localisation:
     """Compare a candidate's taps with the golden's, which are in the order modules finish.
 
     names: the candidate's name of each module, by the reference's.
     unfinished: the modules that were running, outermost first, when the candidate raised; None
         where it did not.
+    limits: what a module's errors may be, by its name: those of the input and of the output; for
+        any other module they are ERROR_LIMIT.
     """
-    modules = tuple(_errors(tap, candidate.get(tap.module), names) for tap in golden)
+    modules = tuple(
+        _errors(tap, candidate.get(tap.module), names, (limits or {}).get(tap.module, _LIMITS))
+        for tap in golden
+    )
     path = _descend(modules, "")
     culprit = path[-1] if path else None
     raised = culprit is None and unfinished is not None
@@ -52,7 +61,9 @@ def localise(
     )
 
 
-def _errors(golden: Tap, other: Tap | None, names: Mapping[str, str]) -> ModuleErrors:
+def _errors(
+    golden: Tap, other: Tap | None, names: Mapping[str, str], limits: tuple[float, float]
+) -> ModuleErrors:
     given = golden.input, other.input if other else None
     if given[0] and given[1] and len(given[0].shape) != len(given[1].shape):
         # Token ids here and embeddings there: it says nothing, and what comes out of it does.
@@ -62,6 +73,7 @@ def _errors(golden: Tap, other: Tap | None, names: Mapping[str, str]) -> ModuleE
         names.get(golden.module, ""),
         _error(*given),
         _error(golden.output, other.output if other else None),
+        *limits,
     )
 
 

@@ -8,6 +8,18 @@ from snapshot_tool.core.mapping import ModuleMapping
 # Errors are relative to the golden tensor's root mean square. Rounding alone stays near 1e-6 in
 # float32; one weight off by a thousandth shows as 1e-3 or more.
 ERROR_LIMIT = 3e-5
+# With an oracle every module has a limit of its own: so many times what rounding does to it there.
+NOISE_FACTOR = 8.0
+NO_NOISE = -1.0
+NOISE_FLOOR_ULPS = 2.0  # where the reference's rounding happens to be none
+
+
+def noise_limit(noise: float, *, eps: float) -> float:
+    """Return the limit of a module's error, from the reference's own; eps: of the dtype.
+
+    NO_NOISE stands for a side that the oracle knows nothing of.
+    """
+    return ERROR_LIMIT if noise == NO_NOISE else max(NOISE_FACTOR * noise, NOISE_FLOOR_ULPS * eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,22 +31,26 @@ class ModuleErrors:
         candidate: the candidate's name of it; "" where it has no such module.
         input_error: relative to the golden's root mean square; None where nothing can be compared.
         output_error: the same.
+        input_limit: up to where the input gives no reason to doubt it.
+        output_limit: beyond which the output is not the golden's.
     """
 
     module: str
     candidate: str
     input_error: float | None
     output_error: float | None
+    input_limit: float = ERROR_LIMIT
+    output_limit: float = ERROR_LIMIT
 
     @property
     def input_within(self) -> bool:
         """Whether the input gives no reason to doubt it."""
-        return self.input_error is None or self.input_error <= ERROR_LIMIT
+        return self.input_error is None or self.input_error <= self.input_limit
 
     @property
     def output_beyond(self) -> bool:
         """Whether the output is not the golden's."""
-        return self.output_error is not None and not self.output_error <= ERROR_LIMIT
+        return self.output_error is not None and not self.output_error <= self.output_limit
 
     @property
     def is_culprit(self) -> bool:

@@ -30,17 +30,6 @@ class Tap:
     output: Sketch | None
 
 
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """How far rounding alone puts a module's input and output off, relative to their rms.
-
-    NaN where a side has no sketch.
-    """
-
-    input: float
-    output: float
-
-
 @dataclass(slots=True)
 class Sketchbook:
     """An observer that keeps sketches.

@@ -6,13 +6,13 @@ only as their distance to them, position by position.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from snapshot_tool.core.errors import ReferenceUnavailable
 from snapshot_tool.core.interfaces import Progress, Reference, ReferenceInfo
+from snapshot_tool.core.localisation import NO_NOISE
 from snapshot_tool.core.oracle import HALF_DTYPES, ORACLE_DTYPES
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.sketch import Sketch, relative_error
@@ -172,7 +172,7 @@ class _Keeper:
             rows.append(
                 (_error(one.input, other.input), _error(one.output, other.output))
                 if one and other
-                else (math.nan, math.nan)
+                else (NO_NOISE, NO_NOISE)
             )
         return rows
 
@@ -242,4 +242,4 @@ class _Keeper:
 
 
 def _error(exact: Sketch | None, other: Sketch | None) -> float:
-    return math.nan if exact is None or other is None else relative_error(exact, other)
+    return NO_NOISE if exact is None or other is None else relative_error(exact, other)

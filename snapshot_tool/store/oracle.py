@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from snapshot_tool.core.errors import GoldenDamaged
+from snapshot_tool.core.localisation import noise_limit
 from snapshot_tool.core.oracle import OracleTensor
 from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.taps import Noise
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import ORACLE
 from snapshot_tool.store.parts import TOKEN_IDS
@@ -66,14 +66,23 @@ def step_noise(golden: Golden, case: str, *, dtype: str) -> torch.Tensor | None:
     return noise
 
 
-def tap_noise(golden: Golden, case: str, *, dtype: str) -> Mapping[str, Noise]:
-    """Return the relative errors of the reference's modules in a dtype; none without an oracle."""
+def tap_limits(golden: Golden, case: str, *, dtype: str) -> Mapping[str, tuple[float, float]]:
+    """Return how far rounding may put each module's input and output off, by its name.
+
+    None are returned without an oracle.
+    """
+    import torch
+
     rows = _read(golden, case, tap_noise_key(dtype))
     if rows is None:
         return {}
     taps = golden.taps(case)
     _require(rows.shape == (len(taps), 2), f"{case} taps")
-    return {tap.module: Noise(*row) for tap, row in zip(taps, rows.tolist(), strict=True)}
+    eps = torch.finfo(getattr(torch, dtype)).eps
+    return {
+        tap.module: (noise_limit(given, eps=eps), noise_limit(returned, eps=eps))
+        for tap, (given, returned) in zip(taps, rows.tolist(), strict=True)
+    }
 
 
 def _require(fits: bool, what: str) -> None:  # noqa: FBT001 - the condition itself

@@ -43,6 +43,7 @@ from snapshot_tool.phase_runs import Pair, run_generation_in_one_pass, run_phase
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import ORACLE, phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest
+from snapshot_tool.store.oracle import tap_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class Checker:
 
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:
         """Name the module in which the first divergence of these results arises."""
-        return _localise(self.candidate, self.golden, results, always=self.request.localise)
+        return _localise(self, results)
 
     @property
     def judge(self) -> Judge:
@@ -349,28 +350,26 @@ def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Ex
         )
 
 
-def _localise(
-    candidate: Candidate, golden: Golden, results: tuple[Result, ...], *, always: bool
-) -> Localisation | None:
+def _localise(checker: Checker, results: tuple[Result, ...]) -> Localisation | None:
     """Look into the candidate on the first case that differs, or on the first one if asked to.
 
     A fault of preprocessing is in no module.
     """
     first = first_divergence(results)
-    if not results or (first is None and not always):
+    if not results or (first is None and not checker.request.localise):
         return None
     if first is not None and first.phase is Phase.PREPROCESSING:
         return None
     name = first.case if first else results[0].case
-    golden_taps = golden.taps(name)
-    return _localise_case(candidate, golden, name, golden_taps) if golden_taps else None
+    golden_taps = checker.golden.taps(name)
+    return _localise_case(checker, name, golden_taps) if golden_taps else None
 
 
-def _localise_case(
-    candidate: Candidate, golden: Golden, case: str, golden_taps: list[Tap]
-) -> Localisation | None:
+def _localise_case(checker: Checker, case: str, golden_taps: list[Tap]) -> Localisation | None:
     import torch
 
+    candidate, golden = checker.candidate, checker.golden
+    limits = tap_limits(golden, case, dtype=checker.judge.dtype)
     inputs = golden.inputs(case)
     book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask, shapes_of(golden_taps))
     try:
@@ -380,10 +379,12 @@ def _localise_case(
         if not callable(getattr(candidate, "observe_forward", None)):
             return None
         unfinished = book.unfinished()
-        return localise(case, golden_taps, book.by_module(), {}, unfinished=unfinished)
+        return localise(
+            case, golden_taps, book.by_module(), {}, unfinished=unfinished, limits=limits
+        )
     if seen is None:
         return None
-    found = localise(case, golden_taps, seen.taps, seen.mapping.names)
+    found = localise(case, golden_taps, seen.taps, seen.mapping.names, limits=limits)
     return replace(found, mapping=seen.mapping)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def taps(pairs: Mapping[str, _Pair]) -> list[Tap]:
 
 
 def find(
-    changes: Mapping[str, _Pair], *, without: tuple[str, ...] = (), **options: list[str]
+    changes: Mapping[str, _Pair], *, without: tuple[str, ...] = (), **options: Any
 ) -> Localisation:
     """Localise in a candidate whose modules are the golden's, but for some of them."""
     pairs = {**GOLDEN, **changes}
