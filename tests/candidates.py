@@ -196,6 +196,7 @@ class SlightlyOff(Wrapped):
         super().__init__(request)
         with torch.no_grad():
             self.fms.model.text_model.base_model.dec_norm.weight.mul_(1.00003)
+        self.observe_forward = self.fms.observe_forward
 
 
 class OneBadPosition(Wrapped):

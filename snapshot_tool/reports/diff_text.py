@@ -17,6 +17,7 @@ def diff_lines(drift: SetDrift) -> list[str]:
     lines += [
         f"       {name}: {a or '-'} -> {b or '-'}" for name, (a, b) in drift.environment.items()
     ]
+    lines += [f"       {line}" for line in drift.files]
     if not drift.drifts:
         return [*lines, "the same: every tensor has the same bytes"]
     lines += ["", f"{'part':<14}{'tensors':>8}{'moved':>7}{'beyond':>8}  worst"]

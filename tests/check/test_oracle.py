@@ -57,6 +57,8 @@ def test_the_oracle_finds_what_the_table_lets_pass(snap: Snap) -> None:
     reasons = [r["reason"] for r in oracle.report["results"] if r["verdict"] == "fail"]
     assert reasons
     assert all("error against the oracle is" in reason for reason in reasons)
+    # Its module is named, although its error is far below what needs no oracle to be seen.
+    assert oracle.report["first_divergence"]["module"] == "model.text_model.norm"
 
 
 def test_one_bad_position_is_named(snap: Snap) -> None:
