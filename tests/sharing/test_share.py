@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from safetensors.torch import load_file, save_file
 
 from snapshot_tool.core.errors import (
     GoldenDamaged,
@@ -27,6 +28,7 @@ from snapshot_tool.remote import Remote, clean_remote
 from snapshot_tool.store.layout import SetLocation
 from snapshot_tool.store.lock import load_lock, lock_path
 from snapshot_tool.store.manifest import HistoryEntry, load_manifest
+from snapshot_tool.store.tensors import describe_file
 from snapshot_tool.store.transaction import recording_lock
 from snapshot_tool.store.verify import find_damage
 from snapshot_tool.workflows.pull import PullRequest, pull
@@ -314,14 +316,79 @@ def test_a_set_recorded_here_is_not_lost_by_a_pull(
 def test_sets_of_other_devices_stay_when_one_is_pulled(goldens: Path, folder: Place) -> None:
     """They share the inputs of the revision; a pull leaves them as they are."""
     push(PushRequest(goldens, folder.url), Counting())
-    (cpu,) = goldens.glob("*/*/cpu-float32")
-    other = cpu.with_name("cuda-float32")
-    shutil.copytree(cpu, other)
-    write_manifest(other, msgspec.structs.replace(load_manifest(other), device="cuda"))
+    other = add_device(goldens)
+    cpu = other.with_name("cpu-float32")
     shutil.rmtree(cpu)
     pull(PullRequest(goldens), Counting())
     for kept in (cpu, other):
         assert find_damage(kept, load_manifest(kept)) == []
+
+
+def add_device(goldens: Path) -> Path:
+    """Put a set of another device beside the one of the CPU, with the same inputs."""
+    (cpu,) = goldens.glob("*/*/cpu-float32")
+    other = Path(shutil.copytree(cpu, cpu.with_name("cuda-float32")))
+    write_manifest(other, msgspec.structs.replace(load_manifest(other), device="cuda"))
+    return other
+
+
+def test_all_devices_of_a_revision_come_at_once(
+    goldens: Path, elsewhere: Path, folder: Place
+) -> None:
+    """The inputs that they share are one file, and travel once."""
+    add_device(goldens)
+    pushed = push(PushRequest(goldens, folder.url), Counting())
+    give_lock(goldens, elsewhere)
+    assert pull(PullRequest(elsewhere), Counting()).sent == pushed.sent
+    assert contents(elsewhere) == contents(goldens)
+    # All files but the manifests are the same: each travelled once.
+    assert len(folder.objects) == len({hash(data) for data in contents(goldens).values()})
+
+
+def test_sets_of_one_revision_never_get_different_inputs(
+    goldens: Path, elsewhere: Path, folder: Place
+) -> None:
+    """A set here that was recorded from other inputs is kept, and the pull refused."""
+    push(PushRequest(goldens, folder.url), Counting())
+    give_lock(goldens, elsewhere)
+    shutil.copytree(goldens, elsewhere)
+    other = add_device(elsewhere)
+    shutil.rmtree(other.with_name("cpu-float32"))
+    inputs = other.parent / "inputs.safetensors"
+    tensors = load_file(inputs)
+    tensors["text-only/input_ids"] += 1
+    save_file(tensors, inputs)
+    manifest = load_manifest(other)
+    files = {**manifest.files, "inputs.safetensors": describe_file(inputs)}
+    write_manifest(other, msgspec.structs.replace(manifest, files=files))
+    before = contents(elsewhere)
+    with pytest.raises(GoldenExists, match="would have different inputs"):
+        pull(PullRequest(elsewhere), Counting())
+    assert contents(elsewhere) == before
+
+
+def test_an_interrupted_push_writes_no_lock_and_goes_on(
+    goldens: Path, folder: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had arrived whole is not sent again; the lock names nothing that is not there."""
+    upload = Remote.upload
+    left = [3]
+
+    def broken(self: Remote, path: Path, name: str, advance: Any) -> None:
+        if left[0] == 0:
+            left[0] = -1
+            raise KeyboardInterrupt
+        left[0] -= 1
+        upload(self, path, name, advance)
+
+    monkeypatch.setattr(Remote, "upload", broken)
+    with pytest.raises(KeyboardInterrupt):
+        push(PushRequest(goldens, folder.url), Counting())
+    assert not lock_path(goldens).exists()
+    arrived = sum(len(folder.objects[name]) for name in folder.objects)
+    size = sum(len(data) for data in contents(goldens).values())
+    assert 0 < arrived < size
+    assert push(PushRequest(goldens, folder.url), Counting()).sent == size - arrived
 
 
 def test_only_chooses_sets_by_a_part_of_their_name(
