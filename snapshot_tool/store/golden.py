@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, SnapError, UsageError
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Tap
+from snapshot_tool.store.contents import find_misfits
+from snapshot_tool.store.files import leaves_root, open_plain
 from snapshot_tool.store.layout import INPUTS, TAPS, SetLocation, find_set_folders, phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest, case_recipe, load_manifest
+from snapshot_tool.store.tensors import describe_open_file
 from snapshot_tool.store.transaction import recover
-from snapshot_tool.store.verify import require_whole, set_file
+from snapshot_tool.store.verify import (
+    allowed_files,
+    find_lasting_damage,
+    refuse_damage,
+    set_file,
+)
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,7 @@ def select_golden(
     found = find_goldens(root) if found is None else found
     matching = [s for s in found if s.manifest is not None and selection.matches(s.manifest)]
     if len(matching) == 1:
-        return _open(matching[0].folder, matching[0].manifest)
+        return _open(matching[0].folder, cast("Manifest", matching[0].manifest))
     if matching:
         names = ", ".join(s.manifest.title for s in matching if s.manifest)
         raise UsageError(
@@ -116,10 +127,18 @@ def open_golden(folder: Path) -> Golden:
     return _open(folder, load_manifest(folder))
 
 
-def _open(folder: Path, manifest: Manifest | None) -> Golden:
-    manifest = load_manifest(folder) if manifest is None else manifest
-    require_whole(folder, manifest)
-    return Golden(folder, manifest)
+def _open(folder: Path, manifest: Manifest) -> Golden:
+    """Open the files first and compare their digests then: what was compared is what is read.
+
+    A recorder that puts another version in place changes neither files nor numbers of this one.
+    """
+    for _ in range(_TRIES):
+        golden = Golden(folder, manifest)
+        if golden.open_files():
+            return golden
+        manifest, damage = find_lasting_damage(folder)
+        refuse_damage(damage)
+    raise GoldenDamaged(f"{folder} is replaced again and again", "wait until that has ended")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +147,32 @@ class Golden:
 
     folder: Path
     manifest: Manifest
+    _files: dict[str, BufferedReader] = field(default_factory=dict, repr=False, compare=False)
     _handles: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def root(self) -> Path:
         """The goldens folder."""
         return self.folder.parent.parent.parent
+
+    def open_files(self) -> bool:
+        """Open every file and tell whether all are as recorded; nothing is read by name again."""
+        from safetensors import SafetensorError, safe_open
+
+        for name, entry in self.manifest.files.items():
+            path = set_file(self.folder, name)
+            if name not in allowed_files(self.manifest) or leaves_root(path, self.folder.parent):
+                return False
+            try:
+                file = self._files[name] = open_plain(path)
+                if describe_open_file(file, path) != entry:
+                    return False
+                # The file that is open, by its number: its name may be another's by now.
+                number = Path(f"/dev/fd/{file.fileno()}")
+                self._handles[name] = safe_open(number if number.exists() else path, framework="pt")
+            except (GoldenDamaged, SafetensorError, OSError):
+                return False
+        return INPUTS in self.manifest.files and not find_misfits(self.manifest)
 
     def case(self, name: str) -> CaseEntry:
         """Return a case's entry by name."""

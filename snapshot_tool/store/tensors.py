@@ -122,16 +122,19 @@ def file_sha256(path: Path) -> str:
 def describe_file(path: Path) -> FileEntry:
     """Return a safetensors file's manifest entry, digests included."""
     with open_plain(path) as file:
-        spans = _read_header(file, path)[0]
-        tensors = {
-            key: TensorEntry(
-                shape=span.shape, dtype=span.dtype, sha256=_span_sha256(file, path, span)
-            )
-            for key, span in sorted(spans.items())
-        }
-        file.seek(0)
-        whole = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileEntry(size=file_size(file), sha256=whole, tensors=tensors)
+        return describe_open_file(file, path)
+
+
+def describe_open_file(file: BufferedReader, path: Path) -> FileEntry:
+    """Return the manifest entry of a file that is open, at its start; `path` names it in errors."""
+    spans = _read_header(file, path)[0]
+    tensors = {
+        key: TensorEntry(shape=span.shape, dtype=span.dtype, sha256=_span_sha256(file, path, span))
+        for key, span in sorted(spans.items())
+    }
+    file.seek(0)
+    whole = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(size=file_size(file), sha256=whole, tensors=tensors)
 
 
 def _span_sha256(file: BufferedReader, path: Path, span: Span) -> str:

@@ -26,6 +26,7 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _REPLACED = "replaced"
 _LOCK = "lock"
+_PATIENCE = 5.0  # seconds; a reader waits for a commit, which is over in much less
 
 
 @contextmanager
@@ -57,8 +58,8 @@ def recording_lock(location: SetLocation) -> Iterator[None]:
         ) from None
 
 
-def _revision_lock(work_folder: Path) -> FileLock:
-    return FileLock(work_folder / _LOCK, timeout=0)
+def _revision_lock(work_folder: Path, *, seconds: float = 0) -> FileLock:
+    return FileLock(work_folder / _LOCK, timeout=seconds)
 
 
 def make_folder(folder: Path) -> None:
@@ -120,19 +121,27 @@ def commit(staged: Path, location: SetLocation) -> None:
 def recover(root: Path) -> None:
     """Put back what a recording took away and did not live to replace.
 
-    A recorder that lives holds the lock: between its two renames nobody else moves anything. Where
-    the folder cannot be written to, the set stays away, and is reported as missing.
+    A recorder that lives holds the lock: what it took away it puts there itself, in an instant, and
+    a reader waits for it. Where nothing can be written, the set is reported as missing.
     """
     for replaced in root.glob(f"{WORK_FOLDER}/*/*/{_REPLACED}"):
-        if leaves_root(replaced.parent / _LOCK, root):
+        if _place_of(replaced, root).exists() or leaves_root(replaced.parent / _LOCK, root):
             continue
-        with contextlib.suppress(OSError, Timeout), _revision_lock(replaced.parent):
+        with (
+            contextlib.suppress(OSError, Timeout),
+            _revision_lock(replaced.parent, seconds=_PATIENCE),
+        ):
             _put_back(replaced, root)
+
+
+def _place_of(replaced: Path, root: Path) -> Path:
+    """Return where a replaced folder came from."""
+    return root / replaced.parent.parent.name / replaced.parent.name
 
 
 def _put_back(replaced: Path, root: Path) -> None:
     """Rename a replaced folder back to its place, unless something is there, or links lead away."""
-    target = root / replaced.parent.parent.name / replaced.parent.name
+    target = _place_of(replaced, root)
     if not replaced.is_dir() or os.path.lexists(target):
         return
     if leaves_root(replaced, root) or leaves_root(target.parent, root):

@@ -5,10 +5,11 @@ from pathlib import Path
 from snapshot_tool.core.errors import GoldenDamaged, SnapError
 from snapshot_tool.store.contents import find_misfits
 from snapshot_tool.store.files import leaves_root, open_plain
-from snapshot_tool.store.layout import INPUTS, ORACLE, OUTPUTS, TAPS, phase_file
-from snapshot_tool.store.manifest import FileEntry, Manifest
+from snapshot_tool.store.layout import INPUTS, MANIFEST, ORACLE, OUTPUTS, TAPS, phase_file
+from snapshot_tool.store.manifest import FileEntry, Manifest, load_manifest
 from snapshot_tool.store.tensors import describe_file
 
+_TRIES = 20
 _REMEDY = "restore it from version control, or record the set again with --update"
 
 
@@ -64,9 +65,42 @@ def _altered_part(found: FileEntry, entry: FileEntry) -> str:
     return f"tensor {keys[0]} is not the one recorded{more}"
 
 
+def find_lasting_damage(folder: Path) -> tuple[Manifest, list[str]]:
+    """Return the manifest that lies in a folder, and the set's damage.
+
+    A recorder may put another version in place while this one is read: what looks like damage then
+    is none. Where the manifest is another file than before, the set is looked at again.
+    """
+    for _ in range(_TRIES):
+        before = _identity(folder)
+        try:
+            manifest = load_manifest(folder)
+            damage = find_damage(folder, manifest)
+        except SnapError:
+            if _identity(folder) == before:
+                raise
+            continue
+        if not damage or _identity(folder) == before:
+            return manifest, damage
+    raise GoldenDamaged(f"{folder} is replaced again and again", "wait until that has ended")
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Tell a manifest's file from any other that takes its place."""
+    try:
+        status = (folder / MANIFEST).lstat()
+    except OSError:
+        return 0, 0
+    return status.st_ino, status.st_ctime_ns
+
+
 def require_whole(folder: Path, manifest: Manifest) -> None:
     """Raise GoldenDamaged, naming the first damaged file, unless the set is whole."""
-    damage = find_damage(folder, manifest)
+    refuse_damage(find_damage(folder, manifest))
+
+
+def refuse_damage(damage: list[str]) -> None:
+    """Raise GoldenDamaged, naming the first damaged file, where there is one."""
     if damage:
         more = f" ({len(damage) - 1} more: snap verify)" if len(damage) > 1 else ""
         raise GoldenDamaged(damage[0] + more, _REMEDY)

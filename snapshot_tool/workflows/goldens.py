@@ -10,7 +10,7 @@ from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.store.golden import FoundSet, Selection, find_goldens, open_golden
 from snapshot_tool.store.layout import MANIFEST
 from snapshot_tool.store.manifest import Manifest, load_manifest
-from snapshot_tool.store.verify import find_damage
+from snapshot_tool.store.verify import find_lasting_damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ def verify_goldens(root: Path, spec: str | None) -> list[Verification]:
 def _verify(found: FoundSet) -> Verification:
     if found.manifest is None:
         return Verification(found.folder, str(found.folder), (found.problem,))
-    damage = find_damage(found.folder, found.manifest)
-    return Verification(found.folder, found.manifest.title, tuple(damage))
+    manifest, damage = find_lasting_damage(found.folder)
+    return Verification(found.folder, manifest.title, tuple(damage))
 
 
 def locate_drift(one_folder: Path, other_folder: Path) -> Localisation | None:
