@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from snapshot_tool import reference
+from snapshot_tool.core import taps
 
 Seen = tuple[Any, ...]
 
@@ -83,11 +84,23 @@ def _fingerprint(value: Any) -> str:
 
 
 _LOADED: dict[str, Any] = {}
+_SKETCHES: dict[str, Any] = {}
 
 
 def remember_references() -> None:
-    """Make every recording of this process, and of those forked from it, share its references."""
-    load = reference.load_reference
+    """Make every recording of this process, and of those forked from it, share its references.
+
+    Sketches are remembered as well: they are most of what is left to compute.
+    """
+    if _LOADED:
+        return
+    load, draw = reference.load_reference, taps.sketch
+
+    def sketch_remembered(tensor: torch.Tensor, *, seed: int) -> Any:
+        key = f"{seed} {_fingerprint(tensor)}"
+        if key not in _SKETCHES:
+            _SKETCHES[key] = draw(tensor, seed=seed)
+        return _SKETCHES[key]
 
     def load_remembered(*arguments: Any, **options: Any) -> Any:
         key = _fingerprint([str(a) for a in arguments]) + _fingerprint(options)
@@ -96,3 +109,4 @@ def remember_references() -> None:
         return _LOADED[key]
 
     reference.load_reference = load_remembered
+    setattr(taps, "sketch", sketch_remembered)  # noqa: B010 - mypy knows its type
