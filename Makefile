@@ -9,11 +9,12 @@ FMS := ibm-fms==1.13.1
 RECORD := .venv-record
 NEWER := .venv-record-4.57
 CHECK := .venv-check
+LOWEST := .venv-lowest
 CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fms-checkout demo test check goldens families drift pictures clean
+.PHONY: help setup fms-checkout demo test check goldens families drift pictures torture lowest package audit clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -23,6 +24,10 @@ help:
 	@echo "make check         format, lint, types, layers"
 	@echo "make families      record and check every family, write docs/families.md"
 	@echo "make drift         show what transformers 4.57 computes otherwise than 4.51"
+	@echo "make torture       the long tests of faults and of hostile files; writes docs/reliability.md"
+	@echo "make lowest        the tests with the oldest versions that pyproject.toml allows"
+	@echo "make package       build wheel and sdist, install them elsewhere, run snap doctor"
+	@echo "make audit         ask pip-audit for known holes in what is installed"
 	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes not to be asked)"
 	@echo "make pictures      take the pictures of the documentation again"
 	@echo "make clean         remove what the other targets built"
@@ -77,6 +82,34 @@ check: $(CHECK)/.ready
 	cd tests/checkpoints && ../../$(CHECK)/bin/mypy --config-file ../../pyproject.toml .
 	$(CHECK)/bin/lint-imports
 
+# atheris has no build for every Python: it is fetched here alone.
+torture: setup fms-checkout
+	$(CHECK)/bin/python -m pip install --quiet --no-deps atheris==3.0.0
+	$(CHECK)/bin/python -m tests.torture.run hostile atheris sharing concurrency load
+	$(RECORD)/bin/python -m tests.torture.run recording processes
+	$(CHECK)/bin/python -m tests.torture.run report
+
+$(LOWEST)/.ready: pyproject.toml .ci/check.txt .ci/lowest.txt Makefile
+	$(call new_environment,$(LOWEST))
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps $(FMS)
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps -r .ci/check.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps -r .ci/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+lowest: $(LOWEST)/.ready fms-checkout
+	$(LOWEST)/bin/python -m pytest tests/unit tests/check/test_goldens.py tests/check/test_faults.py
+
+package: $(CHECK)/.ready fms-checkout
+	bash tests/package.sh $(CHECK)/bin/python
+
+# --strict: what could not be looked up is no clean bill.
+audit:
+	$(PYTHON) -m venv --clear build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r .ci/check.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r .ci/record.txt
+
 goldens: $(RECORD)/.ready
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --update --reason "$(REASON)" $(YES)
 
@@ -99,4 +132,4 @@ pictures: fms-checkout
 	$(CHECK)/bin/python tests/screenshots.py
 
 clean:
-	rm -rf $(RECORD) $(NEWER) $(CHECK) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(RECORD) $(NEWER) $(CHECK) $(LOWEST) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -94,7 +94,7 @@ def remember_references() -> None:
     """
     if _LOADED:
         return
-    load, draw = reference.load_reference, taps.sketch
+    load, draw = reference.load_reference, vars(taps)["sketch"]
 
     def sketch_remembered(tensor: torch.Tensor, *, seed: int) -> Any:
         key = f"{seed} {_fingerprint(tensor)}"

@@ -37,7 +37,8 @@ def kill_points(makers: Sequence[Callable[[Path], Any]], *, every: int = 1) -> F
     from tests.torture.kill_points import run_undisturbed, try_points
     from tests.torture.saboteur import Kind
 
-    rows, failures = [], []
+    rows: list[Figures] = []
+    failures: list[str] = []
     for make in makers:
         with TemporaryDirectory(dir=_memory_folder()) as folder:
             workplace = Path(folder)
