@@ -14,10 +14,17 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Tap
 from snapshot_tool.store.contents import find_misfits
 from snapshot_tool.store.files import leaves_root, open_plain
-from snapshot_tool.store.layout import INPUTS, TAPS, SetLocation, find_set_folders, phase_file
+from snapshot_tool.store.layout import (
+    INPUTS,
+    TAPS,
+    SetLocation,
+    find_set_folders,
+    folder_identities,
+    phase_file,
+)
 from snapshot_tool.store.manifest import CaseEntry, Manifest, case_recipe, load_manifest
 from snapshot_tool.store.tensors import describe_open_file
-from snapshot_tool.store.transaction import recover
+from snapshot_tool.store.transaction import is_being_replaced, recover
 from snapshot_tool.store.verify import (
     allowed_files,
     find_lasting_damage,
@@ -69,27 +76,31 @@ class Selection:
 
 
 def find_goldens(root: Path) -> list[FoundSet]:
-    """Return every golden set under `root`, unreadable ones included."""
-    recover(root)
-    found = []
-    for folder in find_set_folders(root):
-        try:
-            manifest = load_manifest(folder)
-            place = SetLocation(
-                root,
-                manifest.checkpoint.name,
-                manifest.checkpoint.revision,
-                manifest.device,
-                manifest.dtype,
-            ).folder
-            if place == folder:
-                found.append(FoundSet(folder, manifest))
-            else:
-                problem = f"{folder} holds the golden set that belongs in {place}"
-                found.append(FoundSet(folder, None, problem))
-        except SnapError as error:
-            found.append(FoundSet(folder, None, error.problem))
+    """Return every golden set under `root`, unreadable ones included.
+
+    Where a recorder puts another version in place meanwhile, the search begins again.
+    """
+    for _ in range(_TRIES):
+        recover(root)
+        before = folder_identities(root)
+        found = [_read_set(root, folder) for folder in find_set_folders(root)]
+        if folder_identities(root) == before and not is_being_replaced(root):
+            break
     return found
+
+
+def _read_set(root: Path, folder: Path) -> FoundSet:
+    try:
+        manifest = load_manifest(folder)
+    except SnapError as error:
+        return FoundSet(folder, None, error.problem)
+    checkpoint = manifest.checkpoint
+    place = SetLocation(
+        root, checkpoint.name, checkpoint.revision, manifest.device, manifest.dtype
+    ).folder
+    if place != folder:
+        return FoundSet(folder, None, f"{folder} holds the golden set that belongs in {place}")
+    return FoundSet(folder, manifest)
 
 
 def select_golden(

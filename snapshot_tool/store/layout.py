@@ -6,6 +6,7 @@ goldens/<owner>--<name>/<revision, first 12>/
 goldens/.snap/                  locks and unfinished recordings; never read as a golden
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,19 @@ def find_set_folders(root: Path) -> list[Path]:
     return found
 
 
+def folder_identities(root: Path) -> dict[Path, int]:
+    """Return the number by which the system knows each revision's folder: another one is new."""
+    revisions = (r for checkpoint in _folders(root) for r in _folders(checkpoint))
+    identities = {}
+    for revision in revisions:
+        with contextlib.suppress(FileNotFoundError):
+            identities[revision] = revision.stat().st_ino
+    return identities
+
+
 def _folders(parent: Path) -> list[Path]:
-    children = sorted(parent.iterdir())
+    try:
+        children = sorted(parent.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # taken away meanwhile, or never there
+        return []
     return [child for child in children if child.is_dir() and not child.name.startswith(".")]

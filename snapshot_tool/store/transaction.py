@@ -134,6 +134,12 @@ def recover(root: Path) -> None:
             _put_back(replaced, root)
 
 
+def is_being_replaced(root: Path) -> bool:
+    """Tell whether a recorder has taken a set away and not put the other one in its place yet."""
+    replaced = root.glob(f"{WORK_FOLDER}/*/*/{_REPLACED}")
+    return any(not _place_of(folder, root).exists() for folder in replaced)
+
+
 def _place_of(replaced: Path, root: Path) -> Path:
     """Return where a replaced folder came from."""
     return root / replaced.parent.parent.name / replaced.parent.name
