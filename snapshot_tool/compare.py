@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from snapshot_tool.core.results import Comparison, Verdict, Worst
 from snapshot_tool.core.tolerance import Tolerance
-from snapshot_tool.error_map import map_errors
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +48,6 @@ def judge_tensor(
     comparison = compare_tensors(expected, actual, tolerance)
     if comparison.mismatched == 0:
         return Verdict.PASS, "", comparison
-    comparison = replace(comparison, errors=map_errors(expected, actual, tolerance))
     return Verdict.FAIL, _reason(actual, comparison, tolerance), comparison
 
 

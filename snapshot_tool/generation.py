@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,19 +20,21 @@ if TYPE_CHECKING:
     import torch
 
 
-def describe_token(token: int | None, checkpoint: Path | None) -> TokenChoice:
-    """Return a token with its text by the checkpoint's tokenizer.json, where there is one."""
+def describe_tokens(tokens: Sequence[int], checkpoint: Path | None) -> tuple[TokenChoice, ...]:
+    """Return tokens with their texts by the checkpoint's tokenizer.json, where there is one."""
     path = checkpoint / "tokenizer.json" if checkpoint else None
-    if token is None or path is None or not path.is_file():
-        return TokenChoice(token, None)
+    unknown = tuple(TokenChoice(token, None) for token in tokens)
+    if path is None or not path.is_file():
+        return unknown
     # Heavy enough to wait until a token differs.
     from tokenizers import Tokenizer
 
     try:
-        text = Tokenizer.from_file(str(path)).decode([token], skip_special_tokens=False)
+        tokenizer = Tokenizer.from_file(str(path))
+        texts = [str(tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]
     except Exception:  # the library raises bare Exception, and the text is a courtesy
-        return TokenChoice(token, None)
-    return TokenChoice(token, str(text))
+        return unknown
+    return tuple(TokenChoice(token, text) for token, text in zip(tokens, texts, strict=True))
 
 
 def teacher_forced_logits(candidate: Candidate, golden: Golden, case: str) -> torch.Tensor | None:
@@ -138,10 +141,16 @@ def find_divergence(
     step = next((i for i in range(both) if expected[i] != got[i]), both)
     if step == len(expected) == len(got):
         return None
-    wanted = expected[step] if step < len(expected) else None
-    other = got[step] if step < len(got) else None
+    golden_tokens, candidate_tokens = (
+        describe_tokens(tokens, checkpoint) for tokens in (expected, got)
+    )
+    ended = TokenChoice(None, None)
     found = TokenDivergence(
-        step, describe_token(wanted, checkpoint), describe_token(other, checkpoint)
+        step,
+        golden_tokens[step] if step < len(expected) else ended,
+        candidate_tokens[step] if step < len(got) else ended,
+        golden=golden_tokens,
+        candidate=candidate_tokens,
     )
     return _with_margin(found, golden, case, dtype=dtype)
 

@@ -12,6 +12,7 @@ from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import Result, Verdict
 from snapshot_tool.core.tolerance import Rule, Tolerance
+from snapshot_tool.error_map import map_errors
 from snapshot_tool.oracle import compare_with_oracle
 from snapshot_tool.phase_runs import Pair
 from snapshot_tool.store.golden import Golden
@@ -51,6 +52,7 @@ class Judge:
             case.name, phase, pair.tensor, verdict, reason, tolerance, comparison, seconds
         )
         result = self._by_oracle(result, pair) if comparison else result
+        result = _with_errors(result, pair) if result.verdict is Verdict.FAIL else result
         if result.verdict is not Verdict.PASS and pair.note:
             result = dataclasses.replace(result, reason=f"{pair.note}; {result.reason}")
         return result
@@ -81,6 +83,15 @@ class Judge:
         verdict = Verdict.PASS if figures.within else Verdict.FAIL
         reason = "" if figures.within else _describe(figures)
         return dataclasses.replace(result, verdict=verdict, reason=reason, rule=self.rule)
+
+
+def _with_errors(result: Result, pair: Pair) -> Result:
+    """Add where the errors of a failed tensor lie, in units of the table's tolerance."""
+    comparison, tolerance, actual = result.comparison, result.tolerance, pair.actual
+    if comparison is None or tolerance is None or not isinstance(actual, torch.Tensor):
+        return result
+    errors = map_errors(pair.expected, actual, tolerance)
+    return dataclasses.replace(result, comparison=dataclasses.replace(comparison, errors=errors))
 
 
 def _describe(figures: OracleComparison) -> str:

@@ -43,6 +43,8 @@ class TokenDivergence:
             that the oracle measured there, in the candidate's dtype; None without an oracle.
         candidate_margin: the candidate's own margin at this step, given the golden's tokens before
             it; None where its forward cannot tell.
+        golden: every token of the golden's generation.
+        candidate: every token of the candidate's.
     """
 
     step: int
@@ -52,6 +54,8 @@ class TokenDivergence:
     margin_above: float | None = None
     rounding: float | None = None
     candidate_margin: float | None = None
+    golden: tuple[TokenChoice, ...] = ()
+    candidate: tuple[TokenChoice, ...] = ()
 
     @property
     def kind(self) -> DivergenceKind:

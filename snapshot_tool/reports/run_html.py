@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.core.case_story import CaseStory
 from snapshot_tool.core.error_map import ErrorMap
+from snapshot_tool.core.generation import TokenChoice
 from snapshot_tool.core.localisation import ModuleErrors
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.report import CheckReport
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     *("differ", "of", "max abs", "max rel", "rms", "cosine", "tolerance used", "atol", "rtol"),
+    *("error, oracle", "reference's own", "allowed"),
 )
 
 
@@ -96,11 +98,12 @@ class _Cell:
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """Both generations, piece by piece, and the step at which they part."""
+    """Both generations, token by token, the step at which they part, and whether by chance."""
 
-    expected: tuple[str, ...]
-    actual: tuple[str, ...]
+    golden: tuple[str, ...]
+    candidate: tuple[str, ...]
     step: int
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,6 @@ class _Tensor:
     axes: _Axes
     plots: _Plots | None
     sides: _Sides | None
-    near_tie: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +207,20 @@ def _tensor(result: Result) -> _Tensor:
         _figures(result),
         axes,
         _draw(errors, axes),
-        None,
-        "",
+        _sides(result),
     )
+
+
+def _sides(result: Result) -> _Sides | None:
+    found = result.divergence
+    if found is None:
+        return None
+    return _Sides(_texts(found.golden), _texts(found.candidate), found.step, found.kind.value)
+
+
+def _texts(tokens: Sequence[TokenChoice]) -> tuple[str, ...]:
+    """Return the tokens' texts, or their numbers, each with a blank, where they have none."""
+    return tuple(f"{token.token} " if token.text is None else token.text for token in tokens)
 
 
 def _draw(errors: ErrorMap | None, axes: _Axes) -> _Plots | None:
@@ -231,13 +244,14 @@ def _axes(result: Result) -> _Axes:
 
 
 def _figures(result: Result) -> tuple[str, ...]:
-    comparison, tolerance = result.comparison, result.tolerance
+    comparison, tolerance, oracle = result.comparison, result.tolerance, result.oracle
     if comparison is None or tolerance is None:
         return ()
     used = tolerance_used(result)
     values = (
         *(comparison.mismatched, comparison.numel, comparison.max_abs, comparison.max_rel),
         *(comparison.rmse, comparison.cosine, used, tolerance.atol, tolerance.rtol),
+        *((oracle.error, oracle.reference_error, oracle.limit) if oracle else (None,) * 3),
     )
     return tuple(
         "" if v is None else f"{v:d}" if isinstance(v, int) else f"{v:.3g}" for v in values

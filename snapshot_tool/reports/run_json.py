@@ -11,7 +11,7 @@ from typing import Any
 
 from snapshot_tool.core.error_map import SIZE_BOUNDS, ErrorMap
 from snapshot_tool.core.exploration import Exploration
-from snapshot_tool.core.generation import TokenDivergence
+from snapshot_tool.core.generation import TokenChoice, TokenDivergence
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.report import CheckReport
@@ -174,7 +174,14 @@ def _token_divergence(found: TokenDivergence | None) -> dict[str, Any] | None:
         "margin_above": found.margin_above,
         "rounding": found.rounding,
         "candidate_margin": _optional(found.candidate_margin),
+        "golden": [_token(choice) for choice in found.golden],
+        "candidate": [_token(choice) for choice in found.candidate],
     }
+
+
+def _token(choice: TokenChoice) -> str:
+    """Write a token on one line, as "ID" or "ID text"."""
+    return str(choice.token) if choice.text is None else f"{choice.token} {choice.text}"
 
 
 def _number(value: float) -> float | str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,21 @@ import msgspec
 from snapshot_tool.core.error_map import ErrorMap
 from snapshot_tool.core.errors import SnapError
 from snapshot_tool.core.exploration import Exploration, ExploredKind
+from snapshot_tool.core.generation import TokenChoice, TokenDivergence
 from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation, ModuleErrors
 from snapshot_tool.core.mapping import ModuleMapping
+from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Comparison, Result
-from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.core.tolerance import Rule, Tolerance
 from snapshot_tool.reports.run_json import SCHEMA
 
 _WORDS = ("nan", "inf", "-inf")
 _FIGURES = ("max_abs", "max_rel", "mean_abs", "rmse", "cosine", "expected", "actual")
+_ORACLE = ("error", "reference_error", "limit", "position_error", "position_limit")
+_MARGINS = ("margin", "margin_above", "rounding", "candidate_margin")
 _ERRORS = ("input_error", "output_error")
 
 
@@ -71,6 +74,9 @@ def _report(data: Mapping[str, Any]) -> CheckReport:
         localisation=_localisation(data),
         exploration=exploration,
         quick=bool(data["quick"]),
+        dtype=str(data["dtype"]),
+        rule=Rule(data["tolerance"]),
+        near_ties_allowed=bool(data["near_ties_allowed"]),
         warnings=msgspec.convert(data.get("warnings", []), tuple[str, ...]),
         surroundings=msgspec.convert(data.get("recorded_elsewhere", []), tuple[str, ...]),
     )
@@ -92,11 +98,29 @@ def _exploration(entry: Mapping[str, Any] | None, results: Sequence[Result]) -> 
 
 
 def _result(entry: Mapping[str, Any]) -> Result:
-    judged = msgspec.convert(entry, Result)
-    if entry["atol"] is None:
-        return judged
-    tolerance = msgspec.convert(entry, Tolerance)
-    return replace(judged, tolerance=tolerance, comparison=_comparison(entry))
+    oracle, divergence = (entry.get(name) for name in ("oracle", "divergence"))
+    fields = {
+        "tolerance": None if entry["atol"] is None else msgspec.convert(entry, Tolerance),
+        "comparison": _comparison(entry),
+        "oracle": oracle and msgspec.convert(_with_numbers(oracle, _ORACLE), OracleComparison),
+        "divergence": _divergence(divergence) if divergence else None,
+    }
+    return msgspec.convert({**entry, **fields}, Result)
+
+
+def _divergence(entry: Mapping[str, Any]) -> TokenDivergence:
+    fields = {
+        "expected": TokenChoice(entry["expected"], entry["expected_text"]),
+        "actual": TokenChoice(entry["actual"], entry["actual_text"]),
+        "golden": [_token(token) for token in entry["golden"]],
+        "candidate": [_token(token) for token in entry["candidate"]],
+    }
+    return msgspec.convert({**_with_numbers(entry, _MARGINS), **fields}, TokenDivergence)
+
+
+def _token(written: str) -> TokenChoice:
+    number, blank, text = written.partition(" ")
+    return TokenChoice(int(number), text if blank else None)
 
 
 def _comparison(entry: Mapping[str, Any]) -> Comparison | None:

@@ -261,6 +261,30 @@ def test_the_policy_of_the_page_stops_a_script_that_got_in(
     assert "Content Security Policy" in str(logged(chromium))
 
 
+def test_generations_that_part_stand_side_by_side(
+    snap: Snap, folder: Path, chromium: webdriver.Chrome
+) -> None:
+    """As text, with the token marked at which they part, and whether that was a near-tie."""
+    run = snap(
+        *("check", "--candidate", "tests.candidates:TakesSecondBest", "--case", "one-image"),
+        *("--phase", "generate", "--json", folder / "tokens.json"),
+        *("--html", folder / "tokens.html"),
+    )
+    assert run.code == 1
+    (result,) = read_run(folder / "tokens.json").results
+    found = result.divergence
+    assert found is not None
+    assert found.step == 4
+    show(chromium, folder / "tokens.html", width=1200, scheme="light")
+    golden, candidate = find(chromium, ".sides pre")
+    assert golden.text == "".join(str(choice.text) for choice in found.golden)
+    assert candidate.text == "".join(str(choice.text) for choice in found.candidate)
+    marked = [side.find_element(By.TAG_NAME, "mark") for side in (golden, candidate)]
+    assert [mark.text for mark in marked] == [found.golden[4].text, found.candidate[4].text]
+    assert marked[0].text != marked[1].text
+    assert found.kind.value in find(chromium, "section[id$=generate]")[0].text
+
+
 def test_a_report_can_be_made_from_the_json_long_after(
     snap: Snap, failed_check: Run, folder: Path
 ) -> None:
