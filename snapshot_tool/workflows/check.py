@@ -29,7 +29,6 @@ from snapshot_tool.core.tolerance import Rule, Tolerance
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
-from snapshot_tool.exploration.explore import explore, replay
 from snapshot_tool.generation import GenerationExplainer
 from snapshot_tool.golden_choice import GoldenChoice, open_checkpoint_of
 from snapshot_tool.guards.blame import require_candidates_fault
@@ -187,6 +186,11 @@ def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
     """
     own = golden.manifest.dtype
     dtype = request.dtype or own
+    if dtype != own and (request.replay or request.explore):
+        raise UsageError(
+            f"derived questions are judged in the golden's own {own}",
+            "leave out --dtype, or --explore and --replay",
+        )
     rule = request.rule or (Rule.TABLE if dtype == own else Rule.ORACLE)
     needed = rule is Rule.ORACLE or request.allow_near_ties
     if needed and ORACLE not in golden.manifest.files:
@@ -319,19 +323,16 @@ def _check_phase(checker: Checker, case: CaseEntry, phase: Phase) -> list[Result
 
 def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Exploration | None:
     request, golden = checker.request, checker.golden
-    if (request.replay or request.explore) and checker.judge.dtype != golden.manifest.dtype:
-        raise UsageError(
-            f"derived questions are judged in the golden's own {golden.manifest.dtype}",
-            "leave out --dtype, or --explore and --replay",
-        )
+    if not request.replay and not request.explore:
+        return None
+    # It brings hypothesis, which takes its time to import, and no other check needs it.
+    from snapshot_tool.exploration.explore import explore, replay
 
     def tolerance_of(case: str, phase: Phase) -> Tolerance:
         return checker.judge.tolerance(golden.case(case), phase)
 
     if request.replay:
         return replay(checker.candidate, golden, request.replay, tolerance_of=tolerance_of)
-    if not request.explore:
-        return None
     with progress.stage("asking", request.explore) as steps:
 
         def on_question(question: Question) -> None:

@@ -247,6 +247,7 @@ def test_json_file_holds_what_the_screen_shows(snap: Snap, tmp_path: Path) -> No
         (["--candidate", "no_such:thing"], 3, "cannot be imported: No module named 'no_such'"),
         (["--candidate", "tests.candidates:Nothing"], 3, "has no attribute 'Nothing'"),
         (["--candidate", "tests.candidates:refuses"], 3, "ValueError: cannot build on cpu"),
+        (["--explore", "9", "--dtype", "bfloat16"], 2, "judged in the golden's own float32"),
         (["--device", "cuda"], 3, "sees no GPU here"),
         (["--revision", "abc"], 3, "no golden for any checkpoint at abc (cpu)"),
         (["--goldens", "nowhere"], 3, "no golden set at all"),

@@ -77,6 +77,14 @@ def test_looking_at_goldens_imports_no_torch(arguments: list[str]) -> None:
     assert not loaded & {"torch", "transformers", "hypothesis", "fms", "numpy"}
 
 
+def test_a_check_without_derived_questions_imports_no_hypothesis() -> None:
+    """It is for --explore and for recording, and takes its time."""
+    options = ["--phase", "connector", "--case", "variant-04"]
+    loaded = loaded_modules(["check", "--fms-path", "build/fms-checkout", *options])
+    assert {"fms.models.idefics3", "snapshot_tool.workflows.check"} <= loaded
+    assert "hypothesis" not in loaded
+
+
 def test_every_module_but_the_reference_imports_without_transformers() -> None:
     """In the check environment nothing of the package is broken by what is missing."""
     names = [

@@ -255,6 +255,27 @@ def test_a_question_without_a_recorded_answer_is_refused(
         replay(candidate, golden, [parse_question(question)])
 
 
+@pytest.mark.parametrize(("row", "position"), [(0, 4), (1, 0)])
+def test_every_position_of_every_row_is_compared(
+    golden: Golden, candidate: FmsCandidate, row: int, position: int
+) -> None:
+    """One logit off, at the first or the last position: found, with its row's case and place."""
+
+    class OneOff:
+        def forward_batch(self, rows: Any) -> Any:
+            logits = candidate.forward_batch(rows)
+            pads = 0 if row == 0 else 2
+            logits[row, pads + position] += 1e-3
+            return logits
+
+    prompts = (Prompt("one-image", 5), Prompt("variant-02", 3))
+    (result,) = replay(OneOff(), golden, [Batch(prompts)]).results
+    assert (result.verdict, result.case) == ("fail", prompts[row].case)
+    assert result.comparison is not None
+    assert result.comparison.worst is not None
+    assert result.comparison.worst.index[0] == position
+
+
 def test_more_logits_than_tokens_are_named(golden: Golden, candidate: FmsCandidate) -> None:
     """An answer of another shape is a failure by its shape."""
 
