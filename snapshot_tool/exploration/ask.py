@@ -30,11 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A golden tensor of a case and what the candidate returned in its place."""
+    """A golden tensor of a case and what the candidate returned in its place.
+
+    step: the step of the recorded generation that new tokens begin with.
+    """
 
     case: str
     expected: torch.Tensor
     actual: object
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ class Examiner:
         new = self.recorded.new_tokens(case, needed=given + 1)
         longer = _continued(self.recorded.golden.inputs(case), new[:given])
         left = self.recorded.golden.manifest.generation.max_new_tokens - given
-        return [Answer(case, new[given:], self._generate(longer, left))]
+        return [Answer(case, new[given:], self._generate(longer, left), step=given)]
 
     def ask_generation_batch(self, question: GenerationBatch) -> list[Answer]:
         """Generate for several whole prompts at once."""

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from snapshot_tool.compare import judge_tensor
-from snapshot_tool.core.errors import PhaseUnsupported, SnapError
 from snapshot_tool.core.exploration import Exploration, ExploredKind
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.questions import KINDS, Question
-from snapshot_tool.core.results import Result, Verdict, tolerance_used
+from snapshot_tool.core.results import Result, Verdict
 from snapshot_tool.core.tolerance import Tolerance
-from snapshot_tool.exploration.ask import Answer, Examiner
+from snapshot_tool.exploration.ask import Examiner
+from snapshot_tool.exploration.judge import BAD, QuestionJudge, ToleranceOf
 from snapshot_tool.exploration.recorded import Recorded
 from snapshot_tool.exploration.subjects import find_subjects
 from snapshot_tool.families import family_of
-from snapshot_tool.guards.blame import require_candidates_fault
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.variants.derived import find_smallest_failure, questions_of
 
-ToleranceOf = Callable[[str, Phase], Tolerance]
 OnQuestion = Callable[[Question], None]
-_BAD = (Verdict.FAIL, Verdict.ERROR)
 
 
 def explore(
@@ -88,10 +83,10 @@ def _judge(
     golden: Golden,
     cases: Sequence[str] | None,
     tolerance_of: ToleranceOf | None,
-) -> _Judge:
+) -> QuestionJudge:
     names = [case.name for case in golden.manifest.cases] if cases is None else cases
     examiner = Examiner(candidate, Recorded(golden, find_subjects(golden, names)))
-    return _Judge(examiner, tolerance_of or _own_tolerance(golden))
+    return QuestionJudge(examiner, tolerance_of or _own_tolerance(golden))
 
 
 def _own_tolerance(golden: Golden) -> ToleranceOf:
@@ -126,66 +121,11 @@ def _tell_nobody(_question: Question) -> None:
     """Let a question pass without notice."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Judge:
-    examiner: Examiner
-    tolerance_of: ToleranceOf
-
-    def result(self, question: Question) -> Result:
-        """Ask a question; whatever the candidate raises is an error of it alone."""
-        import torch
-
-        began = time.perf_counter()
-        try:
-            with torch.inference_mode():
-                answers = self.examiner.ask(question)
-        except PhaseUnsupported as unsupported:
-            return _unjudged(question, Verdict.SKIP, str(unsupported))
-        except SnapError:
-            raise
-        except Exception as error:  # the candidate's code may raise anything
-            require_candidates_fault(
-                self.examiner.candidate,
-                error,
-                case=f"{question.first_case} ({question})",
-                phase=question.phase,
-            )
-            message = (str(error).strip() or "no message").splitlines()[0]
-            reason = f"{type(error).__name__}: {message}"
-            return _unjudged(question, Verdict.ERROR, reason)
-        seconds = time.perf_counter() - began
-        return _worst([self._row(question, answer, seconds) for answer in answers])
-
-    def _row(self, question: Question, answer: Answer, seconds: float) -> Result:
-        tolerance = self.tolerance_of(answer.case, question.phase)
-        verdict, reason, comparison = judge_tensor(answer.expected, answer.actual, tolerance)
-        return Result(
-            answer.case,
-            question.phase,
-            str(question),
-            verdict,
-            reason,
-            tolerance,
-            comparison,
-            seconds,
-        )
-
-
-def _unjudged(question: Question, verdict: Verdict, reason: str) -> Result:
-    return Result(question.first_case, question.phase, str(question), verdict, reason)
-
-
-def _worst(rows: Sequence[Result]) -> Result:
-    """Return the first row that differs, or the one that used most of its tolerance."""
-    bad = next((row for row in rows if row.verdict in _BAD), None)
-    return bad or max(rows, key=lambda row: tolerance_used(row) or 0.0)
-
-
 @dataclass(slots=True)
 class _Session:
     """The questions of one kind that were asked, each once: hypothesis asks some again."""
 
-    judge: _Judge
+    judge: QuestionJudge
     on_question: OnQuestion
     known: dict[Question, Result] = field(default_factory=dict)
 
@@ -196,7 +136,7 @@ class _Session:
                 return False
             self.on_question(question)
             self.known[question] = self.judge.result(question)
-        return self.known[question].verdict in _BAD
+        return self.known[question].verdict in BAD
 
     def _is_unsupported(self) -> bool:
         """Tell whether the candidate's first word was that it cannot: so it would every time."""
@@ -205,5 +145,5 @@ class _Session:
 
     def results(self, smallest: Question | None) -> tuple[Result, ...]:
         """Return all passes and skips, and the smallest failure."""
-        others = [r for r in self.known.values() if r.verdict not in _BAD]
+        others = [r for r in self.known.values() if r.verdict not in BAD]
         return (*others, *([self.known[smallest]] if smallest is not None else []))

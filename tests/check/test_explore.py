@@ -255,6 +255,26 @@ def test_a_question_without_a_recorded_answer_is_refused(
         replay(candidate, golden, [parse_question(question)])
 
 
+def test_another_token_is_told_with_its_step_and_the_goldens_margin(golden: Golden) -> None:
+    """Steps are those of the whole generation, also where it was resumed."""
+    tokens = golden.tensor("one-image", Phase.GENERATE, "token_ids")
+    top = golden.tensor("one-image", Phase.GENERATE, "step_topk_ids")[9]
+
+    class TakesSecondBest:
+        def generate(self, inputs: Any, *, max_new_tokens: int, eos_token_ids: Any) -> Any:
+            rest = tokens[-max_new_tokens:].clone()
+            rest[9 - (len(tokens) - max_new_tokens)] = top[1]
+            return rest
+
+    (result,) = replay(TakesSecondBest(), golden, [parse_question("resumed:one-image:6")]).results
+    assert result.verdict is Verdict.FAIL
+    expected = f"first other token at step 9: expected {top[0]}, actual {top[1]} ("
+    assert result.reason.startswith(expected)
+    assert result.divergence is not None
+    assert result.divergence.margin is not None
+    assert result.divergence.margin > 0
+
+
 @pytest.mark.parametrize(("row", "position"), [(0, 4), (1, 0)])
 def test_every_position_of_every_row_is_compared(
     golden: Golden, candidate: FmsCandidate, row: int, position: int

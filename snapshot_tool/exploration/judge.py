@@ -1,0 +1,96 @@
+"""Judging what a candidate answers to one question."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+from snapshot_tool.compare import judge_tensor
+from snapshot_tool.core.errors import PhaseUnsupported, SnapError
+from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.questions import Question
+from snapshot_tool.core.results import Result, Verdict, tolerance_used
+from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.exploration.ask import Answer, Examiner
+from snapshot_tool.generation import find_divergence
+from snapshot_tool.guards.blame import require_candidates_fault
+from snapshot_tool.store import parts
+
+if TYPE_CHECKING:
+    import torch
+
+ToleranceOf = Callable[[str, Phase], Tolerance]
+BAD = (Verdict.FAIL, Verdict.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionJudge:
+    """Asks questions and judges the answers, each by the tolerance of its case and phase."""
+
+    examiner: Examiner
+    tolerance_of: ToleranceOf
+
+    def result(self, question: Question) -> Result:
+        """Ask a question; whatever the candidate raises is an error of it alone."""
+        import torch
+
+        began = time.perf_counter()
+        try:
+            with torch.inference_mode():
+                answers = self.examiner.ask(question)
+        except PhaseUnsupported as unsupported:
+            return _unjudged(question, Verdict.SKIP, str(unsupported))
+        except SnapError:
+            raise
+        except Exception as error:  # the candidate's code may raise anything
+            require_candidates_fault(
+                self.examiner.candidate,
+                error,
+                case=f"{question.first_case} ({question})",
+                phase=question.phase,
+            )
+            message = (str(error).strip() or "no message").splitlines()[0]
+            reason = f"{type(error).__name__}: {message}"
+            return _unjudged(question, Verdict.ERROR, reason)
+        seconds = time.perf_counter() - began
+        return _worst([self._row(question, answer, seconds) for answer in answers])
+
+    def _row(self, question: Question, answer: Answer, seconds: float) -> Result:
+        tolerance = self.tolerance_of(answer.case, question.phase)
+        verdict, reason, comparison = judge_tensor(answer.expected, answer.actual, tolerance)
+        result = Result(
+            answer.case,
+            question.phase,
+            str(question),
+            verdict,
+            reason,
+            tolerance,
+            comparison,
+            seconds,
+        )
+        return self._explain(result, answer) if verdict is Verdict.FAIL else result
+
+    def _explain(self, result: Result, answer: Answer) -> Result:
+        """Say at which step new tokens leave the golden's, and how sure the golden was there."""
+        # Without figures it was another type or number of tokens, and the reason says which.
+        if result.phase is not Phase.GENERATE or result.comparison is None:
+            return result
+        golden = self.examiner.recorded.golden
+        tokens = golden.tensor(answer.case, Phase.GENERATE, parts.TOKEN_IDS)
+        tokens[answer.step :][: len(answer.expected)] = cast("torch.Tensor", answer.actual)
+        found = find_divergence(
+            golden, answer.case, tokens, dtype=golden.manifest.dtype, checkpoint=None
+        )
+        return replace(result, reason=f"{found}; {result.reason}", divergence=found)
+
+
+def _unjudged(question: Question, verdict: Verdict, reason: str) -> Result:
+    return Result(question.first_case, question.phase, str(question), verdict, reason)
+
+
+def _worst(rows: Sequence[Result]) -> Result:
+    """Return the first row that differs, or the one that used most of its tolerance."""
+    bad = next((row for row in rows if row.verdict in BAD), None)
+    return bad or max(rows, key=lambda row: tolerance_used(row) or 0.0)
