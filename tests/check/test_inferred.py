@@ -18,6 +18,8 @@ from tests.check.test_faults import module_of, scaled_weights
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
 
 CASE = "variant-04"  # the case with the fewest tiles
+# A weight whose error has sunk below the limit when the decoder ends.
+FADING = "vision_tower.encoder.layers.2.layer_norm2.bias"
 # The model as a whole, and the rotary module, which FMS does not call as a module.
 LACKING = {"model", "model.text_model.rotary_emb"}
 
@@ -106,7 +108,7 @@ def test_the_module_of_a_wrong_weight_is_named_without_names(
     named = {}
     for weight in scaled_weights(fms, 1.01):
         # One encoder and one decoder layer stand for all of them.
-        if ".layers." in weight and ".layers.1." not in weight:
+        if ".layers." in weight and ".layers.1." not in weight and weight != FADING:
             continue
         seen = look(Unnamed(fms), golden, CASE)
         found = localise(CASE, golden.taps(CASE), seen.taps, seen.mapping.names)
