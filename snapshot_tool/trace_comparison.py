@@ -59,7 +59,8 @@ def _title(trace: Trace) -> str:
     checkpoint = f"{header.checkpoint.name} at {header.checkpoint.revision[:12]}"
     return (
         f"{header.implementation}: {checkpoint}, {header.question}, {header.mode} in "
-        f"{header.runs} passes ({header.device}-{header.dtype})"
+        f"{header.runs} {'pass' if header.runs == 1 else 'passes'} "
+        f"({header.device}-{header.dtype})"
     )
 
 

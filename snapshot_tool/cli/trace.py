@@ -117,7 +117,7 @@ def trace_command(
     tensors = sum(len(call.inputs) + len(call.outputs) for call in header.calls)
     click.echo(f"traced {header.implementation}, {header.question}")
     click.echo(
-        f"in {out}: {header.runs} passes, {len(header.calls)} calls, {tensors} tensors, "
+        f"in {out}: passes {header.runs}, calls {len(header.calls)}, tensors {tensors}, "
         f"{out.stat().st_size / 1e6:.1f} MB"
     )
     return 0

@@ -66,6 +66,15 @@ def test_a_faulty_module_is_paired_by_its_place() -> None:
     assert [pair.confirmed for pair in pairs] == [True, False, False, False]
 
 
+def test_the_input_tells_a_faulty_module_from_another_one_of_its_shape() -> None:
+    """The other one stands closer to what follows."""
+    golden = chain(["a", "b", "c", "d"])
+    x, y, extra, z, w = [*chain(["x"]), *chain(["y", "extra", "z", "w"], seed=50)]
+    y = Tap("y", golden[1].input, y.output)
+    pairs = pair_modules(golden, [x, y, extra, z, w])
+    assert names_of(pairs) == {"a": "x", "b": "y", "c": "z", "d": "w"}
+
+
 def test_two_modules_of_one_shape_between_pairs_that_agree_are_no_pair() -> None:
     """An error would reach the next module."""
     golden, other = chain(["a", "b"]), chain(["x", "y"])
