@@ -16,6 +16,7 @@ from snapshot_tool.core.errors import SnapError, UsageError
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
+from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.reports import run_text
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.store.layout import MANIFEST
@@ -168,7 +169,7 @@ def make_request(config: pytest.Config) -> CheckRequest:
     names = option("--snap-phase") or list(PHASES)
     if unknown := set(names) - set(PHASES):
         raise pytest.UsageError(f"--snap-phase {min(unknown)} is none of {', '.join(PHASES)}")
-    fms_path = option("--fms-path")
+    fms_path, rule = option("--fms-path"), option("--snap-tolerance")
     return CheckRequest(
         goldens=path_of(config, option("--snap-goldens")),
         candidate=option("--snap-candidate"),
@@ -179,6 +180,8 @@ def make_request(config: pytest.Config) -> CheckRequest:
         golden_device=option("--snap-golden-device"),
         phases=tuple(phase for phase in PHASES if phase in names),
         case=option("--snap-case"),
+        dtype=option("--snap-dtype"),
+        rule=Rule(rule) if rule else None,
         quick=option("--snap-quick"),
     )
 

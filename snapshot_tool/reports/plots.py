@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.core.error_map import SIZE_BOUNDS, ErrorMap
 from snapshot_tool.core.errors import SnapError
-from snapshot_tool.core.localisation import ERROR_LIMIT
+from snapshot_tool.core.localisation import ERROR_LIMIT, ModuleErrors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,28 +97,33 @@ def plot_error_sizes(errors: ErrorMap) -> str:
         return _as_svg(figure)
 
 
-def plot_divergence(names: Sequence[str], values: Sequence[float | None], *, culprit: str) -> str:
-    """Return the relative error of each module's output, in the reference's order of execution.
+def plot_divergence(modules: Sequence[ModuleErrors], *, culprit: str) -> str:
+    """Return the relative error of each module's output beside its limit, in order of execution.
 
-    names: the reference's modules; values: None where a module cannot be compared.
+    culprit: the name of the module to mark; "" for none.
     """
-    known = [(place, value) for place, value in enumerate(values) if value is not None]
-    finite = [value for _, value in known if math.isfinite(value) and value > 0]
-    floor = min([*finite, ERROR_LIMIT]) / 3
-    ceiling = max([*finite, ERROR_LIMIT]) * 10
+    compared = [
+        (place, module, module.output_error)
+        for place, module in enumerate(modules)
+        if module.output_error is not None
+    ]
+    places = [place for place, _, _ in compared]
+    limits = [module.output_limit for _, module, _ in compared]
+    known = [error for _, _, error in compared if 0 < error < math.inf]
+    floor, ceiling = min([*known, *limits, ERROR_LIMIT]) / 3, max([*known, *limits]) * 10
     # NaN, too, is beyond everything.
-    shown = [max(value, floor) if value < ceiling else ceiling for _, value in known]
+    shown = [max(error, floor) if error < ceiling else ceiling for _, _, error in compared]
     with _figure(2.8, width=9.0) as (figure, axes):
-        axes.plot([place for place, _ in known], shown, color=_GOOD)
+        axes.plot(places, shown, color=_GOOD, label="error")
+        axes.plot(places, limits, color=_BAD, linewidth=0.8, linestyle="--", label="limit")
         axes.set_yscale("log")
         axes.set_ylim(floor / 2, ceiling * 3)
-        axes.axhline(ERROR_LIMIT, color=_BAD, linewidth=0.8, linestyle="--")
-        axes.text(0, ERROR_LIMIT, "limit", va="bottom")
-        if culprit in names:
-            place = list(names).index(culprit)
-            height = dict(zip([p for p, _ in known], shown, strict=True)).get(place, ceiling)
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+        for (place, module, _), height in zip(compared, shown, strict=True):
+            if module.module != culprit:
+                continue
             axes.plot([place], [height], "o", color=_BAD, markersize=8)
-            left = place < len(names) / 2
+            left = place < len(modules) / 2
             axes.annotate(
                 culprit,
                 (place, height),

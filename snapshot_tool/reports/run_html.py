@@ -295,12 +295,10 @@ def _modules(report: CheckReport) -> Mapping[str, Any] | None:
     if found is None:
         return None
     culprit = found.culprit.module if found.culprit else ""
-    names = [module.module for module in found.modules]
-    values = [module.output_error for module in found.modules]
     return {
         "case": found.case,
         "conclusion": _conclusion(report),
-        "curve": _markup(plots.plot_divergence(names, values, culprit=culprit)),
+        "curve": _markup(plots.plot_divergence(found.modules, culprit=culprit)),
         "matched": str(found.mapping or ""),
         "rows": [_module(module, culprit) for module in found.modules],
     }

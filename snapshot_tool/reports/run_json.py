@@ -197,6 +197,8 @@ def _modules(found: Localisation | None) -> list[dict[str, Any]] | None:
             "candidate_module": module.candidate,
             "input_error": _optional(module.input_error),
             "output_error": _optional(module.output_error),
+            "input_limit": _number(module.input_limit),
+            "output_limit": _number(module.output_limit),
         }
         for module in found.modules
     ]

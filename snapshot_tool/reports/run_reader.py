@@ -27,7 +27,7 @@ _WORDS = ("nan", "inf", "-inf")
 _FIGURES = ("max_abs", "max_rel", "mean_abs", "rmse", "cosine", "expected", "actual")
 _ORACLE = ("error", "reference_error", "limit", "position_error", "position_limit")
 _MARGINS = ("margin", "margin_above", "rounding", "candidate_margin")
-_ERRORS = ("input_error", "output_error")
+_ERRORS = ("input_error", "output_error", "input_limit", "output_limit")
 
 
 def read_run(path: Path) -> CheckReport:

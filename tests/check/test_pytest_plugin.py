@@ -169,6 +169,7 @@ def test_a_candidate_that_cannot_be_loaded_is_tried_once(golden_tests: pytest.Py
     ("options", "problem"),
     [
         (["--snap-case", "three*"], "--case three* matches none of the 14 cases"),
+        (["--snap-tolerance", "loose"], "invalid choice: 'loose'"),
         (["--snap-phase", "sight"], "--snap-phase sight is none of preprocessing, vision"),
         (["--snap-revision", "0123"], "no golden for any checkpoint at 0123"),
     ],
