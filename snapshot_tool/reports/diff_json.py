@@ -25,6 +25,7 @@ def diff_to_json(drift: SetDrift) -> str:
         "tokens": [
             {"case": t.case, "step": t.step, "one": t.before, "other": t.after} for t in drift.texts
         ],
+        "files": list(drift.files),
         "moved": [_drift(found) for found in drift.drifts],
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

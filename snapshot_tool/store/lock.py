@@ -88,6 +88,11 @@ class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     remote: str
     sets: tuple[LockedSet, ...]
 
+    def __post_init__(self) -> None:
+        """Refuse a set that is named twice: which of both is meant?"""
+        if len({item.identity for item in self.sets}) < len(self.sets):
+            raise ValueError("a set is named twice")
+
     def merged(self, sets: list[LockedSet], *, remote: str) -> Lock:
         """Return the lock with some sets added or replaced, in a fixed order."""
         by_identity = {item.identity: item for item in (*self.sets, *sets)}

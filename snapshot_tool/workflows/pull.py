@@ -47,7 +47,8 @@ def pull(request: PullRequest, progress: Progress) -> Shared:
     path = lock_path(request.goldens)
     lock = load_lock(path)
     remote = open_remote(request.remote or lock.remote)
-    sets = [item for item in lock.sets if item.is_meant(request.only)]
+    meant = [item for item in lock.sets if item.is_meant(request.only)]
+    sets = sorted(meant, key=lambda item: item.identity)
     if not sets:
         raise GoldenNotFound(
             f"{path} names no golden set {request.only}".rstrip(),

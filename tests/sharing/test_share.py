@@ -463,6 +463,7 @@ HOSTILE_LOCKS = {
     ),
     "negative size": lambda c: c["sets"][0]["files"]["manifest.json"].update(size=-1),
     "no manifest": lambda c: c["sets"][0]["files"].pop("manifest.json"),
+    "the same set twice": lambda c: c.update(sets=c["sets"] * 2),
     "another schema": lambda c: c.update(schema="snap-lock/2"),
     "unknown field": lambda c: c.update(run="rm -rf"),
 }
