@@ -60,9 +60,10 @@ def _cuts(inputs: CaseInputs, tile_id: int) -> dict[int, int]:
     if tiles == 0:
         return dict.fromkeys(range(1, len(ids) + 1), 0)
     before = ids.eq(tile_id).cumsum(0).tolist()
-    each, left = divmod(before[-1], tiles)
+    each, left = divmod(before[-1] if before else 0, tiles)
     if each == 0 or left:
-        # Not so many tokens for every tile: only the whole prompt is sure to be answered.
+        # Not so many tokens for every tile (a vision encoder has no prompt at all): only the whole
+        # of it is sure to be answered.
         return {len(ids): tiles}
     return {
         length: count // each for length, count in enumerate(before, start=1) if count % each == 0

@@ -80,6 +80,36 @@ def test_a_correct_port_answers_every_kind_of_question(
     assert len({result.tensor for result in found.results}) == 135
 
 
+def test_a_text_family_answers_all_that_it_has() -> None:
+    """Llama, on FMS's own loop and cache: no tiles, every kind of prompt and generation."""
+    families = CHECKPOINT.parent.parent / "families"
+    golden = open_golden(next(families.glob("goldens/*llama/*/*/manifest.json")).parent)
+    config = golden.manifest.checkpoint.config
+    request = CandidateRequest(families / "checkpoints" / "llama", config, "cpu", "float32")
+    found = explore(load_fms_candidate(request, fms_path=CHECKOUT), golden, count=70)
+    assert {kind.phase for kind in map(KINDS.get, (k.kind for k in found.kinds)) if kind} == {
+        Phase.FORWARD,
+        Phase.GENERATE,
+    }
+    assert {kind.verdict for kind in found.kinds} == {Verdict.PASS}
+    assert found.asked == 70
+
+
+def test_a_vision_encoder_has_tiles_and_no_prompt(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A family without text has no tokens at all."""
+    inputs = golden.inputs("variant-04")
+    nothing = inputs.input_ids[:, :0]
+    bare = replace(inputs, input_ids=nothing, attention_mask=nothing)
+    monkeypatch.setattr(Golden, "inputs", lambda _golden, _case: bare)
+    encoder = replace(IDEFICS3, phases=(Phase.PREPROCESSING, Phase.VISION))
+    monkeypatch.setattr(subjects_module, "family_of", lambda _name: encoder)
+    (subject,) = find_subjects(golden, ["variant-04"]).values()
+    assert (subject.length, subject.tiles) == (0, 5)
+    assert Phase.FORWARD not in subject.phases
+
+
 def test_one_seed_draws_the_same_questions_again(golden: Golden, candidate: FmsCandidate) -> None:
     """And another seed draws others."""
 
