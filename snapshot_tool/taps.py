@@ -42,6 +42,23 @@ def first_tensor(value: object) -> torch.Tensor | None:
     return next((tensor for _, tensor in named_tensors(value)), None)
 
 
+def replace_first_tensor(value: Any, tensor: torch.Tensor) -> Any:
+    """Return a module's output with its first tensor replaced, the rest as it is."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return tensor
+    items = list(value.items() if isinstance(value, dict) else enumerate(value))
+    for place, (key, item) in enumerate(items):
+        if first_tensor(item) is not None:
+            items[place] = key, replace_first_tensor(item, tensor)
+            break
+    if isinstance(value, dict):
+        return type(value)(items)
+    replaced = [item for _, item in items]
+    return type(value)(*replaced) if hasattr(value, "_fields") else type(value)(replaced)
+
+
 @contextmanager
 def watch_modules(modules: Iterable[tuple[str, torch.nn.Module]], watch: Watcher) -> Iterator[None]:
     """Show `watch` what each module is given and what it returns, at every call.

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from snapshot_tool.candidates.fms_graft import graft_twin
 from snapshot_tool.candidates.fms_import import FmsSource, import_fms
 from snapshot_tool.candidates.fms_observe import observe_twins, twin_output
 from snapshot_tool.candidates.fms_weights import require_full_coverage
@@ -127,6 +129,12 @@ class FmsCandidate:
             for hf_name, twin in twins_of(module, self.family.fms.twins)
         }
         return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def graft(self, module: str, output: torch.Tensor) -> AbstractContextManager[str]:
+        """Let a module, by Hugging Face's name, return the golden's output meanwhile."""
+        return graft_twin(
+            self.model, self.family.fms.twins, module, output, head_dim=self._head_dim()
+        )
 
     def _method(self, name: str) -> Callable[..., Any]:
         method = getattr(self.calls, name, None)

@@ -106,6 +106,12 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
     is_flag=True,
     help="Let a generation pass that differs only where rounding could have chosen.",
 )
+@click.option(
+    "--graft",
+    metavar="MODULE",
+    default="",
+    help="Put the golden's output in this module's place and run on: is the fault there alone?",
+)
 @click.option("--atol", type=_TOLERANCE, help="Absolute tolerance in place of the golden's.")
 @click.option("--rtol", type=_TOLERANCE, help="Relative tolerance in place of the golden's.")
 @click.option(
@@ -136,6 +142,7 @@ def check_command(
     dtype: str | None,
     tolerance: str | None,
     allow_near_ties: bool,
+    graft: str,
     atol: float | None,
     rtol: float | None,
     require: tuple[str, ...],
@@ -171,6 +178,7 @@ def check_command(
         dtype=dtype,
         rule=Rule(tolerance) if tolerance else None,
         allow_near_ties=allow_near_ties,
+        graft=graft,
         atol=atol,
         rtol=rtol,
         required=parse_phases(require),
@@ -210,6 +218,8 @@ def draw_report(report: CheckReport, *, replay: str) -> None:
         click.echo(line)
     for line in run_text.localisation_lines(report.localisation, report.place):
         click.echo(line)
+    if report.graft:
+        click.echo(f"graft of {report.graft.module}: {report.graft}\n")
     click.secho(run_text.summary_line(report), bold=True, fg=_COLOURS[report.verdict])
 
 
@@ -238,7 +248,7 @@ def _draw_grid(rows: list[Row]) -> None:
 # What says how often to ask and what to show; everything else decides what is asked.
 _NOT_REPLAYED = {
     *("explore", "seed", "replay", "phases", "case", "quick", "repeat", "localise"),
-    *("json_path", "html_path"),
+    *("json_path", "html_path", "graft"),
 }
 
 

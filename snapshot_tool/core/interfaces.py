@@ -147,6 +147,17 @@ class Inspectable(Protocol):
         """Return the module that holds all those that run in forward."""
 
 
+class Graftable(Protocol):
+    """A candidate in which a module's output can be replaced, to prove where a fault is."""
+
+    def graft(self, module: str, output: torch.Tensor) -> AbstractContextManager[str]:
+        """Let a module, by the reference's name, return `output` while the context is open.
+
+        output: as the reference lays it out. Yields the candidate's own name of the module; raises
+        CandidateUnavailable for one that it does not have.
+        """
+
+
 class CandidateFactory(Protocol):
     """What `--candidate module:factory` names."""
 

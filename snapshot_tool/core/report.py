@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from snapshot_tool.core.exploration import Exploration
+from snapshot_tool.core.graft import Graft
 from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.phases import Phase
@@ -71,6 +72,7 @@ class CheckReport:
         dtype: what the candidate computed in.
         rule: what judged floating-point tensors.
         near_ties_allowed: whether a generation may differ where rounding could have chosen.
+        graft: what `--graft` proved.
         unmet: phases that `--require` named and that were skipped.
         warnings: what the candidate did besides answering, each thing once.
         surroundings: where this machine is not as the one that recorded: "torch 2.6, here 2.7".
@@ -92,6 +94,7 @@ class CheckReport:
     dtype: str = "float32"
     rule: Rule = Rule.TABLE
     near_ties_allowed: bool = False
+    graft: Graft | None = None
 
     @property
     def all_results(self) -> tuple[Result, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 from snapshot_tool.core.error_map import SIZE_BOUNDS, ErrorMap
 from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.generation import TokenChoice, TokenDivergence
+from snapshot_tool.core.graft import Graft
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.report import CheckReport
@@ -65,6 +66,7 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
         "error_size_bounds": list(SIZE_BOUNDS),
         "unmet_requirements": [phase.value for phase in report.unmet],
         "first_divergence": _divergence(report),
+        "graft": _graft(report.graft),
         "modules": _modules(report.localisation),
         "module_mapping": _mapping(report.localisation),
         "localisation": _localisation(report.localisation),
@@ -228,6 +230,21 @@ def _localisation(found: Localisation | None) -> dict[str, Any] | None:
         "neighbours": list(found.neighbours),
         "skipped": found.skipped,
         "raised": found.raised,
+    }
+
+
+def _graft(graft: Graft | None) -> dict[str, Any] | None:
+    if graft is None:
+        return None
+    found = graft.localisation
+    return {
+        "module": graft.module,
+        "candidate_module": graft.candidate,
+        "case": graft.case,
+        "proved": graft.proved,
+        "conclusion": str(graft),
+        "next_module": found.module if found and found.module else None,
+        "results": [_judged(result) for result in graft.after],
     }
 
 

@@ -16,6 +16,7 @@ from snapshot_tool.store.contents import find_misfits
 from snapshot_tool.store.files import leaves_root, open_plain
 from snapshot_tool.store.layout import (
     INPUTS,
+    OUTPUTS,
     TAPS,
     SetLocation,
     find_set_folders,
@@ -241,6 +242,12 @@ class Golden:
             }
             images.append(from_arrays(arrays, mode=image.mode))
         return images
+
+    def whole_output(self, case: str, module: str) -> torch.Tensor | None:
+        """Return what a module of the reference returned on a case, where that was kept whole."""
+        entry = self.manifest.files.get(OUTPUTS)
+        key = f"{case}/{module}"
+        return self._read(OUTPUTS, key) if entry and key in entry.tensors else None
 
     def taps(self, case: str) -> list[Tap]:
         """Return the sketches of the reference's modules on a case, in order of execution."""

@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from snapshot_tool.candidates import FMS, load_candidate
 from snapshot_tool.core.errors import GoldenNotFound, PhaseUnsupported, SnapError, UsageError
 from snapshot_tool.core.exploration import Exploration
+from snapshot_tool.core.graft import Graft
 from snapshot_tool.core.interfaces import (
     Candidate,
     CandidateInfo,
@@ -24,11 +25,12 @@ from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.questions import Question
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Result, Verdict, first_divergence
-from snapshot_tool.core.taps import Sketchbook, Tap, shapes_of
+from snapshot_tool.core.taps import Side, Sketchbook, Tap, shapes_of
 from snapshot_tool.core.tolerance import Rule, Tolerance
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
+from snapshot_tool.families import family_of
 from snapshot_tool.generation import GenerationExplainer
 from snapshot_tool.golden_choice import GoldenChoice, open_checkpoint_of
 from snapshot_tool.guards.blame import require_candidates_fault
@@ -43,6 +45,9 @@ from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import ORACLE, phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest
 from snapshot_tool.store.oracle import tap_limits
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ class CheckRequest:
     dtype: str | None = None
     rule: Rule | None = None
     allow_near_ties: bool = False
+    graft: str = ""
     required: tuple[Phase, ...] = ()
     repeat: int = 1
     explore: int = 0
@@ -127,6 +133,10 @@ class Checker:
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:
         """Name the module in which the first divergence of these results arises."""
         return _localise(self, results)
+
+    def graft(self, results: tuple[Result, ...]) -> Graft | None:
+        """Put the golden's output in the place of the module that the request names."""
+        return _graft(self, results) if self.request.graft else None
 
     @property
     def judge(self) -> Judge:
@@ -232,6 +242,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         dtype=checker.judge.dtype,
         rule=checker.judge.rule,
         near_ties_allowed=request.allow_near_ties,
+        graft=checker.graft(results),
         results=results,
         unmet=_unmet(results + (exploration.results if exploration else ()), request.required),
         localisation=localisation,
@@ -387,6 +398,58 @@ def _localise_case(checker: Checker, case: str, golden_taps: list[Tap]) -> Local
         return None
     found = localise(case, golden_taps, seen.taps, seen.mapping.names, limits=limits)
     return replace(found, mapping=seen.mapping)
+
+
+_GRAFTED = (Phase.VISION, Phase.CONNECTOR, Phase.FORWARD)
+
+
+def _graft(checker: Checker, results: tuple[Result, ...]) -> Graft:
+    """Run a case with one module's output replaced by the golden's.
+
+    The case is one that keeps that output whole, and rather one that fails. An oracle judges, where
+    there is one: on a small case a fault may stay within the table. Generation is left out: its
+    later steps have no recorded output to put in.
+    """
+    golden, module = checker.golden, checker.request.graft
+    if ORACLE in golden.manifest.files:
+        checker = replace(checker, request=replace(checker.request, rule=Rule.ORACLE))
+    graft = getattr(checker.candidate, "graft", None)
+    if not callable(graft):
+        raise UsageError("this candidate cannot be grafted: it has no method 'graft'", "")
+    case, output = _graft_case(golden, module, results)
+    phases = [phase for phase in _GRAFTED if phase in case.phases]
+    before = [result for phase in phases for result in checker.run(case, phase)]
+    with graft(module, output) as name:
+        after = [result for phase in phases for result in checker.run(case, phase)]
+        found = _localise_case(checker, case.name, golden.taps(case.name))
+    return Graft(module, name, case.name, tuple(before), tuple(after), found)
+
+
+def _graft_case(
+    golden: Golden, module: str, results: tuple[Result, ...]
+) -> tuple[CaseEntry, torch.Tensor]:
+    bad = {r.case for r in results if r.verdict in (Verdict.FAIL, Verdict.ERROR)}
+    for case in sorted(golden.manifest.cases, key=lambda case: case.name not in bad):
+        output = _whole_output(golden, case.name, module)
+        if output is not None:
+            return case, output
+    if module not in golden.manifest.taps.modules:
+        raise UsageError(
+            f"--graft {module}: the reference has no such module", "see --localise for the names"
+        )
+    raise GoldenNotFound(
+        f"no case of {golden.manifest.title} keeps the whole output of {module}",
+        "record it with: snap record ... --update --whole-outputs CASE",
+    )
+
+
+def _whole_output(golden: Golden, case: str, module: str) -> torch.Tensor | None:
+    """Return a module's output where it was kept, as that of a phase or since it was asked for."""
+    for capture in family_of(golden.manifest.checkpoint.family).captures:
+        kept = capture.name in golden.tensor_names(case, capture.phase)
+        if (capture.module, capture.side) == (module, Side.OUTPUT) and kept:
+            return golden.tensor(case, capture.phase, capture.name)
+    return golden.whole_output(case, module)
 
 
 def _unmet(results: tuple[Result, ...], required: tuple[Phase, ...]) -> tuple[Phase, ...]:

@@ -1,0 +1,154 @@
+"""`--graft`: the golden's output in one module's place proves that a fault is there alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
+from snapshot_tool.candidates.fms_graft import redo_rotary_order
+from snapshot_tool.candidates.fms_observe import undo_rotary_order
+from snapshot_tool.core.graft import Graft
+from snapshot_tool.core.interfaces import CandidateRequest
+from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.workflows.check import Checker, CheckRequest
+from tests.candidates import CHECKOUT
+from tests.conftest import CHECKPOINT, GOLDENS, Snap, error_lines, set_folder
+from tests.fms_checkout.faults import FAULTS, plant
+
+CASE = "variant-04"  # the committed set keeps its outputs whole
+TEXT, VISION = "text_model.base_model.layers", "vision_tower.encoder.layers"
+HF_TEXT, HF_VISION = "model.text_model.layers", "model.vision_model.encoder.layers"
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    """Open the committed golden set."""
+    return open_golden(set_folder(GOLDENS))
+
+
+@pytest.fixture(scope="module")
+def candidate(golden: Golden) -> FmsCandidate:
+    """Load the checkout's model once."""
+    config = golden.manifest.checkpoint.config
+    request = CandidateRequest(CHECKPOINT, config, "cpu", "float32")
+    return load_fms_candidate(request, fms_path=CHECKOUT)
+
+
+@contextmanager
+def weight_off(candidate: FmsCandidate, name: str) -> Iterator[None]:
+    """Scale a weight by 1.01 meanwhile."""
+    weight = dict(candidate.model.named_parameters())[name]
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(1.01)
+    yield
+    with torch.no_grad():
+        weight.copy_(before)
+
+
+def graft(candidate: FmsCandidate, golden: Golden, module: str) -> Graft:
+    """Graft a module of the one case."""
+    found = Checker(CheckRequest(GOLDENS, graft=module), golden, candidate).graft(())
+    assert found is not None
+    assert found.case == CASE or module in ("model.vision_model", "model.connector")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("weight", "module"),
+    [
+        (f"{VISION}.0.layer_norm1.weight", f"{HF_VISION}.0.layer_norm1"),
+        (f"{VISION}.1.attn.in_proj.qkv_fused.weight", f"{HF_VISION}.1.self_attn"),
+        (f"{VISION}.2.mlp.w1.bias", f"{HF_VISION}.2.mlp.fc1"),
+        ("vision_tower.post_layernorm.weight", "model.vision_model"),
+        ("connector.modality_projection.proj.weight", "model.connector"),
+        ("text_model.base_model.embedding.weight", "model.text_model.embed_tokens"),
+        (f"{TEXT}.0.ln.weight", f"{HF_TEXT}.0.input_layernorm"),
+        (f"{TEXT}.1.attn.dense.weight", f"{HF_TEXT}.1.self_attn.o_proj"),
+        (f"{TEXT}.2.attn.in_proj.qkv_fused.weight", f"{HF_TEXT}.2.self_attn"),
+        (f"{TEXT}.3.ff_sub_layer.w2.weight", f"{HF_TEXT}.3.mlp.down_proj"),
+        ("text_model.base_model.dec_norm.weight", "model.text_model.norm"),
+        ("text_model.head.weight", "lm_head"),
+    ],
+)
+def test_a_graft_of_the_faulty_module_proves_the_fault(
+    candidate: FmsCandidate, golden: Golden, weight: str, module: str
+) -> None:
+    """Everything passes with it that did not without it."""
+    with weight_off(candidate, weight):
+        found = graft(candidate, golden, module)
+    assert found.proved, str(found)
+    assert str(found).endswith("the fault is there alone")
+    assert weight.startswith(found.candidate)
+
+
+def test_parts_of_fused_modules_are_grafted_one_by_one(
+    candidate: FmsCandidate, golden: Golden
+) -> None:
+    """FMS fuses query, key and value: with one put right, the next one is wrong."""
+    with weight_off(candidate, f"{TEXT}.1.attn.in_proj.qkv_fused.weight"):
+        one = graft(candidate, golden, f"{HF_TEXT}.1.self_attn.q_proj")
+    assert not one.proved
+    assert one.localisation is not None
+    assert one.localisation.module == f"{HF_TEXT}.1.self_attn.k_proj"
+    with weight_off(candidate, f"{TEXT}.1.ff_sub_layer.wg1_fused.weight"):
+        gate = graft(candidate, golden, f"{HF_TEXT}.1.mlp.gate_proj")
+    assert gate.localisation is not None
+    assert gate.localisation.module == f"{HF_TEXT}.1.mlp.up_proj"
+
+
+def test_a_graft_elsewhere_proves_nothing_and_names_the_fault(
+    candidate: FmsCandidate, golden: Golden
+) -> None:
+    """The faulty module is the first wrong one still; afterwards the model is as it was."""
+    with weight_off(candidate, f"{TEXT}.2.ff_sub_layer.w2.weight"):
+        found = graft(candidate, golden, f"{HF_TEXT}.0.mlp")
+    assert not found.proved
+    assert str(found) == (
+        f"forward of case {CASE} still fails with it; first wrong is now {HF_TEXT}.2.mlp.down_proj"
+    )
+    right = graft(candidate, golden, f"{HF_TEXT}.0.mlp")
+    assert str(right) == f"case {CASE} passes without it: it proves nothing"
+
+
+def test_rotary_order_is_undone_and_redone() -> None:
+    """Queries and keys go in as FMS has them."""
+    tensor = torch.arange(2 * 3 * 4 * 8, dtype=torch.float32).reshape(2, 3, 32)
+    assert torch.equal(undo_rotary_order(redo_rotary_order(tensor, 8), 8), tensor)
+    assert not torch.equal(redo_rotary_order(tensor, 8), tensor)
+
+
+def test_the_report_says_what_a_graft_proved(snap: Snap, tmp_path: Path) -> None:
+    """A wrong GELU in every layer: a graft of the first leaves the second; the encoder's is all."""
+    (fault,) = (fault for fault in FAULTS if fault.name == "exact-gelu")
+    plant(fault, checkout=CHECKOUT, out=tmp_path / "checkout")
+    options = ("check", "--fms-path", tmp_path / "checkout", "--case", "one-image")
+    first = f"{HF_VISION}.0.mlp.activation_fn"
+    run = snap(*options, "--graft", first, "--json", "-")
+    assert run.code == 1
+    assert run.report["graft"]["proved"] is False
+    assert run.report["graft"]["next_module"] == f"{HF_VISION}.1.mlp.activation_fn"
+    text = snap(*options, "--graft", "model.vision_model")
+    assert text.code == 1
+    assert (
+        "graft of model.vision_model: all phases of case one-image pass with it: the fault is "
+        "there alone" in text.out
+    )
+
+
+def test_a_graft_that_cannot_be_made_says_why(snap: Snap) -> None:
+    """No such module; none of its output kept; one that FMS lays out otherwise."""
+    options = ("check", "--fms-path", CHECKOUT, "--case", CASE, "--graft")
+    unknown = snap(*options, "model.nonsense")
+    assert unknown.code == 2
+    assert "the reference has no such module" in error_lines(unknown)[0]
+    otherwise = snap(*options, "model.vision_model.embeddings.position_embedding")
+    assert otherwise.code == 3
+    assert "cannot graft model.vision_model.embeddings.position_embedding" in otherwise.err
+    candidate = ("check", "--candidate", "tests.candidates:StopsEarly", "--case", CASE)
+    assert snap(*candidate, "--graft", "lm_head").code == 2
