@@ -220,7 +220,7 @@ def conclusion(found: Localisation, place: str = "") -> str:
     if found.own_code or culprit is None:
         how += " the own code of"
     name = f" ({culprit.candidate})" if culprit and culprit.candidate else ""
-    curve = "; it heals later: an alignment problem?" if found.heals else ""
+    curve = "; a spike, which heals later: an alignment problem?" if found.heals else ""
     return f"{how} {found.module or 'the model'}{name}{_between(found)}{curve}"
 
 
