@@ -45,6 +45,12 @@ class Pair:
     same_input: bool
 
     @property
+    def broadcast(self) -> bool:
+        """Whether the candidate's one row stands for a batch, so that values cannot be judged."""
+        one, other = self.golden.output, self.other.output
+        return one is not None and other is not None and one.shape != other.shape
+
+    @property
     def confirmed(self) -> bool:
         """Whether values speak for it, not only its place."""
         return self.same or self.reordered
@@ -214,16 +220,29 @@ def _same_parent(i: int, j: int, places: Mapping[int, int], evidence: _Evidence)
 
 
 def _plausible(pairs: Sequence[Pair]) -> list[Pair]:
-    """Drop pairs that are given and return something else, between two that agree.
+    """Drop pairs that merely have one shape: their outputs differ, and no error is to be seen.
 
-    An error reaches what comes next: where that agrees, these two are merely of one shape.
+    An error of a module reaches the one that it lies in. One that was not there before, in what the
+    module is given, reaches what comes next.
     """
     agree = [True, *(pair.confirmed for pair in pairs), False]
+    confirmed = {pair.golden.module: pair.confirmed for pair in pairs}
     return [
         pair
         for k, pair in enumerate(pairs)
         if pair.confirmed
-        or pair.same_input
-        or None in (pair.golden.input, pair.other.input)
-        or not (agree[k] and agree[k + 2])
+        or pair.broadcast
+        or not (_is_inside_agreement(pair, confirmed) or _is_alien(pair, agree[k : k + 3 : 2]))
     ]
+
+
+def _is_inside_agreement(pair: Pair, confirmed: Mapping[str, bool]) -> bool:
+    """Tell whether the nearest paired module that it lies in agrees."""
+    around = next((n for n in _ancestors(pair.golden.module) if n in confirmed), None)
+    return around is not None and confirmed[around]
+
+
+def _is_alien(pair: Pair, neighbours: Sequence[bool]) -> bool:
+    """Tell whether it is given something else, too, between neighbours that agree."""
+    known = pair.golden.input is not None and pair.other.input is not None
+    return known and not pair.same_input and all(neighbours)

@@ -10,13 +10,15 @@ import torch
 from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
 from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
 from snapshot_tool.core.taps import Sketchbook
+from snapshot_tool.golden_choice import open_checkpoint_of
 from snapshot_tool.localise import localise
 from snapshot_tool.observation import Observation, observe
 from snapshot_tool.store.golden import Golden, open_golden
 from tests.candidates import CHECKOUT
 from tests.check.test_faults import module_of, scaled_weights
-from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
+from tests.conftest import CHECKPOINT, GOLDENS, ROOT, Snap, set_folder
 
+FAMILY_GOLDENS = ROOT / "tests" / "families" / "goldens"
 CASE = "variant-04"  # the case with the fewest tiles
 # A weight whose error has sunk below the limit when the decoder ends.
 FADING = "vision_tower.encoder.layers.2.layer_norm2.bias"
@@ -85,6 +87,31 @@ def test_inferred_names_are_the_familys_on_a_correct_port(
     unconfirmed = LACKING | ({"position_embedding"} if golden.case(case).images else set())
     assert inferred.mapping.modules == len(recorded)
     assert inferred.mapping.confirmed == len(recorded) - len(unconfirmed)
+
+
+@pytest.mark.parametrize(
+    ("family", "differing"),
+    # FMS gives RoBERTa's embeddings no module of their own: the twin is their last module's.
+    [("llama", set()), ("roberta", {"roberta.embeddings"})],
+)
+def test_inferred_names_are_those_of_other_families(family: str, differing: set[str]) -> None:
+    """An unfused decoder with a padded prompt, and an encoder of other code: no module is wrong."""
+    golden = open_golden(next((FAMILY_GOLDENS / f"local--{family}").glob("*/cpu-float32")))
+    checkpoint = open_checkpoint_of(golden, None)
+    config = golden.manifest.checkpoint.config
+    request = CandidateRequest(checkpoint.folder, config, "cpu", "float32")
+    fms = load_fms_candidate(request, fms_path=CHECKOUT)
+    named = look(fms, golden, "left-padded")
+    inferred = look(Unnamed(fms), golden, "left-padded")
+    others = {
+        hf: name
+        for hf, name in named.mapping.names.items()
+        if hf in named.taps and holder(inferred.mapping.names.get(hf, "")) != name
+    }
+    assert others.keys() == differing
+    taps = golden.taps("left-padded")
+    found = localise("left-padded", taps, inferred.taps, inferred.mapping.names)
+    assert (found.culprit, found.between) == (None, False)
 
 
 def test_a_correct_port_without_names_has_no_wrong_module(

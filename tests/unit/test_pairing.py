@@ -84,6 +84,16 @@ def test_two_modules_of_one_shape_between_pairs_that_agree_are_no_pair() -> None
     assert names_of(pairs) == {"a": "x", "b": "y"}
 
 
+def test_an_error_that_does_not_reach_the_parent_is_none() -> None:
+    """Two modules that are given the same and return something else, in parents that agree."""
+    given, result = of(values(1, 2, 6, 8)), of(values(2, 2, 6, 8))
+    golden = [Tap("p.a", given, of(values(3, 2, 6, 8))), Tap("p", given, result)]
+    other = [Tap("r.x", given, of(values(4, 2, 6, 8))), Tap("r", given, result)]
+    assert names_of(pair_modules(golden, other)) == {"p": "r"}
+    wrong = Tap("r", given, of(values(5, 2, 6, 8)))
+    assert names_of(pair_modules(golden, [other[0], wrong])) == {"p.a": "r.x", "p": "r"}
+
+
 def test_what_runs_in_another_order_is_paired_by_its_values() -> None:
     """As gate, up and activation do, where a fused projection comes before the activation."""
     given = of(values(1, 2, 6, 8))
