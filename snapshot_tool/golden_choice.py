@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,8 @@ class GoldenChoice:
         revision: or its first digits; None: any.
         device: where the candidate runs.
         golden_device: where the set was recorded; None: on `device`.
+        dtype: what the candidate computes in, or None; a set recorded in it comes first, then one
+            in float32.
     """
 
     goldens: Path
@@ -40,6 +43,7 @@ class GoldenChoice:
     revision: str | None
     device: str
     golden_device: str | None = None
+    dtype: str | None = None
 
     def find(self) -> list[FoundSet]:
         """Return every golden set that may be meant; raise GoldenNotFound where none is."""
@@ -69,7 +73,12 @@ class GoldenChoice:
             raise
 
     def _selection(self, recorded_on: str, found: list[FoundSet]) -> Selection:
-        return Selection(self._name(found), self.revision, recorded_on)
+        selection = Selection(self._name(found), self.revision, recorded_on)
+        there = [s.manifest.dtype for s in found if s.manifest and selection.matches(s.manifest)]
+        if len(set(there)) > 1:
+            dtype = self.dtype if self.dtype in there else "float32"
+            selection = dataclasses.replace(selection, dtype=dtype)
+        return selection
 
     def _name(self, found: list[FoundSet]) -> str | None:
         """Return the checkpoint's name to look for.

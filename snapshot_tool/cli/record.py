@@ -11,6 +11,7 @@ import click
 from snapshot_tool.checkpoint import DEFAULT_CHECKPOINT
 from snapshot_tool.cli.options import goldens_option, parse_phases, phase_option
 from snapshot_tool.core.errors import UpdateDeclined, UsageError
+from snapshot_tool.core.oracle import ORACLE_DTYPES
 from snapshot_tool.devices import DEVICES
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     "is computed from its files; given, it must match.",
 )
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
-@click.option("--dtype", type=click.Choice(["float32"]), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(ORACLE_DTYPES), default="float32", show_default=True)
 @phase_option
 @click.option("--variants", type=click.IntRange(0, 10_000), help="Inputs to draw.  [default: 12]")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of all draws.  [default: 42]")

@@ -136,8 +136,8 @@ class HuggingFaceReference:
                 logits = torch.cat([logits, self._continue(answer, arguments, continuation)])
         outputs: dict[Phase, dict[str, torch.Tensor]] = {}
         for capture, tensor in captured.items():
-            outputs.setdefault(capture.phase, {})[capture.name] = tensor.cpu()
-        return ForwardPass(outputs, None if logits is None else logits.cpu())
+            outputs.setdefault(capture.phase, {})[capture.name] = _widened(tensor)
+        return ForwardPass(outputs, None if logits is None else _widened(logits))
 
     def _continue(
         self, answer: Any, arguments: dict[str, torch.Tensor], tokens: torch.Tensor
@@ -189,7 +189,7 @@ class HuggingFaceReference:
         finally:
             self.model.generation_config = own
         new = answer.sequences[0, inputs.input_ids.shape[1] :].cpu()
-        logits = torch.stack([step[0] for step in answer.logits]).cpu()
+        logits = _widened(torch.stack([step[0] for step in answer.logits]))
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         return Generation(new, logits, tokenizer.decode(new))
 
@@ -235,6 +235,12 @@ def _call_again(call: Call, features: torch.Tensor) -> torch.Tensor:
     if answer is None:
         raise TypeError(f"{type(call.module).__name__} returned no tensor")
     return answer
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Return half precision as float32, which holds it exactly: sums of it must not round again."""
+    half = tensor.dtype in (torch.bfloat16, torch.float16)
+    return tensor.to("cpu", torch.float32) if half else tensor.cpu()
 
 
 def _model_class(family: Family) -> Any:

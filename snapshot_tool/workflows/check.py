@@ -81,7 +81,12 @@ class CheckRequest:
     def golden_choice(self) -> GoldenChoice:
         """Which golden set is meant."""
         return GoldenChoice(
-            self.goldens, self.checkpoint, self.revision, self.device, self.golden_device
+            self.goldens,
+            self.checkpoint,
+            self.revision,
+            self.device,
+            self.golden_device,
+            self.dtype,
         )
 
 
@@ -192,7 +197,8 @@ def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> C
 def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
     """Return the candidate's dtype and what judges it.
 
-    The table of tolerances is made for the golden's own dtype: in another one the oracle judges.
+    The table of tolerances is made for float32, in the golden as in the candidate: elsewhere the
+    oracle judges.
     """
     own = golden.manifest.dtype
     dtype = request.dtype or own
@@ -201,7 +207,7 @@ def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
             f"derived questions are judged in the golden's own {own}",
             "leave out --dtype, or --explore and --replay",
         )
-    rule = request.rule or (Rule.TABLE if dtype == own else Rule.ORACLE)
+    rule = request.rule or (Rule.TABLE if dtype == own == "float32" else Rule.ORACLE)
     needed = rule is Rule.ORACLE or request.allow_near_ties
     if needed and ORACLE not in golden.manifest.files:
         use = f"judging {dtype}" if rule is Rule.ORACLE else "--allow-near-ties"

@@ -177,3 +177,33 @@ def test_the_page_names_every_finding_and_twelve_families() -> None:
         assert f"**{name}**" in text
     for name in FAMILIES:
         assert f" {name} |" in text
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Record llama's fixed cases in float32 and in bfloat16, with an oracle."""
+    goldens = tmp_path_factory.mktemp("half")
+    checkpoint = COMMITTED / "checkpoints" / LLAMA
+    program = [".venv-record/bin/snap", "record", "--checkpoint", str(checkpoint), "--oracle"]
+    for dtype in ("float32", "bfloat16"):
+        options = ["--goldens", str(goldens), "--variants", "0", "--dtype", dtype]
+        subprocess.run([*program, *options], cwd=ROOT, check=True, capture_output=True)
+    return goldens
+
+
+@pytest.mark.parametrize("options", [(), ("--dtype", "bfloat16"), ("--dtype", "float16")])
+def test_half_precision_is_judged_by_the_oracle(
+    snap: Snap, half: Path, options: tuple[str, ...]
+) -> None:
+    """A golden in the candidate's dtype comes first, else the float32 one; the oracle judges."""
+    checkpoint = COMMITTED / "checkpoints" / LLAMA
+    where = ("--goldens", half, "--checkpoint", checkpoint, "--json", "-")
+    run = snap("check", *where, "--allow-near-ties", *options)
+    assert run.code == 0, run.out
+    own = "bfloat16" if options == ("--dtype", "bfloat16") else "float32"
+    assert run.report["golden"]["dtype"] == own
+    forward = [r for r in run.report["results"] if r["phase"] == "forward"]
+    assert len(forward) >= 8
+    table = {"atol": 5e-5, "rtol": 5e-5}
+    beyond = [r for r in forward if r["max_abs"] > table["atol"] + table["rtol"] * 10]
+    assert bool(beyond) == bool(options)
