@@ -23,7 +23,7 @@ from tests.unit.factory import write_golden
 _RECORD = ("record", "--checkpoint", str(CHECKPOINT), "--goldens", "goldens")
 _SMALL = ("--variants", "1", "--max-new-tokens", "2")
 _OTHER = ("--variants", "1", "--max-new-tokens", "3")
-_UPDATE = (*_RECORD, "--update", "--reason", "three tokens", *_OTHER)
+_UPDATE = (*_RECORD, "--update", "--yes", "--reason", "three tokens", *_OTHER)
 
 
 def snap_here(command: tuple[str, ...], folder: Path) -> None:
