@@ -7,7 +7,7 @@ shows its modules (`modules`) the names are inferred.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ def observe(
     show = getattr(candidate, "modules", None)
     if not callable(show):
         return None
-    with tap_modules(show(), PartsObserver(book, fused_widths(golden))):
+    with tap_modules(show(), PartsObserver(book, fused_widths(golden), output_shapes(golden))):
         candidate.forward(inputs)
     return infer(golden, with_inputs(book.taps()))
 
@@ -84,20 +84,37 @@ class PartsObserver:
     Args:
         book: what keeps the sketches.
         widths: into what an output of a width may fall (see `fused_widths`).
+        shapes: of the reference's outputs.
     """
 
     book: Sketchbook
     widths: Mapping[int, Sequence[tuple[int, ...]]]
+    shapes: Collection[tuple[int, ...]]
 
     def __call__(self, module: str, side: Side, tensor: torch.Tensor) -> None:
         """Show the whole, then its parts."""
-        self.book(module, side, tensor)
         if side is Side.INPUT or not tensor.dim():
+            self.book(module, side, tensor)
             return
+        self.book(module, side, as_batch(tensor, self.shapes))
         for widths in self.widths.get(tensor.shape[-1], ()):
             ends = list(itertools.accumulate(widths))
             for start, end in zip([0, *ends], ends, strict=False):
                 self.book(f"{module}[{start}:{end}]", side, tensor[..., start:end])
+
+
+def output_shapes(golden: Sequence[Tap]) -> set[tuple[int, ...]]:
+    """Return the shapes of all outputs."""
+    return {tap.output.shape for tap in golden if tap.output is not None}
+
+
+def as_batch(tensor: torch.Tensor, shapes: Collection[tuple[int, ...]]) -> torch.Tensor:
+    """Return one row that stands for a batch, such as position embeddings, as that batch."""
+    one = tuple(tensor.shape)
+    batches = [shape for shape in shapes if shape[1:] == one[1:]]
+    if one[:1] != (1,) or one in shapes or len(batches) != 1:
+        return tensor
+    return tensor.expand(batches[0])
 
 
 def fused_widths(golden: Sequence[Tap]) -> dict[int, list[tuple[int, ...]]]:

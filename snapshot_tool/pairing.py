@@ -45,12 +45,6 @@ class Pair:
     same_input: bool
 
     @property
-    def broadcast(self) -> bool:
-        """Whether the candidate's one row stands for a batch, so that values cannot be judged."""
-        one, other = self.golden.output, self.other.output
-        return one is not None and other is not None and one.shape != other.shape
-
-    @property
     def confirmed(self) -> bool:
         """Whether values speak for it, not only its place."""
         return self.same or self.reordered
@@ -106,9 +100,6 @@ def _compare(
     fits, same, moments = torch.zeros((3, len(golden), len(other)), dtype=torch.bool)
     rows, columns = _by_shape(golden), _by_shape(other)
     for shape, left in rows.items():
-        # One row may stand for the whole batch, such as position embeddings: it fits, unjudged.
-        for alone in columns.get((1, *shape[1:]), []):
-            fits[left, alone] = True
         right = columns.get(shape, [])
         if not right:
             continue
@@ -231,7 +222,6 @@ def _plausible(pairs: Sequence[Pair]) -> list[Pair]:
         pair
         for k, pair in enumerate(pairs)
         if pair.confirmed
-        or pair.broadcast
         or not (_is_inside_agreement(pair, confirmed) or _is_alien(pair, agree[k : k + 3 : 2]))
     ]
 

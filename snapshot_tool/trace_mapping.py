@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from snapshot_tool.core.sketch import MAX_DIMENSIONS, Sketch, sketch
 from snapshot_tool.core.taps import Tap
 from snapshot_tool.families import FAMILIES
 from snapshot_tool.families.family import twins_of
-from snapshot_tool.observation import fused_widths, infer, with_inputs
+from snapshot_tool.observation import as_batch, fused_widths, infer, output_shapes, with_inputs
 from snapshot_tool.store.files import open_plain
 from snapshot_tool.store.trace import Trace, TracedTensor
 
@@ -101,11 +101,17 @@ def _fill(target: str, values: Sequence[str]) -> str:
 
 def _infer(reference: Trace, other: Trace) -> ModuleMapping:
     """Align the modules of the first pass by shapes, order and values."""
-    golden = _taps(reference, {})
-    return infer(golden, with_inputs(_taps(other, fused_widths(golden)))).mapping
+    golden = _taps(reference)
+    taps = _taps(other, widths=fused_widths(golden), shapes=output_shapes(golden))
+    return infer(golden, with_inputs(taps)).mapping
 
 
-def _taps(trace: Trace, widths: Mapping[int, Sequence[tuple[int, ...]]]) -> list[Tap]:
+def _taps(
+    trace: Trace,
+    *,
+    widths: Mapping[int, Sequence[tuple[int, ...]]] | None = None,
+    shapes: Collection[tuple[int, ...]] = (),
+) -> list[Tap]:
     """Return the first call of each module in the first pass, with parts of fused outputs."""
     found: dict[str, Tap] = {}
     for call in trace.header.calls:
@@ -113,10 +119,10 @@ def _taps(trace: Trace, widths: Mapping[int, Sequence[tuple[int, ...]]]) -> list
             continue
         given = _sketch(trace, call.inputs[0]) if call.inputs else None
         output = call.outputs[0]
-        if (whole := _sketch(trace, output)) is None:
+        if (whole := _sketch(trace, output, shapes=shapes)) is None:
             continue
         found[call.module] = Tap(call.module, given, whole)
-        for start, end, part in _parts(trace, output, widths):
+        for start, end, part in _parts(trace, output, widths or {}):
             name = f"{call.module}[{start}:{end}]"
             found[name] = Tap(name, given, part)
     return list(found.values())
@@ -139,11 +145,14 @@ def _parts(
     return parts
 
 
-def _sketch(trace: Trace, tensor: TracedTensor) -> Sketch | None:
+def _sketch(
+    trace: Trace, tensor: TracedTensor, *, shapes: Collection[tuple[int, ...]] = ()
+) -> Sketch | None:
     """Return the sketch of numbers that are not whole; None of anything else."""
     if not tensor.dtype.startswith(("float", "bfloat")):
         return None
-    return sketch_of(trace, tensor)
+    whole = trace.whole(tensor)
+    return sketch_of(trace, tensor, whole=None if whole is None else as_batch(whole, shapes))
 
 
 def sketch_of(

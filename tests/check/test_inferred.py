@@ -83,10 +83,8 @@ def test_inferred_names_are_the_familys_on_a_correct_port(
     assert {hf: holder(name) for hf, name in inferred.mapping.names.items()} == expected
     recorded = {tap.module for tap in golden.taps(case)}
     assert recorded - inferred.mapping.names.keys() == LACKING
-    # Position embeddings stand for the whole batch in FMS: there is nothing to confirm.
-    unconfirmed = LACKING | ({"position_embedding"} if golden.case(case).images else set())
     assert inferred.mapping.modules == len(recorded)
-    assert inferred.mapping.confirmed == len(recorded) - len(unconfirmed)
+    assert inferred.mapping.confirmed == len(recorded) - len(LACKING)
 
 
 @pytest.mark.parametrize(
@@ -122,10 +120,8 @@ def test_a_correct_port_without_names_has_no_wrong_module(
     found = localise(CASE, golden.taps(CASE), seen.taps, seen.mapping.names)
     assert (found.culprit, found.between) == (None, False)
     reordered = {m for m in found.not_compared if m not in LACKING}
-    assert {name.rpartition(".")[2] for name in reordered} == {
-        "q_proj", "k_proj", "position_embedding",
-    }  # fmt: skip
-    assert all("text_model" in name for name in reordered if name.endswith("proj"))
+    assert {name.rpartition(".")[2] for name in reordered} == {"q_proj", "k_proj"}
+    assert all("text_model" in name for name in reordered)
 
 
 def test_the_module_of_a_wrong_weight_is_named_without_names(
@@ -141,9 +137,7 @@ def test_the_module_of_a_wrong_weight_is_named_without_names(
         found = localise(CASE, golden.taps(CASE), seen.taps, seen.mapping.names)
         named[weight] = holder(found.culprit.candidate) if found.culprit else ""
     assert len(named) > 25
-    # One row of position embeddings stands for all tiles: their sum with the patches is compared.
-    expected = {w: module_of(w).removesuffix(".position_embedding") for w in named}
-    assert {w: name for w, name in named.items() if name != expected[w]} == {}
+    assert {w: name for w, name in named.items() if name != module_of(w)} == {}
 
 
 def test_check_says_that_modules_were_inferred_and_what_was_not_compared(snap: Snap) -> None:
