@@ -244,6 +244,7 @@ def _graft(graft: Graft | None) -> dict[str, Any] | None:
         "proved": graft.proved,
         "conclusion": str(graft),
         "next_module": found.module if found and found.module else None,
+        "before": [_judged(result) for result in graft.before],
         "results": [_judged(result) for result in graft.after],
     }
 

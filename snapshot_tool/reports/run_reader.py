@@ -13,6 +13,7 @@ from snapshot_tool.core.error_map import ErrorMap
 from snapshot_tool.core.errors import SnapError
 from snapshot_tool.core.exploration import Exploration, ExploredKind
 from snapshot_tool.core.generation import TokenChoice, TokenDivergence
+from snapshot_tool.core.graft import Graft
 from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation, ModuleErrors
 from snapshot_tool.core.mapping import ModuleMapping
@@ -77,6 +78,7 @@ def _report(data: Mapping[str, Any]) -> CheckReport:
         dtype=str(data["dtype"]),
         rule=Rule(data["tolerance"]),
         near_ties_allowed=bool(data["near_ties_allowed"]),
+        graft=_graft(data.get("graft")),
         warnings=msgspec.convert(data.get("warnings", []), tuple[str, ...]),
         surroundings=msgspec.convert(data.get("recorded_elsewhere", []), tuple[str, ...]),
     )
@@ -174,6 +176,20 @@ def _mapping(
         return None
     names = {module.module: module.candidate for module in modules if module.candidate}
     return msgspec.convert({**entry, "names": names}, ModuleMapping)
+
+
+def _graft(entry: Mapping[str, Any] | None) -> Graft | None:
+    """Return what a graft proved; of its modules only the one that is wrong next was kept."""
+    if entry is None:
+        return None
+    case, found = str(entry["case"]), None
+    if entry["next_module"] is not None:
+        wrong = ModuleErrors(str(entry["next_module"]), "", None, None)
+        found = Localisation(case, wrong, own_code=False, between=False, heals=False, modules=())
+    before, after = (
+        msgspec.convert(entry[name], tuple[Result, ...]) for name in ("before", "results")
+    )
+    return Graft(str(entry["module"]), str(entry["candidate_module"]), case, before, after, found)
 
 
 def _module(entry: Mapping[str, Any]) -> ModuleErrors:

@@ -18,6 +18,7 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from snapshot_tool.core.case_story import CaseStory
+from snapshot_tool.core.graft import Graft
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Comparison, Worst
 from snapshot_tool.reports.run_html import run_to_html
@@ -301,14 +302,17 @@ def test_a_report_can_be_made_from_the_json_long_after(
 
 
 def test_a_run_read_back_is_the_run(report: CheckReport, folder: Path) -> None:
-    """Every field, NaN and infinities included."""
+    """Every field, NaN and infinities included, and what a graft proved."""
     inf, nan = float("inf"), float("nan")
     odd = Comparison(inf, nan, inf, nan, 0.5, 1, 2, Worst((1, 2), -inf, nan))
     first, *rest = report.results
-    spoilt = replace(report, results=(replace(first, comparison=odd), *rest))
+    results = (replace(first, comparison=odd), *rest)
+    graft = Graft("model.a", "a", first.case, results, results, report.localisation)
+    spoilt = replace(report, results=results, graft=graft)
     path = folder / "odd.json"
     path.write_text(run_to_json(spoilt), encoding="utf-8")
     assert run_to_json(read_run(path)) == run_to_json(spoilt)
+    assert str(read_run(path).graft) == str(graft)
     assert run_to_json(report) == (folder / "run.json").read_text(encoding="utf-8")
 
 
