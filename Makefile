@@ -8,6 +8,7 @@ TORCH := torch==2.13.0
 FMS := ibm-fms==1.13.1
 RECORD := .venv-record
 NEWER := .venv-record-4.57
+NEWEST := .venv-record-5
 CHECK := .venv-check
 LOWEST := .venv-lowest
 CHECKOUT := build/fms-checkout
@@ -24,7 +25,7 @@ help:
 	@echo "make check         format, lint, types, layers"
 	@echo "make families      record and check every family, write docs/families.md"
 	@echo "make real          the same with true weights, SmolLM2-135M; minutes, and 700 MB in build/real"
-	@echo "make drift         show what transformers 4.57 computes otherwise than 4.51"
+	@echo "make drift         show what transformers 4.57 and 5 compute otherwise than 4.51"
 	@echo "make torture       the long tests of faults and of hostile files; writes docs/reliability.md"
 	@echo "make lowest        the tests with the oldest versions that pyproject.toml allows"
 	@echo "make package       build wheel and sdist, install them elsewhere, run snap doctor"
@@ -47,6 +48,13 @@ $(NEWER)/.ready: pyproject.toml .ci/record.txt .ci/record-4.57.txt Makefile
 	$(NEWER)/bin/python -m pip install --quiet -r .ci/record.txt
 	$(NEWER)/bin/python -m pip install --quiet --no-deps -r .ci/record-4.57.txt
 	$(NEWER)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+$(NEWEST)/.ready: pyproject.toml .ci/record.txt .ci/record-5.txt Makefile
+	$(call new_environment,$(NEWEST))
+	$(NEWEST)/bin/python -m pip install --quiet -r .ci/record.txt
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps -r .ci/record-5.txt
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 $(CHECK)/.ready: pyproject.toml .ci/check.txt Makefile
@@ -130,17 +138,19 @@ real: setup
 		--goldens build/real/goldens --variants 5
 	$(CHECK)/bin/python -m tests.families.real
 
-# The fixed cases of the embedded checkpoint, answered by both releases: variants may be refused by
-# either. The answers do differ: snap diff exits with 1, and so it should.
-drift: setup $(NEWER)/.ready
+# The fixed cases of the embedded checkpoint, answered by three releases: variants may be refused by
+# any. The answers of 4.57 do differ: snap diff exits with 1, and so it should.
+drift: setup $(NEWER)/.ready $(NEWEST)/.ready
 	rm -rf build/drift
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --variants 0 --goldens build/drift/4.51
 	$(NEWER)/bin/snap record --checkpoint $(EMBEDDED) --variants 0 --goldens build/drift/4.57
+	$(NEWEST)/bin/snap record --checkpoint $(EMBEDDED) --variants 0 --goldens build/drift/5
 	! $(CHECK)/bin/snap diff build/drift/4.51/*/*/cpu-* build/drift/4.57/*/*/cpu-*
+	$(CHECK)/bin/snap diff build/drift/4.51/*/*/cpu-* build/drift/5/*/*/cpu-*
 
 pictures: fms-checkout
 	.ci/browser
 	$(CHECK)/bin/python tests/screenshots.py
 
 clean:
-	rm -rf $(RECORD) $(NEWER) $(CHECK) $(LOWEST) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(RECORD) $(NEWER) $(NEWEST) $(CHECK) $(LOWEST) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -8,7 +8,7 @@ from typing import Any
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.families.family import Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import DecoderCalls
-from snapshot_tool.families.llama import DECODER_PHASES, decoder_config, gated_mlp_twins
+from snapshot_tool.families.llama import DECODER_PHASES, decoder_config, gated_mlp_twins, rope_theta
 
 
 def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **decoder_config(config),
         "attn_layer_indices": list(config["attn_layer_indices"] or ()),
-        "rope_theta": config.get("rope_theta", 10_000.0),
+        "rope_theta": rope_theta(config),
         "chunk_size": config["mamba_chunk_size"],
         "use_conv_bias": config["mamba_conv_bias"],
         "conv_kernel": config["mamba_d_conv"],

@@ -21,6 +21,13 @@ def rope_theta(config: Mapping[str, Any]) -> float:
     return float((config.get("rope_parameters") or config)["rope_theta"])
 
 
+def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how rotary frequencies are scaled; empty where they are not."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kept = {name: value for name, value in scaling.items() if name != "rope_theta"}
+    return {} if kept.get("rope_type") == "default" else kept
+
+
 def activation(name: str) -> str:
     """Return FMS's name of an activation function, the one that all its releases know."""
     return {"gelu_pytorch_tanh": "gelu-tanh", "silu": "swish"}.get(name, name)
@@ -51,7 +58,7 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "attn_bias": config["attention_bias"],
         "mlp_bias": config["mlp_bias"],
         "rope_theta": rope_theta(config),
-        "rope_scaling": config.get("rope_scaling") or {},
+        "rope_scaling": rope_scaling(config),
     }
 
 

@@ -89,9 +89,11 @@ class Preparation:
         return getattr(self.processor, "image_processor", self.processor)
 
     def _tells_grids(self) -> bool:
-        return (
-            "return_row_col_info" in inspect.signature(self._image_processor.preprocess).parameters
-        )
+        processor = self._image_processor
+        parameters = inspect.signature(processor.preprocess).parameters
+        # transformers 5 declares the arguments of its image processors as a TypedDict.
+        declared = getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {})
+        return "return_row_col_info" in {*parameters, *declared}
 
     def _batch(self, text: str, images: Sequence[Image.Image]) -> Any:
         if not self.family.takes_text:
