@@ -15,7 +15,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fms-checkout demo test check goldens families real drift pictures torture lowest package audit clean
+.PHONY: help setup fms-checkout demo test check goldens families real drift pictures torture lowest package audit mutants clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -30,6 +30,7 @@ help:
 	@echo "make lowest        the tests with the oldest versions that pyproject.toml allows"
 	@echo "make package       build wheel and sdist, install them elsewhere, run snap doctor"
 	@echo "make audit         ask pip-audit for known holes in what is installed"
+	@echo "make mutants       plant every known fault, run every benign change; writes docs/detection.md"
 	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes not to be asked)"
 	@echo "make pictures      take the pictures of the documentation again"
 	@echo "make clean         remove what the other targets built"
@@ -118,6 +119,10 @@ audit:
 	build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r .ci/check.txt
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r .ci/record.txt
+
+# One thread each, so that forked processes share nothing and take what cores there are.
+mutants: setup fms-checkout
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(CHECK)/bin/python -m tests.mutants.run
 
 goldens: $(RECORD)/.ready
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --update --reason "$(REASON)" $(YES)

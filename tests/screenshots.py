@@ -21,7 +21,9 @@ from selenium.webdriver.common.by import By
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.fms_checkout.faults import FAULTS, plant  # noqa: E402 - a script finds its siblings first
+# A script finds its siblings first.
+from tests.mutants.corpus import edit_of  # noqa: E402
+from tests.mutants.mutant import plant  # noqa: E402
 
 WIDTH = 1000
 # Name, what to show, and the height of the picture in pixels.
@@ -34,8 +36,8 @@ PICTURES = (
 
 def write_report(folder: Path) -> Path:
     """Check an FMS with the wrong GELU and return its HTML report."""
-    (fault,) = (fault for fault in FAULTS if fault.name == "exact-gelu")
-    plant(fault, checkout=ROOT / "build" / "fms-checkout", out=folder / "broken")
+    checkout = ROOT / "build" / "fms-checkout"
+    plant(edit_of("exact-gelu"), checkout=checkout, out=folder / "broken")
     command = [sys.executable, "-m", "snapshot_tool", "check", "--fms-path", "broken"]
     options = ["--goldens", str(ROOT / "goldens"), "--case", "*-image*", "--html", "report.html"]
     subprocess.run([*command, *options], cwd=folder, check=False, stdout=subprocess.DEVNULL)

@@ -14,9 +14,9 @@ import pytest
 
 from tests.conftest import CHECKOUT, ROOT, Snap, error_lines
 from tests.fms_checkout.build import IDENTITY
-from tests.fms_checkout.faults import FAULTS
+from tests.mutants.corpus import edit_of
 
-FAULT = next(fault for fault in FAULTS if fault.name == "exact-gelu")
+FAULT = edit_of("exact-gelu")
 MODEL = "fms/models/idefics3.py"
 SHORT = ("--", "--case", "one-image", "--phase", "vision")
 

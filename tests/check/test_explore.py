@@ -22,20 +22,19 @@ from snapshot_tool.families.idefics3 import IDEFICS3
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.variants.derived import questions_of
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Run, Snap, set_folder
-from tests.fms_checkout.faults import FAULTS, HIDDEN_FAULTS, Fault, plant
+from tests.mutants.corpus import edit_of
+from tests.mutants.mutant import Edit, plant
 
-# What each fault that no recorded case shows must shrink to.
+# Faults that no recorded case shows: the phase that they are in, and what they must shrink to.
 SMALLEST = {
-    "length-of-heads": "padding:variant-02@1+1",
-    "cache-off-by-one": "split:variant-02@2:1",
-    "mask-of-first-row": "batch:variant-02@1,variant-02@2",
-    "batch-ends-with-first-row": "generation-batch:variant-02,variant-11:7",
-    "images-across-rows": "batch:",
-    "single-tile-squeezed": "tiles:variant-04:0",
+    "length-of-heads": ("forward", "padding:variant-02@1+1"),
+    "cache-off-by-one": ("forward", "split:variant-02@2:1"),
+    "mask-of-first-row": ("forward", "batch:variant-02@1,variant-02@2"),
+    "batch-ends-with-first-row": ("generate", "generation-batch:variant-02,variant-11:7"),
+    "images-across-rows": ("forward", "batch:"),
+    "single-tile-squeezed": ("vision", "tiles:variant-04:0"),
 }
-LEAKING_TILES = Fault(
-    "leaking-tiles",
-    "vision",
+LEAKING_TILES = Edit(
     "fms/models/siglip_vision.py",
     "last_hidden_state = self.post_layernorm(last_hidden_state)",
     "last_hidden_state = self.post_layernorm(last_hidden_state)\n"
@@ -179,18 +178,19 @@ def test_an_encoder_has_no_beginnings(golden: Golden, monkeypatch: pytest.Monkey
     assert subjects["variant-02"].phases == set()
 
 
-@pytest.mark.parametrize("fault", HIDDEN_FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", SMALLEST)
 def test_a_fault_that_no_recorded_case_shows_is_found_and_shrunk(
-    snap: Snap, tmp_path: Path, fault: Fault
+    snap: Snap, tmp_path: Path, fault: str
 ) -> None:
     """All that was recorded passes; a derived question fails, in its smallest form."""
-    plant(fault, checkout=CHECKOUT, out=tmp_path / "checkout")
-    options = ("--phase", fault.phase, "--explore", 80, "--json", "-")
+    phase, smallest = SMALLEST[fault]
+    plant(edit_of(fault), checkout=CHECKOUT, out=tmp_path / "checkout")
+    options = ("--phase", phase, "--explore", 80, "--json", "-")
     run = snap("check", "--fms-path", tmp_path / "checkout", *options)
     assert run.code == 1
     assert {result["verdict"] for result in recorded_results(run)} == {"pass"}
     found = " ".join(failures(run))
-    assert SMALLEST[fault.name] in found
+    assert smallest in found
 
 
 def test_padding_that_is_ignored_is_found_on_a_case_without_padding(
@@ -200,8 +200,7 @@ def test_padding_that_is_ignored_is_found_on_a_case_without_padding(
 
     And hypothesis leaves no folder of its own.
     """
-    (fault,) = (fault for fault in FAULTS if fault.name == "padding-ignored")
-    plant(fault, checkout=CHECKOUT, out=tmp_path / "checkout")
+    plant(edit_of("padding-ignored"), checkout=CHECKOUT, out=tmp_path / "checkout")
     options = ("--phase", "forward", "--case", "two-images", "--explore", 16)
     run = snap("check", "--fms-path", "checkout", "--goldens", GOLDENS, *options, cwd=tmp_path)
     assert run.code == 1

@@ -17,36 +17,24 @@ from snapshot_tool.core.results import first_divergence
 from snapshot_tool.core.taps import Sketchbook, shapes_of
 from snapshot_tool.localise import localise
 from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.store.oracle import tap_limits
 from snapshot_tool.workflows.check import Checker, CheckRequest, check_cases
 from tests.candidates import CHECKOUT
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
-from tests.fms_checkout.faults import FAULTS, Fault, plant
-
-_LAYER = "model.text_model.layers.0"
-# The module that each fault is in. The others are in none: in the preprocessor, between modules, or
-# in the generation loop.
-MODULES = {
-    "exact-gelu": "model.vision_model.encoder.layers.0.mlp.activation_fn",
-    "causal-vision": "model.vision_model.encoder.layers.0.self_attn",
-    "shuffle-transposed": "model.connector",
-    "images-out-of-order": "model",
-    "rope-base": f"{_LAYER}.self_attn",
-    "padding-ignored": f"{_LAYER}.self_attn",
-    "not-causal": f"{_LAYER}.self_attn",
-}
+from tests.mutants.corpus import MUTANTS, edit_of
+from tests.mutants.mutant import plant
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_fault_in_the_code_shows_first_in_its_own_phase(
-    snap: Snap, tmp_path: Path, fault: Fault
-) -> None:
-    """Exit 1, and the first phase that differs is the one whose code was changed."""
-    plant(fault, checkout=CHECKOUT, out=tmp_path / "checkout")
+def test_a_fault_in_the_source_fails_the_check_and_is_named(snap: Snap, tmp_path: Path) -> None:
+    """Exit 1, the phase and the module whose code was changed, and a checkout that is not clean."""
+    mutant = MUTANTS["exact-gelu"]
+    plant(edit_of(mutant.name), checkout=CHECKOUT, out=tmp_path / "checkout")
     run = snap("check", "--fms-path", tmp_path / "checkout", "--json", "-")
     assert run.code == 1
-    assert run.report["first_divergence"]["phase"] == fault.phase
+    first = run.report["first_divergence"]
+    assert (first["phase"], first["place"]) == (mutant.phase, mutant.place)
+    assert first["module"] == mutant.place
     assert run.report["environment"]["candidate"]["dirty"] is True
-    assert run.report["first_divergence"]["module"] == MODULES.get(fault.name)
 
 
 @pytest.fixture(scope="module")
@@ -103,19 +91,19 @@ def module_of(weight: str) -> str:
     return name.removesuffix(".qkv_fused")
 
 
-def test_the_module_of_any_weight_off_by_one_percent_is_named(
+def test_the_module_of_any_weight_off_by_a_thousandth_is_named(
     golden: Golden, candidate: FmsCandidate
 ) -> None:
-    """Each weight alone, times 1.01: the module that holds it is the first wrong one."""
+    """Each weight alone, times 1.001: the module that holds it is the first wrong one."""
     inputs = golden.inputs("one-image")
     taps = golden.taps("one-image")
-    shapes = shapes_of(taps)
+    shapes, limits = shapes_of(taps), tap_limits(golden, "one-image", dtype="float32")
     named = {}
-    for weight in scaled_weights(candidate, 1.01):
+    for weight in scaled_weights(candidate, 1.001):
         book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask, shapes)
         with torch.inference_mode():
             names = candidate.observe_forward(inputs, book)
-        found = localise("one-image", taps, book.by_module(), names)
+        found = localise("one-image", taps, book.by_module(), names, limits=limits)
         named[weight] = found.culprit.candidate if found.culprit else ""
         assert not found.heals
     assert {w: name for w, name in named.items() if name != module_of(w)} == {}

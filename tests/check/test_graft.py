@@ -18,7 +18,8 @@ from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.workflows.check import Checker, CheckRequest
 from tests.candidates import CHECKOUT
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, error_lines, set_folder
-from tests.fms_checkout.faults import FAULTS, plant
+from tests.mutants.corpus import edit_of
+from tests.mutants.mutant import plant
 
 CASE = "variant-04"  # the committed set keeps its outputs whole
 TEXT, VISION = "text_model.base_model.layers", "vision_tower.encoder.layers"
@@ -125,8 +126,7 @@ def test_rotary_order_is_undone_and_redone() -> None:
 
 def test_the_report_says_what_a_graft_proved(snap: Snap, tmp_path: Path) -> None:
     """A wrong GELU in every layer: a graft of the first leaves the second; the encoder's is all."""
-    (fault,) = (fault for fault in FAULTS if fault.name == "exact-gelu")
-    plant(fault, checkout=CHECKOUT, out=tmp_path / "checkout")
+    plant(edit_of("exact-gelu"), checkout=CHECKOUT, out=tmp_path / "checkout")
     options = ("check", "--fms-path", tmp_path / "checkout", "--case", "one-image")
     first = f"{HF_VISION}.0.mlp.activation_fn"
     run = snap(*options, "--graft", first, "--json", "-")

@@ -25,7 +25,8 @@ from snapshot_tool.reports.run_html import run_to_html
 from snapshot_tool.reports.run_json import run_to_json
 from snapshot_tool.reports.run_reader import read_run
 from tests.conftest import CHECKOUT, GOLDENS, Run, Snap, error_lines
-from tests.fms_checkout.faults import FAULTS, plant
+from tests.mutants.corpus import edit_of
+from tests.mutants.mutant import plant
 
 CULPRIT = "model.vision_model.encoder.layers.0.mlp.activation_fn"
 HOSTILE = (
@@ -42,8 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def failed_check(snap: Snap, folder: Path) -> Run:
     """Check an FMS with the wrong GELU; write run.json and report.html."""
-    (fault,) = [fault for fault in FAULTS if fault.name == "exact-gelu"]
-    plant(fault, checkout=CHECKOUT, out=folder / "fms")
+    plant(edit_of("exact-gelu"), checkout=CHECKOUT, out=folder / "fms")
     return snap(
         *("check", "--fms-path", folder / "fms", "--case", "*-[i1]*"),
         *("--json", folder / "run.json", "--html", folder / "report.html"),

@@ -11,7 +11,8 @@ import pytest
 
 from tests.check.test_check import PHASES
 from tests.conftest import CHECKOUT, GOLDENS, ROOT
-from tests.fms_checkout.faults import FAULTS, plant
+from tests.mutants.corpus import edit_of
+from tests.mutants.mutant import plant
 
 OWN_TESTS = """
 import torch
@@ -46,9 +47,8 @@ def run(golden_tests: pytest.Pytester, *options: object, fms: Path = CHECKOUT) -
 @pytest.fixture(scope="module")
 def broken_fms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Lay out an FMS with the wrong GELU in its vision encoder."""
-    (fault,) = [fault for fault in FAULTS if fault.name == "exact-gelu"]
     folder = tmp_path_factory.mktemp("broken") / "fms"
-    plant(fault, checkout=CHECKOUT, out=folder)
+    plant(edit_of("exact-gelu"), checkout=CHECKOUT, out=folder)
     return folder
 
 

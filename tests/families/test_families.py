@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from snapshot_tool.variants.recorded import draw_recipe
 from tests.conftest import ROOT, Run, Snap
 from tests.families.findings import FINDINGS, REPAIRS
 from tests.fms_checkout.build import installed_fms
-from tests.fms_checkout.faults import Fault, plant
+from tests.mutants.mutant import Edit, plant
 
 COMMITTED = Path(__file__).parent
 LLAMA, ROBERTA, LLAVA = "llama", "roberta", "llava-next"
@@ -26,16 +25,18 @@ FAULTS = {
     "llama-rope": (
         LLAMA,
         "model.layers.0.self_attn",
-        Fault(
-            "", "forward", "fms/models/llama.py",
+        "forward",
+        Edit(
+            "fms/models/llama.py",
             "ratio=self.config.rope_theta,", "ratio=10_000.0,",
         ),
     ),
     "llama-position-while-decoding": (
         LLAMA,
         None,
-        Fault(
-            "", "generate", "fms/utils/generation.py",
+        "generate",
+        Edit(
+            "fms/utils/generation.py",
             "position_ids = position_ids[:, -1:] + 1\n",
             "position_ids = position_ids[:, -1:] + 9\n",
         ),
@@ -43,16 +44,18 @@ FAULTS = {
     "roberta-token-types": (
         ROBERTA,
         "roberta.embeddings",
-        Fault(
-            "", "forward", "fms/models/roberta.py",
+        "forward",
+        Edit(
+            "fms/models/roberta.py",
             "x = x_emb + token_type_out + position_out", "x = x_emb + position_out",
         ),
     ),
     "llava-causal-vision": (
         LLAVA,
         "vision_tower.vision_model.encoder.layers.0.self_attn",
-        Fault(
-            "", "vision", "fms/models/siglip_vision.py",
+        "vision",
+        Edit(
+            "fms/models/siglip_vision.py",
             'attn_kwargs.get("attn_name", "sdpa_bidirectional")',
             'attn_kwargs.get("attn_name", "sdpa_causal")',
         ),
@@ -60,8 +63,9 @@ FAULTS = {
     "llava-activation": (
         LLAVA,
         "multi_modal_projector.act",
-        Fault(
-            "", "connector", "fms/models/llava_next.py",
+        "connector",
+        Edit(
+            "fms/models/llava_next.py",
             "self.act = str_to_activation(config.projector_hidden_act)",
             'self.act = str_to_activation("relu")',
         ),
@@ -69,8 +73,9 @@ FAULTS = {
     "llava-logits": (
         LLAVA,
         None,
-        Fault(
-            "", "forward", "fms/models/granite.py",
+        "forward",
+        Edit(
+            "fms/models/granite.py",
             "preds = preds / self.config.logits_scaling", "preds = preds * 1.0",
         ),
     ),
@@ -117,13 +122,13 @@ def test_a_fault_in_a_familys_code_shows_in_its_phase(
     snap: Snap, folders: dict[str, Path], tmp_path: Path, fault: str
 ) -> None:
     """Exit 1; the first phase that differs, and the module, are those whose code was changed."""
-    name, module, planted = FAULTS[fault]
+    name, module, phase, edit = FAULTS[fault]
     installed = tmp_path / "installed"
     shutil.copytree(installed_fms(), installed / "fms")
-    plant(replace(planted, name=fault), checkout=installed, out=tmp_path / "broken")
+    plant(edit, checkout=installed, out=tmp_path / "broken")
     run = check(snap, folders[name], name, "--fms-path", tmp_path / "broken")
     assert run.code == 1
-    assert run.report["first_divergence"]["phase"] == planted.phase
+    assert run.report["first_divergence"]["phase"] == phase
     if module is not None:
         assert run.report["first_divergence"]["module"] == module
 

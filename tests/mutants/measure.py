@@ -1,0 +1,128 @@
+"""What one mutant does: whether `snap check` finds it, what it names, what it changes."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from snapshot_tool.candidates.fms import FmsCandidate
+from snapshot_tool.core.errors import CandidateUnavailable
+from snapshot_tool.core.phases import phase_order
+from snapshot_tool.core.progress import SilentProgress
+from snapshot_tool.core.results import Result, Verdict, tolerance_used
+from snapshot_tool.core.tolerance import Rule
+from snapshot_tool.store.golden import Golden, find_goldens, open_golden
+from snapshot_tool.workflows.check import CheckRequest, check
+from tests.mutants.candidates import SPEC, Planted, plant_candidate
+from tests.mutants.mutant import LOADING, Change, Edit, Mutant, plant_linked
+from tests.mutants.probes import Originals, answers, greatest_change
+
+QUESTIONS = 120  # derived ones, of a mutant that no recorded case shows
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Where the golden sets and the unchanged checkout are."""
+
+    goldens: Path
+    checkout: Path
+
+    def golden(self) -> Golden:
+        """Open the one golden set."""
+        (found,) = find_goldens(self.goldens)
+        return open_golden(found.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a mutant.
+
+    Args:
+        table: the first phase that shows it by the table of tolerances, LOADING, or "".
+        oracle: the same by the oracle.
+        derived: the kinds of derived questions that show it, of one that the table does not show.
+        place: what was named: a module, words for what is none, or the message at loading.
+        used: by how much an answer is beyond its tolerance; inf where that is exact.
+        change: of one that neither rule shows, the greatest difference of any answer from the
+            original's, in units of rounding.
+        question: the answer with that difference.
+    """
+
+    table: str = ""
+    oracle: str = ""
+    derived: tuple[str, ...] = ()
+    place: str = ""
+    used: float = math.inf
+    change: float = math.inf
+    question: str = ""
+
+    @property
+    def found(self) -> bool:
+        """Whether anything shows it."""
+        return bool(self.table or self.oracle or self.derived)
+
+
+@contextmanager
+def planted(mutant: Mutant, checkout: Path) -> Iterator[Planted]:
+    """Plant a mutant in this process: `candidates.SPEC` builds it."""
+    edit = mutant.fault if isinstance(mutant.fault, Edit) else None
+
+    def alter(candidate: FmsCandidate) -> FmsCandidate:
+        if isinstance(mutant.fault, Change):
+            with torch.no_grad():
+                mutant.fault.apply(candidate.model)
+        return candidate
+
+    with tempfile.TemporaryDirectory(dir=checkout.parent, prefix=".mutant-") as folder:
+        plant_linked(edit, checkout=checkout, out=Path(folder))
+        plan = Planted(Path(folder), alter)
+        plant_candidate(plan)
+        yield plan
+
+
+def measure(mutant: Mutant, setup: Setup, originals: Originals) -> Outcome:
+    """Check a mutant; where nothing shows, ask it everything. For a process of its own."""
+    with planted(mutant, setup.checkout) as plan:
+        request = CheckRequest(setup.goldens, candidate=SPEC)
+        try:
+            report = check(request, SilentProgress())
+        except CandidateUnavailable as error:
+            return Outcome(LOADING, LOADING, place=str(error))
+        oracle = fails_by_oracle(report.results)
+        if report.divergence:
+            table = report.divergence.phase.value
+            return Outcome(table, oracle, (), report.place, _used(report.results))
+        if oracle:
+            by_oracle = check(replace(request, rule=Rule.ORACLE), SilentProgress())
+            return Outcome("", oracle, (), by_oracle.place, _used(by_oracle.results))
+        assert plan.built is not None
+        change, question = greatest_change(originals, answers(plan.built, setup.golden()))
+        asked = check(replace(request, explore=QUESTIONS, seed=0), SilentProgress()).exploration
+        assert asked is not None
+        failed = {kind.kind: kind.failure for kind in asked.kinds if kind.failure}
+        return Outcome("", "", tuple(failed), "", _used(list(failed.values())), change, question)
+
+
+def fails_by_oracle(results: Sequence[Result]) -> str:
+    """Return the first phase that fails by the oracle, or ""; exact answers are judged as ever."""
+    bad = [result.phase for result in results if not _passes_by_oracle(result)]
+    return min(bad, key=phase_order).value if bad else ""
+
+
+def _passes_by_oracle(result: Result) -> bool:
+    if result.oracle is not None:
+        return result.oracle.within
+    return result.verdict in (Verdict.PASS, Verdict.SKIP)
+
+
+def _used(results: Sequence[Result]) -> float:
+    """Return the greatest |diff| / allowed of the results that are no pass."""
+    bad = [r for r in results if r.verdict in (Verdict.FAIL, Verdict.ERROR)]
+    factors = [tolerance_used(result) for result in bad]
+    return max((math.inf if factor is None else factor for factor in factors), default=0.0)
