@@ -8,6 +8,8 @@ import platform
 import sys
 from pathlib import Path
 
+from snapshot_tool.core.errors import OutOfMemory
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -67,3 +69,22 @@ def device_name(device: str) -> str:
 def is_importable(module: str) -> bool:
     """Tell whether a top-level module could be imported, without importing it."""
     return module in sys.modules or importlib.util.find_spec(module) is not None
+
+
+# Loading torch takes as much; with less, numpy's libraries end the process in their own way.
+_LEAST_ADDRESS_SPACE = 700 * 2**20
+
+
+def require_address_space() -> None:
+    """Raise OutOfMemory where a limit (ulimit -v) leaves no room to load torch."""
+    try:
+        import resource
+    except ImportError:  # not a Unix system: there is no such limit
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < _LEAST_ADDRESS_SPACE:
+        raise OutOfMemory(
+            f"not enough memory: {limit // 2**20} MiB are allowed here (ulimit -v), loading torch "
+            f"takes {_LEAST_ADDRESS_SPACE // 2**20}",
+            "raise the limit",
+        )

@@ -155,6 +155,9 @@ def check_command(
     Hugging Face is not needed and never imported. Exit code 0: all passed; 1: something differs
     or raised; 3: it could not run, or nothing was compared.
     """
+    from snapshot_tool.environment import require_address_space
+
+    require_address_space()  # before anything large is imported
     from snapshot_tool.cli.progress import TerminalProgress
     from snapshot_tool.reports.plots import require_plotting
     from snapshot_tool.reports.run_json import run_to_json

@@ -108,6 +108,7 @@ _MEMORY_SIGNS = (
     "failed to allocate",
     "unable to allocate",
     "can't start new thread",
+    "error return without exception set",
 )
 
 

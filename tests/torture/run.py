@@ -9,11 +9,13 @@ Parts: hostile, atheris, sharing, concurrency, load (check environment), recordi
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -86,16 +88,21 @@ def hostile() -> Figures:
 
     total = Outcome()
     with TemporaryDirectory(dir=_memory_folder()) as folder:
-        for start in range(0, HOSTILE_INPUTS, _BATCH):
-            total.add(run_batch(range(start, start + _BATCH), Path(folder) / "set"))
-            _say(f"{total.inputs} mutated sets, {len(total.violations)} violations")
+
+        def try_batch(start: int) -> Outcome:
+            return run_batch(range(start, start + _BATCH), Path(folder) / f"set-{start}")
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for outcome in pool.map(try_batch, range(0, HOSTILE_INPUTS, _BATCH)):
+                total.add(outcome)
+                _say(f"{total.inputs} mutated sets, {len(total.violations)} violations")
         mutated = total.inputs
         for start in range(0, DRAWN_MANIFESTS, _BATCH):
             total.add(_try_drawn_manifests(_BATCH, Path(folder) / "set", seed=start))
         drawn = total.inputs - mutated
         grown = total.grown
         for name, spoil in BOMBS.items():
-            bomb = run_prepared(spoil, Path(folder) / "set", name=name)
+            bomb = run_prepared(spoil, Path(folder) / "bomb", name=name)
             _say(f"{name}: {bomb.grown / 1e6:.0f} MB")
             total.add(bomb)
     return {

@@ -1,0 +1,28 @@
+"""Many cases in flat memory, and a clear error where memory is short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.torture.load import check_under_load, check_with_limit, multiply_golden
+
+
+def test_memory_does_not_grow_with_the_number_of_cases(tmp_path: Path) -> None:
+    """Sixty cases, of three phases; make torture checks a thousand, of all."""
+    multiply_golden(tmp_path, cases=60)
+    phases = ("--phase", "vision", "--phase", "connector", "--phase", "forward")
+    load = check_under_load(tmp_path / "goldens", cases=60, options=phases)
+    assert load.code == 0, load.said[-2000:]
+    assert "(tensors of 60 cases)" in load.said
+    assert load.growth < 30, load.memory
+
+
+@pytest.mark.parametrize("megabytes", [100, 600])
+def test_a_check_that_gets_too_little_memory_says_so(megabytes: int) -> None:
+    """Exit 3 in two lines, whichever library is the first to be refused: never 1, never a kill."""
+    code, said = check_with_limit(megabytes)
+    assert code == 3, said
+    assert said.startswith("snap: not enough memory")
+    assert len(said.splitlines()) == 2
