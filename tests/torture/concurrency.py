@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from snapshot_tool.store.layout import INPUTS, SetLocation
 from snapshot_tool.store.manifest import load_manifest
 from snapshot_tool.store.tensors import describe_file
 from snapshot_tool.store.transaction import commit, recording_lock
-from tests.conftest import ROOT
+from tests.conftest import CHECKOUT, ROOT
 from tests.unit.factory import CHECKPOINT, REVISION, flip_bit, write_golden, write_manifest
 
 _DONE = "done"
@@ -65,6 +66,19 @@ def meet(root: Path, *, readers: int, rounds: int, way: str = "exchange") -> Mee
         meeting.versions += Counter(found["versions"])
         meeting.failures += found["failures"]
     return meeting
+
+
+def check_at_once(count: int) -> list[int]:
+    """Run that many real checks of one case at the same time; return their exit codes."""
+    command = [sys.executable, "-m", "snapshot_tool", "check", "--fms-path", str(CHECKOUT)]
+    processes = [
+        subprocess.Popen(
+            [*command, "--case", "variant-02"],
+            cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+    return [process.wait(timeout=900) for process in processes]
 
 
 def _write_other(root: Path) -> None:

@@ -36,10 +36,9 @@ class Load:
 
     @property
     def growth(self) -> float:
-        """How much more memory the last quarter of the run held than the second one, in MB."""
-        quarter = len(self.memory) // 4
-        early, late = self.memory[quarter : 2 * quarter], self.memory[3 * quarter :]
-        return max(late) - max(early)
+        """How much more memory the last quarter of the run held than its first half, in MB."""
+        count = len(self.memory)
+        return max(self.memory[3 * count // 4 :]) - max(self.memory[: count // 2])
 
 
 def multiply_golden(root: Path, *, cases: int) -> Path:

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,11 @@ from tests.conftest import ROOT
 FIGURES = ROOT / "build" / "torture"
 HOSTILE_INPUTS = 100_000
 DRAWN_MANIFESTS = 5_000
+FUZZ_RUNS = 50_000
+CHECKERS = 20
+CASES = 1_000
+FLAT = 30  # MB
+REAL_PROCESSES = 24
 _BATCH = 1_000
 _EVERY_OTHER_KIND = 9  # each other kind of fault is tried at every ninth point that is killed
 
@@ -150,10 +156,92 @@ def _try_drawn_manifests(count: int, workplace: Path, *, seed: int) -> Any:
     return run_batch(range(len(drawn)), workplace, mutate=put)
 
 
+def atheris() -> Figures:
+    """Fuzz the parsers of manifests and headers with coverage, in a process of their own."""
+    rows: list[Figures] = []
+    failures: list[str] = []
+    for parser in ("manifest", "header"):
+        command = [sys.executable, "-m", "tests.torture.fuzz", parser, str(FUZZ_RUNS)]
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if answer.returncode != 0:
+            failures.append(f"{parser}: {answer.stderr[-1500:]}")
+        rows.append({"parser": parser, "runs": FUZZ_RUNS if answer.returncode == 0 else 0})
+        _say(str(rows[-1]))
+    return {"rows": rows, "failures": failures}
+
+
+def concurrency() -> Figures:
+    """Let a recorder replace a set under its readers; let twenty checkers run at once."""
+    from tests.torture.concurrency import check_at_once, meet
+
+    rows: list[Figures] = []
+    failures: list[str] = []
+    for way in ("exchange", "renames"):
+        with TemporaryDirectory(dir=_memory_folder()) as folder:
+            meeting = meet(Path(folder), readers=4, rounds=400, way=way)
+        failures += meeting.failures
+        row = {"way": way, "readers": 4, "replaced": meeting.replaced, "reads": meeting.reads}
+        rows.append(row)
+        _say(str(row))
+    codes = check_at_once(CHECKERS)
+    failures += [f"a checker ended with {code}" for code in codes if code != 0]
+    return {"rows": rows, "checkers": len(codes), "failures": failures}
+
+
+def load() -> Figures:
+    """Check a thousand cases and watch the memory; check under limits of memory."""
+    from tests.torture.load import check_under_load, check_with_limit, multiply_golden
+
+    phases = ("--phase", "vision", "--phase", "connector", "--phase", "forward")
+    with TemporaryDirectory() as folder:
+        multiply_golden(Path(folder), cases=CASES)
+        whole = check_under_load(Path(folder) / "goldens", cases=CASES, options=phases)
+    failures = [] if whole.code == 0 else [whole.said[-900:]]
+    if whole.growth > FLAT:
+        failures.append(f"memory grew by {whole.growth:.0f} MB")
+    limits = {}
+    for megabytes in (60, 100, 200, 400, 600, 700, 750, 800, 1000, 1500):
+        code, said = check_with_limit(megabytes)
+        limits[str(megabytes)] = code
+        clear = code == 3 and "not enough memory" in said and len(said.splitlines()) == 2
+        if not clear and code != 0:
+            failures.append(f"ulimit -v {megabytes} MB: exit {code}: {said[-500:]}")
+    return {
+        "cases": CASES,
+        "check_seconds": round(whole.seconds),
+        "peak_mb": round(max(whole.memory)),
+        "growth_mb": round(whole.growth, 1),
+        "limits": limits,
+        "failures": failures,
+    }
+
+
+def processes() -> Figures:
+    """Kill whole `snap record` processes, with the model loaded and asked in each."""
+    from tests.torture.processes import kill_real_recordings
+
+    return kill_real_recordings(REAL_PROCESSES)
+
+
+def report() -> Figures:
+    """Write docs/reliability.md from the figures of the other parts."""
+    from tests.torture.page import page
+
+    figures = {path.stem: json.loads(path.read_text("utf-8")) for path in FIGURES.glob("*.json")}
+    figures.pop("report", None)
+    (ROOT / "docs" / "reliability.md").write_text(page(figures), encoding="utf-8")
+    return {"failures": []}
+
+
 PARTS: dict[str, Callable[[], Figures]] = {
     "hostile": hostile,
     "sharing": sharing,
     "recording": recording,
+    "atheris": atheris,
+    "concurrency": concurrency,
+    "load": load,
+    "processes": processes,
+    "report": report,
 }
 
 

@@ -1,0 +1,144 @@
+"""docs/reliability.md, from the figures that `make torture` measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_HEAD = """# Reliability
+
+Written by `make torture` (see `tests/torture/`); the short, seeded versions run in `make test`.
+Every figure here is of the last run on one machine; a fault that was not survived would stand under
+its table.
+"""
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """Return the page; a part that was not run is said not to have been."""
+    parts = [_HEAD]
+    for name, write in _PARTS.items():
+        found = figures.get(name)
+        parts.append(write(found) if found else f"## {name}\n\nNot run.\n")
+        for failure in (found or {}).get("failures", [])[:20]:
+            parts.append(f"    NOT SURVIVED: {' '.join(str(failure).split())[:400]}\n")
+    return "\n".join(parts)
+
+
+def _kill_points(title: str, found: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {row['scenario']} | {row['fault']} | {row['points']} of {row['of']} | "
+        f"{row['survived']} | {row['old']} | {row['new']} |"
+        for row in found["rows"]
+    ]
+    tried = sum(row["points"] for row in found["rows"])
+    survived = sum(row["survived"] for row in found["rows"])
+    return "\n".join(
+        [
+            f"## {title}",
+            "",
+            f"{tried} points tried, {survived} survived. A point is one write, sync, rename, link "
+            "or removal; at it the process is killed (half a write being done), interrupted, or "
+            "refused by the system (disk full, read-only, failing). Survived: all files are those "
+            "before or all those after, they verify, the message is a line or two, and going on "
+            "completes them to the bytes of an undisturbed run.",
+            "",
+            "| what ran | fault | points | survived | old set found | new set found |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _recording(found: Mapping[str, Any]) -> str:
+    return _kill_points("Recording", found)
+
+
+def _sharing(found: Mapping[str, Any]) -> str:
+    return _kill_points("Pulling", found)
+
+
+def _processes(found: Mapping[str, Any]) -> str:
+    return (
+        "## Whole processes\n\n"
+        f"{found['tried']} whole `snap record` processes killed at points spread over their "
+        f"writes; {found['survived']} survived and were completed to equal bytes.\n"
+    )
+
+
+def _hostile(found: Mapping[str, Any]) -> str:
+    inputs = found["mutated"] + found["drawn"] + found["bombs"]
+    codes = ", ".join(f"{code}: {count}" for code, count in sorted(found["codes"].items()))
+    kinds = [f"| {name.replace('_', ' ')} | {n} |" for name, n in found["mutations"].items()]
+    return "\n".join(
+        [
+            "## Golden sets from strangers",
+            "",
+            f"{inputs} golden sets tried ({found['mutated']} mutated, {found['drawn']} drawn from "
+            f"the schema, {found['bombs']} bombs) in {found['runs']} runs of list, show, verify, "
+            f"diff, check and doctor; {len(found['failures'])} of them did what must not be: a "
+            "traceback, a fault of snap, an exit code of another meaning, more than two lines of "
+            "error, a control character, a write outside the set, a process started, half a "
+            "minute, or no end of memory.",
+            "",
+            f"Exit codes: {codes} (0: nothing that the command reads was changed, or a set that "
+            "is whole; 2: several sets, which one is meant?). Memory grew by at most "
+            f"{found['memory_mb']} MB, with bombs by {found['bomb_memory_mb']} MB.",
+            "",
+            "| mutation | sets |",
+            "| --- | --- |",
+            *kinds,
+            "",
+        ]
+    )
+
+
+def _atheris(found: Mapping[str, Any]) -> str:
+    runs = ", ".join(f"{row['runs']} of the {row['parser']} parser" for row in found["rows"])
+    return f"## Coverage-guided fuzzing\n\natheris: {runs}; nothing but refusals came out.\n"
+
+
+def _concurrency(found: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {row['way']} | {row['readers']} | {row['replaced']} | {row['reads']} |"
+        for row in found["rows"]
+    ]
+    return "\n".join(
+        [
+            "## Several processes at once",
+            "",
+            "A recorder replaces a set again and again while readers open it and compare every "
+            "tensor's bytes with its manifest: each saw one whole version, and none a false alarm. "
+            f"{found['checkers']} `snap check` at the same time all passed.",
+            "",
+            "| folders change places by | readers | replaced | whole reads |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _load(found: Mapping[str, Any]) -> str:
+    limits = found["limits"].items()
+    refused = max((int(mb) for mb, code in limits if code == 3), default=0)
+    passed = min((int(mb) for mb, code in limits if code == 0), default=0)
+    return (
+        "## Load\n\n"
+        f"A check of {found['cases']} cases (vision, connector, forward): "
+        f"{found['check_seconds']} s, at most {found['peak_mb']} MB of its own, "
+        f"{found['growth_mb']} MB more in the last quarter than in the first half. Under "
+        f"`ulimit -v` of {refused} MB and less a check says in two lines that memory is short, "
+        f"exit 3; with {passed} MB it passes.\n"
+    )
+
+
+_PARTS = {
+    "recording": _recording,
+    "processes": _processes,
+    "sharing": _sharing,
+    "concurrency": _concurrency,
+    "hostile": _hostile,
+    "atheris": _atheris,
+    "load": _load,
+}
