@@ -59,6 +59,12 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Write the new version without asking.")
 @click.option("--resume", is_flag=True, help="Go on with a recording that was cut short.")
 @click.option("--fresh", is_flag=True, help="Throw away a recording that was cut short.")
+@click.option(
+    "--trust-remote-code",
+    "trusts_code",
+    is_flag=True,
+    help="Run the Python files that the checkpoint brings along; the manifest says so.",
+)
 def record_command(
     *,
     checkpoint: str,
@@ -77,6 +83,7 @@ def record_command(
     yes: bool,
     resume: bool,
     fresh: bool,
+    trusts_code: bool,
 ) -> int:
     """Run the Hugging Face reference and keep what it computes as a golden set.
 
@@ -108,6 +115,7 @@ def record_command(
         fresh=fresh,
         oracle=oracle,
         whole_outputs=whole_outputs or None,
+        trusts_code=trusts_code,
     )
     if update and not reason and (yes or not _is_interactive()):
         raise UsageError("--update needs --reason TEXT", "say why the golden changes")

@@ -8,8 +8,13 @@ from snapshot_tool.core.errors import ReferenceUnavailable
 from snapshot_tool.core.interfaces import Reference
 
 
-def load_reference(checkpoint: Path, *, device: str, dtype: str, seed: int) -> Reference:
-    """Load the model of a checkpoint's folder; raise ReferenceUnavailable without Hugging Face."""
+def load_reference(
+    checkpoint: Path, *, device: str, dtype: str, seed: int, trusts_code: bool = False
+) -> Reference:
+    """Load the model of a checkpoint's folder; raise ReferenceUnavailable without Hugging Face.
+
+    trusts_code: run the Python files that the checkpoint brings along.
+    """
     try:
         from snapshot_tool.reference.huggingface import HuggingFaceReference
     except ImportError as error:
@@ -17,4 +22,6 @@ def load_reference(checkpoint: Path, *, device: str, dtype: str, seed: int) -> R
             f"recording needs transformers and accelerate, which are not here: {error}",
             "install them with: pip install 'snapshot-tool[record]'",
         ) from error
-    return HuggingFaceReference.load(checkpoint, device=device, dtype=dtype, seed=seed)
+    return HuggingFaceReference.load(
+        checkpoint, device=device, dtype=dtype, seed=seed, trusts_code=trusts_code
+    )

@@ -53,20 +53,28 @@ class HuggingFaceReference:
     processor: Any
     device: str
     dtype: str
+    trusts_code: bool = False
 
     @classmethod
-    def load(cls, checkpoint: Path, *, device: str, dtype: str, seed: int) -> HuggingFaceReference:
-        """Load processor and model from a folder alone; nothing is fetched, no remote code runs."""
+    def load(
+        cls, checkpoint: Path, *, device: str, dtype: str, seed: int, trusts_code: bool = False
+    ) -> HuggingFaceReference:
+        """Load processor and model from a folder alone: nothing is fetched.
+
+        No pickled weights are read, and no code of the checkpoint runs unless it is trusted.
+        """
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         accelerate.utils.set_seed(seed, deterministic=True)
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         family = family_of_config(config)
         try:
-            processor = Preparation.load(family, checkpoint)
+            processor = Preparation.load(family, checkpoint, trusts_code=trusts_code)
             model, report = _model_class(family).from_pretrained(
                 checkpoint,
                 local_files_only=True,
+                trust_remote_code=trusts_code,
+                use_safetensors=True,
                 attn_implementation=family.attention,
                 output_loading_info=True,
                 **{_dtype_argument(): getattr(torch, dtype)},
@@ -79,7 +87,7 @@ class HuggingFaceReference:
         model = model.to(device).eval()
         if dtype == "float64":
             widen_rotary_frequencies(model)
-        return cls(family, model, processor, device, dtype)
+        return cls(family, model, processor, device, dtype, trusts_code)
 
     def info(self) -> ReferenceInfo:
         """Say which family answers, with which configuration and end tokens."""
@@ -90,7 +98,10 @@ class HuggingFaceReference:
             family=self.family.name,
             phases=self.family.phases,
             config=_public_fields(json.loads(config.to_json_string(use_diff=False))),
-            environment={"attention": str(config._attn_implementation)},  # noqa: SLF001 - no other name
+            environment={
+                "attention": str(config._attn_implementation),  # noqa: SLF001 - no other name
+                **({"remote_code": "trusted"} if self.trusts_code else {}),
+            },
             eos_token_ids=tuple(int(token) for token in eos_ids),
             pad_token_id=int(pad if pad is not None else 0),
             modules=tuple(name for name, _ in self.model.named_modules() if name),

@@ -34,12 +34,14 @@ class Preparation:
     pad_token_id: int
 
     @staticmethod
-    def load(family: Family, checkpoint: Path) -> Any:
+    def load(family: Family, checkpoint: Path, *, trusts_code: bool = False) -> Any:
         """Return the processor of a checkpoint's folder."""
         kind = "AutoProcessor" if family.takes_images else "AutoTokenizer"
         if not family.takes_text:
             kind = "AutoImageProcessor"
-        return getattr(transformers, kind).from_pretrained(checkpoint, local_files_only=True)
+        return getattr(transformers, kind).from_pretrained(
+            checkpoint, local_files_only=True, trust_remote_code=trusts_code
+        )
 
     @property
     def tokenizer(self) -> Any:

@@ -323,6 +323,8 @@ def _check_phase(checker: Checker, case: CaseEntry, phase: Phase) -> list[Result
                 pairs = run_generation_in_one_pass(candidate, golden, case.name)
             else:
                 pairs = run_phase(candidate, golden, case.name, phase)
+        seconds = time.perf_counter() - began
+        results = [checker.judge_pair(case, phase, pair, seconds) for pair in pairs]
     except PhaseUnsupported as unsupported:
         return [Result(case.name, phase, "", Verdict.SKIP, str(unsupported))]
     except SnapError:
@@ -332,10 +334,7 @@ def _check_phase(checker: Checker, case: CaseEntry, phase: Phase) -> list[Result
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         seconds = time.perf_counter() - began
         return [Result(case.name, phase, "", Verdict.ERROR, reason, seconds=seconds)]
-    seconds = time.perf_counter() - began
-    if not pairs:
-        return [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
-    return [checker.judge_pair(case, phase, pair, seconds) for pair in pairs]
+    return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
 
 
 def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Exploration | None:

@@ -7,6 +7,7 @@ into the files of the set, and the set is put in place with one rename.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,7 @@ class RecordRequest:
     fresh: bool = False
     oracle: bool | None = None
     whole_outputs: tuple[str, ...] | None = None
+    trusts_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +157,14 @@ def _record(
     seed = _choose(request.seed, template.seed if template else DEFAULT_SEED)
     flags = make_deterministic(seed)
     with progress.stage(f"loading {checkpoint.name}", 1) as steps:
-        reference = load_reference(
-            checkpoint.folder, device=request.device, dtype=request.dtype, seed=seed
+        load = functools.partial(
+            load_reference,
+            checkpoint.folder,
+            device=request.device,
+            seed=seed,
+            trusts_code=request.trusts_code,
         )
+        reference = load(dtype=request.dtype)
         next(steps)
     info = reference.info()
     oracle, whole_outputs = _extras(request, existing)
@@ -192,9 +199,7 @@ def _record(
             plan,
             info,
             own_dtype=request.dtype,
-            load=lambda dtype: load_reference(
-                checkpoint.folder, device=request.device, dtype=dtype, seed=seed
-            ),
+            load=lambda dtype: load(dtype=dtype),
             progress=progress,
         )
     assembly = Assembly(

@@ -1,0 +1,131 @@
+"""Nothing that snap reads can name code to run: its own source is walked for every way in."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "snapshot_tool"
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "yaml",
+}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen"}
+# What is imported by name, and by whom: the command table, --fms-path, and --candidate.
+IMPORTERS = {
+    "cli/__init__.py": "a table of snap's own commands",
+    "candidates/__init__.py": "--candidate module:factory",
+    "candidates/fms.py": "a family's own module of FMS",
+    "candidates/fms_import.py": "FMS, installed or of --fms-path",
+}
+PROCESSES = {"candidates/fms_import.py", "worktree.py", "workflows/bisect.py"}
+
+
+def sources() -> Iterator[tuple[str, ast.AST]]:
+    """Yield every module of the package, parsed."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def called(node: ast.Call) -> str:
+    """Return what is called as it is written, "" where that is no plain name."""
+    return ast.unparse(node.func) if isinstance(node.func, ast.Name | ast.Attribute) else ""
+
+
+def find_ways_in(tree: ast.AST) -> list[str]:
+    """Return every import and call by which data could become code."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] in FORBIDDEN_MODULES]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module] if node.module.split(".")[0] in FORBIDDEN_MODULES else []
+        elif isinstance(node, ast.Call):
+            found += [called(node)] if called(node) in FORBIDDEN_CALLS else []
+            for word in node.keywords:
+                if word.arg == "shell" or (
+                    word.arg == "trust_remote_code" and ast.unparse(word.value) == "True"
+                ):
+                    found.append(f"{word.arg}={ast.unparse(word.value)}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from yaml import load",
+        "eval(text)",
+        "torch.load(path)",
+        "subprocess.run(line, shell=True)",
+        "Auto.from_pretrained(x, trust_remote_code=True)",
+    ],
+)
+def test_the_walk_sees_every_way_in(code: str) -> None:
+    """A walk that finds nothing in bad code proves nothing about good code."""
+    assert find_ways_in(ast.parse(code))
+
+
+def test_no_module_turns_data_into_code() -> None:
+    """No pickle in any form, no eval, no shell, no code of a checkpoint that nobody trusted."""
+    assert {name: found for name, tree in sources() if (found := find_ways_in(tree))} == {}
+
+
+def test_only_what_the_user_points_at_is_imported_by_name() -> None:
+    """Imports by a name that is computed stand in four modules, none of which reads a golden."""
+    importers = {
+        name
+        for name, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and called(node).endswith("import_module")
+    }
+    assert importers == set(IMPORTERS)
+
+
+def test_only_git_is_started_as_a_process() -> None:
+    """And that by three modules, which name it themselves."""
+    starters = {
+        name
+        for name, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and called(node).startswith(("subprocess.", "os.exec", "os.spawn"))
+    }
+    assert starters <= PROCESSES
+
+
+def test_ruffs_security_rules_are_on_for_the_package() -> None:
+    """Every rule, and of the security rules one is off: processes run fixed commands here."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    lint = settings["tool"]["ruff"]["lint"]
+    assert lint["select"] == ["ALL"]
+    assert [rule for rule in lint["ignore"] if rule.startswith("S") and rule[1:].isdigit()] == [
+        "S603"
+    ]
+    hidden = {
+        pattern: [
+            rule for rule in rules if (rule.startswith("S") and rule[1:2].isdigit()) or rule == "S"
+        ]
+        for pattern, rules in lint["per-file-ignores"].items()
+        if not pattern.startswith("tests")
+    }
+    assert not any(hidden.values()), hidden
+
+
+def test_a_golden_set_has_no_field_that_names_code() -> None:
+    """The word "module" stands for sketches alone; a candidate comes from the command line."""
+    manifest = Path(PACKAGE / "store" / "manifest.py").read_text(encoding="utf-8")
+    assert "import_module" not in manifest
+    assert "candidate" not in manifest
