@@ -173,10 +173,26 @@ def _resolve(name: str, revision: str) -> str:
     try:
         commit = HfApi().model_info(name, revision=revision).sha
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise _hub_problem(name, revision, error) from error
+        problem = _hub_problem(name, revision, error)
+        if problem.problem.startswith(f"{name} at "):
+            raise _unresolved(name, revision, problem) from error
+        raise problem from error
     if not commit or not _COMMIT.fullmatch(commit):
         raise CheckpointUnavailable(f"the hub names no commit for {name} at {revision!r}")
     return commit
+
+
+def _unresolved(name: str, revision: str, why: CheckpointUnavailable) -> CheckpointUnavailable:
+    """Say that a branch or tag cannot be resolved, and which commits are here all the same."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    snapshots = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
+    here = sorted(path.name for path in snapshots.glob("*") if _COMMIT.fullmatch(path.name))
+    reason = why.problem.rpartition("and ")[2]
+    return CheckpointUnavailable(
+        f"{revision!r} of {name} cannot be resolved to a commit: {reason}",
+        f"in the local cache is: --revision {', '.join(here[:3])}" if here else why.remedy,
+    )
 
 
 def _hub_problem(name: str, revision: str, error: Exception) -> CheckpointUnavailable:

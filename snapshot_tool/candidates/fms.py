@@ -170,6 +170,9 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
     except SnapError:
         raise
     except Exception as error:
+        lack = as_out_of_memory(error, doing=f"loading {request.checkpoint}")
+        if lack is not None:
+            raise lack from error
         raise CandidateUnavailable(
             f"FMS at {source.path} cannot load {request.checkpoint}: "
             f"{type(error).__name__}: {_first_line(error)}"

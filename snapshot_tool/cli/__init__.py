@@ -31,6 +31,7 @@ _COMMANDS = {
     "doctor": ("doctor", "Say what works in this environment, and why not."),
 }
 _CANNOT_RUN = 3
+_SHOWN = 200  # characters of a path
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -110,8 +111,8 @@ def _in_words(error: Exception) -> str:
     if lack is not None:
         return str(lack)
     if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{printable(error.strerror + str(where))}\nthe system refused it; nothing is lost"
+        where = f": {str(error.filename)[:_SHOWN]}" if error.filename else ""
+        return f"{printable(error.strerror + where)}\nthe system refused it"
     text = printable(f"{type(error).__name__}: {error}")
     return f"{text}\nthis is a fault of snap: --debug shows where"
 

@@ -154,5 +154,5 @@ def test_without_a_network_the_message_says_so(tmp_path: Path) -> None:
     assert gone["kind"] == "CheckpointUnavailable"
     assert gone["problem"].endswith("is not in the local cache, and the hub cannot be reached")
     offline = open_on_hub(tmp_path, endpoint, REPOSITORY, "main", HF_HUB_OFFLINE="1")
-    assert offline["problem"].endswith("and offline mode is on (HF_HUB_OFFLINE)")
+    assert offline["problem"].endswith(": offline mode is on (HF_HUB_OFFLINE)")
     assert "--checkpoint DIR" in offline["remedy"]

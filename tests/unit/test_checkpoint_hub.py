@@ -81,11 +81,25 @@ def test_an_error_is_two_lines_and_no_traceback(
 
 
 def test_offline_mode_is_named_where_the_commit_is_not_in_the_cache(tmp_path: Path) -> None:
-    """A full SHA and a branch alike: the user sees that offline mode is on."""
-    for revision in (COMMIT, "main"):
-        lines = fail_on_hub(tmp_path, REPOSITORY, revision, HF_HUB_OFFLINE="1")
-        assert lines[1] == (
-            f"{REPOSITORY} at {revision} is not in the local cache, "
-            "and offline mode is on (HF_HUB_OFFLINE)"
-        )
-        assert lines[2] == "connect to the network, or pass a folder: --checkpoint DIR"
+    """With a full SHA the cache is looked into, and named."""
+    lines = fail_on_hub(tmp_path, REPOSITORY, COMMIT, HF_HUB_OFFLINE="1")
+    assert lines[1] == (
+        f"{REPOSITORY} at {COMMIT} is not in the local cache, "
+        "and offline mode is on (HF_HUB_OFFLINE)"
+    )
+    assert lines[2] == "connect to the network, or pass a folder: --checkpoint DIR"
+
+
+def test_a_branch_cannot_be_resolved_offline_and_the_cached_commit_is_named(
+    tmp_path: Path,
+) -> None:
+    """The commit may be in the cache: then it is what to pass."""
+    lines = fail_on_hub(tmp_path, REPOSITORY, "main", HF_HUB_OFFLINE="1")
+    assert lines[1] == (
+        f"'main' of {REPOSITORY} cannot be resolved to a commit: "
+        "offline mode is on (HF_HUB_OFFLINE)"
+    )
+    folder = f"models--{REPOSITORY.replace('/', '--')}"
+    (tmp_path / "hub" / folder / "snapshots" / COMMIT).mkdir(parents=True)
+    lines = fail_on_hub(tmp_path, REPOSITORY, "main", HF_HUB_OFFLINE="1")
+    assert lines[2] == f"in the local cache is: --revision {COMMIT}"
