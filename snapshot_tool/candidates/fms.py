@@ -20,7 +20,12 @@ from snapshot_tool.candidates.fms_graft import graft_twin
 from snapshot_tool.candidates.fms_import import FmsSource, import_fms
 from snapshot_tool.candidates.fms_observe import observe_twins, twin_output
 from snapshot_tool.candidates.fms_weights import require_full_coverage
-from snapshot_tool.core.errors import CandidateUnavailable, PhaseUnsupported, SnapError
+from snapshot_tool.core.errors import (
+    CandidateUnavailable,
+    PhaseUnsupported,
+    SnapError,
+    as_out_of_memory,
+)
 from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, CaseInputs, Observer
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import Family, FmsPort, twins_of
