@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from snapshot_tool.candidates import FMS, load_candidate
+from snapshot_tool.case_localisation import localise_case
 from snapshot_tool.core.errors import GoldenNotFound, PhaseUnsupported, SnapError, UsageError
 from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.graft import Graft
@@ -25,29 +26,25 @@ from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.questions import Question
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Result, Verdict, first_divergence
-from snapshot_tool.core.taps import Side, Sketchbook, Tap, shapes_of
 from snapshot_tool.core.tolerance import Rule, Tolerance
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
-from snapshot_tool.families import family_of
 from snapshot_tool.generation import GenerationExplainer
 from snapshot_tool.golden_choice import GoldenChoice, open_checkpoint_of
+from snapshot_tool.grafting import graft_module
 from snapshot_tool.guards.blame import require_candidates_fault
 from snapshot_tool.guards.guarded import Guarded
 from snapshot_tool.guards.runs import run_guarded
 from snapshot_tool.guards.surroundings import differing_surroundings
 from snapshot_tool.judge import Judge
-from snapshot_tool.localise import localise
-from snapshot_tool.observation import observe
 from snapshot_tool.phase_runs import Pair, run_generation_in_one_pass, run_phase
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import ORACLE, phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest
-from snapshot_tool.store.oracle import tap_limits
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +138,20 @@ class Checker:
 
     def graft(self, results: tuple[Result, ...]) -> Graft | None:
         """Put the golden's output in the place of the module that the request names."""
-        return _graft(self, results) if self.request.graft else None
+        if not self.request.graft:
+            return None
+        checker = self
+        if ORACLE in self.golden.manifest.files:
+            # On a small case a fault may stay within the table.
+            checker = replace(self, request=replace(self.request, rule=Rule.ORACLE))
+        return graft_module(
+            self.request.graft,
+            self.candidate,
+            self.golden,
+            results,
+            run=checker.run,
+            dtype=self.judge.dtype,
+        )
 
     @property
     def judge(self) -> Judge:
@@ -378,83 +388,7 @@ def _localise(checker: Checker, results: tuple[Result, ...]) -> Localisation | N
     if first is not None and first.phase is Phase.PREPROCESSING:
         return None
     name = first.case if first else results[0].case
-    golden_taps = checker.golden.taps(name)
-    return _localise_case(checker, name, golden_taps) if golden_taps else None
-
-
-def _localise_case(checker: Checker, case: str, golden_taps: list[Tap]) -> Localisation | None:
-    import torch
-
-    candidate, golden = checker.candidate, checker.golden
-    limits = tap_limits(golden, case, dtype=checker.judge.dtype)
-    inputs = golden.inputs(case)
-    book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask, shapes_of(golden_taps))
-    try:
-        with torch.inference_mode():
-            seen = observe(candidate, inputs, golden_taps, book)
-    except Exception:  # what raises here has raised in its phase, and stands in the results
-        if not callable(getattr(candidate, "observe_forward", None)):
-            return None
-        unfinished = book.unfinished()
-        return localise(
-            case, golden_taps, book.by_module(), {}, unfinished=unfinished, limits=limits
-        )
-    if seen is None:
-        return None
-    found = localise(case, golden_taps, seen.taps, seen.mapping.names, limits=limits)
-    return replace(found, mapping=seen.mapping)
-
-
-_GRAFTED = (Phase.VISION, Phase.CONNECTOR, Phase.FORWARD)
-
-
-def _graft(checker: Checker, results: tuple[Result, ...]) -> Graft:
-    """Run a case with one module's output replaced by the golden's.
-
-    The case is one that keeps that output whole, and rather one that fails. An oracle judges, where
-    there is one: on a small case a fault may stay within the table. Generation is left out: its
-    later steps have no recorded output to put in.
-    """
-    golden, module = checker.golden, checker.request.graft
-    if ORACLE in golden.manifest.files:
-        checker = replace(checker, request=replace(checker.request, rule=Rule.ORACLE))
-    graft = getattr(checker.candidate, "graft", None)
-    if not callable(graft):
-        raise UsageError("this candidate cannot be grafted: it has no method 'graft'", "")
-    case, output = _graft_case(golden, module, results)
-    phases = [phase for phase in _GRAFTED if phase in case.phases]
-    before = [result for phase in phases for result in checker.run(case, phase)]
-    with graft(module, output) as name:
-        after = [result for phase in phases for result in checker.run(case, phase)]
-        found = _localise_case(checker, case.name, golden.taps(case.name))
-    return Graft(module, name, case.name, tuple(before), tuple(after), found)
-
-
-def _graft_case(
-    golden: Golden, module: str, results: tuple[Result, ...]
-) -> tuple[CaseEntry, torch.Tensor]:
-    bad = {r.case for r in results if r.verdict in (Verdict.FAIL, Verdict.ERROR)}
-    for case in sorted(golden.manifest.cases, key=lambda case: case.name not in bad):
-        output = _whole_output(golden, case.name, module)
-        if output is not None:
-            return case, output
-    if module not in golden.manifest.taps.modules:
-        raise UsageError(
-            f"--graft {module}: the reference has no such module", "see --localise for the names"
-        )
-    raise GoldenNotFound(
-        f"no case of {golden.manifest.title} keeps the whole output of {module}",
-        "record it with: snap record ... --update --whole-outputs CASE",
-    )
-
-
-def _whole_output(golden: Golden, case: str, module: str) -> torch.Tensor | None:
-    """Return a module's output where it was kept, as that of a phase or since it was asked for."""
-    for capture in family_of(golden.manifest.checkpoint.family).captures:
-        kept = capture.name in golden.tensor_names(case, capture.phase)
-        if (capture.module, capture.side) == (module, Side.OUTPUT) and kept:
-            return golden.tensor(case, capture.phase, capture.name)
-    return golden.whole_output(case, module)
+    return localise_case(checker.candidate, checker.golden, name, dtype=checker.judge.dtype)
 
 
 def _unmet(results: tuple[Result, ...], required: tuple[Phase, ...]) -> tuple[Phase, ...]:
