@@ -81,7 +81,7 @@ demo: setup fms-checkout
 
 test: setup fms-checkout
 	.ci/browser
-	$(CHECK)/bin/python -m pytest -m "not record and not live"
+	$(CHECK)/bin/python -m pytest -m "not record and not live" -n 2 --dist loadfile
 	$(RECORD)/bin/python -m pytest -m record
 	bash tests/live/run.sh
 
