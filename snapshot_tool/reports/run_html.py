@@ -287,7 +287,10 @@ def _exploration(report: CheckReport) -> list[Mapping[str, Any]]:
 
 def _conclusion(report: CheckReport) -> str:
     found = report.localisation
-    return run_text.conclusion(found, report.place) if found else report.place
+    if found is None:
+        return report.place
+    label = run_text.curve(found)
+    return run_text.conclusion(found, report.place) + (f" ({label})" if label else "")
 
 
 def _modules(report: CheckReport) -> Mapping[str, Any] | None:

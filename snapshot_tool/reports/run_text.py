@@ -193,7 +193,17 @@ def localisation_lines(found: Localisation | None, place: str = "") -> list[str]
         mark = ">" if module is found.culprit else " "
         figures = f"{error_text(module.input_error):>14}  {error_text(module.output_error):>9}"
         lines.append(f"{mark} {figures}  {module.module}")
-    return [*lines, *_mapping_lines(found), ""]
+    label = curve(found)
+    return [*lines, *([f"curve: {label}"] if label else []), *_mapping_lines(found), ""]
+
+
+def curve(found: Localisation) -> str:
+    """Label what becomes of the error after the module in which it arises, or return ""."""
+    if found.culprit is None or found.skipped or found.raised:
+        return ""
+    if found.heals:
+        return "a spike, which heals later: an alignment problem?"
+    return "a step, which stays: a fault"
 
 
 def _mapping_lines(found: Localisation) -> list[str]:
@@ -220,8 +230,7 @@ def conclusion(found: Localisation, place: str = "") -> str:
     if found.own_code or culprit is None:
         how += " the own code of"
     name = f" ({culprit.candidate})" if culprit and culprit.candidate else ""
-    curve = "; a spike, which heals later: an alignment problem?" if found.heals else ""
-    return f"{how} {found.module or 'the model'}{name}{_between(found)}{curve}"
+    return f"{how} {found.module or 'the model'}{name}{_between(found)}"
 
 
 def _between(found: Localisation) -> str:

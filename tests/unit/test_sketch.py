@@ -12,6 +12,7 @@ from snapshot_tool.core.localisation import ERROR_LIMIT
 from snapshot_tool.core.sketch import project, relative_error, sample_indices, sketch
 from snapshot_tool.core.taps import Tap
 from snapshot_tool.localise import localise
+from snapshot_tool.reports.run_text import localisation_lines
 
 TENSOR = torch.randn(3, 50, 40, generator=torch.Generator().manual_seed(1))
 
@@ -101,10 +102,12 @@ def test_the_innermost_module_whose_own_input_is_right_is_named() -> None:
     found = localise("case", golden, {**wrong_child, "b": tap("b", 1, 1)}, {})
     assert found.culprit is not None
     assert (found.culprit.module, found.own_code, found.heals) == ("a.two", False, False)
+    assert "curve: a step, which stays: a fault" in localisation_lines(found)
     own = {t.module: t for t in [tap("a.one", 0, 0), tap("a.two", 1, 1), tap("a", 0, 1)]}
     found = localise("case", golden, {**own, "b": tap("b", 0, 0)}, {})
     assert found.culprit is not None
     assert (found.culprit.module, found.own_code, found.heals) == ("a", True, True)
+    assert "curve: a spike, which heals later: an alignment problem?" in localisation_lines(found)
 
 
 def test_an_error_outside_of_all_modules_is_told_from_none_at_all() -> None:
