@@ -15,7 +15,8 @@ from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Run, Snap, error
 PHASES = ["preprocessing", "vision", "connector", "forward", "generate"]
 FIGURES = [
     *("case", "phase", "tensor", "verdict", "reason", "max_abs", "max_rel", "mean_abs", "rmse"),
-    *("cosine", "mismatched", "numel", "atol", "rtol", "worst", "seconds", "oracle", "divergence"),
+    *("cosine", "mismatched", "numel", "atol", "rtol", "worst", "seconds"),
+    *("error_map", "oracle", "divergence"),
 ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -34,6 +36,18 @@ MEMORY = 900 * 10**6
 def one_thread() -> None:
     """Have no threads where processes are forked."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed_fms() -> Iterator[None]:
+    """Forget a checkout that other tests here imported: doctor would ask git about it."""
+    before, path = dict(sys.modules), list(sys.path)
+    for name in [n for n in sys.modules if n == "fms" or n.startswith("fms.")]:
+        del sys.modules[name]
+    sys.path[:] = [folder for folder in path if folder != str(CHECKOUT)]
+    yield
+    sys.modules.update(before)
+    sys.path[:] = path
 
 
 def require_harmless(outcome: Outcome) -> None:
