@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.checkpoint import Checkpoint, is_folder, open_checkpoint, require_same_files
-from snapshot_tool.core.errors import UsageError
+from snapshot_tool.checkpoint import (
+    Checkpoint,
+    is_folder,
+    is_folder_name,
+    open_checkpoint,
+    require_same_files,
+)
+from snapshot_tool.core.errors import CheckpointUnavailable, UsageError
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.environment import describe_machine, package_versions
@@ -116,6 +122,11 @@ def subject_of_trace(path: Path, checkpoint: str | None) -> TraceSubject:
     """Take the inputs of another trace, and its checkpoint; raise where that has other files."""
     trace = open_trace(path)
     header = trace.header
+    if checkpoint is None and is_folder_name(header.checkpoint.name):
+        raise CheckpointUnavailable(
+            f"{path} does not say where the folder of {header.checkpoint.name} is",
+            "pass --checkpoint DIR",
+        )
     spec = checkpoint or header.checkpoint.name
     revision = None if is_folder(spec) else header.checkpoint.revision
     opened = open_checkpoint(spec, revision=revision)

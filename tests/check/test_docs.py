@@ -2,7 +2,7 @@
 
 A block of `console` lines has commands, each after `$ `, with the output that is shown below it:
 `...` stands for anything, and figures that depend on the processor's rounding are compared as
-figures only. They run in a copy of the repository, page by page in their order, with `snap record`
+figures only. They run in a copy of the repository, page by page in their order, what needs HF
 from the record environment and everything else from the check environment. A block that begins with
 `# elsewhere: why` cannot run here, and is listed below.
 """
@@ -23,6 +23,7 @@ import pytest
 from tests.conftest import CHECKOUT, ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_RECORDING = ("snap record", "snap trace --impl hf")  # what needs Hugging Face
 ELSEWHERE = {
     "snap record --revision 7e3e67edbbed1bf9888184d9df282b700a323964",
     "snap check --fms-path ./foundation-model-stack --device cuda",
@@ -83,7 +84,7 @@ def copy(tmp_path: Path) -> Path:
 
 def run(command: str, *, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command in the environment that it is for; make only says what it would do."""
-    environment = ROOT / ".venv-record" if command.startswith("snap record") else None
+    environment = ROOT / ".venv-record" if command.startswith(_RECORDING) else None
     programs = environment / "bin" if environment else Path(sys.executable).parent
     variables = {"PATH": f"{programs}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     variables["OMP_NUM_THREADS"] = "1"

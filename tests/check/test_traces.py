@@ -131,6 +131,13 @@ def test_a_file_that_is_there_is_replaced_only_by_force(snap: Snap, trace: Path)
     assert trace.read_bytes() == before
 
 
+def test_a_trace_of_a_folder_wants_to_be_told_where_it_is(snap: Snap, trace: Path) -> None:
+    """A trace may travel without its checkpoint: two lines, and nothing is looked for on a hub."""
+    run = snap("trace", "--fms-path", CHECKOUT, "--inputs", trace, "--out", "nowhere.safetensors")
+    assert run.code == 3
+    assert error_lines(run)[0].endswith("does not say where the folder of local/tiny-idefics3 is")
+
+
 def test_a_candidate_that_shows_no_modules_is_refused(snap: Snap, tmp_path: Path) -> None:
     """With the method that it lacks."""
     out = tmp_path / "out"
