@@ -70,7 +70,12 @@ class Judge:
     def _by_oracle(self, result: Result, pair: Pair) -> Result:
         """Add the oracle's figures and, where it is the rule, its verdict."""
         oracle = oracle_tensor(
-            self.golden, result.case, result.phase, result.tensor, dtype=self.dtype
+            self.golden,
+            result.case,
+            result.phase,
+            result.tensor,
+            reference=pair.expected,
+            dtype=self.dtype,
         )
         if oracle is None or result.tolerance is None or not isinstance(pair.actual, torch.Tensor):
             return result

@@ -73,26 +73,29 @@ def _twins(vision: str, projector: str, text: str, head: str) -> tuple[Twin, ...
     )
 
 
+# What goes into the projector is what vision is compared by, what comes out is connector's.
+PROJECTOR_CAPTURES = (
+    Capture(
+        Phase.VISION,
+        FEATURES,
+        "model.multi_modal_projector",
+        Side.INPUT,
+        formerly="multi_modal_projector",
+    ),
+    Capture(
+        Phase.CONNECTOR,
+        CONNECTOR_OUTPUT,
+        "model.multi_modal_projector",
+        Side.OUTPUT,
+        formerly="multi_modal_projector",
+    ),
+)
+
 LLAVA_NEXT = Family(
     name="llava_next",
     hf_class="LlavaNextForConditionalGeneration",
     phases=PHASES,
-    captures=(
-        Capture(
-            Phase.VISION,
-            FEATURES,
-            "model.multi_modal_projector",
-            Side.INPUT,
-            formerly="multi_modal_projector",
-        ),
-        Capture(
-            Phase.CONNECTOR,
-            CONNECTOR_OUTPUT,
-            "model.multi_modal_projector",
-            Side.OUTPUT,
-            formerly="multi_modal_projector",
-        ),
-    ),
+    captures=PROJECTOR_CAPTURES,
     compared={Phase.VISION: FEATURES, Phase.CONNECTOR: CONNECTOR_OUTPUT},
     fms=FmsPort(
         "llava_next",

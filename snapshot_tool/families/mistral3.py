@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.core.phases import PHASES, Phase
-from snapshot_tool.core.taps import Side
-from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
+from snapshot_tool.families.family import Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import ImageTextCalls
 from snapshot_tool.families.llama import (
     activation,
@@ -16,7 +15,12 @@ from snapshot_tool.families.llama import (
     gated_mlp_twins,
     rope_theta,
 )
-from snapshot_tool.families.llava_next import CONNECTOR_OUTPUT, FEATURES, image_token
+from snapshot_tool.families.llava_next import (
+    CONNECTOR_OUTPUT,
+    FEATURES,
+    PROJECTOR_CAPTURES,
+    image_token,
+)
 from snapshot_tool.families.mistral import mistral_config
 
 if TYPE_CHECKING:
@@ -109,22 +113,6 @@ def mistral3_twins(vision: str, projector: str, text: str, head: str) -> tuple[T
     )
 
 
-PIXTRAL_CAPTURES = (
-    Capture(
-        Phase.VISION,
-        FEATURES,
-        "model.multi_modal_projector",
-        Side.INPUT,
-        formerly="multi_modal_projector",
-    ),
-    Capture(
-        Phase.CONNECTOR,
-        CONNECTOR_OUTPUT,
-        "model.multi_modal_projector",
-        Side.OUTPUT,
-        formerly="multi_modal_projector",
-    ),
-)
 MISTRAL3_TWINS = (
     *mistral3_twins(
         "model.vision_tower", "model.multi_modal_projector", "model.language_model", "lm_head"
@@ -141,7 +129,7 @@ MISTRAL3 = Family(
     language_model="mistral",
     phases=PHASES,
     attention="eager",  # transformers 4.51's Pixtral has no other
-    captures=PIXTRAL_CAPTURES,
+    captures=PROJECTOR_CAPTURES,
     compared={Phase.VISION: FEATURES, Phase.CONNECTOR: CONNECTOR_OUTPUT},
     fms=FmsPort("mistral3", _fms_config, PixtralCalls, MISTRAL3_TWINS),
 )

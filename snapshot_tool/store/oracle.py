@@ -43,14 +43,22 @@ def tap_noise_key(dtype: str) -> str:
 
 
 def oracle_tensor(
-    golden: Golden, case: str, phase: Phase, tensor: str, *, dtype: str
+    golden: Golden,
+    case: str,
+    phase: Phase,
+    tensor: str,
+    *,
+    reference: torch.Tensor,
+    dtype: str,
 ) -> OracleTensor | None:
-    """Return what the oracle knows of a recorded tensor; None where the set has none for it."""
+    """Return what the oracle knows of a recorded tensor; None where the set has none for it.
+
+    reference: that tensor, which whoever judges has read already.
+    """
     delta = _read(golden, case, delta_key(phase, tensor))
     noise = _read(golden, case, noise_key(phase, tensor, dtype))
     if delta is None or noise is None:
         return None
-    reference = golden.tensor(case, phase, tensor)
     _require(
         delta.shape == reference.shape and noise.shape == reference.shape[:-1],
         f"{case} {phase.value} {tensor}",
