@@ -32,8 +32,7 @@ DEFAULT_OUT = Path(__file__).parent / "tiny-idefics3"
 
 def train_checkpoint(folder: Path) -> float:
     """Make tokenizer, processor and model, train, save to a folder; return the training seconds."""
-    trained = tokenizer.train_tokenizer(language.corpus(seed=SEED), vocab_size=model.VOCAB_SIZE)
-    wrapped = tokenizer.wrap_tokenizer(trained, max_length=model.MAX_LENGTH)
+    wrapped = tokenizer.build_tokenizer(language.corpus(seed=SEED), model.TINY.text)
     processor = model.build_processor(wrapped)
     tiny = model.build_model(wrapped, seed=SEED)
     seconds = training.train(tiny, processor, seed=SEED)

@@ -1,8 +1,9 @@
-"""The tiny Idefics3: its shapes, its processor, and weights of which none is zero or tiny."""
+"""Idefics3 models: their shapes, their processor, and weights of which none is zero or tiny."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,45 +20,64 @@ from transformers.image_utils import PILImageResampling
 
 from builder.tokenizer import BOS, CHAT_TEMPLATE, END_OF_UTTERANCE, IMAGE_TOKEN, PAD
 
-VOCAB_SIZE = 480
-TILE = 32  # pixels
-PATCH = 4  # pixels
-SCALE_FACTOR = 4
-IMAGE_SEQ_LEN = (TILE // PATCH // SCALE_FACTOR) ** 2
-MAX_LENGTH = 4096  # tokens
 FEATURE_GAIN = 4.0
 
-VISION: dict[str, Any] = {
-    "image_size": TILE,
-    "patch_size": PATCH,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
-}
-TEXT: dict[str, Any] = {
-    "hidden_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "intermediate_size": 192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 100000.0,
-    "max_position_embeddings": MAX_LENGTH,
-    "vocab_size": VOCAB_SIZE,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float32",
-}
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of an Idefics3, in the words of transformers' Idefics3Config.
+
+    longest_edge is that of an image in pixels, before it is cut into tiles of the vision encoder's
+    image_size.
+    """
+
+    vision: dict[str, Any]
+    text: dict[str, Any]
+    scale_factor: int
+    longest_edge: int
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of the text model that one tile becomes."""
+        grid = self.vision["image_size"] // self.vision["patch_size"]
+        return int(grid // self.scale_factor) ** 2
 
 
-def build_processor(tokenizer: Any) -> Any:
+TINY = Shapes(
+    vision={
+        "image_size": 32,
+        "patch_size": 4,
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+    text={
+        "hidden_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "intermediate_size": 192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100000.0,
+        "max_position_embeddings": 4096,
+        "vocab_size": 480,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    },
+    scale_factor=4,
+    longest_edge=128,
+)
+
+
+def build_processor(tokenizer: Any, shapes: Shapes = TINY) -> Any:
     """Return a processor that cuts a 512x512 image into 4x4 tiles and the whole image."""
     image_processor = Idefics3ImageProcessor(
         do_image_splitting=True,
-        size={"longest_edge": 4 * TILE},
-        max_image_size={"longest_edge": TILE},
+        size={"longest_edge": shapes.longest_edge},
+        max_image_size={"longest_edge": shapes.vision["image_size"]},
         resample=PILImageResampling.LANCZOS,
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
@@ -65,21 +85,21 @@ def build_processor(tokenizer: Any) -> Any:
     return Idefics3Processor(
         image_processor,
         tokenizer,
-        image_seq_len=IMAGE_SEQ_LEN,
+        image_seq_len=shapes.image_tokens,
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def _config(tokenizer: Any) -> Idefics3Config:
+def _config(tokenizer: Any, shapes: Shapes) -> Idefics3Config:
     ids = {
         "bos_token_id": tokenizer.convert_tokens_to_ids(BOS),
         "eos_token_id": tokenizer.convert_tokens_to_ids(END_OF_UTTERANCE),
         "pad_token_id": tokenizer.convert_tokens_to_ids(PAD),
     }
     return Idefics3Config(
-        vision_config=dict(VISION),
-        text_config=LlamaConfig(**TEXT, **ids),
-        scale_factor=SCALE_FACTOR,
+        vision_config=dict(shapes.vision),
+        text_config=LlamaConfig(**shapes.text, **ids),
+        scale_factor=shapes.scale_factor,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         tie_word_embeddings=False,
         torch_dtype="float32",
@@ -119,9 +139,9 @@ def _randomise(model: torch.nn.Module, *, seed: int) -> None:
         parameter.copy_(_draw_weight(name, torch.randn(parameter.shape, generator=generator)))
 
 
-def build_model(tokenizer: Any, *, seed: int) -> Any:
+def build_model(tokenizer: Any, shapes: Shapes = TINY, *, seed: int) -> Any:
     """Return the model with random weights."""
-    config = _config(tokenizer)
+    config = _config(tokenizer, shapes)
     model = Idefics3ForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id,

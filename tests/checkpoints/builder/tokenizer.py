@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -82,3 +83,9 @@ def wrap_tokenizer(tokenizer: Any, *, max_length: int) -> Any:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+
+
+def build_tokenizer(texts: list[str], text_shapes: Mapping[str, Any]) -> Any:
+    """Return a trained tokenizer for a text model of these shapes (LlamaConfig's words)."""
+    trained = train_tokenizer(texts, vocab_size=text_shapes["vocab_size"])
+    return wrap_tokenizer(trained, max_length=text_shapes["max_position_embeddings"])
