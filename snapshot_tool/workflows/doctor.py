@@ -11,7 +11,8 @@ from snapshot_tool.core.errors import SnapError
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
 from snapshot_tool.families import FAMILIES
 from snapshot_tool.store.golden import FoundSet, find_goldens
-from snapshot_tool.store.verify import find_damage
+from snapshot_tool.store.manifest import Manifest
+from snapshot_tool.store.verify import find_lasting_damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +94,23 @@ def _recording_finding() -> Finding:
 
 def _golden_finding(found: FoundSet, root: Path) -> Finding:
     name = f"golden {found.folder.relative_to(root)}"
-    manifest = found.manifest
-    if manifest is None:
+    if found.manifest is None:
         return Finding(name, False, found.problem)
-    damage = find_damage(found.folder, manifest)
-    if damage:
-        return Finding(name, False, damage[0])
-    problem = _why_unusable(root, found)
+    try:
+        manifest, damage = find_lasting_damage(found.folder)
+    except SnapError as error:
+        return Finding(name, False, error.problem)
+    problem = damage[0] if damage else _why_unusable(root, manifest)
     if problem:
         return Finding(name, False, problem)
     detail = f"{len(manifest.cases)} cases, golden version {manifest.golden_version}, usable here"
     return Finding(name, True, detail)
 
 
-def _why_unusable(root: Path, found: FoundSet) -> str:
+def _why_unusable(root: Path, manifest: Manifest) -> str:
     """Return why a whole set cannot be checked here as it stands, or ""."""
     import torch
 
-    manifest = found.manifest
-    if manifest is None:
-        return found.problem
     if manifest.device == "cuda" and not torch.cuda.is_available():
         return "recorded on cuda, which is not here (--device cpu --golden-device cuda allows it)"
     entry = manifest.checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapshot_tool.core.errors import GoldenNotFound, UsageError
+from snapshot_tool.core.errors import GoldenNotFound, SnapError, UsageError
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.store.golden import FoundSet, Selection, find_goldens, open_golden
 from snapshot_tool.store.layout import MANIFEST
@@ -61,8 +61,8 @@ def verify_goldens(root: Path, spec: str | None) -> list[Verification]:
     """Read every byte of the sets below `root` (or of the one named) and compare digests."""
     found = find_goldens(root)
     if spec is not None:
-        folder, _ = find_golden(root, spec)
-        found = [FoundSet(folder, load_manifest(folder))]
+        folder, manifest = find_golden(root, spec)
+        found = [FoundSet(folder, manifest)]
     if not found:
         raise GoldenNotFound(f"no golden set in {root}", "name another folder with --goldens")
     return [_verify(item) for item in found]
@@ -71,7 +71,10 @@ def verify_goldens(root: Path, spec: str | None) -> list[Verification]:
 def _verify(found: FoundSet) -> Verification:
     if found.manifest is None:
         return Verification(found.folder, str(found.folder), (found.problem,))
-    manifest, damage = find_lasting_damage(found.folder)
+    try:
+        manifest, damage = find_lasting_damage(found.folder)
+    except SnapError as error:  # below the head of its manifest
+        return Verification(found.folder, found.manifest.title, (error.problem,))
     return Verification(found.folder, manifest.title, tuple(damage))
 
 

@@ -19,6 +19,7 @@ from snapshot_tool.store.lock import (
     lock_path,
     lock_set,
 )
+from snapshot_tool.store.manifest import load_manifest
 from snapshot_tool.store.transaction import recording_lock, write_atomically
 from snapshot_tool.store.verify import require_whole, set_file
 
@@ -96,7 +97,7 @@ def _whole_sets(request: PushRequest, held: ExitStack) -> dict[Path, LockedSet]:
         if location.revision_folder not in revisions:
             held.enter_context(recording_lock(location))
             revisions.add(location.revision_folder)
-        require_whole(found.folder, found.manifest)
+        require_whole(found.folder, load_manifest(found.folder))
         sets[found.folder] = item
     if not sets:
         raise GoldenNotFound(

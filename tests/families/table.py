@@ -24,7 +24,7 @@ from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.environment import package_version
 from snapshot_tool.reports.run_json import run_to_json
 from snapshot_tool.store.golden import find_goldens
-from snapshot_tool.store.manifest import Manifest
+from snapshot_tool.store.manifest import ManifestHead
 from snapshot_tool.workflows.check import CheckRequest, check
 from tests.families.findings import FINDINGS, REPAIRS
 from tests.families.record import SECONDS
@@ -39,7 +39,7 @@ class Row:
     """What came out for one checkpoint; `report` is None where FMS could not load it."""
 
     name: str
-    manifest: Manifest
+    manifest: ManifestHead
     report: Any
     problem: str
     seconds: float
@@ -63,7 +63,7 @@ class Row:
         return [phase for phase in own if phase in found]
 
 
-def check_set(name: str, manifest: Manifest, out: Path, *, candidate: str = "fms") -> Row:
+def check_set(name: str, manifest: ManifestHead, out: Path, *, candidate: str = "fms") -> Row:
     """Check one golden set with the installed FMS, in this process."""
     began = time.perf_counter()
     request = CheckRequest(

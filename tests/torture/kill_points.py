@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from snapshot_tool.store.golden import find_goldens
+from snapshot_tool.store.manifest import load_manifest
 from snapshot_tool.store.verify import find_damage
 from tests.torture.saboteur import Kind, Saboteur
 
@@ -143,7 +144,7 @@ def _look(root: Path, whole: Undisturbed, survival: Survival) -> list[str]:
         if found.manifest is None:
             problems.append(found.problem)
         else:
-            problems += find_damage(found.folder, found.manifest)
+            problems += find_damage(found.folder, load_manifest(found.folder))
     there = contents(root)
     state = "old" if there == whole.before else "new" if there == whole.after else "a mixture"
     survival.found[state] += 1

@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, UsageError
+from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, ManifestInvalid, UsageError
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.images import render
 from snapshot_tool.store.golden import Selection, find_goldens, open_golden, select_golden
 from snapshot_tool.store.layout import INPUTS, MANIFEST, TAPS, phase_file
 from snapshot_tool.store.manifest import FileEntry, load_manifest
 from snapshot_tool.store.verify import find_damage, set_file
+from snapshot_tool.workflows.goldens import verify_goldens
 from tests.unit.factory import (
     MODULES,
     REVISION,
@@ -157,6 +158,20 @@ def test_an_unreadable_manifest_is_listed_with_its_problem(root: Path, folder: P
     assert (third.folder, third.manifest) == (broken, None)
     assert third.problem.startswith(f"{broken / MANIFEST} is no valid manifest: ")
     assert select_golden(root, Selection()).folder == folder
+
+
+def test_what_is_wrong_with_a_tensors_entry_is_found_when_the_set_is_opened(
+    root: Path, folder: Path
+) -> None:
+    """Sets are looked for by the heads of their manifests; the one that is meant is read whole."""
+    path = folder / MANIFEST
+    path.write_bytes(path.read_bytes().replace(b'"dtype": "I64"', b'"dtype": "i64"'))
+    (found,) = find_goldens(root)
+    assert (found.folder, found.problem) == (folder, "")
+    with pytest.raises(ManifestInvalid, match=r"is no valid manifest: .*dtype"):
+        select_golden(root, Selection())
+    (verified,) = verify_goldens(root, None)
+    assert "is no valid manifest" in verified.damage[0]
 
 
 def test_a_selection_that_only_a_broken_set_might_answer_is_golden_damaged(

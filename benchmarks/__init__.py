@@ -1,0 +1,1 @@
+"""What snap costs, measured beside what it replaces."""

@@ -1,0 +1,136 @@
+"""What the commands cost that run no model: help, list, verify. Whole processes, best of many.
+
+Each is timed in turn with its yardstick, so that whatever else the machine does hits both.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+
+from snapshot_tool.store.layout import OUTPUTS, find_set_folders
+from snapshot_tool.store.manifest import Manifest, encode, load_manifest
+from snapshot_tool.store.tensors import Span, describe_file, write_file
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "build" / "bench"
+SNAP = [str(Path(sys.executable).with_name("snap"))]
+SETS = (10, 100, 1000)
+LARGE = 2**30  # bytes of the file that is verified
+ROUNDS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure beside its target: a ratio, or seconds."""
+
+    what: str
+    figure: float
+    target: str
+    met: bool
+
+
+def best_seconds(commands: Mapping[str, Sequence[str]], *, rounds: int) -> dict[str, float]:
+    """Return the shortest wall time of each command, run in turns."""
+    best = dict.fromkeys(commands, float("inf"))
+    for _ in range(rounds):
+        for name, command in commands.items():
+            began = time.perf_counter()
+            subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+            best[name] = min(best[name], time.perf_counter() - began)
+    return best
+
+
+def embedded() -> tuple[Path, Manifest]:
+    """Return the committed golden set."""
+    (folder,) = find_set_folders(ROOT / "goldens")
+    return folder, load_manifest(folder)
+
+
+def write_many(root: Path, count: int) -> None:
+    """Write the manifests of as many golden sets, each as large as the committed one's."""
+    _, manifest = embedded()
+    for number in range(count):
+        revision = f"{number:012x}" + "0" * 28
+        entry = msgspec.structs.replace(manifest.checkpoint, revision=revision)
+        folder = root / "local--tiny-idefics3" / revision[:12] / "cpu-float32"
+        folder.mkdir(parents=True)
+        text = encode(msgspec.structs.replace(manifest, checkpoint=entry))
+        (folder / "manifest.json").write_bytes(text)
+
+
+def write_large(root: Path) -> Path:
+    """Write the committed set with one large file in it, of eight tensors; return that file."""
+    source, manifest = embedded()
+    folder = root / source.relative_to(ROOT / "goldens")
+    shutil.copytree(source.parent, folder.parent)
+    side = LARGE // 8 // 4
+    span = Span("F32", (side,), 0, LARGE // 8)
+    zeros = root / "zeros"
+    with zeros.open("wb") as file:
+        file.truncate(LARGE // 8)
+    case = manifest.cases[0].name
+    write_file(folder / OUTPUTS, [(f"{case}/module.{i}", zeros, span) for i in range(8)])
+    files = {**manifest.files, OUTPUTS: describe_file(folder / OUTPUTS)}
+    (folder / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, files=files)))
+    return folder / OUTPUTS
+
+
+def measure_help() -> Row:
+    """Compare `snap --help` with what importing click takes."""
+    click = [sys.executable, "-c", "import click"]
+    best = best_seconds({"help": [*SNAP, "--help"], "click": click}, rounds=ROUNDS)
+    ratio = best["help"] / best["click"]
+    return Row("`snap --help`, of `python -c 'import click'`", ratio, "at most 1.5", ratio <= 1.5)
+
+
+def measure_list(root: Path) -> list[Row]:
+    """Time `snap list` as the sets grow in number."""
+    commands = {}
+    for count in SETS:
+        write_many(root / str(count), count)
+        commands[str(count)] = [*SNAP, "list", "--goldens", str(root / str(count))]
+    best = best_seconds(commands, rounds=ROUNDS // 3)
+    rows = [Row(f"`snap list` of {n} sets, seconds", best[str(n)], "", True) for n in SETS[:-1]]
+    last = best[str(SETS[-1])]
+    return [*rows, Row(f"`snap list` of {SETS[-1]:,} sets, seconds", last, "under 1", last < 1)]
+
+
+def measure_verify(root: Path) -> Row:
+    """Compare the speed of `snap verify` with that of sha256sum on the set's largest file."""
+    large = write_large(root)
+    commands = {
+        "verify": [*SNAP, "verify", "--goldens", str(root)],
+        "sha256sum": ["sha256sum", str(large)],
+    }
+    best = best_seconds(commands, rounds=ROUNDS // 3)
+    ratio = best["sha256sum"] / best["verify"]
+    what = f"`snap verify` of {LARGE >> 20} MiB, speed, of `sha256sum`"
+    return Row(what, ratio, "at least 0.8", ratio >= 0.8)
+
+
+def main() -> None:
+    """Measure, print a table, write build/bench/commands.json."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=OUT) as folder:
+        root = Path(folder)
+        rows = [measure_help(), *measure_list(root / "many"), measure_verify(root / "large")]
+    print("| what | figure | target | met |\n| --- | --- | --- | --- |")
+    for row in rows:
+        met = ("yes" if row.met else "no") if row.target else ""
+        print(f"| {row.what} | {row.figure:.3g} | {row.target} | {met} |")
+    text = json.dumps([asdict(row) for row in rows], indent=2)
+    (OUT / "commands.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
