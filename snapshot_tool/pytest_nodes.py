@@ -16,6 +16,7 @@ from snapshot_tool.core.errors import SnapError, UsageError
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
+from snapshot_tool.core.shard import parse_share
 from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.reports import run_text
 from snapshot_tool.store.golden import Golden, open_golden
@@ -170,6 +171,7 @@ def make_request(config: pytest.Config) -> CheckRequest:
     if unknown := set(names) - set(PHASES):
         raise pytest.UsageError(f"--snap-phase {min(unknown)} is none of {', '.join(PHASES)}")
     fms_path, rule = option("--fms-path"), option("--snap-tolerance")
+    shard = option("--snap-shard")
     return CheckRequest(
         goldens=path_of(config, option("--snap-goldens")),
         candidate=option("--snap-candidate"),
@@ -183,6 +185,7 @@ def make_request(config: pytest.Config) -> CheckRequest:
         dtype=option("--snap-dtype"),
         rule=Rule(rule) if rule else None,
         quick=option("--snap-quick"),
+        share=parse_share(shard) if shard else None,
     )
 
 

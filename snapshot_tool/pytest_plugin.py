@@ -39,6 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option("--snap-golden-device", choices=devices, help="Device of the golden set, if another.")
     option("--snap-phase", action="append", default=[], metavar="PHASE", help="May be repeated.")
     option("--snap-case", default="*", metavar="GLOB", help="Cases to run.")
+    option("--snap-shard", metavar="K/N", help="The K-th of N shares of the cases.")
     option("--snap-dtype", metavar="DTYPE", help="What the candidate computes in.")
     option("--snap-tolerance", choices=["table", "oracle"], help="What judges.")
     option("--snap-quick", action="store_true", help="Verify generation in one pass.")

@@ -19,6 +19,7 @@ _COMMANDS = {
     "record": ("record", "Record a golden set from the Hugging Face reference."),
     "check": ("check", "Check an FMS model against a golden set."),
     "report": ("report", "Show a finished check again, as text or as HTML."),
+    "merge": ("merge", "Make one report of the shards of a check."),
     "list": ("goldens", "List the golden sets."),
     "show": ("goldens", "Show what a golden set holds."),
     "verify": ("goldens", "Check the files of golden sets against their digests."),

@@ -22,6 +22,7 @@ from snapshot_tool.core.phases import PHASES
 from snapshot_tool.core.questions import parse_question
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Verdict
+from snapshot_tool.core.shard import parse_share
 from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.devices import DEVICES
 
@@ -60,6 +61,11 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
 )
 @phase_option
 @click.option("--case", default="*", show_default=True, help="Cases to run, as a glob.")
+@click.option(
+    "--shard",
+    metavar="K/N",
+    help="Check the K-th of N shares of the cases; `snap merge` makes one report of all N.",
+)
 @click.option("--localise", is_flag=True, help="Look into the modules even where nothing differs.")
 @click.option(
     "--quick",
@@ -133,6 +139,7 @@ def check_command(
     golden_device: str | None,
     phases: tuple[str, ...],
     case: str,
+    shard: str | None,
     localise: bool,
     quick: bool,
     repeat: int,
@@ -188,6 +195,7 @@ def check_command(
         explore=explore or 0,
         seed=seed,
         replay=tuple(map(parse_question, replay)),
+        share=parse_share(shard) if shard else None,
     )
     report = check(request, TerminalProgress())
     if str(json_path) != "-":
@@ -250,7 +258,7 @@ def _draw_grid(rows: list[Row]) -> None:
 
 # What says how often to ask and what to show; everything else decides what is asked.
 _NOT_REPLAYED = {
-    *("explore", "seed", "replay", "phases", "case", "quick", "repeat", "localise"),
+    *("explore", "seed", "replay", "phases", "case", "shard", "quick", "repeat", "localise"),
     *("json_path", "html_path", "graft"),
 }
 

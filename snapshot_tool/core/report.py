@@ -9,6 +9,7 @@ from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import Result, Verdict, first_divergence, overall_verdict
+from snapshot_tool.core.shard import Shard
 from snapshot_tool.core.tolerance import Rule
 
 # What is outside of every module, by the phase that shows it first.
@@ -77,6 +78,7 @@ class CheckReport:
         warnings: what the candidate did besides answering, each thing once.
         surroundings: where this machine is not as the one that recorded: "torch 2.6, here 2.7".
         exploration: what `--explore` or `--replay` asked besides.
+        shard: which share of the cases this is; None where it is all of them.
     """
 
     golden: GoldenIdentity
@@ -95,6 +97,7 @@ class CheckReport:
     rule: Rule = Rule.TABLE
     near_ties_allowed: bool = False
     graft: Graft | None = None
+    shard: Shard | None = None
 
     @property
     def all_results(self) -> tuple[Result, ...]:

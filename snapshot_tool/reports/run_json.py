@@ -17,6 +17,7 @@ from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Comparison, Result, Worst
+from snapshot_tool.core.shard import Shard
 
 SCHEMA = "snap-check/1"
 
@@ -71,6 +72,19 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
         "module_mapping": _mapping(report.localisation),
         "localisation": _localisation(report.localisation),
         "exploration": _exploration(report.exploration),
+        "shard": _shard(report.shard),
+    }
+
+
+def _shard(shard: Shard | None) -> dict[str, Any] | None:
+    if shard is None:
+        return None
+    return {
+        "index": shard.share.index,
+        "count": shard.share.count,
+        "cases": list(shard.cases),
+        "all_cases": shard.all_cases,
+        "asked": dict(shard.asked),
     }
 
 

@@ -21,6 +21,7 @@ from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Comparison, Result
+from snapshot_tool.core.shard import Shard, Share
 from snapshot_tool.core.tolerance import Rule, Tolerance
 from snapshot_tool.reports.run_json import SCHEMA
 
@@ -81,7 +82,14 @@ def _report(data: Mapping[str, Any]) -> CheckReport:
         graft=_graft(data.get("graft")),
         warnings=msgspec.convert(data.get("warnings", []), tuple[str, ...]),
         surroundings=msgspec.convert(data.get("recorded_elsewhere", []), tuple[str, ...]),
+        shard=_shard(data.get("shard")),
     )
+
+
+def _shard(entry: Mapping[str, Any] | None) -> Shard | None:
+    if entry is None:
+        return None
+    return msgspec.convert({**entry, "share": msgspec.convert(entry, Share)}, Shard)
 
 
 def _exploration(entry: Mapping[str, Any] | None, results: Sequence[Result]) -> Exploration | None:

@@ -30,6 +30,7 @@ def header_lines(report: CheckReport, *, base: str) -> list[str]:
         f"candidate     {candidate_text(report.candidate, base=base)}",
         f"device        {device} ({report.environment.get('device', '')}), {report.dtype}{other}",
         f"transformers  {report.transformers}",
+        *([f"shard         {report.shard}"] if report.shard else []),
         *([quick] if report.quick else []),
         *(f"recorded on   {difference}" for difference in report.surroundings),
         *(f"warning       {warning}" for warning in report.warnings),

@@ -26,6 +26,7 @@ from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.questions import Question
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Result, Verdict, first_divergence
+from snapshot_tool.core.shard import Shard, Share
 from snapshot_tool.core.tolerance import Rule, Tolerance
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
@@ -73,6 +74,7 @@ class CheckRequest:
     explore: int = 0
     seed: int | None = None
     replay: tuple[Question, ...] = ()
+    share: Share | None = None
 
     @property
     def golden_choice(self) -> GoldenChoice:
@@ -265,6 +267,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         exploration=exploration,
         warnings=checker.warnings,
         surroundings=differing_surroundings(golden.manifest.environment, environment),
+        shard=_shard(golden.manifest, request),
     )
 
 
@@ -281,7 +284,21 @@ def _identity(golden: Golden) -> GoldenIdentity:
 
 
 def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
-    """Return the cases that `--case` names; raise UsageError where it names none."""
+    """Return the share asked for of the cases that `--case` names; raise UsageError for none."""
+    cases = _matching_cases(manifest, request)
+    share = request.share
+    if share is None:
+        return cases
+    if request.replay:
+        raise UsageError("--replay asks what it names, of no share", "leave out --shard")
+    if share.count > len(cases):
+        raise UsageError(
+            f"--shard {share}: there are {len(cases)} cases", f"use at most {len(cases)} shards"
+        )
+    return list(share.of(cases))
+
+
+def _matching_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
     names = [case.name for case in manifest.cases]
     chosen = set(fnmatch.filter(names, request.case))
     if not chosen:
@@ -290,6 +307,25 @@ def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
             f"there are: {', '.join(names)}",
         )
     return [case for case in manifest.cases if case.name in chosen]
+
+
+def _shard(manifest: Manifest, request: CheckRequest) -> Shard | None:
+    """Return which share this is, with all that another one must have in common with it."""
+    if request.share is None:
+        return None
+    asked = {
+        "--case": request.case,
+        "--phase": " ".join(request.phases),
+        "--require": " ".join(request.required),
+        "--atol": str(request.atol),
+        "--rtol": str(request.rtol),
+        "--repeat": str(request.repeat),
+        "--explore": str(request.explore),
+        "--seed": str(request.seed),
+        "--graft": request.graft,
+    }
+    cases = tuple(case.name for case in select_cases(manifest, request))
+    return Shard(request.share, cases, len(_matching_cases(manifest, request)), asked)
 
 
 def check_cases(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Iterator[Result]:
