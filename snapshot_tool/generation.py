@@ -37,6 +37,19 @@ def describe_tokens(tokens: Sequence[int], checkpoint: Path | None) -> tuple[Tok
     return tuple(TokenChoice(token, text) for token, text in zip(tokens, texts, strict=True))
 
 
+def with_golden_tokens(golden: Golden, case: str) -> CaseInputs:
+    """Return a case's prompt with the golden's tokens after it, all but the last."""
+    import torch
+
+    inputs = golden.inputs(case)
+    given = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)[None, :-1]
+    return replace(
+        inputs,
+        input_ids=torch.cat([inputs.input_ids, given], dim=1),
+        attention_mask=torch.cat([inputs.attention_mask, torch.ones_like(given)], dim=1),
+    )
+
+
 def teacher_forced_logits(candidate: Candidate, golden: Golden, case: str) -> torch.Tensor | None:
     """Return the candidate's logits at every step, given the golden's tokens before it.
 
@@ -44,20 +57,21 @@ def teacher_forced_logits(candidate: Candidate, golden: Golden, case: str) -> to
     """
     import torch
 
-    inputs = golden.inputs(case)
-    given = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)[None, :-1]
-    longer = CaseInputs(
-        torch.cat([inputs.input_ids, given], dim=1),
-        torch.cat([inputs.attention_mask, torch.ones_like(given)], dim=1),
-        inputs.pixel_values,
-        inputs.pixel_attention_mask,
-        inputs.image_sizes,
-    )
+    inputs = with_golden_tokens(golden, case)
     with torch.inference_mode():
-        logits = candidate.forward(longer)
-    if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != longer.input_ids.shape:
+        logits = candidate.forward(inputs)
+    return step_logits(logits, golden, case)
+
+
+def step_logits(logits: object, golden: Golden, case: str) -> torch.Tensor | None:
+    """Return the rows of forward's logits that choose a token each, as teacher_forced_logits."""
+    import torch
+
+    steps = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))
+    length = golden.inputs(case).input_ids.shape[1] + steps - 1
+    if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != (1, length):
         return None
-    return logits[0, inputs.input_ids.shape[1] - 1 :].to("cpu", torch.float64)
+    return logits[0, -steps:].to("cpu", torch.float64)
 
 
 def greedy_tokens(logits: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from snapshot_tool.core.errors import PhaseUnsupported
 from snapshot_tool.core.interfaces import Candidate
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.families import family_of
-from snapshot_tool.generation import greedy_tokens, teacher_forced_logits
+from snapshot_tool.generation import greedy_tokens, step_logits, with_golden_tokens
 from snapshot_tool.store import parts
 from snapshot_tool.store.golden import Golden
 
@@ -41,18 +41,39 @@ def run_phase(candidate: Candidate, golden: Golden, case: str, phase: Phase) -> 
     return _RUNS[phase](candidate, golden, case)
 
 
-def run_generation_in_one_pass(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
-    """Verify all greedy tokens in one forward pass over prompt and golden tokens.
+@dataclass(slots=True)
+class OnePass:
+    """Forward and generation of a case, verified in one pass over prompt and golden tokens.
 
     Teacher forcing: at every step the candidate is given the golden's tokens so far, so all its
-    choices are the golden's exactly if its own generation, without a cache, would be.
+    choices are the golden's exactly if its own generation, without a cache, would be. No token is
+    seen by those before it: the prompt's logits are those of forward.
     """
-    _require_method(candidate, Phase.FORWARD.value)
-    expected = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
-    logits = teacher_forced_logits(candidate, golden, case)
-    if logits is None:
-        return [Pair(parts.TOKEN_IDS, expected, None, "forward returned no logits of each token")]
-    return [Pair(parts.TOKEN_IDS, expected, greedy_tokens(logits))]
+
+    _case: str = ""
+    _steps: torch.Tensor | None = None
+
+    def forward(self, candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+        """Run the pass, and return what forward compares of it."""
+        _require_method(candidate, Phase.FORWARD.value)
+        answer = candidate.forward(with_golden_tokens(golden, case))
+        self._case, self._steps = case, step_logits(answer, golden, case)
+        if self._steps is not None:
+            prompt = golden.inputs(case).input_ids.shape[1]
+            answer = cast("torch.Tensor", answer)[:, :prompt]
+        return _forward_pairs(answer, golden, case)
+
+    def generate(self, candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+        """Return the tokens that the pass chooses; it is run now where forward was not."""
+        if self._case != case:
+            self.forward(candidate, golden, case)
+        steps, self._case, self._steps = self._steps, "", None
+        expected = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
+        if steps is None:
+            return [
+                Pair(parts.TOKEN_IDS, expected, None, "forward returned no logits of each token")
+            ]
+        return [Pair(parts.TOKEN_IDS, expected, greedy_tokens(steps))]
 
 
 def _require_method(candidate: Candidate, name: str) -> None:
@@ -122,8 +143,11 @@ def _sizes(golden: Golden, case: str) -> dict[str, torch.Tensor]:
 
 
 def _forward(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+    return _forward_pairs(candidate.forward(golden.inputs(case)), golden, case)
+
+
+def _forward_pairs(answer: Any, golden: Golden, case: str) -> list[Pair]:
     family = family_of(golden.manifest.checkpoint.family)
-    answer = candidate.forward(golden.inputs(case))
     named = answer if isinstance(answer, Mapping) else {parts.LOGITS: answer}
     pairs = _logits(named.get(parts.LOGITS), golden, case) if family.logits else []
     return pairs + [_whole_output(name, named, golden, case) for name in family.whole_outputs]

@@ -19,6 +19,7 @@ import torch
 from snapshot_tool.candidates.fms_graft import graft_twin
 from snapshot_tool.candidates.fms_import import FmsSource, import_fms
 from snapshot_tool.candidates.fms_observe import observe_twins, twin_output
+from snapshot_tool.candidates.fms_reuse import Reuse
 from snapshot_tool.candidates.fms_weights import require_full_coverage
 from snapshot_tool.core.errors import (
     CandidateUnavailable,
@@ -139,6 +140,19 @@ class FmsCandidate:
         """Let a module, by Hugging Face's name, return the golden's output meanwhile."""
         return graft_twin(
             self.model, self.family.fms.twins, module, output, head_dim=self._head_dim()
+        )
+
+    def reuse(self) -> Reuse:
+        """Return what serves between phases; empty, and of one check."""
+        port, family = self.family.fms, self.family
+        # Where padding enters a state, a pass with the cache is not the pass without it.
+        caches = family.generates and not family.recurrent
+        # Another branch of FMS may call them otherwise: nothing is served then.
+        named = dict(self.model.named_modules())
+        return Reuse(
+            named.get(port.encoder) if port.encoder else None,
+            named.get(port.decoder) if caches else None,
+            port.tiles_apart,
         )
 
     def _method(self, name: str) -> Callable[..., Any]:

@@ -158,6 +158,23 @@ class Graftable(Protocol):
         """
 
 
+class Serving(Protocol):
+    """What one phase of a candidate computed, kept for those after it."""
+
+    def serving(self, *, prefill: bool) -> AbstractContextManager[None]:
+        """Answer from what was computed on the same input, bit for bit, inside the block.
+
+        prefill: whether forward runs with the cache that generate begins with.
+        """
+
+
+class Reusing(Protocol):
+    """A candidate whose phases need not compute what another phase of the same case did."""
+
+    def reuse(self) -> Serving:
+        """Return what serves between phases; empty, and of one check."""
+
+
 class CandidateFactory(Protocol):
     """What `--candidate module:factory` names."""
 

@@ -68,6 +68,10 @@ class FmsPort:
         aliases: other names that an FMS branch may use for a field of `config_class`.
         config_class: the class of its configuration in FMS's module; needed with aliases alone.
         not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
+        encoder: the module that encodes images within FMS's model; "" where there is none.
+        tiles_apart: whether the encoder takes tiles (tiles, channels, height, width) that know
+            nothing of each other.
+        decoder: the module that FMS's generation loop calls; "": the model itself.
     """
 
     architecture: str
@@ -77,6 +81,9 @@ class FmsPort:
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     config_class: str = ""
     not_weights: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"position_ids$")
+    encoder: str = ""
+    tiles_apart: bool = False
+    decoder: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,5 +149,8 @@ IDEFICS3 = Family(
             "scale_factor": ("pixel_shuffle_factor",),
         },
         config_class="Idefics3Config",
+        encoder="vision_tower",
+        tiles_apart=True,
+        decoder="text_model",
     ),
 )

@@ -116,5 +116,6 @@ LLAVA_NEXT = Family(
                 "language_model.lm_head",
             ),
         ),
+        encoder="vision_tower",
     ),
 )

@@ -131,5 +131,5 @@ MISTRAL3 = Family(
     attention="eager",  # transformers 4.51's Pixtral has no other
     captures=PROJECTOR_CAPTURES,
     compared={Phase.VISION: FEATURES, Phase.CONNECTOR: CONNECTOR_OUTPUT},
-    fms=FmsPort("mistral3", _fms_config, PixtralCalls, MISTRAL3_TWINS),
+    fms=FmsPort("mistral3", _fms_config, PixtralCalls, MISTRAL3_TWINS, encoder="vision_tower"),
 )

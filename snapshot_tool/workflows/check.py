@@ -6,9 +6,10 @@ import fnmatch
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from snapshot_tool.candidates import FMS, load_candidate
 from snapshot_tool.case_localisation import localise_case
@@ -20,6 +21,7 @@ from snapshot_tool.core.interfaces import (
     CandidateInfo,
     CandidateRequest,
     Progress,
+    Serving,
 )
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.phases import PHASES, Phase
@@ -39,13 +41,10 @@ from snapshot_tool.guards.guarded import Guarded
 from snapshot_tool.guards.runs import run_guarded
 from snapshot_tool.guards.surroundings import differing_surroundings
 from snapshot_tool.judge import Judge
-from snapshot_tool.phase_runs import Pair, run_generation_in_one_pass, run_phase
+from snapshot_tool.phase_runs import OnePass, Pair, run_phase
 from snapshot_tool.store.golden import Golden
-from snapshot_tool.store.layout import ORACLE, phase_file
+from snapshot_tool.store.layout import INPUTS, ORACLE, phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +99,9 @@ class Checker:
         checkpoint: the folder of its weights; where given, tokens are told as text.
         settings: what was set for determinism.
         imported_before: whether transformers was imported before the candidate was loaded.
+        reuse: what serves between the phases of a case; None: every phase computes everything.
+        without_cache: the case whose forward runs without the cache that generate begins with.
+        one_pass: what forward and generate share with --quick.
     """
 
     request: CheckRequest
@@ -108,6 +110,9 @@ class Checker:
     checkpoint: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     imported_before: bool = False
+    reuse: Serving | None = None
+    without_cache: str = ""
+    one_pass: OnePass = field(default_factory=OnePass)
 
     @property
     def info(self) -> CandidateInfo:
@@ -123,7 +128,15 @@ class Checker:
 
         if not isinstance(self.candidate, Guarded):
             return once()
-        return run_guarded(self.candidate, phase, once, times=self.request.repeat)
+        with self._serving(case):
+            return run_guarded(self.candidate, phase, once, times=self.request.repeat)
+
+    def _serving(self, case: CaseEntry) -> AbstractContextManager[None]:
+        # What is asked again and again is to be computed again and again.
+        if self.reuse is None or self.request.repeat > 1:
+            return nullcontext()
+        generates = not self.request.quick and Phase.GENERATE in self.request.phases
+        return self.reuse.serving(prefill=generates and case.name != self.without_cache)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -142,10 +155,10 @@ class Checker:
         """Put the golden's output in the place of the module that the request names."""
         if not self.request.graft:
             return None
-        checker = self
+        checker = replace(self, reuse=None)
         if ORACLE in self.golden.manifest.files:
             # On a small case a fault may stay within the table.
-            checker = replace(self, request=replace(self.request, rule=Rule.ORACLE))
+            checker = replace(checker, request=replace(self.request, rule=Rule.ORACLE))
         return graft_module(
             self.request.graft,
             self.candidate,
@@ -196,6 +209,7 @@ def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> C
         )
         next(steps)
     guarded = Guarded(candidate, dtype=dtype, settings=settings)
+    reuse = getattr(candidate, "reuse", None)
     return Checker(
         request,
         golden,
@@ -203,7 +217,24 @@ def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> C
         checkpoint.folder,
         settings,
         imported_before,
+        reuse=reuse() if callable(reuse) else None,
+        without_cache=_shortest_case(golden.manifest, request),
     )
+
+
+def _shortest_case(manifest: Manifest, request: CheckRequest) -> str:
+    """Return the case of the fewest tokens; "" where one case is all that is checked.
+
+    A port may be right with a cache and wrong without: one case at least is to tell.
+    """
+    cases = select_cases(manifest, request)
+    ids = manifest.files[INPUTS].tensors
+
+    def tokens(case: CaseEntry) -> int:
+        entry = ids.get(f"{case.name}/input_ids")
+        return entry.shape[-1] if entry else 0
+
+    return min(cases, key=tokens).name if len(cases) > 1 else ""
 
 
 def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
@@ -365,10 +396,7 @@ def _check_phase(checker: Checker, case: CaseEntry, phase: Phase) -> list[Result
     began = time.perf_counter()
     try:
         with torch.inference_mode():
-            if checker.request.quick and phase is Phase.GENERATE:
-                pairs = run_generation_in_one_pass(candidate, golden, case.name)
-            else:
-                pairs = run_phase(candidate, golden, case.name, phase)
+            pairs = _run_phase(checker, case, phase)
         seconds = time.perf_counter() - began
         results = [checker.judge_pair(case, phase, pair, seconds) for pair in pairs]
     except PhaseUnsupported as unsupported:
@@ -381,6 +409,17 @@ def _check_phase(checker: Checker, case: CaseEntry, phase: Phase) -> list[Result
         seconds = time.perf_counter() - began
         return [Result(case.name, phase, "", Verdict.ERROR, reason, seconds=seconds)]
     return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
+
+
+def _run_phase(checker: Checker, case: CaseEntry, phase: Phase) -> list[Pair]:
+    """Run one phase; with --quick forward and generate share one pass."""
+    candidate, golden, request = checker.candidate, checker.golden, checker.request
+    if request.quick and phase is Phase.GENERATE:
+        return checker.one_pass.generate(candidate, golden, case.name)
+    both = Phase.GENERATE in case.phases and Phase.GENERATE in request.phases
+    if request.quick and phase is Phase.FORWARD and both:
+        return checker.one_pass.forward(candidate, golden, case.name)
+    return run_phase(candidate, golden, case.name, phase)
 
 
 def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Exploration | None:

@@ -1,0 +1,181 @@
+"""Serving between phases what an FMS model has computed: no module works twice on one input.
+
+The phases of a case overlap. The encoder is given the golden's tiles by vision, forward and
+generate alike, and generation begins with the pass that forward was. Served is only what was
+computed on the same input, bit for bit, by the same call: whatever a port does before and after it
+runs each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Forward = Callable[..., Any]
+
+_KEPT = 2**28  # bytes of the encoder's answers: 80 tiles of SmolVLM
+_CHUNK = 2**20  # elements of the tiles that an encoder is given at once: one tile of 512 x 512
+
+
+@dataclass(slots=True)
+class Reuse:
+    """What an FMS model's encoder and decoder have computed, and how it is served.
+
+    Args:
+        encoder: the module that encodes images, if there is one.
+        decoder: the module that the generation loop calls, if there is one. It answers with logits,
+            and with (logits, cache) when it is called with use_cache.
+        tiles_apart: whether the encoder takes (tiles, channels, height, width) and knows no
+            neighbours: large tiles then go through it a few at a time, which bounds memory.
+    """
+
+    encoder: torch.nn.Module | None
+    decoder: torch.nn.Module | None
+    tiles_apart: bool = False
+    _encoded: _Answers = field(default_factory=lambda: _Answers(_KEPT))
+    _prefill: tuple[str, Any] | None = None
+
+    @contextmanager
+    def serving(self, *, prefill: bool) -> Iterator[None]:
+        """Serve inside the block; `prefill` says whether forward keeps its cache for generate."""
+        with ExitStack() as stack:
+            if self.encoder is not None:
+                stack.enter_context(_forward_by(self.encoder, self._encode))
+            if self.decoder is not None and prefill:
+                stack.enter_context(_forward_by(self.decoder, self._decode))
+            yield
+
+    def _encode(self, compute: Forward, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        chunks = self._chunks(given, options)
+        if len(chunks) == 1:
+            return self._encoded.ask(compute, given, options)
+        answers = [self._encoded.ask(compute, (chunk,), options) for chunk in chunks]
+        return _joined(answers)
+
+    def _chunks(self, given: Sequence[Any], options: Mapping[str, Any]) -> Sequence[Any]:
+        """Return the tiles in parts, or in one where they cannot be parted."""
+        if not self.tiles_apart or len(given) != 1 or any(map(torch.is_tensor, options.values())):
+            return given[:1]
+        tiles: torch.Tensor = given[0]
+        return torch.split(tiles, max(1, _CHUNK // max(1, tiles[:1].numel())))
+
+    def _decode(self, compute: Forward, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """Run a prompt with its cache, whether it is asked for or not, and serve both once."""
+        arguments = inspect.signature(compute).bind(*given, **options).arguments
+        extra = arguments.pop("attn_kwargs", {})
+        asked = {k: v for k, v in {**arguments, **extra}.items() if v is not None}
+        with_cache = bool(asked.pop("use_cache", False))
+        if asked.get("past_key_value_states"):
+            return compute(*given, **options)
+        question = _digest(asked)
+        if with_cache:
+            kept, self._prefill = self._prefill, None
+            return kept[1] if kept and kept[0] == question else compute(*given, **options)
+        logits, cache = compute(**{**asked, "use_cache": True})
+        self._prefill = (question, (logits.clone(), cache))
+        return logits
+
+
+class _Answers:
+    """Answers by their question, the least recently used forgotten beyond `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    def ask(self, compute: Forward, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """Return the answer, a copy of its own each time, computed unless it is known."""
+        question = _digest([list(given), dict(options)])
+        if question in self._kept:
+            self._kept.move_to_end(question)
+            return _copied(self._kept[question])
+        answer = compute(*given, **options)
+        size = sum(tensor.nbytes for tensor in _tensors(answer))
+        if size <= self._limit and _is_plain(answer):
+            self._kept[question] = _copied(answer)
+            self._bytes += size
+        while self._bytes > self._limit:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= sum(tensor.nbytes for tensor in _tensors(oldest))
+        return answer
+
+
+@contextmanager
+def _forward_by(
+    module: torch.nn.Module, serve: Callable[[Forward, Sequence[Any], Mapping[str, Any]], Any]
+) -> Iterator[None]:
+    """Let `serve` answer in place of a module's forward, which it is given, inside the block."""
+    own = module.__dict__.get("forward")
+    compute = module.forward
+    module.forward = lambda *given, **options: serve(compute, given, options)
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _digest(value: Any) -> str:
+    """Return what is equal for values that a module cannot tell apart, and for no others."""
+    digest = hashlib.sha256()
+    for part in _flat(value):
+        if isinstance(part, torch.Tensor):
+            digest.update(f"{part.dtype}{tuple(part.shape)}{part.stride()}{part.device}".encode())
+            plain = part.detach().cpu().contiguous().reshape(-1)
+            digest.update(plain.view(torch.uint8).numpy().data)
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for name in sorted(value):
+            yield name
+            yield from _flat(value[name])
+    elif isinstance(value, list | tuple):
+        yield len(value)
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+def _tensors(answer: Any) -> list[torch.Tensor]:
+    return [part for part in _flat(answer) if isinstance(part, torch.Tensor)]
+
+
+def _is_plain(answer: Any) -> bool:
+    """Tell whether an answer is tensors in lists and tuples, which can be copied and joined."""
+    if type(answer) in (list, tuple):
+        return all(map(_is_plain, answer))
+    return answer is None or isinstance(answer, torch.Tensor)
+
+
+def _copied(answer: Any) -> Any:
+    """Return an answer in memory of its own, laid out as it was."""
+    if isinstance(answer, torch.Tensor):
+        return answer.clone()
+    if isinstance(answer, list | tuple):
+        return type(answer)(_copied(part) for part in answer)
+    return answer
+
+
+def _joined(answers: Sequence[Any]) -> Any:
+    """Return the answers for parts of a batch as one for the whole."""
+    first = answers[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(answers))
+    if isinstance(first, list | tuple):
+        return type(first)(_joined(parts) for parts in zip(*answers, strict=True))
+    return first

@@ -1,0 +1,174 @@
+"""No module works twice on one input, and nothing else is served."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from snapshot_tool.candidates import fms_reuse
+from snapshot_tool.candidates.fms_reuse import Reuse
+from snapshot_tool.core.progress import SilentProgress
+from snapshot_tool.core.results import Verdict
+from snapshot_tool.store.golden import open_golden
+from snapshot_tool.workflows.check import CheckRequest, check_cases, open_checker
+from tests.candidates import CHECKOUT
+from tests.conftest import GOLDENS, set_folder
+
+TILES = torch.rand(5, 3, 8, 8)
+
+
+@contextmanager
+def counted(**modules: Any) -> Iterator[Counter[str]]:
+    """Count the runs of modules that see more than one token."""
+    runs: Counter[str] = Counter()
+
+    def count_as(name: str) -> Any:
+        def count(_module: Any, given: tuple[torch.Tensor, ...], _options: Any) -> None:
+            runs[name] += given[0].shape[1] > 1
+
+        return count
+
+    handles = [
+        module.register_forward_pre_hook(count_as(name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
+    try:
+        yield runs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def checked(*, quick: bool = False, repeat: int = 1, case: str = "two-images") -> Counter[str]:
+    """Check the checkout, see it pass, and return how often encoder and decoder worked."""
+    golden = open_golden(set_folder(GOLDENS))
+    request = CheckRequest(GOLDENS, fms_path=CHECKOUT, case=case, quick=quick, repeat=repeat)
+    checker = open_checker(request, golden, SilentProgress())
+    model: Any = vars(checker.candidate)["_candidate"].model
+    cases = [entry for entry in golden.manifest.cases if entry.name == case]
+    # Within the modules that are served, whose own forward is another meanwhile.
+    with counted(
+        encoder=model.vision_tower.post_layernorm, decoder=model.text_model.base_model.dec_norm
+    ) as runs:
+        results = list(check_cases(checker, cases, SilentProgress()))
+    assert len(results) > 5
+    assert {result.verdict for result in results} == {Verdict.PASS}
+    return runs
+
+
+def test_all_phases_of_a_case_take_one_pass_of_encoder_and_decoder() -> None:
+    """The encoder's answer serves vision, forward and generate; forward's cache serves generate."""
+    assert checked() == {"encoder": 1, "decoder": 1}
+
+
+def test_quick_verifies_forward_and_generate_in_one_pass() -> None:
+    """The pass over prompt and golden tokens is forward's as well."""
+    assert checked(quick=True) == {"encoder": 1, "decoder": 1}
+
+
+def test_what_is_repeated_is_computed_each_time() -> None:
+    """--repeat looks for answers that are not the same twice: none of them is served."""
+    assert checked(repeat=2) == {"encoder": 6, "decoder": 4}
+
+
+class Encoder(torch.nn.Module):
+    """Returns (features, None), and remembers how many tiles it was given at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 4)
+        self.batches: list[int] = []
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, None]:
+        self.batches.append(len(tiles))
+        return self.linear(tiles).flatten(1), None
+
+
+class Decoder(torch.nn.Module):
+    """Answers as FMS's decoders do, and remembers whether it was asked for a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[bool] = []
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        past_key_value_states: object = None,
+        use_cache: bool = False,  # noqa: FBT001, FBT002 - as FMS's
+        **attn_kwargs: torch.Tensor,
+    ) -> object:
+        self.asked.append(use_cache)
+        logits = x.cumsum(1) + sum(mask.sum() for mask in attn_kwargs.values())
+        return (logits, [logits]) if use_cache else logits
+
+
+def test_an_encoder_is_served_on_equal_bits_alone_and_by_copies() -> None:
+    """What a caller writes into an answer, or another input, changes no later answer."""
+    encoder = Encoder()
+    expected = encoder(TILES)[0]
+    reuse = Reuse(encoder, None)
+    with torch.inference_mode(), reuse.serving(prefill=True):
+        encoder(TILES)[0].zero_()
+        encoder(TILES.clone())[0].zero_()
+        assert torch.equal(encoder(TILES)[0], expected)
+        nearly = TILES.clone()
+        nearly[-1, -1, -1, -1] += 1e-6
+        assert not torch.equal(encoder(nearly)[0], expected)
+        transposed = TILES.transpose(1, 2).contiguous().transpose(1, 2)
+        encoder(transposed)
+    assert encoder.batches == [5, 5, 5, 5]
+    encoder(TILES)
+    assert encoder.batches[4:] == [5]
+    assert "forward" not in vars(encoder)
+
+
+def test_large_tiles_go_through_the_encoder_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tiles' worth at once, known tiles not again; unless tiles know their neighbours."""
+    monkeypatch.setattr(fms_reuse, "_CHUNK", 2 * TILES[0].numel())
+    apart, whole = Encoder(), Encoder()
+    expected = apart(TILES)[0]
+    with Reuse(apart, None, tiles_apart=True).serving(prefill=False):
+        assert torch.equal(apart(TILES)[0], expected)
+        apart(TILES[2:])
+    with Reuse(whole, None).serving(prefill=False):
+        whole(TILES)
+    assert apart.batches == [5, 2, 2, 1]
+    assert whole.batches == [5]
+
+
+def test_no_more_answers_are_kept_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used is computed again."""
+    encoder = Encoder()
+    monkeypatch.setattr(fms_reuse, "_KEPT", 2 * encoder(TILES)[0].nbytes)
+    reuse = Reuse(encoder, None)
+    with torch.inference_mode(), reuse.serving(prefill=False):
+        for factor in (1, 2, 1, 3, 1, 2):
+            encoder(TILES * factor)
+    assert encoder.batches == [5] * 5
+
+
+def test_generation_begins_with_the_cache_of_forward_once() -> None:
+    """The same prompt with the same mask; then, and for any other question, it is computed."""
+    decoder = Decoder()
+    x, mask = torch.rand(1, 6, 2), torch.ones(1)
+    with Reuse(None, decoder).serving(prefill=True):
+        logits = decoder(x, mask=mask)
+        served, cache = decoder(x, past_key_value_states=None, use_cache=True, mask=mask)
+        assert torch.equal(served, logits)
+        assert torch.equal(cache[0], logits)
+        assert decoder.asked == [True]
+        decoder(x, past_key_value_states=None, use_cache=True, mask=mask)
+        assert decoder.asked == [True] * 2
+        decoder(x)
+        decoder(x, use_cache=True, mask=mask)
+        assert decoder.asked == [True] * 4
+        decoder(x, past_key_value_states=cache)
+    with Reuse(None, decoder).serving(prefill=False):
+        decoder(x)
+    assert decoder.asked == [True] * 4 + [False] * 2
