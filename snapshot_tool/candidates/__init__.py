@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import cast
 
+from snapshot_tool.candidates.ranks import joined_ranks
 from snapshot_tool.core.errors import CandidateUnavailable, SnapError, UsageError
 from snapshot_tool.core.interfaces import Candidate, CandidateFactory, CandidateRequest
 
@@ -18,8 +19,19 @@ ENTRY_POINTS = "snapshot_tool.candidates"
 def load_candidate(spec: str, request: CandidateRequest, *, fms_path: Path | None) -> Candidate:
     """Build the candidate that `spec` names: "fms", an entry point, or "module:factory".
 
+    With torchrun it is built on every rank, and each of its calls is made there.
     Raises UsageError for a spec that names nothing, CandidateUnavailable where it cannot be built.
     """
+    ranks = joined_ranks()
+    if ranks is None:
+        return build_candidate(spec, request, fms_path)
+    from snapshot_tool.candidates.led import lead
+
+    return cast("Candidate", lead(ranks, build_candidate, spec, request, fms_path))
+
+
+def build_candidate(spec: str, request: CandidateRequest, fms_path: Path | None) -> Candidate:
+    """Build a candidate in this process."""
     if spec == FMS:
         from snapshot_tool.candidates.fms import load_fms_candidate
 

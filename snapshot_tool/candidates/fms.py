@@ -20,6 +20,7 @@ from snapshot_tool.candidates.fms_graft import graft_twin
 from snapshot_tool.candidates.fms_import import FmsSource, import_fms
 from snapshot_tool.candidates.fms_observe import observe_twins, twin_output
 from snapshot_tool.candidates.fms_reuse import Reuse
+from snapshot_tool.candidates.fms_split import require_split
 from snapshot_tool.candidates.fms_weights import require_full_coverage
 from snapshot_tool.core.errors import (
     CandidateUnavailable,
@@ -196,6 +197,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
             f"FMS at {source.path} cannot load {request.checkpoint}: "
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
+    require_split(model, architecture=family.fms.architecture)
     require_full_coverage(
         model,
         request.checkpoint,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from snapshot_tool.candidates.fms_split import whole_modules
 from snapshot_tool.core.interfaces import Observer
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families.family import Twin, twins_of
@@ -23,7 +24,7 @@ def observe_twins(
 
     head_dim: elements of one head of the text model, for undoing FMS's rotary order.
     """
-    named = dict(model.named_modules())
+    named = whole_modules(model)
     found = {name: pairs for name in named if (pairs := twins_of(name, twins))}
 
     def watch(name: str, side: Side, value: object) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from snapshot_tool.candidates.fms_split import takes_weight
 from snapshot_tool.core.errors import CandidateUnavailable, CheckpointUnavailable
 
 _SHOWN = 3
@@ -41,7 +42,9 @@ def require_full_coverage(
     own = dict(model.state_dict(keep_vars=True))
     missing = own.keys() - adapted.keys() - _tied(own, adapted)
     unused = adapted.keys() - own.keys()
-    wrong = {name for name in own.keys() & adapted.keys() if own[name].shape != adapted[name].shape}
+    wrong = {
+        n for n in own.keys() & adapted.keys() if not takes_weight(own[n].shape, adapted[n].shape)
+    }
     problems = [
         f"leaves {len(names)} weights of FMS's model {what}: {_listed(names)}"
         for names, what in ((missing, "unset"), (wrong, "with another shape"))

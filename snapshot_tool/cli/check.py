@@ -169,7 +169,11 @@ def check_command(
     from snapshot_tool.reports.plots import require_plotting
     from snapshot_tool.reports.run_json import run_to_json
     from snapshot_tool.workflows.check import CheckRequest, check
+    from snapshot_tool.workflows.ranks import follow_leader, is_follower, leading
 
+    if is_follower():
+        follow_leader(device)
+        return 0
     if html_path is not None:
         require_plotting()  # not after an hour of checking
     request = CheckRequest(
@@ -197,7 +201,8 @@ def check_command(
         replay=tuple(map(parse_question, replay)),
         share=parse_share(shard) if shard else None,
     )
-    report = check(request, TerminalProgress())
+    with leading(device):
+        report = check(request, TerminalProgress())
     if str(json_path) != "-":
         draw_report(report, replay=_replay_command())
     if json_path is not None:

@@ -28,6 +28,7 @@ def header_lines(report: CheckReport, *, base: str) -> list[str]:
     return [
         f"golden        {golden}",
         f"candidate     {candidate_text(report.candidate, base=base)}",
+        *(f"note          {note}" for note in report.candidate.notes),
         f"device        {device} ({report.environment.get('device', '')}), {report.dtype}{other}",
         f"transformers  {report.transformers}",
         *([f"shard         {report.shard}"] if report.shard else []),
