@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sys
 from pathlib import Path
@@ -64,6 +65,13 @@ def device_name(device: str) -> str:
     import torch
 
     return str(torch.cuda.get_device_name(0))
+
+
+def rank_here() -> int | None:
+    """Return this process's rank where torchrun or accelerate started several, else None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
+        return None
+    return int(os.environ["RANK"])
 
 
 def is_importable(module: str) -> bool:

@@ -91,13 +91,6 @@ class Ranks:
         return [self.store.get(key).decode() for key in keys]
 
 
-def rank_here() -> int | None:
-    """Return this process's rank where torchrun started several of them, else None."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "MASTER_ADDR" not in os.environ:  # noqa: PLR2004
-        return None
-    return int(os.environ["RANK"])
-
-
 _JOINED: list[Ranks] = []
 
 

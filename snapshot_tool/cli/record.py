@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +54,17 @@ if TYPE_CHECKING:
     metavar="GLOB",
     help="Cases of which to keep every module's output whole, for --graft.",
 )
+@click.option(
+    "--device-map",
+    type=click.Choice(["auto"]),
+    help="Let accelerate spread the reference over GPUs, memory and disk.",
+)
+@click.option(
+    "--max-memory",
+    multiple=True,
+    metavar="DEVICE=SIZE",
+    help="With --device-map: the most for a GPU or the CPU, e.g. 0=20GiB, cpu=64GiB.",
+)
 @goldens_option
 @click.option("--update", is_flag=True, help="Replace a recorded set by a new version.")
 @click.option("--reason", default="", help="Why; kept in the set's history.")
@@ -77,6 +89,8 @@ def record_command(
     max_new_tokens: int | None,
     oracle: bool | None,
     whole_outputs: tuple[str, ...],
+    device_map: str | None,
+    max_memory: tuple[str, ...],
     goldens: Path,
     update: bool,
     reason: str,
@@ -93,12 +107,15 @@ def record_command(
     --update shows what moved before it writes: on a terminal it asks, elsewhere it wants --yes and
     --reason. Declined, the old set stays, and --resume --update --yes goes on from what is staged.
     """
-    from snapshot_tool.environment import require_address_space
+    from snapshot_tool.environment import rank_here, require_address_space
 
     require_address_space()  # before anything large is imported
     from snapshot_tool.cli.progress import TerminalProgress
-    from snapshot_tool.workflows.record import RecordRequest, record
+    from snapshot_tool.workflows.record import RecordRequest, help_to_record, record
 
+    if rank_here():
+        help_to_record(device)
+        return 0
     request = RecordRequest(
         checkpoint=checkpoint,
         goldens=goldens,
@@ -116,6 +133,8 @@ def record_command(
         oracle=oracle,
         whole_outputs=whole_outputs or None,
         trusts_code=trusts_code,
+        device_map=device_map or "",
+        max_memory=_parse_memory(max_memory, device_map),
     )
     if update and not reason and (yes or not _is_interactive()):
         raise UsageError("--update needs --reason TEXT", "say why the golden changes")
@@ -133,6 +152,16 @@ def record_command(
     for line in manifest.history[-1].moved:
         click.echo(f"moved: {line}")
     return 0
+
+
+def _parse_memory(given: tuple[str, ...], device_map: str | None) -> tuple[tuple[str, str], ...]:
+    """Return device and size of each DEVICE=SIZE."""
+    if given and not device_map:
+        raise UsageError("--max-memory goes with --device-map auto", "give both, or neither")
+    for text in given:
+        if not re.fullmatch(r"(\d+|cpu)=\d+(\.\d+)?[KMG]i?B", text):
+            raise UsageError(f"--max-memory {text} is no DEVICE=SIZE", "for example: cpu=64GiB")
+    return tuple((device, size) for device, _, size in (text.partition("=") for text in given))
 
 
 def _is_interactive() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -245,6 +245,27 @@ class ReferenceInfo:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How a reference is loaded.
+
+    Args:
+        device: "cpu" or "cuda".
+        seed: of everything that could be drawn.
+        trusts_code: run the Python files that the checkpoint brings along.
+        device_map: accelerate's strategy of placing modules ("auto"); "": all on `device`.
+        max_memory: the most that accelerate may place on a device, by its name: "0", "cpu".
+        offload: the folder for what fits no device.
+    """
+
+    device: str
+    seed: int
+    trusts_code: bool = False
+    device_map: str = ""
+    max_memory: Mapping[str, str] = field(default_factory=dict)
+    offload: Path | None = None
 
 
 class Reference(Protocol):

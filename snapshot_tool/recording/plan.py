@@ -15,6 +15,7 @@ import msgspec
 from snapshot_tool.core.errors import GoldenDamaged, InputRefused, ReferenceUnavailable, UsageError
 from snapshot_tool.core.interfaces import Progress, Reference
 from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.processes import Processes, own_part
 from snapshot_tool.core.recipes import InputKind, NamedRecipe, fixed_cases
 from snapshot_tool.core.text import printable
 from snapshot_tool.images import render
@@ -65,6 +66,10 @@ class Plan(msgspec.Struct, frozen=True):
     cases: tuple[PlannedCase, ...]
     draws: Draws
 
+    def part_for(self, processes: Processes) -> Plan:
+        """Return the plan with the cases that this process asks."""
+        return msgspec.structs.replace(self, cases=tuple(own_part(self.cases, processes)))
+
 
 def make_plan(
     staging: Staging,
@@ -76,12 +81,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan that is staged, or draw or rebuild the cases and stage their inputs."""
     if staging.plan.exists():
-        try:
-            plan = msgspec.json.decode(staging.plan.read_bytes(), type=Plan)
-        except msgspec.DecodeError as error:
-            raise GoldenDamaged(
-                f"{staging.plan} is no valid plan: {error}", "throw it away with --fresh"
-            ) from error
+        plan = read_plan(staging)
         _require_same_settings(plan.settings, settings)
         return plan
     staging.forget_parts()
@@ -93,6 +93,16 @@ def make_plan(
         plan = Plan(settings, *planner.draw(seed=settings.seed, variants=settings.variants))
     write_atomically(staging.plan, msgspec.json.encode(plan))
     return plan
+
+
+def read_plan(staging: Staging) -> Plan:
+    """Return the plan that is staged."""
+    try:
+        return msgspec.json.decode(staging.plan.read_bytes(), type=Plan)
+    except msgspec.DecodeError as error:
+        raise GoldenDamaged(
+            f"{staging.plan} is no valid plan: {error}", "throw it away with --fresh"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,11 @@ class Staging:
         """The new revision folder, as it is assembled."""
         return self.folder / "tree"
 
+    @property
+    def offload(self) -> Path:
+        """Where accelerate puts weights that fit no device; nothing of it is kept."""
+        return self.folder.with_name(f"{self.folder.name}.offload")
+
     def part(self, case: str, file: str) -> Path:
         """Return a case's part of one file of the set."""
         return self.folder / "parts" / case / file
@@ -54,6 +59,10 @@ class Staging:
             raise SnapError(
                 f"cannot write {path}: {error.strerror}", "make room, then go on with --resume"
             ) from error
+
+    def forget_offload(self) -> None:
+        """Remove what accelerate put on disk."""
+        shutil.rmtree(self.offload, ignore_errors=True)
 
     def forget_parts(self) -> None:
         """Remove the answers: those of another plan, or of none, answer nothing here."""

@@ -5,23 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 from snapshot_tool.core.errors import ReferenceUnavailable
-from snapshot_tool.core.interfaces import Reference
+from snapshot_tool.core.interfaces import LoadSettings, Reference
+from snapshot_tool.core.processes import OneProcess, Processes
+from snapshot_tool.environment import rank_here
 
 
-def load_reference(
-    checkpoint: Path, *, device: str, dtype: str, seed: int, trusts_code: bool = False
-) -> Reference:
-    """Load the model of a checkpoint's folder; raise ReferenceUnavailable without Hugging Face.
-
-    trusts_code: run the Python files that the checkpoint brings along.
-    """
+def load_reference(checkpoint: Path, *, dtype: str, settings: LoadSettings) -> Reference:
+    """Load the model of a checkpoint's folder; raise ReferenceUnavailable without Hugging Face."""
     try:
         from snapshot_tool.reference.huggingface import HuggingFaceReference
     except ImportError as error:
-        raise ReferenceUnavailable(
-            f"recording needs transformers and accelerate, which are not here: {error}",
-            "install them with: pip install 'snapshot-tool[record]'",
-        ) from error
-    return HuggingFaceReference.load(
-        checkpoint, device=device, dtype=dtype, seed=seed, trusts_code=trusts_code
+        raise _lacking(error) from error
+    return HuggingFaceReference.load(checkpoint, dtype=dtype, settings=settings)
+
+
+def join_processes(device: str) -> Processes:
+    """Return this process among those that were started together; raise as `load_reference`."""
+    if rank_here() is None:
+        return OneProcess()
+    try:
+        from snapshot_tool.reference.processes import LaunchedProcesses
+    except ImportError as error:
+        raise _lacking(error) from error
+    return LaunchedProcesses(device)
+
+
+def _lacking(error: ImportError) -> ReferenceUnavailable:
+    return ReferenceUnavailable(
+        f"recording needs transformers and accelerate, which are not here: {error}",
+        "install them with: pip install 'snapshot-tool[record]'",
     )

@@ -14,12 +14,14 @@ import torch
 import transformers
 from packaging.version import Version
 from PIL import Image
+from safetensors import SafetensorError
 
 from snapshot_tool.core.errors import CheckpointUnavailable, InputRefused, ReferenceUnavailable
 from snapshot_tool.core.interfaces import (
     CaseInputs,
     ForwardPass,
     Generation,
+    LoadSettings,
     Observer,
     PreparedCase,
     ReferenceInfo,
@@ -51,21 +53,19 @@ class HuggingFaceReference:
     family: Family
     model: Any
     processor: Any
-    device: str
     dtype: str
-    trusts_code: bool = False
+    settings: LoadSettings
 
     @classmethod
-    def load(
-        cls, checkpoint: Path, *, device: str, dtype: str, seed: int, trusts_code: bool = False
-    ) -> HuggingFaceReference:
+    def load(cls, checkpoint: Path, *, dtype: str, settings: LoadSettings) -> HuggingFaceReference:
         """Load processor and model from a folder alone: nothing is fetched.
 
         No pickled weights are read, and no code of the checkpoint runs unless it is trusted.
         """
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        accelerate.utils.set_seed(seed, deterministic=True)
+        accelerate.utils.set_seed(settings.seed, deterministic=True)
+        trusts_code = settings.trusts_code
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         family = family_of_config(config)
         try:
@@ -77,17 +77,21 @@ class HuggingFaceReference:
                 use_safetensors=True,
                 attn_implementation=family.attention,
                 output_loading_info=True,
+                **_placement(settings),
                 **{_dtype_argument(): getattr(torch, dtype)},
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise CheckpointUnavailable(
-                f"transformers cannot load {checkpoint}: {_first_line(error)}"
+                f"transformers cannot load {checkpoint}: {_first_line(error)}",
+                # transformers 4.51 takes no map that has everything on disk.
+                "allow more with --max-memory" if settings.max_memory else "",
             ) from error
         _require_all_weights(checkpoint, report)
-        model = model.to(device).eval()
+        # A model that accelerate placed stays where it is.
+        model = model.eval() if settings.device_map else model.to(settings.device).eval()
         if dtype == "float64":
             widen_rotary_frequencies(model)
-        return cls(family, model, processor, device, dtype, trusts_code)
+        return cls(family, model, processor, dtype, settings)
 
     def info(self) -> ReferenceInfo:
         """Say which family answers, with which configuration and end tokens."""
@@ -100,7 +104,8 @@ class HuggingFaceReference:
             config=_public_fields(json.loads(config.to_json_string(use_diff=False))),
             environment={
                 "attention": str(config._attn_implementation),  # noqa: SLF001 - no other name
-                **({"remote_code": "trusted"} if self.trusts_code else {}),
+                **({"remote_code": "trusted"} if self.settings.trusts_code else {}),
+                **_placement_facts(self.settings),
             },
             eos_token_ids=tuple(int(token) for token in eos_ids),
             pad_token_id=int(pad if pad is not None else 0),
@@ -154,7 +159,7 @@ class HuggingFaceReference:
         self, answer: Any, arguments: dict[str, torch.Tensor], tokens: torch.Tensor
     ) -> torch.Tensor:
         """Run tokens after a prompt whose cache `answer` holds; return their logits."""
-        ids = tokens[None].to(self.device)
+        ids = tokens[None].to(self.settings.device)
         mask = torch.cat([arguments["attention_mask"], torch.ones_like(ids)], dim=1)
         logits: torch.Tensor = self.model(
             input_ids=ids,
@@ -178,7 +183,7 @@ class HuggingFaceReference:
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Move a tensor to the model's device and, where it is floating-point, to its dtype."""
         dtype = getattr(torch, self.dtype) if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(self.device, dtype)
+        return tensor.to(self.settings.device, dtype)
 
     def generate(self, inputs: CaseInputs, *, max_new_tokens: int) -> Generation:
         """Generate by argmax alone: none of the checkpoint's sampling or penalty settings."""
@@ -238,6 +243,25 @@ class HuggingFaceReference:
         if inputs.image_sizes is not None:
             arguments["image_sizes"] = inputs.image_sizes
         return {name: self._cast(tensor) for name, tensor in arguments.items()}
+
+
+def _placement(settings: LoadSettings) -> dict[str, Any]:
+    """Return what tells transformers where modules go, or nothing."""
+    if not settings.device_map:
+        return {}
+    most = {int(k) if k.isdigit() else k: size for k, size in settings.max_memory.items()}
+    return {
+        "device_map": settings.device_map,
+        "max_memory": most or None,
+        "offload_folder": settings.offload,
+    }
+
+
+def _placement_facts(settings: LoadSettings) -> dict[str, str]:
+    if not settings.device_map:
+        return {}
+    most = ", ".join(f"{device}={size}" for device, size in sorted(settings.max_memory.items()))
+    return {"device_map": settings.device_map, **({"max_memory": most} if most else {})}
 
 
 def _call_again(call: Call, features: torch.Tensor) -> torch.Tensor:

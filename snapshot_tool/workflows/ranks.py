@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from snapshot_tool.candidates import build_candidate
-from snapshot_tool.candidates.ranks import join_ranks, rank_here
+from snapshot_tool.candidates.ranks import join_ranks
 from snapshot_tool.devices import require_device
+from snapshot_tool.environment import rank_here
 
 
 def is_follower() -> bool:

@@ -3,26 +3,32 @@
 Every case's answers are staged as small files under goldens/.snap as soon as they are there, so a
 recording that was killed goes on with `--resume` where it stopped. At the end the parts are joined
 into the files of the set, and the set is put in place with one rename.
+
+Several processes may record together: the first holds the lock, plans and assembles, and each asks
+its part of the cases, on a model of its own.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from snapshot_tool.checkpoint import Checkpoint, open_checkpoint
 from snapshot_tool.core.drift import Review
 from snapshot_tool.core.errors import GoldenExists, SnapError, UsageError
-from snapshot_tool.core.interfaces import Progress
+from snapshot_tool.core.interfaces import LoadSettings, Progress, Reference, ReferenceInfo
 from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.core.processes import Processes
+from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, package_versions
 from snapshot_tool.recording.answers import stage_answers
 from snapshot_tool.recording.assemble import Assembly
 from snapshot_tool.recording.oracle import stage_oracle
-from snapshot_tool.recording.plan import Settings, make_plan
+from snapshot_tool.recording.plan import Plan, Settings, make_plan, read_plan
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store.golden import Golden, find_goldens, open_golden
 from snapshot_tool.store.layout import MANIFEST, ORACLE, OUTPUTS, SetLocation
@@ -58,6 +64,8 @@ class RecordRequest:
     oracle: bool | None = None
     whole_outputs: tuple[str, ...] | None = None
     trusts_code: bool = False
+    device_map: str = ""
+    max_memory: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,15 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
 
     `review` is shown what an update changes before it is written, and returns the reason.
     """
+    from snapshot_tool.reference import join_processes
+
     require_device(request.device)
+    processes = join_processes(request.device)
+    if processes.count > 1 and request.device_map:
+        raise UsageError(
+            f"--device-map spreads one reference, and here are {processes.count} processes",
+            "leave out --device-map, or record in one process",
+        )
     checkpoint = open_checkpoint(request.checkpoint, revision=request.revision)
     if checkpoint.resolved_from:
         progress.note(f"{checkpoint.resolved_from} is commit {checkpoint.revision}")
@@ -89,6 +105,7 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
                 request,
                 checkpoint,
                 location,
+                processes=processes,
                 existing=existing,
                 staging=staging,
                 progress=progress,
@@ -100,6 +117,8 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
                 f"cannot write{where}: {error.strerror or error}",
                 "nothing that was recorded is lost: mend it, then go on with --resume",
             ) from error
+        finally:
+            staging.forget_offload()
 
 
 def _existing_golden(request: RecordRequest, location: SetLocation) -> Golden | None:
@@ -145,69 +164,127 @@ def _record(
     checkpoint: Checkpoint,
     location: SetLocation,
     *,
+    processes: Processes,
     existing: Golden | None,
     staging: Staging,
     progress: Progress,
     review: Review,
 ) -> RecordOutcome:
-    from snapshot_tool.reference import load_reference
-
     siblings = _siblings(location)
     template = existing.manifest if existing else siblings[0].manifest if siblings else None
-    seed = _choose(request.seed, template.seed if template else DEFAULT_SEED)
-    flags = make_deterministic(seed)
-    with progress.stage(f"loading {checkpoint.name}", 1) as steps:
-        load = functools.partial(
-            load_reference,
-            checkpoint.folder,
-            device=request.device,
-            seed=seed,
-            trusts_code=request.trusts_code,
-        )
-        reference = load(dtype=request.dtype)
-        next(steps)
-    info = reference.info()
     oracle, whole_outputs = _extras(request, existing)
-    settings = Settings(
-        revision=checkpoint.revision,
-        seed=seed,
-        variants=_choose(
-            request.variants, template.draws.variants if template else DEFAULT_VARIANTS
-        ),
-        max_new_tokens=_choose(
-            request.max_new_tokens,
-            template.generation.max_new_tokens if template else DEFAULT_NEW_TOKENS,
-        ),
-        phases=tuple(sorted(set(request.phases) & set(info.phases))),
-        oracle=oracle,
-        whole_outputs=whole_outputs,
-        environment={
-            **describe_machine(),
-            **package_versions(),
-            **flags,
-            **info.environment,
-            "device": device_name(request.device),
-        },
-    )
-    make_folder(staging.folder)
-    plan = make_plan(staging, settings, reference=reference, template=template, progress=progress)
-    stage_answers(staging, plan, reference=reference, progress=progress)
-    del reference  # the oracle loads models of its own
-    if oracle:
-        stage_oracle(
-            staging,
-            plan,
-            info,
-            own_dtype=request.dtype,
-            load=lambda dtype: load(dtype=dtype),
-            progress=progress,
+    work = processes.share(
+        _Work(
+            staging=staging,
+            checkpoint=checkpoint.folder,
+            name=checkpoint.name,
+            dtype=request.dtype,
+            load=LoadSettings(
+                device=request.device,
+                seed=_choose(request.seed, template.seed if template else DEFAULT_SEED),
+                trusts_code=request.trusts_code,
+                device_map=request.device_map,
+                max_memory=dict(request.max_memory),
+                offload=staging.offload if request.device_map else None,
+            ),
         )
+    )
+
+    def make(reference: Reference, flags: Mapping[str, str]) -> Plan:
+        info = reference.info()
+        settings = Settings(
+            revision=checkpoint.revision,
+            seed=work.load.seed,
+            variants=_choose(
+                request.variants, template.draws.variants if template else DEFAULT_VARIANTS
+            ),
+            max_new_tokens=_choose(
+                request.max_new_tokens,
+                template.generation.max_new_tokens if template else DEFAULT_NEW_TOKENS,
+            ),
+            phases=tuple(sorted(set(request.phases) & set(info.phases))),
+            oracle=oracle,
+            whole_outputs=whole_outputs,
+            environment={
+                **describe_machine(),
+                **package_versions(),
+                **flags,
+                **info.environment,
+                "device": device_name(request.device),
+            },
+        )
+        make_folder(staging.folder)
+        plan = make_plan(
+            staging, settings, reference=reference, template=template, progress=progress
+        )
+        processes.wait()  # the others read it
+        return plan
+
+    plan, info = _ask(work, processes, make, progress)
     assembly = Assembly(
         staging, plan, info, checkpoint, location, existing, siblings, request.reason, review
     )
     manifest, changed = assembly.write()
     staging.discard()
     return RecordOutcome(location, manifest, changed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What every process of a recording has to know."""
+
+    staging: Staging
+    checkpoint: Path
+    name: str
+    dtype: str
+    load: LoadSettings
+
+
+def help_to_record(device: str) -> None:
+    """Ask this process's part of the cases of a recording that another process leads."""
+    from snapshot_tool.reference import join_processes
+
+    require_device(device)
+    processes = join_processes(device)
+    work: _Work = processes.share(None)
+
+    def read(_reference: Reference, _flags: Mapping[str, str]) -> Plan:
+        processes.wait()
+        return read_plan(work.staging)
+
+    _ask(work, processes, read, SilentProgress())
+
+
+def _ask(
+    work: _Work,
+    processes: Processes,
+    planned: Callable[[Reference, Mapping[str, str]], Plan],
+    progress: Progress,
+) -> tuple[Plan, ReferenceInfo]:
+    """Load the reference and stage its answers to this process's part of the plan's cases."""
+    from snapshot_tool.reference import load_reference
+
+    flags = make_deterministic(work.load.seed)
+    load = functools.partial(load_reference, work.checkpoint, settings=work.load)
+    with progress.stage(f"loading {work.name}", 1) as steps:
+        reference = load(dtype=work.dtype)
+        next(steps)
+    info = reference.info()
+    plan = planned(reference, flags)
+    part = plan.part_for(processes)
+    stage_answers(work.staging, part, reference=reference, progress=progress)
+    del reference  # the oracle loads models of its own
+    if plan.settings.oracle:
+        stage_oracle(
+            work.staging,
+            part,
+            info,
+            own_dtype=work.dtype,
+            load=lambda dtype: load(dtype=dtype),
+            progress=progress,
+        )
+    processes.wait()  # all parts are staged
+    return plan, info
 
 
 def _extras(request: RecordRequest, existing: Golden | None) -> tuple[bool, tuple[str, ...]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from snapshot_tool.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, open_checkpoint
 from snapshot_tool.core.errors import InputRefused, SnapError, UsageError
-from snapshot_tool.core.interfaces import Progress, Reference
+from snapshot_tool.core.interfaces import LoadSettings, Progress, Reference
 from snapshot_tool.core.recipes import CaseRecipe, ImageRecipe
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import package_version
@@ -39,7 +39,9 @@ def trace_reference(
     checkpoint = _checkpoint(given)
     with progress.stage("loading the reference", 1) as steps:
         reference = load_reference(
-            checkpoint.folder, device=options.device, dtype=options.dtype, seed=DEFAULT_SEED
+            checkpoint.folder,
+            dtype=options.dtype,
+            settings=LoadSettings(options.device, DEFAULT_SEED),
         )
         next(steps)
     subject = _prepare(given, checkpoint, reference) if isinstance(given, Prompt) else given

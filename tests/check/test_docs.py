@@ -27,6 +27,8 @@ _RECORDING = ("snap record", "snap trace --impl hf")  # what needs Hugging Face
 ELSEWHERE = {
     "snap record --revision 7e3e67edbbed1bf9888184d9df282b700a323964",
     "snap check --fms-path ./foundation-model-stack --device cuda",
+    "accelerate launch --multi_gpu --num_processes 2 -m snapshot_tool record --revision "
+    "7e3e67edbbed1bf9888184d9df282b700a323964 --device cuda --variants 1000",
     "snap bisect --fms-path ../foundation-model-stack --good v1.0 --bad HEAD -- --case one-image",
 }
 # Sizes of differences, how many elements differ, and the place of the worst one.

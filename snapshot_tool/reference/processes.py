@@ -1,0 +1,54 @@
+"""The processes that `accelerate launch` or torchrun started, as accelerate knows them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from snapshot_tool.core.errors import ReferenceUnavailable
+
+# Shares of a recording may end hours apart.
+_PATIENCE = dt.timedelta(days=7)
+
+
+class LaunchedProcesses:
+    """Implements `Processes`; each process of a machine gets a GPU of its own."""
+
+    def __init__(self, device: str) -> None:
+        self._state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+
+    @property
+    def index(self) -> int:
+        """Which one this is, from 0."""
+        return int(self._state.process_index)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self._state.num_processes)
+
+    def share(self, value: Any) -> Any:
+        """Return the first process's value in every process."""
+        box = [value]
+        try:
+            broadcast_object_list(box)
+        except RuntimeError as error:
+            raise _gone() from error
+        return box[0]
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        try:
+            self._state.wait_for_everyone()
+        except RuntimeError as error:
+            raise _gone() from error
+
+
+def _gone() -> ReferenceUnavailable:
+    return ReferenceUnavailable(
+        "another process of this recording has ended before its time",
+        "see what it says; then go on with --resume",
+    )
