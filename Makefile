@@ -31,7 +31,7 @@ help:
 	@echo "make package       build wheel and sdist, install them elsewhere, run snap doctor"
 	@echo "make audit         ask pip-audit for known holes in what is installed"
 	@echo "make mutants       plant every known fault, run every benign change; writes docs/detection.md"
-	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes not to be asked)"
+	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes, REDRAW=--redraw)"
 	@echo "make pictures      take the pictures of the documentation again"
 	@echo "make clean         remove what the other targets built"
 
@@ -125,7 +125,7 @@ mutants: setup fms-checkout
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(CHECK)/bin/python -m tests.mutants.run
 
 goldens: $(RECORD)/.ready
-	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --update --reason "$(REASON)" $(YES)
+	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --update --reason "$(REASON)" $(YES) $(REDRAW)
 
 families: setup $(NEWER)/.ready fms-checkout
 	rm -rf build/families

@@ -9,6 +9,9 @@ from PIL import Image, ImageDraw
 from snapshot_tool.core.recipes import ImageRecipe
 
 Pixels = NDArray[np.uint8]
+# What an image is kept as; PIL's own name for a palette's transparent colour is the last one.
+IMAGE_PARTS = ("pixels", "palette", "transparency")
+_TRANSPARENT = IMAGE_PARTS[-1]
 _CHANNELS = {"RGB": 3, "RGBA": 4, "L": 1, "LA": 2, "P": 1, "1": 1, "CMYK": 4}
 
 
@@ -75,7 +78,7 @@ def render(recipe: ImageRecipe) -> Image.Image:
     """Draw the image that a recipe describes, in its PIL mode.
 
     Images with alpha get a ramp of transparency from left to right, so that a candidate that
-    drops the alpha channel is seen.
+    drops the alpha channel is seen; of a palette, one colour is transparent.
     """
     image = Image.fromarray(_draw(recipe))
     if recipe.mode in ("RGBA", "LA"):
@@ -84,14 +87,17 @@ def render(recipe: ImageRecipe) -> Image.Image:
         image.putalpha(Image.fromarray(ramp))
         return image
     if recipe.mode == "P":
-        return image.quantize(colors=16, method=Image.Quantize.MEDIANCUT)
+        image = image.quantize(colors=16, method=Image.Quantize.MEDIANCUT)
+        image.info[_TRANSPARENT] = 0
+        return image
     return image.convert(recipe.mode)
 
 
 def to_arrays(image: Image.Image) -> dict[str, Pixels]:
-    """Return an image as uint8 arrays: "pixels" (height, width, channels) and, for P, "palette".
+    """Return an image as uint8 arrays: "pixels" (height, width, channels) and more for P.
 
-    One-bit images are kept as 0 and 255.
+    That is its "palette", and the index of its transparent colour where it has one. One-bit images
+    are kept as 0 and 255.
     """
     if image.mode not in _CHANNELS:
         raise ValueError(f"cannot keep an image of mode {image.mode}")
@@ -99,6 +105,8 @@ def to_arrays(image: Image.Image) -> dict[str, Pixels]:
     arrays = {"pixels": pixels.reshape(image.height, image.width, _CHANNELS[image.mode])}
     if image.mode == "P":
         arrays["palette"] = np.array(image.getpalette(), dtype=np.uint8)
+        if _TRANSPARENT in image.info:
+            arrays[_TRANSPARENT] = np.array([image.info[_TRANSPARENT]], dtype=np.uint8)
     return arrays
 
 
@@ -112,4 +120,6 @@ def from_arrays(arrays: dict[str, Pixels], *, mode: str) -> Image.Image:
     image = Image.frombytes(mode, (width, height), pixels.tobytes())
     if mode == "P":
         image.putpalette(arrays["palette"].tobytes())
+        if _TRANSPARENT in arrays:
+            image.info[_TRANSPARENT] = int(arrays[_TRANSPARENT][0])
     return image

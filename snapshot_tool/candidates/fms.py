@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,20 @@ from snapshot_tool.candidates.fms_import import FmsSource, import_fms
 from snapshot_tool.candidates.fms_observe import observe_twins, twin_output
 from snapshot_tool.candidates.fms_reuse import Reuse
 from snapshot_tool.candidates.fms_split import require_split
-from snapshot_tool.candidates.fms_weights import require_full_coverage
+from snapshot_tool.candidates.fms_weights import pair_weights, require_full_coverage
 from snapshot_tool.core.errors import (
     CandidateUnavailable,
     PhaseUnsupported,
     SnapError,
     as_out_of_memory,
 )
-from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, CaseInputs, Observer
+from snapshot_tool.core.interfaces import (
+    CandidateInfo,
+    CandidateRequest,
+    CaseInputs,
+    Observer,
+    WeightPair,
+)
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import Family, FmsPort, twins_of
 from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
@@ -124,6 +130,10 @@ class FmsCandidate:
                 self.vision(inputs.pixel_values)
         return names
 
+    def weights(self) -> Iterator[WeightPair]:
+        """Yield every weight of the checkpoint beside the model's own, as it is now."""
+        return pair_weights(self.model, self.request.checkpoint, self.family.fms)
+
     def modules(self) -> torch.nn.Module:
         """Return the model itself."""
         model: torch.nn.Module = self.model
@@ -198,12 +208,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
     require_split(model, architecture=family.fms.architecture)
-    require_full_coverage(
-        model,
-        request.checkpoint,
-        architecture=family.fms.architecture,
-        not_weights=family.fms.not_weights,
-    )
+    require_full_coverage(model, request.checkpoint, family.fms)
     return FmsCandidate(model, calls, source, family, request)
 
 

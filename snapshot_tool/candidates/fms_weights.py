@@ -1,13 +1,15 @@
-"""Whether a checkpoint fills an FMS model: FMS itself is silent about missing and unused weights.
+"""Whether a checkpoint fills an FMS model, by name and by value; FMS is silent about both.
 
-The adapter that FMS would load the weights through runs here on tensors without data (torch's meta
-device), so that this costs neither time nor memory however large the checkpoint is.
+The adapter that FMS loads weights through runs here again: for the names on tensors without data
+(torch's meta device), which costs neither time nor memory; for the values layer by layer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +18,27 @@ from safetensors import SafetensorError, safe_open
 
 from snapshot_tool.candidates.fms_split import takes_weight
 from snapshot_tool.core.errors import CandidateUnavailable, CheckpointUnavailable
+from snapshot_tool.core.interfaces import WeightPair
+from snapshot_tool.families.family import FmsPort, twins_of
 
 _SHOWN = 3
+# Mistral's own layout of the same weights, which FMS passes over, too.
+_OTHER_LAYOUT = "consolidated.safetensors"
+# What fms.utils.fusion may have taken apart after loading.
+_FUSED: Mapping[str, tuple[str, ...]] = {
+    "in_proj.qkv_fused": ("in_proj.query", "in_proj.key", "in_proj.value"),
+    "wg1_fused": ("wg", "w1"),
+}
 
 
-def require_full_coverage(
-    model: torch.nn.Module, checkpoint: Path, *, architecture: str, not_weights: tuple[str, ...]
-) -> None:
+def require_full_coverage(model: torch.nn.Module, checkpoint: Path, port: FmsPort) -> None:
     """Raise CandidateUnavailable unless model and checkpoint have the same weights.
 
     A head that shares its memory with the embedding needs no weight of its own.
     """
-    from fms.utils import serialization
-
-    weights = {
-        name: tensor
-        for name, tensor in _empty_weights(checkpoint).items()
-        if not any(re.search(pattern, name) for pattern in not_weights)
-    }
-    adapted = dict(
-        serialization.get_adapted(
-            architecture, "hf", weights, {"model_config": getattr(model, "config", None)}
-        )
-    )
+    with _opened(checkpoint, port) as files:
+        empty = {name: files.empty(name) for name in files.names}
+    adapted = _adapted(model, empty, port)
     own = dict(model.state_dict(keep_vars=True))
     missing = own.keys() - adapted.keys() - _tied(own, adapted)
     unused = adapted.keys() - own.keys()
@@ -59,6 +59,47 @@ def require_full_coverage(
         )
 
 
+def pair_weights(model: torch.nn.Module, checkpoint: Path, port: FmsPort) -> Iterator[WeightPair]:
+    """Yield the checkpoint's weights, adapted as on loading, beside the model's, by layers."""
+    own = dict(model.state_dict())
+    with _opened(checkpoint, port) as files:
+        for names in files.layers():
+            layer = {name: files.weight(name) for name in names}
+            for name, expected in _adapted(model, layer, port).items():
+                actual = _own_weight(own, name)
+                yield WeightPair(name, expected, actual, _reference_modules(name, port))
+
+
+def _adapted(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], port: FmsPort
+) -> dict[str, torch.Tensor]:
+    """Return weights of the checkpoint by FMS's names, and as FMS lays them out."""
+    from fms.utils import serialization
+
+    known = {"model_config": getattr(model, "config", None)}
+    return dict(serialization.get_adapted(port.architecture, "hf", weights, known))
+
+
+def _own_weight(own: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:
+    """Return the model's weight of a name; where it was taken apart, put together again."""
+    if name in own:
+        return own[name]
+    for fused, parts in _FUSED.items():
+        pieces = [own.get(name.replace(fused, part)) for part in parts if fused in name]
+        whole = [piece for piece in pieces if piece is not None]
+        if whole and len(whole) == len(pieces):
+            return torch.cat(whole)
+    return None
+
+
+def _reference_modules(weight: str, port: FmsPort) -> tuple[str, ...]:
+    """Return Hugging Face's modules that a weight belongs to."""
+    module = weight.rpartition(".")[0]
+    # The twin of what FMS fuses may be the module around it.
+    twins = twins_of(module, port.twins) or twins_of(module.rpartition(".")[0], port.twins)
+    return tuple(hf_name for hf_name, _ in twins)
+
+
 def _tied(own: Mapping[str, torch.Tensor], adapted: Mapping[str, Any]) -> set[str]:
     """Return the names whose memory another, loaded, weight fills."""
     filled = {own[name].data_ptr() for name in own.keys() & adapted.keys()}
@@ -70,18 +111,48 @@ def _listed(names: set[str]) -> str:
     return ", ".join(shown) + (" …" if len(names) > _SHOWN else "")
 
 
-def _empty_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Return every weight of a checkpoint as a tensor of its shape without data."""
-    files = sorted(checkpoint.glob("*.safetensors"))
-    if not files:
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The open files of a checkpoint: which of them has a weight, by name."""
+
+    holders: Mapping[str, Any]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of all weights."""
+        return list(self.holders)
+
+    def layers(self) -> list[list[str]]:
+        """Return the names in groups that FMS's adapters can fuse: each layer, and all the rest."""
+        groups: dict[str, list[str]] = {}
+        for name in self.holders:
+            numbered = re.match(r".*?\.\d+\.", name)
+            groups.setdefault(numbered[0] if numbered else "", []).append(name)
+        return list(groups.values())
+
+    def empty(self, name: str) -> torch.Tensor:
+        """Return a weight as a tensor of its shape without data."""
+        return torch.empty(self.holders[name].get_slice(name).get_shape(), device="meta")
+
+    def weight(self, name: str) -> torch.Tensor:
+        """Return a weight; its memory is the file's until something is computed with it."""
+        weight: torch.Tensor = self.holders[name].get_tensor(name)
+        return weight
+
+
+@contextmanager
+def _opened(checkpoint: Path, port: FmsPort) -> Iterator[_Files]:
+    """Open a checkpoint's weights; raise CheckpointUnavailable where they cannot be read."""
+    paths = sorted(p for p in checkpoint.glob("*.safetensors") if p.name != _OTHER_LAYOUT)
+    if not paths:
         raise CheckpointUnavailable(f"{checkpoint} has no safetensors weights")
-    weights = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    shape = file.get_slice(name).get_shape()
-                    weights[name] = torch.empty(shape, device="meta")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointUnavailable(f"{path} cannot be read: {error}") from error
-    return weights
+    holders: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for path in paths:
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointUnavailable(f"{path} cannot be read: {error}") from error
+            holders.update(dict.fromkeys(file.keys(), file))
+        buffers = [n for n in holders if any(re.search(p, n) for p in port.not_weights)]
+        yield _Files({name: file for name, file in holders.items() if name not in buffers})

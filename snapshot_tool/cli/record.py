@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     help="With --device-map: the most for a GPU or the CPU, e.g. 0=20GiB, cpu=64GiB.",
 )
 @goldens_option
+@click.option("--redraw", is_flag=True, help="Draw the variants anew, not from stored recipes.")
 @click.option("--update", is_flag=True, help="Replace a recorded set by a new version.")
 @click.option("--reason", default="", help="Why; kept in the set's history.")
 @click.option("--yes", is_flag=True, help="Write the new version without asking.")
@@ -92,6 +93,7 @@ def record_command(
     device_map: str | None,
     max_memory: tuple[str, ...],
     goldens: Path,
+    redraw: bool,
     update: bool,
     reason: str,
     yes: bool,
@@ -126,6 +128,7 @@ def record_command(
         variants=variants,
         seed=seed,
         max_new_tokens=max_new_tokens,
+        redraw=redraw,
         update=update,
         reason=reason,
         resume=resume,

@@ -129,6 +129,30 @@ class Cached(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class WeightPair:
+    """A weight of a candidate and what the checkpoint has for it.
+
+    Args:
+        name: the candidate's name of it.
+        expected: the checkpoint's, laid out as the candidate lays it out, in any dtype.
+        actual: the candidate's own; None where it has none by this name.
+        modules: the reference's modules that it belongs to, where they are known.
+    """
+
+    name: str
+    expected: torch.Tensor
+    actual: torch.Tensor | None
+    modules: tuple[str, ...] = ()
+
+
+class Weighted(Protocol):
+    """A candidate that shows its weights: what no recorded input uses can then be judged, too."""
+
+    def weights(self) -> Iterator[WeightPair]:
+        """Yield every weight of the checkpoint beside the candidate's own, as it is now."""
+
+
 class Observable(Protocol):
     """A candidate that can be looked into: needed to name the module that a fault is in."""
 

@@ -11,6 +11,7 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import Result, Verdict, first_divergence, overall_verdict
 from snapshot_tool.core.shard import Shard
 from snapshot_tool.core.tolerance import Rule
+from snapshot_tool.core.weights import WeightReport
 
 # What is outside of every module, by the phase that shows it first.
 _OUTSIDE = {Phase.FORWARD: "the model's own code", Phase.GENERATE: "the generation loop"}
@@ -79,6 +80,8 @@ class CheckReport:
         surroundings: where this machine is not as the one that recorded: "torch 2.6, here 2.7".
         exploration: what `--explore` or `--replay` asked besides.
         shard: which share of the cases this is; None where it is all of them.
+        weights: how the candidate's weights compare with the checkpoint's, after all of it has run;
+            None where the candidate shows none, or no phase that needs them was asked for.
     """
 
     golden: GoldenIdentity
@@ -98,6 +101,7 @@ class CheckReport:
     near_ties_allowed: bool = False
     graft: Graft | None = None
     shard: Shard | None = None
+    weights: WeightReport | None = None
 
     @property
     def all_results(self) -> tuple[Result, ...]:
@@ -111,7 +115,9 @@ class CheckReport:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict on the whole run."""
+        """The verdict on the whole run; a weight that is not the checkpoint's fails it."""
+        if self.weights and self.weights.differing:
+            return Verdict.FAIL
         return overall_verdict(self.all_results)
 
     @property
@@ -123,11 +129,13 @@ class CheckReport:
     def place(self) -> str:
         """Where the first divergence arises: a module of the reference, or words where it is none.
 
-        "" where nothing differs or the candidate cannot be looked into.
+        "" where nothing differs or the candidate cannot be looked into. Where no answer differs it
+        is a weight's module.
         """
         first, found = self.divergence, self.localisation
         if first is None:
-            return ""
+            differing = self.weights.differing if self.weights else ()
+            return next((", ".join(weight.modules) or weight.name for weight in differing), "")
         if first.phase is Phase.PREPROCESSING:
             return first.phase.value
         if found is None:

@@ -49,6 +49,7 @@ def run_to_html(report: CheckReport, stories: Mapping[str, CaseStory], *, base: 
         head=[(line[:14].strip(), line[14:]) for line in run_text.header_lines(report, base=base)],
         first=_first(report, cases),
         conclusion=_conclusion(report),
+        weights=run_text.weight_lines(report),
         verdicts=[v.value for v in Verdict if any(r.verdict is v for r in report.results)],
         phases=[phase.value for phase in PHASES],
         cases=cases,

@@ -18,6 +18,7 @@ from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Comparison, Result, Worst
 from snapshot_tool.core.shard import Shard
+from snapshot_tool.core.weights import WeightReport
 
 SCHEMA = "snap-check/1"
 
@@ -65,6 +66,7 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
         "recorded_elsewhere": list(report.surroundings),
         "results": [_result(result) for result in report.all_results],
         "error_size_bounds": list(SIZE_BOUNDS),
+        "weights": _weights(report.weights),
         "unmet_requirements": [phase.value for phase in report.unmet],
         "first_divergence": _divergence(report),
         "graft": _graft(report.graft),
@@ -85,6 +87,25 @@ def _shard(shard: Shard | None) -> dict[str, Any] | None:
         "cases": list(shard.cases),
         "all_cases": shard.all_cases,
         "asked": dict(shard.asked),
+    }
+
+
+def _weights(found: WeightReport | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "compared": found.compared,
+        "not_compared": list(found.not_compared),
+        "differing": [
+            {
+                "name": weight.name,
+                "modules": list(weight.modules),
+                "mismatched": weight.mismatched,
+                "numel": weight.numel,
+                "max_abs": _number(weight.max_abs),
+            }
+            for weight in found.differing
+        ],
     }
 
 

@@ -23,6 +23,7 @@ from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Comparison, Result
 from snapshot_tool.core.shard import Shard, Share
 from snapshot_tool.core.tolerance import Rule, Tolerance
+from snapshot_tool.core.weights import WeightReport
 from snapshot_tool.reports.run_json import SCHEMA
 
 _WORDS = ("nan", "inf", "-inf")
@@ -81,6 +82,7 @@ def _report(data: Mapping[str, Any]) -> CheckReport:
         near_ties_allowed=bool(data["near_ties_allowed"]),
         graft=_graft(data.get("graft")),
         warnings=msgspec.convert(data.get("warnings", []), tuple[str, ...]),
+        weights=_weights(data.get("weights")),
         surroundings=msgspec.convert(data.get("recorded_elsewhere", []), tuple[str, ...]),
         shard=_shard(data.get("shard")),
     )
@@ -90,6 +92,13 @@ def _shard(entry: Mapping[str, Any] | None) -> Shard | None:
     if entry is None:
         return None
     return msgspec.convert({**entry, "share": msgspec.convert(entry, Share)}, Shard)
+
+
+def _weights(entry: Mapping[str, Any] | None) -> WeightReport | None:
+    if entry is None:
+        return None
+    differing = [_with_numbers(weight, _FIGURES) for weight in entry["differing"]]
+    return msgspec.convert({**entry, "differing": differing}, WeightReport)
 
 
 def _exploration(entry: Mapping[str, Any] | None, results: Sequence[Result]) -> Exploration | None:

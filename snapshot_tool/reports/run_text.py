@@ -15,6 +15,7 @@ from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.core.tolerance import Rule
 
 _SHOWN_PROBLEMS = 12
+_SHOWN_WEIGHTS = 4
 _MODULES_AROUND = 3
 _SHOWN_NAMES = 6
 _SEVERITY = (Verdict.ERROR, Verdict.FAIL, Verdict.SKIP, Verdict.PASS)
@@ -33,6 +34,7 @@ def header_lines(report: CheckReport, *, base: str) -> list[str]:
         f"transformers  {report.transformers}",
         *([f"shard         {report.shard}"] if report.shard else []),
         *([quick] if report.quick else []),
+        *([f"weights       {report.weights}"] if report.weights else []),
         *(f"recorded on   {difference}" for difference in report.surroundings),
         *(f"warning       {warning}" for warning in report.warnings),
     ]
@@ -157,11 +159,19 @@ def _oracle_figures(figures: OracleComparison) -> str:
     )
 
 
+def weight_lines(report: CheckReport) -> list[str]:
+    """Describe the weights that are not the checkpoint's, the first few of them."""
+    found = report.weights.differing if report.weights else ()
+    more = [f"{len(found) - _SHOWN_WEIGHTS} more"] if found[_SHOWN_WEIGHTS:] else []
+    return [*map(str, found[:_SHOWN_WEIGHTS]), *more]
+
+
 def problem_lines(report: CheckReport) -> list[str]:
-    """Describe what did not pass, the earliest phases first, the first few of them."""
+    """Describe what did not pass, weights and the earliest phases first, the first few of each."""
     problems = [r for r in report.all_results if r.verdict is not Verdict.PASS]
     problems.sort(key=_urgency)
-    lines = [problem_text(result) for result in problems[:_SHOWN_PROBLEMS]]
+    lines = [f"FAIL weights / {line}" for line in weight_lines(report)]
+    lines += [problem_text(result) for result in problems[:_SHOWN_PROBLEMS]]
     left = len(problems) - _SHOWN_PROBLEMS
     if left > 0:
         lines.append(f"… and {left} more: --json FILE has them all")
@@ -278,6 +288,8 @@ def summary_line(report: CheckReport) -> str:
         first = report.divergence
         where = f"case {first.case}" if first in report.results else first.tensor
         line += f"; first divergence: {first.phase.value}, {where}"
+    if report.weights and report.weights.differing:
+        line += f"; weights that are not the checkpoint's: {len(report.weights.differing)}"
     if report.near_ties:
         line += f"; near-ties allowed: {len(report.near_ties)}"
     if report.unmet:

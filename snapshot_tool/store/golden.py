@@ -233,7 +233,7 @@ class Golden:
 
     def images(self, case: str) -> Sequence[Image.Image]:
         """Return the case's images, from the pixels kept when recording."""
-        from snapshot_tool.images import from_arrays
+        from snapshot_tool.images import IMAGE_PARTS, from_arrays
 
         recipe = case_recipe(self.case(case)).recipe
         names = self.manifest.files[INPUTS].tensors
@@ -241,7 +241,7 @@ class Golden:
         for index, image in enumerate(recipe.images):
             arrays = {
                 part: self._read(INPUTS, f"{case}/image.{index}.{part}").numpy()
-                for part in ("pixels", "palette")
+                for part in IMAGE_PARTS
                 if f"{case}/image.{index}.{part}" in names
             }
             images.append(from_arrays(arrays, mode=image.mode))

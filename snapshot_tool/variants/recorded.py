@@ -1,14 +1,16 @@
 """Variants for a recording: prompts and images that hypothesis draws, reproducibly, from a seed.
 
 Each variant has a theme, so that even a dozen of them cover what a port can get wrong: padding,
-number and placement of images, chat template, unicode, lengths, sizes, modes. Within its theme
-hypothesis draws freely. The recipes are stored with the golden set, which is what a re-recording
-uses: hypothesis's draws may change with its version and with the code around it.
+number and placement of images, chat template, unicode, lengths, sizes. Within its theme hypothesis
+draws freely, but for the images' modes: what is left to chance may never come, so modes are dealt
+in turn, and six variants have them all. The recipes are stored with the golden set, which is what a
+re-recording uses: hypothesis's draws may change with its version and with the code around it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hypothesis
@@ -50,17 +52,12 @@ def _unicode_text() -> SearchStrategy[str]:
     ).map("".join)
 
 
-def _images(
-    *,
-    sides: SearchStrategy[tuple[int, int]] | None = None,
-    modes: tuple[str, ...] = IMAGE_MODES,
-) -> SearchStrategy[ImageRecipe]:
+def _images(*, sides: SearchStrategy[tuple[int, int]] | None = None) -> SearchStrategy[ImageRecipe]:
     side = st.sampled_from(_SIDES)
     return st.builds(
-        lambda kind, size, mode, seed: ImageRecipe(kind, size[0], size[1], mode, seed),
+        lambda kind, size, seed: ImageRecipe(kind, size[0], size[1], seed=seed),
         st.sampled_from(IMAGE_KINDS),
         sides if sides is not None else st.tuples(side, side),
-        st.sampled_from(modes),
         st.integers(0, 2**16 - 1),
     )
 
@@ -96,38 +93,61 @@ def _case(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Theme:
+    """What a variant is about.
+
+    Args:
+        images: how many, at least and at most.
+        case: returns the strategy of a recipe with so many images, all of them RGB.
+        modes: what the images are dealt; the first one is dealt instead of one that was refused.
+    """
+
+    images: tuple[int, int]
+    case: Callable[[tuple[int, int]], SearchStrategy[CaseRecipe]]
+    modes: tuple[str, ...] = IMAGE_MODES
+
+
 _RGB = ("RGB",)
-_Themes = tuple[Callable[[], SearchStrategy[CaseRecipe]], ...]
+_Themes = tuple[_Theme, ...]
 _IMAGE_TEXT_THEMES: _Themes = (
     # left padding: the one theme in which an ignored attention mask shows
-    lambda: _case(images=(1, 1), text=_text(), padding=(3, 24)),
-    lambda: _case(images=(0, 0), text=_words(3, 12)),
-    lambda: _case(images=(2, 2), text=_text()),
-    lambda: _case(images=(1, 1), text=_text(), chat=st.just(True)),
-    lambda: _case(images=(1, 1), text=_unicode_text()),
-    lambda: _case(images=(3, 3), text=_text()),
-    lambda: _case(images=(1, 1), text=_text(), image=_images(sides=_tiny_sizes(), modes=_RGB)),
-    lambda: _case(images=(0, 1), text=_words(60, 120)),
-    lambda: _case(images=(0, 1), text=st.just(""), chat=st.booleans()),
-    lambda: _case(images=(1, 1), text=_text(), image=_images(modes=IMAGE_MODES[1:])),
-    lambda: _case(images=(0, 0), text=_unicode_text(), padding=(1, 12)),
-    lambda: _case(images=(2, 3), text=_text(), chat=st.just(True)),
+    _Theme((1, 1), lambda images: _case(images=images, text=_text(), padding=(3, 24))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(3, 12))),
+    _Theme((2, 2), lambda images: _case(images=images, text=_text())),
+    _Theme((1, 1), lambda images: _case(images=images, text=_text(), chat=st.just(True))),
+    _Theme((1, 1), lambda images: _case(images=images, text=_unicode_text())),
+    _Theme((3, 3), lambda images: _case(images=images, text=_text())),
+    _Theme(
+        (1, 1),
+        lambda images: _case(images=images, text=_text(), image=_images(sides=_tiny_sizes())),
+        _RGB,
+    ),
+    _Theme((0, 1), lambda images: _case(images=images, text=_words(60, 120))),
+    _Theme((0, 1), lambda images: _case(images=images, text=st.just(""), chat=st.booleans())),
+    _Theme((1, 1), lambda images: _case(images=images, text=_text()), IMAGE_MODES[1:]),
+    _Theme((0, 0), lambda images: _case(images=images, text=_unicode_text(), padding=(1, 12))),
+    _Theme((2, 3), lambda images: _case(images=images, text=_text(), chat=st.just(True))),
 )
 _TEXT_THEMES: _Themes = (
-    lambda: _case(images=(0, 0), text=_text(), padding=(3, 24)),
-    lambda: _case(images=(0, 0), text=_words(3, 12)),
-    lambda: _case(images=(0, 0), text=_unicode_text()),
-    lambda: _case(images=(0, 0), text=_words(60, 120)),
-    lambda: _case(images=(0, 0), text=_text(), chat=st.booleans()),
-    lambda: _case(images=(0, 0), text=_unicode_text(), padding=(1, 12)),
-    lambda: _case(images=(0, 0), text=_words(1, 1)),
+    _Theme((0, 0), lambda images: _case(images=images, text=_text(), padding=(3, 24))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(3, 12))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_unicode_text())),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(60, 120))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_text(), chat=st.booleans())),
+    _Theme((0, 0), lambda images: _case(images=images, text=_unicode_text(), padding=(1, 12))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(1, 1))),
 )
 _NO_TEXT = st.just("")
-# Image processors by themselves may refuse all modes but RGB: those are drawn until one is taken.
 _IMAGE_THEMES: _Themes = (
-    lambda: _case(images=(1, 1), text=_NO_TEXT),
-    lambda: _case(images=(1, 1), text=_NO_TEXT, image=_images(sides=_tiny_sizes(), modes=_RGB)),
-    lambda: _case(images=(2, 3), text=_NO_TEXT, image=_images(modes=_RGB)),
+    _Theme((1, 1), lambda images: _case(images=images, text=_NO_TEXT)),
+    _Theme(
+        (1, 1),
+        lambda images: _case(images=images, text=_NO_TEXT, image=_images(sides=_tiny_sizes())),
+        _RGB,
+    ),
+    # Processors of images alone stack them: they must be of one kind.
+    _Theme((2, 3), lambda images: _case(images=images, text=_NO_TEXT), _RGB),
 )
 _THEMES: Mapping[InputKind, _Themes] = {
     InputKind.BOTH: _IMAGE_TEXT_THEMES,
@@ -136,11 +156,30 @@ _THEMES: Mapping[InputKind, _Themes] = {
 }
 
 
+def _deal_modes(
+    recipe: CaseRecipe, modes: tuple[str, ...], *, first: int, attempt: int
+) -> CaseRecipe:
+    """Give the images the modes that follow each other from place `first` on.
+
+    After a refusal some have the first mode instead, in every combination: so the others are dealt
+    all the same, and a reference that takes one mode alone gets to it.
+    """
+    images = []
+    for place, image in enumerate(recipe.images):
+        replaced = attempt >> place & 1
+        mode = modes[0 if replaced else (first + place) % len(modes)]
+        images.append(replace(image, mode=mode))
+    return replace(recipe, images=tuple(images))
+
+
 def draw_recipe(
     *, seed: int, index: int, attempt: int, kind: InputKind = InputKind.BOTH
 ) -> CaseRecipe:
     """Draw the recipe of variant `index`; another `attempt` gives another recipe of its theme."""
     themes = _THEMES[kind]
+    round_of_themes, place = divmod(index, len(themes))
+    theme = themes[place]
+    images_before = sum(earlier.images[1] for earlier in themes[:place])
     drawn: list[CaseRecipe] = []
 
     @hypothesis.seed((seed * 1_000_003 + index) * 1_009 + attempt)
@@ -152,11 +191,12 @@ def draw_recipe(
         phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    @hypothesis.given(themes[index % len(themes)]())
+    @hypothesis.given(theme.case(theme.images))
     def collect(recipe: CaseRecipe) -> None:
         drawn.append(recipe)
 
     run: Callable[[], Any] = collect
     with own_home():
         run()
-    return drawn[-1]
+    first = seed + round_of_themes + images_before
+    return _deal_modes(drawn[-1], theme.modes, first=first, attempt=attempt)

@@ -30,6 +30,7 @@ from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Result, Verdict, first_divergence
 from snapshot_tool.core.shard import Shard, Share
 from snapshot_tool.core.tolerance import Rule, Tolerance
+from snapshot_tool.core.weights import WeightReport
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
@@ -45,6 +46,7 @@ from snapshot_tool.phase_runs import OnePass, Pair, run_phase
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import INPUTS, ORACLE, phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest
+from snapshot_tool.weights import compare_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,12 @@ class Checker:
     def explore(self, cases: list[CaseEntry], progress: Progress) -> Exploration | None:
         """Ask the derived questions that the request gives, or as many as it wants drawn."""
         return _explore(self, cases, progress)
+
+    def compare_weights(self) -> WeightReport | None:
+        """Compare the candidate's weights with the checkpoint's, as they are now."""
+        show = getattr(self.candidate, "weights", None)
+        needed = set(self.request.phases) - {Phase.PREPROCESSING} and not self.request.replay
+        return compare_weights(show()) if callable(show) and needed else None
 
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:
         """Name the module in which the first divergence of these results arises."""
@@ -271,6 +279,8 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     results = () if request.replay else tuple(check_cases(checker, cases, progress))
     exploration = checker.explore(cases, progress)
     localisation = checker.localise(results)
+    # Last: what changes a weight while it runs is then seen as well.
+    weights = checker.compare_weights()
     transformers = Transformers(
         is_importable("transformers"),
         not checker.imported_before and "transformers" in sys.modules,
@@ -296,6 +306,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         unmet=_unmet(results + (exploration.results if exploration else ()), request.required),
         localisation=localisation,
         exploration=exploration,
+        weights=weights,
         warnings=checker.warnings,
         surroundings=differing_surroundings(golden.manifest.environment, environment),
         shard=_shard(golden.manifest, request),

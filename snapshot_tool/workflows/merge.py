@@ -12,6 +12,7 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict
 from snapshot_tool.core.shard import Shard
+from snapshot_tool.core.weights import WeightReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
         environment=_environment([one.report.environment for one in shards]),
         warnings=_union(one.report.warnings for one in shards),
         surroundings=_union(one.report.surroundings for one in shards),
+        weights=_weights(shards),
         unmet=(),
         shard=None,
     )
@@ -73,6 +75,12 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
         localisation=leading.localisation,
         graft=leading.graft,
     )
+
+
+def _weights(shards: Sequence[ShardReport]) -> WeightReport | None:
+    """Return the first comparison of weights that found one to differ, or the first of all."""
+    found = [one.report.weights for one in shards if one.report.weights]
+    return next((weights for weights in found if weights.differing), found[0] if found else None)
 
 
 def _shards(reports: Sequence[tuple[str, CheckReport]]) -> Iterator[ShardReport]:

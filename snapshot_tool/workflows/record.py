@@ -45,7 +45,8 @@ class RecordRequest:
     """What to record.
 
     None for seed, variants and max_new_tokens: as recorded before, else 42, 12 and 20; for oracle
-    and whole_outputs: as recorded before, else without. whole_outputs are globs of cases.
+    and whole_outputs: as recorded before, else without. whole_outputs are globs of cases. redraw
+    draws the variants anew where the set that is replaced has their recipes.
     """
 
     checkpoint: str
@@ -57,6 +58,7 @@ class RecordRequest:
     variants: int | None = None
     seed: int | None = None
     max_new_tokens: int | None = None
+    redraw: bool = False
     update: bool = False
     reason: str = ""
     resume: bool = False
@@ -215,7 +217,11 @@ def _record(
         )
         make_folder(staging.folder)
         plan = make_plan(
-            staging, settings, reference=reference, template=template, progress=progress
+            staging,
+            settings,
+            reference=reference,
+            template=None if request.redraw else template,
+            progress=progress,
         )
         processes.wait()  # the others read it
         return plan

@@ -30,11 +30,12 @@ def test_every_image_is_kept_bit_for_bit(kind: str, mode: str, size: tuple[int, 
     arrays = to_arrays(image)
     assert arrays["pixels"].shape == (size[1], size[0], CHANNELS[mode])
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.uint8)}
-    assert ("palette" in arrays) == (mode == "P")
+    assert arrays.keys() == {"pixels", *(("palette", "transparency") if mode == "P" else ())}
     again = from_arrays(arrays, mode=mode)
     assert (again.mode, again.size) == (mode, size)
     assert again.tobytes() == image.tobytes()
     assert again.getpalette() == image.getpalette()
+    assert again.convert("RGBA").tobytes() == image.convert("RGBA").tobytes()
     assert again.convert("RGB").tobytes() == image.convert("RGB").tobytes()
 
 
@@ -89,6 +90,14 @@ def test_a_palette_has_no_more_than_sixteen_colours() -> None:
     """Pixels of a palette image are places in it, not colours."""
     image = render(ImageRecipe("noise", 30, 30, "P"))
     assert np.asarray(image).max() <= 15
+
+
+def test_one_colour_of_a_palette_is_transparent() -> None:
+    """A candidate that makes of it what the reference does not sees another picture."""
+    image = render(ImageRecipe("noise", 30, 30, "P"))
+    alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    assert (alpha == np.where(np.asarray(image) == 0, 0, 255)).all()
+    assert 0 < (alpha == 0).mean() < 1
 
 
 def test_a_mode_that_cannot_be_kept_is_refused() -> None:

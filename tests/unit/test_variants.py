@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import configuration
 
+from snapshot_tool.core.recipes import IMAGE_MODES
 from snapshot_tool.variants.recorded import draw_recipe
 
 # How many images each theme may have.
@@ -57,6 +58,25 @@ def test_attempts_at_a_variant_keep_its_theme(index: int) -> None:
         assert all(min(i.width, i.height) <= 5 for recipe in drawn for i in recipe.images)
     if index == 9:
         assert all(i.mode != "RGB" for recipe in drawn for i in recipe.images)
+
+
+def test_after_a_refusal_one_image_after_the_other_is_dealt_rgb() -> None:
+    """A mode that the reference refuses does not keep the others away; in the end all are RGB."""
+    modes = [[i.mode for i in draw_recipe(seed=3, index=5, attempt=a).images] for a in range(8)]
+    first = modes[0]
+    assert "RGB" not in first
+    assert len(set(first)) == 3
+    assert modes[1] == ["RGB", *first[1:]]
+    assert modes[2] == [first[0], "RGB", first[2]]
+    assert modes[7] == ["RGB"] * 3
+
+
+def test_another_seed_deals_other_modes_to_the_same_themes() -> None:
+    """So do the variants after a dozen."""
+    dealt = {draw_recipe(seed=seed, index=0, attempt=0).images[0].mode for seed in range(7)}
+    assert dealt == set(IMAGE_MODES)
+    first, thirteenth = (draw_recipe(seed=5, index=i, attempt=0).images[0].mode for i in (0, 12))
+    assert first != thirteenth
 
 
 def test_variants_beyond_a_dozen_begin_the_themes_again_with_other_draws() -> None:

@@ -1,0 +1,93 @@
+"""The weights that FMS loaded, beside the checkpoint's: what no case uses is judged, too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
+from snapshot_tool.core.interfaces import CandidateRequest
+from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.core.questions import Prefix, Prompt
+from snapshot_tool.store.golden import open_golden
+from snapshot_tool.weights import compare_weights
+from snapshot_tool.workflows.check import Checker, CheckRequest
+from tests.candidates import CHECKOUT
+from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
+
+EMBEDDING = "text_model.base_model.embedding.weight"
+DOUBLED = "tests.check.wrong_weights:unused_embedding_doubled"
+# Query, key and value are one weight, gate and up another: so FMS has them by default.
+FUSED = 69
+
+
+def load(dtype: str = "float32") -> FmsCandidate:
+    """Load the checkout's model."""
+    config = open_golden(set_folder(GOLDENS)).manifest.checkpoint.config
+    return load_fms_candidate(CandidateRequest(CHECKPOINT, config, "cpu", dtype), fms_path=CHECKOUT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_weights_of_a_sound_port_are_the_checkpoints(dtype: str) -> None:
+    """In whichever dtype it was loaded, fused as FMS has them."""
+    report = compare_weights(load(dtype).weights())
+    assert (report.compared, report.differing, report.not_compared) == (FUSED, (), ())
+
+
+def test_weights_taken_apart_in_memory_are_compared_as_well() -> None:
+    """FMS's unfusing changes names, not numbers; a fault in a part is found in the whole."""
+    from fms.utils.fusion import apply_unfuse_weights
+
+    candidate = load()
+    apply_unfuse_weights(candidate.model)
+    report = compare_weights(candidate.weights())
+    assert (report.compared, report.differing, report.not_compared) == (FUSED, (), ())
+    key = candidate.model.text_model.base_model.layers[1].attn.in_proj.key
+    with torch.no_grad():
+        key.weight[0, 0] += 1
+    (found,) = compare_weights(candidate.weights()).differing
+    assert found.name == "text_model.base_model.layers.1.attn.in_proj.qkv_fused.weight"
+    assert found.modules == tuple(
+        f"model.text_model.layers.1.self_attn.{part}_proj" for part in "qkv"
+    )
+    assert found.mismatched == 1
+
+
+def test_a_weight_that_no_case_uses_fails_the_check(snap: Snap, tmp_path: Path) -> None:
+    """Every answer is right; the verdict, the exit code and every report name the weight."""
+    record = tmp_path / "run.json"
+    run = snap(
+        *("check", "--candidate", DOUBLED, "--case", "variant-02"),
+        *("--json", record, "--html", tmp_path / "run.html"),
+    )
+    assert run.code == 1
+    assert f"FAIL weights / {EMBEDDING} (model.text_model.embed_tokens): 96 of" in run.out
+    assert "weights that are not the checkpoint's: 1" in run.out
+    report = json.loads(record.read_text(encoding="utf-8"))
+    assert report["verdict"] == "fail"
+    assert report["first_divergence"] is None
+    (found,) = report["weights"]["differing"]
+    assert (found["name"], found["modules"]) == (EMBEDDING, ["model.text_model.embed_tokens"])
+    assert {result["verdict"] for result in report["results"]} <= {"pass", "skip"}
+    assert EMBEDDING in (tmp_path / "run.html").read_text(encoding="utf-8")
+    again = snap("report", record)
+    assert again.code == 1
+    assert f"FAIL weights / {EMBEDDING}" in again.out
+
+
+def test_weights_are_read_only_where_a_model_is_asked_for() -> None:
+    """Preprocessing has none, and a replayed question is all that is asked."""
+    golden, candidate = open_golden(set_folder(GOLDENS)), load()
+
+    def compared(**wanted: object) -> bool:
+        request = dataclasses.replace(CheckRequest(GOLDENS), **wanted)  # type: ignore[arg-type]
+        return Checker(request, golden, candidate).compare_weights() is not None
+
+    assert compared(phases=PHASES)
+    assert compared(phases=(Phase.CONNECTOR,))
+    assert not compared(phases=(Phase.PREPROCESSING,))
+    assert not compared(replay=(Prefix(Prompt("one-image", 3)),))

@@ -1,0 +1,15 @@
+"""A candidate whose weights alone are wrong."""
+
+import torch
+
+from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
+from snapshot_tool.core.interfaces import CandidateRequest
+from tests.candidates import CHECKOUT
+
+
+def unused_embedding_doubled(request: CandidateRequest) -> FmsCandidate:
+    """Return FMS with the embedding of a token doubled that no recorded prompt has."""
+    candidate = load_fms_candidate(request, fms_path=CHECKOUT)
+    with torch.no_grad():
+        candidate.model.text_model.base_model.embedding.weight[0] *= 2
+    return candidate
