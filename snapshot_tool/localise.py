@@ -3,10 +3,14 @@
 Parents come first: only the first module whose input is within and whose output is beyond the limit
 is looked into, and the same holds for its children in turn. When no child is at fault, the parent's
 own code is: what it does between its children, or that it leaves one of them out.
+
+A fault in code that every layer runs may stay hidden in the first of them, where a large residual
+covers it: once it is found, the same module of an earlier layer is named if it errs already.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from snapshot_tool.core.localisation import ERROR_LIMIT, Localisation, ModuleErrors
@@ -39,7 +43,7 @@ def localise(
         for tap in golden
     )
     path = _descend(modules, "")
-    culprit = path[-1] if path else None
+    culprit = _first_alike(modules, path[-1]) if path else None
     raised = culprit is None and unfinished is not None
     if raised:
         culprit = _innermost(modules, unfinished or ())
@@ -98,6 +102,16 @@ def _descend(modules: Sequence[ModuleErrors], parent: str) -> list[ModuleErrors]
             # child, and all that comes later.
             return _descend(modules, child.module)
     return []
+
+
+def _first_alike(modules: Sequence[ModuleErrors], culprit: ModuleErrors) -> ModuleErrors:
+    """Return the first culprit that has the same name but for the numbers of layers."""
+    kind = _kind(culprit.module)
+    return next((m for m in modules if m.is_culprit and _kind(m.module) == kind), culprit)
+
+
+def _kind(module: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", module)
 
 
 def _children(modules: Sequence[ModuleErrors], parent: str) -> list[ModuleErrors]:

@@ -34,7 +34,7 @@ _BAD = (Verdict.FAIL, Verdict.ERROR)
 
 
 class GoldenFile(pytest.File):
-    """The manifest of a golden set: its cases."""
+    """The manifest of a golden set: its cases, and the candidate's weights."""
 
     @classmethod
     def at(cls, path: Path, parent: pytest.Collector) -> Self:
@@ -43,12 +43,16 @@ class GoldenFile(pytest.File):
         node: Self = cls.from_parent(parent, path=path, nodeid=name)
         return node
 
-    def collect(self) -> Iterator[pytest.Collector]:
-        """Yield the cases that --snap-case names."""
+    def collect(self) -> Iterator[pytest.Collector | pytest.Item]:
+        """Yield the cases that --snap-case names, and the weights where a phase has any."""
+        request = make_request(self.config)
         with _usage_errors():
-            for case in select_cases(load_manifest(self.path.parent), make_request(self.config)):
+            for case in select_cases(load_manifest(self.path.parent), request):
                 node: GoldenCase = GoldenCase.from_parent(self, name=case.name, case=case)
                 yield node
+        if request.needs_weights:
+            weights: GoldenWeights = GoldenWeights.from_parent(self, name="weights")
+            yield weights
 
 
 class GoldenCase(pytest.Collector):
@@ -93,6 +97,28 @@ class GoldenPhase(pytest.Item):
     def reportinfo(self) -> tuple[Path, int | None, str]:
         """Name the test in the headings of the report."""
         return self.path, None, f"{self.case.name} / {self.phase.value}"
+
+
+class GoldenWeights(pytest.Item):
+    """The candidate's weights beside the checkpoint's, after what this process ran before."""
+
+    def setup(self) -> None:
+        """Load the candidate, unless an earlier test has done it."""
+        load_candidate_for(self.config, self.path.parent)
+
+    def runtest(self) -> None:
+        """Fail with the weights that differ; skip where the candidate shows none."""
+        loaded = load_candidate_for(self.config, self.path.parent)
+        self.user_properties.append((_CANDIDATE, loaded.name))
+        found = loaded.checker.compare_weights()
+        if found is None:
+            pytest.skip("the candidate has no method 'weights'")
+        if found.differing:
+            pytest.fail("\n".join(map(str, found.differing)), pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Name the test in the headings of the report."""
+        return self.path, None, self.name
 
 
 def _told(bad: list[Result]) -> list[str]:

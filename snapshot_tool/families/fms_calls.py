@@ -207,6 +207,19 @@ def cut_after_end(new: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
     return new[: int(places[0]) + 1] if len(places) else new
 
 
+def cut_filled(new: torch.Tensor, end: int, *, filler: Sequence[int]) -> torch.Tensor:
+    """Return a row of a batch up to its end token, where nothing but filler stands after it.
+
+    A row that goes on after its end is returned whole: the model was told what ends it.
+    """
+    import torch
+
+    cut = cut_after_end(new, [end])
+    rest = new[len(cut) :]
+    filled = torch.isin(rest, torch.tensor([end, *filler], device=new.device))
+    return cut if bool(filled.all()) else new
+
+
 def join_rows(rows: Sequence[CaseInputs]) -> CaseInputs:
     """Return prompts of one length as one batch; the tiles of all rows follow each other."""
     import torch

@@ -13,7 +13,13 @@ from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
-from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms, cut_after_end, join_rows
+from snapshot_tool.families.fms_calls import (
+    FmsCalls,
+    LoadedFms,
+    cut_after_end,
+    cut_filled,
+    join_rows,
+)
 from snapshot_tool.families.llama import decoder_twins, llama_config
 from snapshot_tool.families.siglip_vision import VISION_OUTPUT, siglip_config, siglip_twins
 
@@ -101,12 +107,16 @@ class _Calls(FmsCalls):
         self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> list[torch.Tensor]:
         """Return the greedy new tokens of each prompt, its own end token included."""
+        end = eos_token_ids[0] if len(eos_token_ids) == 1 else None
         ids = self.model.generate(
-            **self._arguments(join_rows(rows)),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos_token_ids[0] if len(eos_token_ids) == 1 else None,
+            **self._arguments(join_rows(rows)), max_new_tokens=max_new_tokens, eos_token_id=end
         )
-        return [cut_after_end(new, eos_token_ids) for new in ids[:, rows[0].input_ids.shape[1] :]]
+        rows_new = ids[:, rows[0].input_ids.shape[1] :]
+        if end is None:
+            return [cut_after_end(new, eos_token_ids) for new in rows_new]
+        pad = self.loaded.config.get("pad_token_id")
+        filler = [] if pad is None else [pad]
+        return [cut_filled(new, end, filler=filler) for new in rows_new]
 
     def _arguments(self, inputs: CaseInputs) -> dict[str, torch.Tensor | None]:
         pixels = inputs.pixel_values

@@ -78,6 +78,11 @@ class CheckRequest:
     share: Share | None = None
 
     @property
+    def needs_weights(self) -> bool:
+        """Whether the model as a whole is asked; a replay asks what it names and nothing else."""
+        return not self.replay and self.phases != (Phase.PREPROCESSING,)
+
+    @property
     def golden_choice(self) -> GoldenChoice:
         """Which golden set is meant."""
         return GoldenChoice(
@@ -152,8 +157,9 @@ class Checker:
     def compare_weights(self) -> WeightReport | None:
         """Compare the candidate's weights with the checkpoint's, as they are now."""
         show = getattr(self.candidate, "weights", None)
-        needed = set(self.request.phases) - {Phase.PREPROCESSING} and not self.request.replay
-        return compare_weights(show()) if callable(show) and needed else None
+        if not callable(show) or not self.request.needs_weights:
+            return None
+        return compare_weights(show())
 
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:
         """Name the module in which the first divergence of these results arises."""

@@ -69,9 +69,13 @@ def test_a_run_without_goldens_imports_nothing_of_snap(golden_tests: pytest.Pyte
 
 
 def test_every_phase_of_every_case_is_a_test(golden_tests: pytest.Pytester) -> None:
-    """With an id of file, case and phase; text cases have two phases, the others five."""
+    """With an id of file, case and phase; text cases have two phases, the others five.
+
+    The last one is of the candidate's weights.
+    """
     found = run(golden_tests, "--collect-only", "-q")
-    ids = [line for line in found.outlines if "::" in line]
+    *ids, last = [line for line in found.outlines if "::" in line]
+    assert last.endswith("cpu-float32/manifest.json::weights")
     assert len(ids) == 11 * 5 + 3 * 2
     assert all(re.search(r"cpu-float32/manifest\.json::[a-z0-9-]+::[a-z]+$", line) for line in ids)
     assert len(set(ids)) == len(ids)
@@ -122,10 +126,23 @@ def test_a_phase_that_the_candidate_lacks_is_skipped_with_its_reason(
         *("--snap-goldens", GOLDENS, "--snap-candidate", "counted:load"),
         *("--snap-case", "one-image", "-rs"),
     )
-    found.assert_outcomes(passed=3, skipped=2)
+    found.assert_outcomes(passed=3, skipped=3)
     found.stdout.fnmatch_lines(["SKIPPED*the decoder is not ported yet"])
     found.stdout.fnmatch_lines(["SKIPPED*the candidate has no method 'generate'"])
+    found.stdout.fnmatch_lines(["SKIPPED*the candidate has no method 'weights'"])
     assert (golden_tests.path / "loads.txt").read_text() == "once "
+
+
+def test_a_weight_that_is_not_the_checkpoints_fails_a_test_of_its_own(
+    golden_tests: pytest.Pytester,
+) -> None:
+    """Named, where every answer is right."""
+    found = golden_tests.runpytest_subprocess(
+        *("--snap-goldens", GOLDENS, "--snap-case", "variant-02"),
+        *("--snap-candidate", "tests.check.wrong_weights:unused_embedding_doubled"),
+    )
+    found.assert_outcomes(passed=2, failed=1)
+    found.stdout.fnmatch_lines(["text_model.base_model.embedding.weight (*: 96 of * differ *"])
 
 
 def test_what_the_candidate_raises_fails_its_phase_alone(golden_tests: pytest.Pytester) -> None:
@@ -134,7 +151,7 @@ def test_what_the_candidate_raises_fails_its_phase_alone(golden_tests: pytest.Py
         *("--snap-goldens", GOLDENS, "--snap-candidate", "tests.candidates:Raises"),
         *("--snap-case", "one-image", "--snap-phase", "connector", "--snap-phase", "vision"),
     )
-    found.assert_outcomes(passed=1, failed=1)
+    found.assert_outcomes(passed=1, failed=1, skipped=1)
     found.stdout.fnmatch_lines(
         ["ERROR connector / one-image: RuntimeError: no connector for 17 tiles"]
     )
@@ -152,14 +169,14 @@ def test_people_write_tests_of_their_own_on_goldens(golden_tests: pytest.Pyteste
         "--snap-phase",
         "vision",
     )
-    found.assert_outcomes(passed=3, failed=1)
+    found.assert_outcomes(passed=4, failed=1)
     found.stdout.fnmatch_lines(["*FAIL vision / two-images / last_hidden_state: 1 of *"])
 
 
 def test_a_candidate_that_cannot_be_loaded_is_tried_once(golden_tests: pytest.Pytester) -> None:
     """Every test says why, in snap's two lines."""
     found = run(golden_tests, "--snap-phase", "vision", fms=golden_tests.path)
-    found.assert_outcomes(errors=11)
+    found.assert_outcomes(errors=12)
     found.stdout.fnmatch_lines(["--fms-path * is no FMS: it has no fms/__init__.py"])
     assert "Traceback" not in found.stdout.str()
     assert "pytest_nodes.py" not in found.stdout.str()
@@ -192,7 +209,7 @@ def test_goldens_stand_alone_on_the_command_line_and_add_up_in_addopts(
     shutil.copytree(GOLDENS, golden_tests.path / "goldens")
     golden_tests.makeini("[pytest]\naddopts = --collect-only -q --snap-case one-image")
     alone = collected(golden_tests.runpytest_subprocess("--snap-goldens", "goldens"))
-    assert [name.rpartition("::")[2] for name in alone] == PHASES
+    assert [name.rpartition("::")[2] for name in alone] == [*PHASES, "weights"]
     both = collected(golden_tests.runpytest_subprocess("--snap-goldens=goldens", "test_own.py"))
     assert both == ["test_own.py::test_own", *alone]
     one = collected(golden_tests.runpytest_subprocess("--snap-goldens", "goldens", alone[3]))

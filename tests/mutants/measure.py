@@ -15,11 +15,13 @@ from snapshot_tool.candidates.fms import FmsCandidate
 from snapshot_tool.core.errors import CandidateUnavailable
 from snapshot_tool.core.phases import phase_order
 from snapshot_tool.core.progress import SilentProgress
+from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.store.golden import Golden, find_goldens, open_golden
 from snapshot_tool.workflows.check import CheckRequest, check
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
+from tests.mutants.exact import exact_answers, greatest_exact_change
 from tests.mutants.mutant import LOADING, Change, Edit, Mutant, plant_linked
 from tests.mutants.probes import Originals, answers, greatest_change
 
@@ -52,6 +54,9 @@ class Outcome:
         change: of one that neither rule shows, the greatest difference of any answer from the
             original's, in units of rounding.
         question: the answer with that difference.
+        weights: the weights that are not the checkpoint's, as the comparison of weights says.
+        exact: of one that neither rule shows, the greatest difference in float64, relative to the
+            answer's greatest element.
     """
 
     table: str = ""
@@ -61,11 +66,18 @@ class Outcome:
     used: float = math.inf
     change: float = math.inf
     question: str = ""
+    weights: tuple[str, ...] = ()
+    exact: float = math.inf
 
     @property
     def found(self) -> bool:
         """Whether anything shows it."""
-        return bool(self.table or self.oracle or self.derived)
+        return bool(self.table or self.oracle or self.derived or self.weights)
+
+    @property
+    def by_weights_alone(self) -> bool:
+        """Whether no answer shows it."""
+        return bool(self.weights) and not (self.table or self.oracle or self.derived)
 
 
 @contextmanager
@@ -94,19 +106,45 @@ def measure(mutant: Mutant, setup: Setup, originals: Originals) -> Outcome:
             report = check(request, SilentProgress())
         except CandidateUnavailable as error:
             return Outcome(LOADING, LOADING, place=str(error))
+        weights = _differing(report)
         oracle = fails_by_oracle(report.results)
         if report.divergence:
             table = report.divergence.phase.value
-            return Outcome(table, oracle, (), report.place, _used(report.results))
+            return Outcome(table, oracle, (), report.place, _used(report.results), weights=weights)
         if oracle:
             by_oracle = check(replace(request, rule=Rule.ORACLE), SilentProgress())
-            return Outcome("", oracle, (), by_oracle.place, _used(by_oracle.results))
-        assert plan.built is not None
-        change, question = greatest_change(originals, answers(plan.built, setup.golden()))
-        asked = check(replace(request, explore=QUESTIONS, seed=0), SilentProgress()).exploration
-        assert asked is not None
-        failed = {kind.kind: kind.failure for kind in asked.kinds if kind.failure}
-        return Outcome("", "", tuple(failed), "", _used(list(failed.values())), change, question)
+            return Outcome(
+                "", oracle, (), by_oracle.place, _used(by_oracle.results), weights=weights
+            )
+        return _measure_quiet(replace(request, explore=QUESTIONS, seed=0), plan, setup, originals)
+
+
+def _measure_quiet(
+    request: CheckRequest, plan: Planted, setup: Setup, originals: Originals
+) -> Outcome:
+    """Ask a mutant that no recorded case shows all there is to ask."""
+    report = check(request, SilentProgress())
+    assert report.exploration is not None
+    failed = {kind.kind: kind.failure for kind in report.exploration.kinds if kind.failure}
+    assert plan.built is not None
+    golden = setup.golden()
+    change, question = greatest_change(originals, answers(plan.built, golden))
+    # Last: it makes float64 the default of this process.
+    exact, _ = greatest_exact_change(originals.exact, exact_answers(plan, golden))
+    return Outcome(
+        derived=tuple(failed),
+        place=report.place if not failed else "",
+        used=_used(list(failed.values())),
+        change=change,
+        question=question,
+        weights=_differing(report),
+        exact=exact,
+    )
+
+
+def _differing(report: CheckReport) -> tuple[str, ...]:
+    found = report.weights
+    return tuple(weight.name for weight in found.differing) if found else ()
 
 
 def fails_by_oracle(results: Sequence[Result]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,19 +39,27 @@ class Originals:
     Args:
         answers: by question.
         rounding: greatest difference between the port and Hugging Face, by phase.
+        exact: the answers in float64 throughout.
     """
 
     answers: Answers
     rounding: Mapping[str, float]
+    exact: Answers
 
 
-def answers(candidate: FmsCandidate, golden: Golden) -> Answers:
-    """Return all answers by question."""
+def answers(
+    candidate: FmsCandidate,
+    golden: Golden,
+    *,
+    asked_within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Answers:
+    """Return all answers by question; each is asked in a context of its own."""
     found: dict[str, torch.Tensor | str] = {}
     with torch.inference_mode():
         for name, ask in _questions(candidate, golden):
             try:
-                found[name] = ask().clone()
+                with asked_within():
+                    found[name] = ask().clone()
             except Exception as error:
                 found[name] = type(error).__name__
     return found
@@ -69,7 +78,11 @@ def _questions(candidate: FmsCandidate, golden: Golden) -> Iterator[tuple[str, _
     for name, image in _other_images().items():
         yield f"preprocessing/{name}", partial(_pixels, candidate, [image])
     (end, *_) = golden.manifest.generation.eos_token_ids
-    for name, prompt in {**_recorded(golden), **_batches(golden), **_other_ids(golden)}.items():
+    dtype = getattr(torch, candidate.request.dtype)
+    prompts = {**_recorded(golden), **_batches(golden), **_other_ids(golden)}
+    for name, recorded in prompts.items():
+        pixels = recorded["pixel_values"]
+        prompt = {**recorded, "pixel_values": None if pixels is None else pixels.to(dtype)}
         yield f"forward/{name}", partial(_logits, candidate.model, prompt)
         yield f"generate/{name}", partial(_tokens, candidate.model, prompt, end)
 

@@ -12,12 +12,15 @@ from pathlib import Path
 
 from tests.mutants.benign import Alarms, Benign, kinds_of
 from tests.mutants.corpus import GROUPS, MUTANTS
+from tests.mutants.exact import SAME
 from tests.mutants.forked import Crash
 from tests.mutants.measure import QUESTIONS, Outcome
 from tests.mutants.mutant import DERIVED, LOADING, Change, Mutant
 
 _NEAR = 3.0  # times the tolerance: what a little more tolerance would have hidden
-_FOUND_IN = (LOADING, "preprocessing", "vision", "connector", "forward", "generate", DERIVED)
+_WEIGHTS = "the weights alone"
+_PHASES = ("preprocessing", "vision", "connector", "forward", "generate")
+_FOUND_IN = (LOADING, *_PHASES, DERIVED, _WEIGHTS)
 
 
 class Fate(StrEnum):
@@ -30,12 +33,16 @@ class Fate(StrEnum):
 
 
 def fate(outcome: Outcome | Crash) -> Fate:
-    """Return what became of a mutant; one that changes no answer beyond rounding is equivalent."""
+    """Return what became of a mutant; one that changes no answer beyond rounding is equivalent.
+
+    So is one whose answers are the same in float64, and whose weight alone gives it away.
+    """
     if isinstance(outcome, Crash):
         return Fate.CRASHED
-    if outcome.found:
-        return Fate.FOUND
-    return Fate.EQUIVALENT if outcome.change <= 1 else Fate.MISSED
+    same = outcome.change <= 1 or outcome.exact <= SAME
+    if same and (outcome.by_weights_alone or not outcome.found):
+        return Fate.EQUIVALENT
+    return Fate.FOUND if outcome.found else Fate.MISSED
 
 
 def is_named(mutant: Mutant, outcome: Outcome | Crash) -> bool:
@@ -81,12 +88,14 @@ class Detection:
         real = len(self.outcomes) - len(equivalent)
         table, oracle = self.shown_by(lambda o: o.table), self.shown_by(lambda o: o.oracle)
         derived = self.shown_by(lambda o: o.derived)
+        weights = [n for n in found if n in self.shown_by(lambda o: o.by_weights_alone)]
         finished = [a for a in self.alarms.values() if isinstance(a, Alarms)]
         unfinished = len(self.alarms) - len(finished)
         return [
             f"{len(found)} of {real} faults found ({_share(found, real)}): {len(table)} by the "
             f"table of tolerances, {len(oracle)} by the oracle, {len(derived)} by derived "
-            f"questions alone; {len(equivalent)} more mutants change no answer beyond rounding",
+            f"questions alone, {len(weights)} by the comparison of weights alone; "
+            f"{len(equivalent)} more mutants change no answer beyond rounding",
             f"{len(self.named())} of {len(found)} found faults named rightly "
             f"({_share(self.named(), len(found))})",
             f"{self.rang(lambda a: a.table)} false alarms in {len(finished)} benign runs; "
@@ -121,8 +130,10 @@ def _lines(detection: Detection) -> list[str]:
         "Written by `make mutants`, never by hand. Every mutant is one fault in the FMS checkout, "
         "in its source or in a weight in memory (`tests/mutants/corpus`); its phase and place were "
         "written down before it was run. `snap check` judges it by the golden's table of "
-        "tolerances and by the oracle; a mutant that passes both is asked "
-        f"{QUESTIONS} derived questions (`--explore`).",
+        "tolerances and by the oracle, and compares its weights with the checkpoint's; a mutant "
+        f"that passes both rules is asked {QUESTIONS} derived questions (`--explore`). Weights are "
+        "changed after loading: what the comparison of weights finds is counted only where no "
+        "answer shows it.",
         "",
         *(f"- {line}" for line in detection.summary()),
         "",
@@ -163,6 +174,8 @@ def _found_in(outcome: Outcome) -> str:
         return outcome.table
     if outcome.oracle:
         return f"{outcome.oracle}, by the oracle alone"
+    if outcome.by_weights_alone:
+        return _WEIGHTS
     return f"{DERIVED}: {outcome.derived[0]}"
 
 
@@ -203,14 +216,20 @@ def _equivalents(detection: Detection) -> list[str]:
         outcome = detection.outcomes[name]
         assert isinstance(outcome, Outcome)
         where = f"{outcome.change:.2g}x rounding in {outcome.question}" if outcome.change else "0"
-        rows.append((name, MUTANTS[name].what, where))
+        exact = f"{outcome.exact:.1g}" if outcome.exact else "0"
+        weights = "named as another weight" if outcome.weights else ""
+        rows.append((name, MUTANTS[name].what, where, exact, weights))
+    header = ("mutant", "what it changes", "in float32", "in float64", "comparison of weights")
     return [
         "## Change no answer beyond rounding",
         "Run beside the original on every recorded input, on left-padded batches of two cases, on "
-        "a prompt of every token and on ten more pictures. Rounding: how far the unchanged port is "
-        "from Hugging Face.",
+        "a prompt of every token and on ten more pictures, in float32 and in float64 throughout. "
+        "In float32 the greatest difference is told in units of rounding (how far the unchanged "
+        "port is from Hugging Face), in float64 relative to the answer's greatest element: below "
+        f"{SAME:g} it is rounding, whatever it is in float32. A softmax does not see what is added "
+        "to all of a row (a key's bias), nor rotary embeddings where all positions begin.",
         "",
-        *_table(("mutant", "what it changes", "greatest difference"), rows),
+        *_table(header, rows),
         "",
     ]
 

@@ -25,6 +25,7 @@ from snapshot_tool.workflows.check import CheckRequest, check
 from tests.mutants.benign import benign_runs, run_benign
 from tests.mutants.candidates import SPEC
 from tests.mutants.corpus import MUTANTS
+from tests.mutants.exact import exact_answers
 from tests.mutants.forked import Crash, run_forked
 from tests.mutants.measure import Setup, measure, planted
 from tests.mutants.mutant import Change, Mutant
@@ -57,8 +58,10 @@ def _ask_original(setup: Setup) -> tuple[Originals, list[str]]:
         report = check(request, SilentProgress())
         if report.divergence or plan.built is None:
             raise ValueError(f"the unchanged port fails: {report.divergence}")
-        found = answers(plan.built, setup.golden())
-        originals = Originals(found, rounding_of(found, setup.golden()))
+        golden = setup.golden()
+        found = answers(plan.built, golden)
+        exact = exact_answers(plan, golden)
+        originals = Originals(found, rounding_of(found, golden), exact)
     new = [name for name in sys.modules if name not in before]
     return originals, [name for name in new if name.partition(".")[0] != "fms"]
 

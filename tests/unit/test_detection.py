@@ -26,6 +26,11 @@ _UNSET = "leaves 1 weights unset: connector.modality_projection.proj.bias"
         (Outcome(change=1.5, question="forward/a"), Fate.MISSED),
         (Outcome(change=math.inf, question="generate/a"), Fate.MISSED),
         (Outcome(change=0.7, question="forward/a"), Fate.EQUIVALENT),
+        (Outcome(change=9.0, question="forward/a", exact=3e-15), Fate.EQUIVALENT),
+        (Outcome(change=9.0, question="forward/a", exact=3e-9), Fate.MISSED),
+        (Outcome(change=9.0, exact=3e-9, weights=("w",)), Fate.FOUND),
+        (Outcome(change=9.0, exact=3e-15, weights=("w",)), Fate.EQUIVALENT),
+        (Outcome("vision", exact=3e-15, weights=("w",)), Fate.FOUND),
         (Crash("it died"), Fate.CRASHED),
     ],
 )
@@ -58,7 +63,7 @@ def test_only_the_stated_place_counts_as_named(
 
 
 def test_the_summary_counts_misses_crashes_and_alarms() -> None:
-    """Four real faults, two found, one of them named; a mutant without effect is apart."""
+    """Five real faults, three found, one of them named; a mutant without effect is apart."""
     detection = Detection(
         {
             "rope-base": Outcome("forward", place="model.text_model.layers.0.self_attn"),
@@ -66,14 +71,16 @@ def test_the_summary_counts_misses_crashes_and_alarms() -> None:
             "sampled": Outcome(change=3.0, question="generate/a"),
             "exact-gelu": Crash("it died"),
             "rope-in-bfloat16": Outcome(change=0.0, question="forward/a"),
+            "unused-embedding-doubled": Outcome(weights=("embedding",)),
         },
         {"0": Benign(0), "1": Benign(1, threads=2), "2": Benign(2)},
         {"0": Alarms(), "1": Alarms("1 of 9 differ"), "2": Crash("took more than 9 s")},
     )
     assert detection.summary() == [
-        "2 of 4 faults found (50.0%): 2 by the table of tolerances, 0 by the oracle, 0 by derived "
-        "questions alone; 1 more mutants change no answer beyond rounding",
-        "1 of 2 found faults named rightly (50.0%)",
+        "3 of 5 faults found (60.0%): 2 by the table of tolerances, 0 by the oracle, 0 by derived "
+        "questions alone, 1 by the comparison of weights alone; 1 more mutants change no answer "
+        "beyond rounding",
+        "1 of 3 found faults named rightly (33.3%)",
         "1 false alarms in 2 benign runs; 0 by the oracle; 1 more runs gave no result",
     ]
 

@@ -228,3 +228,29 @@ def test_modules_that_were_entered_and_not_left_are_unfinished() -> None:
         book(module, Side.INPUT, torch.ones(1, 3))
     book("block.a", Side.OUTPUT, torch.ones(1, 3))
     assert book.unfinished() == ["block", "block.b"]
+
+
+def test_the_same_module_of_an_earlier_layer_is_named_if_it_errs_already() -> None:
+    """The first layer's residual covers what its norm gets wrong; the second one's does not."""
+    residual = X * 1e4
+    golden = {
+        "layers.0.norm": (X, A),
+        "layers.0": (X, residual),
+        "layers.1.norm": (residual, A),
+        "layers.1.mlp": (A, B),
+        "layers.1": (residual, B),
+    }
+    changes = {
+        "layers.0.norm": (X, A * 1.001),
+        "layers.1.norm": (residual, WRONG),
+        "layers.1.mlp": (WRONG, WRONG),
+        "layers.1": (residual, WRONG),
+    }
+
+    def found(changes: Mapping[str, _Pair]) -> str:
+        pairs = {**golden, **changes}
+        return localise("case", taps(golden), {t.module: t for t in taps(pairs)}, {}).module
+
+    assert found(changes) == "layers.0.norm"
+    del changes["layers.0.norm"]
+    assert found(changes) == "layers.1.norm"
