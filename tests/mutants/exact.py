@@ -1,13 +1,11 @@
-"""Whether a mutant is one at all: the same questions in float64, where rounding is 1e-15.
+"""Whether a mutant is one at all: the same questions in float64, where rounding is gone.
 
-In float32 two ways to compute the same differ by rounding, and by more of it than the unchanged
-port does where an angle of some hundred radians is rounded. In float64 throughout, a fault keeps
-its size and rounding is gone.
+In float32 two ways to compute the same differ by the rounding of both, and by more of it where an
+angle of some hundred radians is rounded. In float64 throughout only the fault itself is left: it is
+one where it changes an answer by more than float32 rounds it.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 
@@ -18,9 +16,6 @@ from snapshot_tool.reference.float64 import float64_throughout
 from snapshot_tool.store.golden import Golden
 from tests.mutants.candidates import Planted
 from tests.mutants.probes import Answers, answers
-
-# Relative to an answer's greatest element: far above float64's rounding, below that of float32.
-SAME = 1e-10
 
 
 def exact_answers(plan: Planted, golden: Golden) -> Answers:
@@ -40,24 +35,3 @@ def exact_answers(plan: Planted, golden: Golden) -> Answers:
         rotary.cached_freqs.clear()
         rotary.max_seq_len_cached.clear()
     return answers(candidate, golden, asked_within=float64_throughout)
-
-
-def greatest_exact_change(originals: Answers, other: Answers) -> tuple[float, str]:
-    """Return the greatest difference relative to the original's greatest element, and where."""
-    changes = {name: _change(answer, other[name]) for name, answer in originals.items()}
-    question = max(changes, key=lambda name: changes[name])
-    return changes[question], question
-
-
-def _change(one: torch.Tensor | str, other: torch.Tensor | str) -> float:
-    if isinstance(one, str) or isinstance(other, str):
-        return 0.0 if isinstance(one, str) and isinstance(other, str) and one == other else math.inf
-    if one.shape != other.shape:
-        return math.inf
-    if not one.is_floating_point():
-        return 0.0 if torch.equal(one, other) else math.inf
-    largest = float(one.double().abs().max())
-    difference = float((one.double() - other.double()).abs().max())
-    if math.isnan(difference):
-        return math.inf
-    return difference / largest if largest else difference

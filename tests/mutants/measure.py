@@ -21,7 +21,7 @@ from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.store.golden import Golden, find_goldens, open_golden
 from snapshot_tool.workflows.check import CheckRequest, check
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
-from tests.mutants.exact import exact_answers, greatest_exact_change
+from tests.mutants.exact import exact_answers
 from tests.mutants.mutant import LOADING, Change, Edit, Mutant, plant_linked
 from tests.mutants.probes import Originals, answers, greatest_change
 
@@ -55,8 +55,8 @@ class Outcome:
             original's, in units of rounding.
         question: the answer with that difference.
         weights: the weights that are not the checkpoint's, as the comparison of weights says.
-        exact: of one that neither rule shows, the greatest difference in float64, relative to the
-            answer's greatest element.
+        exact: of one that neither rule shows, the greatest difference in float64 throughout, in
+            units of float32's rounding, too.
     """
 
     table: str = ""
@@ -130,7 +130,8 @@ def _measure_quiet(
     golden = setup.golden()
     change, question = greatest_change(originals, answers(plan.built, golden))
     # Last: it makes float64 the default of this process.
-    exact, _ = greatest_exact_change(originals.exact, exact_answers(plan, golden))
+    exactly = replace(originals, answers=originals.exact)
+    exact, _ = greatest_change(exactly, exact_answers(plan, golden))
     return Outcome(
         derived=tuple(failed),
         place=report.place if not failed else "",

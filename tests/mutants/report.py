@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tests.mutants.benign import Alarms, Benign, kinds_of
 from tests.mutants.corpus import GROUPS, MUTANTS
-from tests.mutants.exact import SAME
 from tests.mutants.forked import Crash
 from tests.mutants.measure import QUESTIONS, Outcome
 from tests.mutants.mutant import DERIVED, LOADING, Change, Mutant
@@ -35,11 +34,12 @@ class Fate(StrEnum):
 def fate(outcome: Outcome | Crash) -> Fate:
     """Return what became of a mutant; one that changes no answer beyond rounding is equivalent.
 
-    So is one whose answers are the same in float64, and whose weight alone gives it away.
+    In float32 the rounding of both is in the difference, in float64 that of neither. A weight that
+    alone gives a mutant away makes it none.
     """
     if isinstance(outcome, Crash):
         return Fate.CRASHED
-    same = outcome.change <= 1 or outcome.exact <= SAME
+    same = min(outcome.change, outcome.exact) <= 1
     if same and (outcome.by_weights_alone or not outcome.found):
         return Fate.EQUIVALENT
     return Fate.FOUND if outcome.found else Fate.MISSED
@@ -215,19 +215,20 @@ def _equivalents(detection: Detection) -> list[str]:
     for name in detection.of(Fate.EQUIVALENT):
         outcome = detection.outcomes[name]
         assert isinstance(outcome, Outcome)
-        where = f"{outcome.change:.2g}x rounding in {outcome.question}" if outcome.change else "0"
-        exact = f"{outcome.exact:.1g}" if outcome.exact else "0"
-        weights = "named as another weight" if outcome.weights else ""
+        where = f"{outcome.change:.2g}x in {outcome.question}" if outcome.change else "0"
+        exact = f"{outcome.exact:.1g}x" if outcome.exact else "0"
+        weights = "finds it" if outcome.weights else ""
         rows.append((name, MUTANTS[name].what, where, exact, weights))
     header = ("mutant", "what it changes", "in float32", "in float64", "comparison of weights")
     return [
         "## Change no answer beyond rounding",
         "Run beside the original on every recorded input, on left-padded batches of two cases, on "
-        "a prompt of every token and on ten more pictures, in float32 and in float64 throughout. "
-        "In float32 the greatest difference is told in units of rounding (how far the unchanged "
-        "port is from Hugging Face), in float64 relative to the answer's greatest element: below "
-        f"{SAME:g} it is rounding, whatever it is in float32. A softmax does not see what is added "
-        "to all of a row (a key's bias), nor rotary embeddings where all positions begin.",
+        "a prompt of every token and on ten more pictures, in float32 and in float64 throughout: "
+        "the greatest difference of any answer, in units of rounding (how far the unchanged port "
+        "is from Hugging Face in float32). Two runs in float32 differ by the rounding of both; in "
+        "float64 only what the fault itself changes is left. A softmax does not see what is added "
+        "to a whole row (a key's bias), rotary embedding not where positions begin, a norm that "
+        "takes the mean off not what is added to all of a position.",
         "",
         *_table(header, rows),
         "",

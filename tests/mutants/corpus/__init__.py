@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from tests.mutants.corpus.connector import CONNECTOR
+from tests.mutants.corpus.further import FURTHER
 from tests.mutants.corpus.generation import GENERATION
 from tests.mutants.corpus.merging import MERGING
 from tests.mutants.corpus.preprocessing import PREPROCESSING
@@ -19,6 +20,7 @@ GROUPS: Mapping[str, tuple[Mutant, ...]] = {
     "merging": MERGING,
     "generation": GENERATION,
     "weights": WEIGHTS,
+    "further": FURTHER,
 }
 
 MUTANTS: Mapping[str, Mutant] = {
