@@ -32,7 +32,7 @@ SMALLEST = {
     "mask-of-first-row": ("forward", "batch:variant-02@1,variant-02@2"),
     "batch-ends-with-first-row": ("generate", "generation-batch:variant-02,variant-11:7"),
     "images-across-rows": ("forward", "batch:"),
-    "single-tile-squeezed": ("vision", "tiles:variant-04:0"),
+    "single-tile-squeezed": ("vision", "tiles:variant-01:0"),
 }
 LEAKING_TILES = Edit(
     "fms/models/siglip_vision.py",

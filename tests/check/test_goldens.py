@@ -163,7 +163,7 @@ def test_diff_names_what_moved_beyond_tolerance(
     (folder / "manifest.json").write_bytes(encode(manifest))
     run = snap("diff", set_folder(GOLDENS), folder)
     assert run.code == 1
-    assert re.search(r"\nconnector +11 +1 +1  [0-9.e+]+x two-images / image_hidden", run.out)
+    assert re.search(r"\nconnector +12 +1 +1  [0-9.e+]+x two-images / image_hidden", run.out)
     assert "connector / two-images / image_hidden_states: 1 of 13056 differ" in run.out
     page = tmp_path / "diff.html"
     report = snap("diff", set_folder(GOLDENS), folder, "--json", "-", "--html", page).report
@@ -177,7 +177,7 @@ def test_doctor_says_what_works_here(snap: Snap) -> None:
     run = snap("doctor", "--fms-path", CHECKOUT)
     assert run.code == 0
     assert "families: idefics3" in run.out
-    assert "14 cases, golden version 2, usable here" in run.out
+    assert "14 cases, golden version 3, usable here" in run.out
     assert "snap check works here: yes" in run.out
     assert "snap record works here: no" in run.out
     assert "transformers and accelerate not installed" in run.out

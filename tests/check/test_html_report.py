@@ -148,8 +148,10 @@ def test_the_grid_filters_by_text_and_by_verdict(page: webdriver.Chrome) -> None
     assert grid_cases(page) == everything
     Select(page.find_element(By.ID, "filter-verdict")).select_by_visible_text("fail")
     failing = grid_cases(page)
-    assert "variant-11" in everything
-    assert failing == [name for name in everything if name != "variant-11"]
+    # One picture is dark all over, where both GELUs agree; the other case has none.
+    passing = {"variant-10", "variant-11"}
+    assert passing < set(everything)
+    assert failing == [name for name in everything if name not in passing]
 
 
 def test_a_failed_cell_opens_its_details_by_mouse_and_by_key(page: webdriver.Chrome) -> None:

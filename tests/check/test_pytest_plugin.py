@@ -76,7 +76,7 @@ def test_every_phase_of_every_case_is_a_test(golden_tests: pytest.Pytester) -> N
     found = run(golden_tests, "--collect-only", "-q")
     *ids, last = [line for line in found.outlines if "::" in line]
     assert last.endswith("cpu-float32/manifest.json::weights")
-    assert len(ids) == 11 * 5 + 3 * 2
+    assert len(ids) == 12 * 5 + 2 * 2
     assert all(re.search(r"cpu-float32/manifest\.json::[a-z0-9-]+::[a-z]+$", line) for line in ids)
     assert len(set(ids)) == len(ids)
 
@@ -176,7 +176,7 @@ def test_people_write_tests_of_their_own_on_goldens(golden_tests: pytest.Pyteste
 def test_a_candidate_that_cannot_be_loaded_is_tried_once(golden_tests: pytest.Pytester) -> None:
     """Every test says why, in snap's two lines."""
     found = run(golden_tests, "--snap-phase", "vision", fms=golden_tests.path)
-    found.assert_outcomes(errors=12)
+    found.assert_outcomes(errors=13)
     found.stdout.fnmatch_lines(["--fms-path * is no FMS: it has no fms/__init__.py"])
     assert "Traceback" not in found.stdout.str()
     assert "pytest_nodes.py" not in found.stdout.str()
