@@ -5,49 +5,22 @@ Each is timed in turn with its yardstick, so that whatever else the machine does
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
 
+from benchmarks.figures import OUT, ROOT, Row, best_seconds, publish
 from snapshot_tool.store.layout import OUTPUTS, find_set_folders
 from snapshot_tool.store.manifest import Manifest, encode, load_manifest
 from snapshot_tool.store.tensors import Span, describe_file, write_file
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "build" / "bench"
 SNAP = [str(Path(sys.executable).with_name("snap"))]
 SETS = (10, 100, 1000)
 LARGE = 2**30  # bytes of the file that is verified
 ROUNDS = 15
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure beside its target: a ratio, or seconds."""
-
-    what: str
-    figure: float
-    target: str
-    met: bool
-
-
-def best_seconds(commands: Mapping[str, Sequence[str]], *, rounds: int) -> dict[str, float]:
-    """Return the shortest wall time of each command, run in turns."""
-    best = dict.fromkeys(commands, float("inf"))
-    for _ in range(rounds):
-        for name, command in commands.items():
-            began = time.perf_counter()
-            subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-            best[name] = min(best[name], time.perf_counter() - began)
-    return best
 
 
 def embedded() -> tuple[Path, Manifest]:
@@ -124,12 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=OUT) as folder:
         root = Path(folder)
         rows = [measure_help(), *measure_list(root / "many"), measure_verify(root / "large")]
-    print("| what | figure | target | met |\n| --- | --- | --- | --- |")
-    for row in rows:
-        met = ("yes" if row.met else "no") if row.target else ""
-        print(f"| {row.what} | {row.figure:.3g} | {row.target} | {met} |")
-    text = json.dumps([asdict(row) for row in rows], indent=2)
-    (OUT / "commands.json").write_text(text + "\n", encoding="utf-8")
+    publish("commands", "Commands that run no model", rows)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Measuring a tensor against its golden, in one pass over blocks, and judging the figures."""
+"""Measuring a tensor against its golden, and judging the figures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from snapshot_tool.blocks import measure_blocks, worst_place
 from snapshot_tool.core.results import Comparison, Verdict, Worst
 from snapshot_tool.core.tolerance import Tolerance
 
 if TYPE_CHECKING:
     import torch
-
-_BLOCK = 2**20  # elements: a block's float64 copies stay below 50 MB
 
 
 def judge_tensor(
@@ -77,83 +76,45 @@ def compare_tensors(
 ) -> Comparison:
     """Return the figures of two tensors of one shape, at least one element, on any device.
 
-    Sums are taken in float64; integers are compared exactly where below 2**53.
+    Memory beyond both tensors is bounded however large they are. Sums over blocks are taken in
+    float64; integers are compared exactly where below 2**53.
     """
-    totals = _Totals()
-    flat_expected, flat_actual = expected.reshape(-1), actual.reshape(-1)
-    numel = flat_expected.numel()
-    for start in range(0, numel, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        totals.add(flat_expected[block], flat_actual[block], tolerance, start=start)
-    flat = totals.worst_index
-    worst = Worst(
-        unravel(flat, expected.shape), float(flat_expected[flat]), float(flat_actual[flat])
-    )
+    blocks = measure_blocks(expected, actual, tolerance)
+    worst_block = max(blocks, key=lambda block: block.worst_excess)
+    index = unravel(worst_place(expected, actual, tolerance, worst_block), expected.shape)
+    numel = expected.numel()
+    sum_squares = math.fsum(block.sum_squares for block in blocks)
     return Comparison(
-        max_abs=totals.max_abs,
-        max_rel=totals.max_rel,
-        mean_abs=totals.sum_abs / numel,
-        rmse=math.sqrt(totals.sum_squares / numel),
-        cosine=totals.cosine(),
-        mismatched=totals.mismatched,
+        max_abs=_greatest(block.max_abs for block in blocks),
+        max_rel=_greatest(block.max_rel for block in blocks),
+        mean_abs=sum(block.sum_abs for block in blocks) / numel,
+        rmse=math.sqrt(sum_squares / numel),
+        cosine=_cosine(
+            sum(block.norm_expected for block in blocks),
+            sum(block.norm_actual for block in blocks),
+            sum_squares,
+        ),
+        mismatched=sum(block.mismatched for block in blocks),
         numel=numel,
-        worst=worst,
+        worst=Worst(index, float(expected[index]), float(actual[index])),
     )
 
 
-class _Totals:
-    """What is summed up over the blocks of two tensors."""
+def _cosine(expected: float, actual: float, difference: float) -> float:
+    """Return the cosine between two vectors from the squared norms of both and of their difference.
 
-    def __init__(self) -> None:
-        self.max_abs = self.max_rel = 0.0
-        self.sum_abs = self.sum_squares = 0.0
-        self.dot = self.norm_expected = self.norm_actual = 0.0
-        self.mismatched = 0
-        self.worst_index, self.worst_excess = 0, -math.inf
-
-    def add(
-        self, expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance, *, start: int
-    ) -> None:
-        """Take in one block."""
-        import torch
-
-        wide_expected = expected.to("cpu", torch.float64)
-        wide_actual = actual.to("cpu", torch.float64)
-        # Equal infinities differ by NaN and yet agree.
-        same = wide_actual == wide_expected
-        diff = (wide_actual - wide_expected).abs().masked_fill_(same, 0.0)
-        magnitude = wide_expected.abs()
-        # Zero times Inf is NaN: without a relative part nothing is added.
-        allowed = (tolerance.atol + tolerance.rtol * magnitude).nan_to_num_(
-            nan=tolerance.atol, posinf=math.inf
-        )
-        # `not <=` rather than `>`, and no allowance for Inf: NaN and stray Inf are mismatches.
-        bad = ~((diff <= allowed) & diff.isfinite()) & ~same
-        self.mismatched += int(bad.sum())
-        excess = (diff - allowed).nan_to_num_(nan=math.inf, posinf=math.inf)
-        excess = excess.masked_fill_(bad & ~diff.isfinite(), math.inf)
-        place = int(excess.argmax())
-        if float(excess[place]) > self.worst_excess:
-            self.worst_index, self.worst_excess = start + place, float(excess[place])
-        relative = (diff / magnitude).masked_fill_(same, 0.0)
-        self.max_abs = _max(self.max_abs, float(diff.max()))
-        self.max_rel = _max(self.max_rel, float(relative.max()))
-        self.sum_abs += float(diff.sum())
-        self.sum_squares += float(diff.square().sum())
-        self.dot += float(wide_expected @ wide_actual)
-        self.norm_expected += float(wide_expected @ wide_expected)
-        self.norm_actual += float(wide_actual @ wide_actual)
-
-    def cosine(self) -> float:
-        """Return the cosine of both whole tensors."""
-        if self.norm_expected == 0 or self.norm_actual == 0:
-            return 1.0 if self.norm_expected == self.norm_actual else 0.0
-        return self.dot / math.sqrt(self.norm_expected) / math.sqrt(self.norm_actual)
+    By the law of cosines, arranged so that nearly parallel vectors lose no digits.
+    """
+    if expected == 0 or actual == 0:
+        return 1.0 if expected == actual else 0.0
+    one, other = math.sqrt(expected), math.sqrt(actual)
+    return 1 - (difference - (one - other) ** 2) / (2 * one * other)
 
 
-def _max(one: float, other: float) -> float:
-    """Return the greater of two figures; NaN, once seen, stays: built-in max would lose it."""
-    return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
+def _greatest(figures: Iterable[float]) -> float:
+    """Return the greatest of non-negative figures; NaN, once seen, stays: max would lose it."""
+    found = list(figures)
+    return math.nan if any(map(math.isnan, found)) else max(found)
 
 
 def unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:

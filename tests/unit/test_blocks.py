@@ -1,0 +1,106 @@
+"""Figures block by block: the quick way in float32 and the exact one give the same answers."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snapshot_tool import blocks
+from snapshot_tool.compare import compare_tensors
+from snapshot_tool.core.tolerance import Tolerance
+
+TOLERANCE = Tolerance(5e-5, 5e-5)
+
+
+def drawn(seed: int, *, size: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a tensor and one that differs from it by about `spread`; a tenth are zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    expected = torch.randn(size, generator=generator)
+    expected[torch.rand(size, generator=generator) < 0.1] = 0.0
+    return expected, expected + spread * torch.randn(size, generator=generator)
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31),
+    spread=st.sampled_from((0.0, 1e-8, 1e-6, 5e-5, 1e-3, 10.0)),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
+)
+def test_float32_gives_the_figures_of_float64(seed: int, spread: float, dtype: torch.dtype) -> None:
+    """The same elements are mismatches, and no figure is off by more than rounding."""
+    expected, actual = drawn(seed, size=3000, spread=spread)
+    actual = actual.to(dtype)
+    quick = compare_tensors(expected, actual, TOLERANCE)
+    exact = compare_tensors(expected.double(), actual.double(), TOLERANCE)
+    assert quick.mismatched == exact.mismatched
+    for name in ("max_abs", "max_rel", "mean_abs", "rmse"):
+        assert getattr(quick, name) == pytest.approx(getattr(exact, name), rel=1e-5, abs=1e-12)
+    # In proportion to the angle: vectors that are nearly parallel keep all digits of it.
+    angle = 1 - exact.cosine
+    assert 1 - quick.cosine == pytest.approx(angle, rel=1e-3, abs=1e-12)
+    assert quick.worst is not None
+    assert exact.worst is not None
+    worst, other = (
+        abs(w.actual - w.expected) - TOLERANCE.rtol * abs(w.expected)
+        for w in (quick.worst, exact.worst)
+    )
+    assert worst == pytest.approx(other, rel=1e-6, abs=1e-12)
+
+
+def test_an_element_at_the_very_edge_is_decided_in_float64() -> None:
+    """A millionth of the tolerance more or less decides, as if all had been in float64."""
+    expected = torch.full((100,), 1000.0)
+    steps = torch.arange(100, dtype=torch.float64)
+    edge = 1000.0 * (1 + 5e-5) + 5e-5
+    actual = (edge + (steps - 50) * 6.2e-5).float()
+    allowed = 5e-5 + 5e-5 * 1000.0
+    beyond = int(((actual.double() - 1000.0).abs() > allowed).sum())
+    assert 40 < beyond < 60
+    assert compare_tensors(expected, actual, TOLERANCE).mismatched == beyond
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_figures_do_not_depend_on_the_number_of_threads(threads: int) -> None:
+    """The sums of blocks are added in the order of blocks."""
+    expected, actual = drawn(0, size=50 * 50_000 + 7, spread=1e-4)
+    before = torch.get_num_threads()
+    whole = compare_tensors(expected, actual, TOLERANCE)
+    torch.set_num_threads(threads)
+    try:
+        assert compare_tensors(expected, actual, TOLERANCE) == whole
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("piece", [1, 5, 20, 59, 60, 1000])
+def test_tensors_that_are_not_contiguous_are_measured_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    """Whatever the pieces, figures and the worst element's place are those of a plain copy."""
+    numbers = np.random.RandomState(1)
+    expected = torch.from_numpy(numbers.randint(-9, 9, (3, 5, 4)).astype(np.float32))
+    actual = expected.clone()
+    actual[2, 1, 3] += 7
+    plain = compare_tensors(expected, actual, TOLERANCE)
+    monkeypatch.setattr(blocks, "_PIECE", piece)
+    strided = actual.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    assert not strided.is_contiguous()
+    assert compare_tensors(expected, strided, TOLERANCE) == plain
+    assert plain.worst is not None
+    assert plain.worst.index == (2, 1, 3)
+
+
+def test_what_is_kept_of_a_block_is_small() -> None:
+    """Python's own memory grows by less than 1 kB for each block of 50,000 elements."""
+    expected, actual = drawn(2, size=3_200_000, spread=1e-6)
+    tracemalloc.start()
+    compare_tensors(expected, actual, TOLERANCE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * 1000 + 100_000
