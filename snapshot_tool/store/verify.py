@@ -4,10 +4,11 @@ from pathlib import Path
 
 from snapshot_tool.core.errors import GoldenDamaged, SnapError
 from snapshot_tool.store.contents import find_misfits
-from snapshot_tool.store.files import leaves_root, open_plain
+from snapshot_tool.store.files import file_size, leaves_root, open_plain
 from snapshot_tool.store.layout import INPUTS, MANIFEST, ORACLE, OUTPUTS, TAPS, phase_file
 from snapshot_tool.store.manifest import FileEntry, Manifest, load_manifest
 from snapshot_tool.store.tensors import describe_file
+from snapshot_tool.store.transaction import is_being_replaced, recover
 
 _TRIES = 20
 _REMEDY = "restore it from version control, or record the set again with --update"
@@ -43,8 +44,8 @@ def file_damage(path: Path, entry: FileEntry, *, inside: Path) -> str:
     if leaves_root(path, inside):
         return f"{path} is a link out of the golden set"
     try:
-        with open_plain(path):
-            size = path.stat().st_size
+        with open_plain(path) as file:
+            size = file_size(file)
     except SnapError as error:
         return error.problem
     if size != entry.size:
@@ -77,12 +78,20 @@ def find_lasting_damage(folder: Path) -> tuple[Manifest, list[str]]:
             manifest = load_manifest(folder)
             damage = find_damage(folder, manifest)
         except SnapError:
-            if _identity(folder) == before:
+            if _identity(folder) == before and not _was_taken_away(folder, before):
                 raise
             continue
         if not damage or _identity(folder) == before:
             return manifest, damage
     raise GoldenDamaged(f"{folder} is replaced again and again", "wait until that has ended")
+
+
+def _was_taken_away(folder: Path, before: tuple[int, int]) -> bool:
+    """Tell whether a recorder had just taken a set away; return when another is in its place."""
+    root = folder.parent.parent.parent
+    is_away = is_being_replaced(root)
+    recover(root)
+    return is_away or _identity(folder) != before
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -237,6 +237,18 @@ def test_a_recorder_killed_between_two_renames_leaves_the_old_set_to_be_found(
     assert find_damage(folder, golden.manifest) == []
 
 
+def test_a_set_that_is_taken_away_after_it_was_found_is_opened_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """Looking for sets and opening one are two steps, and a recorder may come between them."""
+    folder = write_golden(tmp_path)
+    found = find_goldens(tmp_path)
+    location = place(tmp_path)
+    location.work_folder.mkdir(parents=True)
+    location.revision_folder.rename(location.work_folder / "replaced")
+    assert select_golden(tmp_path, Selection(), found).folder == folder
+
+
 def test_a_recorder_finds_the_set_that_a_killed_one_took_away(tmp_path: Path) -> None:
     """Whoever holds the lock sees the old set in its place, before asking whether there is one."""
     folder = write_golden(tmp_path)
