@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,12 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from snapshot_tool.candidates.fms_bounds import require_few_layers, require_no_more_numbers
 from snapshot_tool.candidates.fms_graft import graft_twin
 from snapshot_tool.candidates.fms_import import FmsSource, import_fms
 from snapshot_tool.candidates.fms_observe import observe_twins, twin_output
 from snapshot_tool.candidates.fms_reuse import Reuse
 from snapshot_tool.candidates.fms_split import require_split
-from snapshot_tool.candidates.fms_weights import pair_weights, require_full_coverage
+from snapshot_tool.candidates.fms_weights import (
+    pair_weights,
+    read_shapes,
+    require_full_coverage,
+)
 from snapshot_tool.core.errors import (
     CandidateUnavailable,
     PhaseUnsupported,
@@ -186,7 +192,8 @@ class FmsCandidate:
     def _head_dim(self) -> int:
         """Return the elements of one head of the text model, or of the only model there is."""
         config = self.request.config
-        return head_dim(config.get("text_config") or config)
+        text = config.get("text_config")
+        return head_dim(text if isinstance(text, Mapping) and text else config)
 
 
 def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> FmsCandidate:
@@ -194,8 +201,13 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
     source = import_fms(fms_path)
     family = family_of_config(request.config)
     _require_architecture(family, source)
+    weights = read_shapes(request.checkpoint, family.fms)
+    require_few_layers(request.config, weights, request.checkpoint)
     try:
-        model = _build_model(family, request)
+        with warnings.catch_warnings():
+            # A configuration without sense is told once, by the error that it comes to.
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+            model = _build_model(family, request, weights)
         calls = family.fms.calls(_loaded(model, request))
     except SnapError:
         raise
@@ -230,13 +242,20 @@ def _require_architecture(family: Family, source: FmsSource) -> None:
         )
 
 
-def _build_model(family: Family, request: CandidateRequest) -> Any:
+def _build_model(
+    family: Family, request: CandidateRequest, weights: Mapping[str, torch.Tensor]
+) -> Any:
     """Build through the registry, from whichever variant: every field that counts is given."""
     from fms import models
 
     architecture = family.fms.architecture
     variant = models.list_variants(architecture)[0]
     fields = _named_as_fms_does(family.fms, family.fms.config(request.config))
+    # get_model begins with this, too, but does not end before it has taken the memory.
+    without_memory = models._get_model_instance(  # noqa: SLF001 - there is no other way to it
+        architecture, variant, device=torch.device("meta"), extra_args=fields
+    )
+    require_no_more_numbers(without_memory, weights, request.checkpoint)
     model = models.get_model(
         architecture,
         variant,

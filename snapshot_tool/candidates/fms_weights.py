@@ -36,9 +36,7 @@ def require_full_coverage(model: torch.nn.Module, checkpoint: Path, port: FmsPor
 
     A head that shares its memory with the embedding needs no weight of its own.
     """
-    with _opened(checkpoint, port) as files:
-        empty = {name: files.empty(name) for name in files.names}
-    adapted = _adapted(model, empty, port)
+    adapted = _adapted(model, read_shapes(checkpoint, port), port)
     own = dict(model.state_dict(keep_vars=True))
     missing = own.keys() - adapted.keys() - _tied(own, adapted)
     unused = adapted.keys() - own.keys()
@@ -98,6 +96,12 @@ def _reference_modules(weight: str, port: FmsPort) -> tuple[str, ...]:
     # The twin of what FMS fuses may be the module around it.
     twins = twins_of(module, port.twins) or twins_of(module.rpartition(".")[0], port.twins)
     return tuple(hf_name for hf_name, _ in twins)
+
+
+def read_shapes(checkpoint: Path, port: FmsPort) -> dict[str, torch.Tensor]:
+    """Return every weight of a checkpoint as a tensor of its shape without data."""
+    with _opened(checkpoint, port) as files:
+        return {name: files.empty(name) for name in files.names}
 
 
 def _tied(own: Mapping[str, torch.Tensor], adapted: Mapping[str, Any]) -> set[str]:

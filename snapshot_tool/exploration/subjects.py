@@ -32,8 +32,8 @@ def _subject(golden: Golden, case: str, family: Family) -> Subject:
     generated = 0
     if Phase.GENERATE in phases:
         generated = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))
-    tile_id = int(golden.manifest.checkpoint.config.get(family.tile_id_field, -1))
-    cuts = _cuts(inputs, tile_id)
+    tile_id = golden.manifest.checkpoint.config.get(family.tile_id_field)
+    cuts = _cuts(inputs, tile_id if isinstance(tile_id, int) else -1)
     return Subject(case, frozenset(phases), cuts, generated, paddable=not family.recurrent)
 
 

@@ -61,10 +61,13 @@ def family_of(name: str) -> Family:
 
 def family_of_config(config: Mapping[str, Any]) -> Family:
     """Return the family of a config.json, by its class; raise UsageError for an unknown one."""
-    classes = config.get("architectures") or []
+    # A golden set's configuration may be a stranger's: anything may stand anywhere.
+    named = config.get("architectures")
+    classes = named if isinstance(named, list) else []
+    text = config.get("text_config")
+    text_type = text.get("model_type") if isinstance(text, Mapping) else None
     for family in FAMILIES.values():
-        text = config.get("text_config") or {}
-        fits = not family.language_model or text.get("model_type") == family.language_model
+        fits = not family.language_model or text_type == family.language_model
         if family.hf_class in classes and fits:
             return family
     model_type = f"model_type {str(config.get('model_type'))!r}"

@@ -64,7 +64,7 @@ RelativePath = Annotated[
 ]
 
 
-class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """One tensor: its shape, its dtype in safetensors' letters (F32, I64 …), its bytes' digest."""
 
     shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=8)]

@@ -10,10 +10,11 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from snapshot_tool.core.errors import GoldenDamaged
 from snapshot_tool.store.files import file_size, open_plain, require_bounded_json
@@ -26,18 +27,33 @@ _ITEM_BITS = {
     "I64": 64, "U64": 64, "F64": 64,
 }  # fmt: skip
 _LENGTH = struct.Struct("<Q")
+_METADATA = "__metadata__"
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _BLOCK = 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+# gc=False: a stranger's header may have a million tensors, and nothing here refers to itself.
+class Span(msgspec.Struct, frozen=True, gc=False):
     """One tensor's place in a file: dtype letters, shape, and the bytes from start to end."""
 
     dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
+
+
+_Natural = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Fields(msgspec.Struct, frozen=True, gc=False):
+    """What a header says of one tensor."""
+
+    dtype: str
+    shape: tuple[_Natural, ...]
+    data_offsets: tuple[_Natural, _Natural]
+
+
+_FIELDS = msgspec.json.Decoder(_Fields)
 
 
 def read_header(path: Path) -> dict[str, Span]:
@@ -63,43 +79,33 @@ def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, Span], dic
         if length > _MAX_HEADER:
             raise ValueError(f"its header claims {length} bytes")
         text = require_bounded_json(file.read(length))
-        header = json.loads(text, object_pairs_hook=_unique)
+        header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        metadata = header.pop(_METADATA, msgspec.Raw(b"{}"))
+        _require_once(text, header, bytes(metadata))
         spans = _spans(header, first=_LENGTH.size + length, size=size)
-        return spans, _strings(header.get("__metadata__", {}))
+        return spans, msgspec.json.decode(metadata, type=dict[str, str])
     except OSError as error:
         raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, RecursionError, msgspec.DecodeError) as error:
         raise GoldenDamaged(f"{path} is no valid safetensors file: {error}") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("its header has a key twice")
-    return fields
+def _require_once(text: bytes, header: Mapping[str, msgspec.Raw], metadata: bytes) -> None:
+    """Raise ValueError where a tensor, or a field of it, is there twice: parsing keeps one."""
+    for field in _Fields.__struct_fields__:
+        name = f'"{field}"'.encode()
+        there = text.count(name) - metadata.count(name) - (field in header)
+        if there != len(header):
+            raise ValueError(f"its header has {there} times {field} for {len(header)} tensors")
 
 
-def _strings(metadata: Any) -> dict[str, str]:
-    if not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata are not strings")
-    return dict(metadata)
-
-
-def _natural(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError("a size or offset in its header is no natural number")
-    return value
-
-
-def _spans(header: Any, *, first: int, size: int) -> dict[str, Span]:
+def _spans(header: Mapping[str, msgspec.Raw], *, first: int, size: int) -> dict[str, Span]:
     spans = {}
+    for key, raw in header.items():
+        fields = _FIELDS.decode(raw)
+        start, end = fields.data_offsets
+        spans[key] = Span(fields.dtype, fields.shape, first + start, first + end)
     expected = first
-    for key, fields in header.items():
-        if key == "__metadata__":
-            continue
-        start, end = (first + _natural(offset) for offset in fields["data_offsets"])
-        shape = tuple(_natural(side) for side in fields["shape"])
-        spans[key] = Span(str(fields["dtype"]), shape, start, end)
     for key, span in sorted(spans.items(), key=lambda item: (item[1].start, item[1].end)):
         bits = _ITEM_BITS[span.dtype]
         for side in span.shape:
@@ -188,7 +194,7 @@ def write_file(
     """
     # Wide types first, so that every tensor is aligned for its dtype, as safetensors itself does.
     ordered = sorted(sources, key=lambda source: (-_ITEM_BITS[source[2].dtype], source[0]))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     offset = 0
     for key, _, span in ordered:
         end = offset + span.end - span.start

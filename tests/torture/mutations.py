@@ -25,12 +25,12 @@ from snapshot_tool.store.tensors import describe_file
 
 _PHASES = ("preprocessing", "vision", "connector", "forward", "generate")
 FILES = ("inputs", "taps", *_PHASES)
-_STRINGS = (
+STRINGS = (
     "", "/etc/passwd", "../../../etc/passwd", "a/../../b", "\x1b[2J\x1b]0;owned\x07", "a\nb",
     "\u202egnp.exe", "\ud800", "x" * 100_000, "CON", "~root", "local/../../x", "\x00", "café",
     "os:system", "cpu", "cuda", "bfloat16", "idefics3", "llama", "0" * 40,
 )  # fmt: skip
-_NUMBERS = (
+NUMBERS = (
     0, -1, 1, 2**31, 2**53, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**30, 0.5, -0.0, 1e308, 5e-324,
 )  # fmt: skip
 # Text that json.dumps would not write.
@@ -86,23 +86,23 @@ def mutate_manifest_value(hostile: HostileSet) -> None:
     tree = json.loads(hostile.manifest.read_text(encoding="utf-8"))
     raw: list[str] = []
     for _ in range(chance.choice((1, 1, 2, 3))):
-        parent, key = _place_in(tree, chance)
+        parent, key = place_in(tree, chance)
         kind = chance.randrange(7)
         if kind == 0:
-            parent[key] = chance.choice(_STRINGS)
+            parent[key] = chance.choice(STRINGS)
         elif kind == 1:
-            parent[key] = chance.choice(_NUMBERS)
+            parent[key] = chance.choice(NUMBERS)
         elif kind == 2:
             parent[key] = _PLACE
             raw.append(chance.choice(_RAW))
         elif kind == 3:
             parent[key] = chance.choice((None, True, False, [], {}, [[]], {"a": {}}))
         elif kind == 4 and isinstance(parent, dict):
-            parent[chance.choice((*_STRINGS, key + "x"))] = parent.pop(key)
+            parent[chance.choice((*STRINGS, key + "x"))] = parent.pop(key)
         elif kind == 5:
             del parent[key]
         else:
-            other, place = _place_in(tree, chance)
+            other, place = place_in(tree, chance)
             parent[key] = json.loads(json.dumps(other[place]))
     text = json.dumps(tree)
     for piece in raw:
@@ -110,7 +110,7 @@ def mutate_manifest_value(hostile: HostileSet) -> None:
     hostile.replace(hostile.manifest, text.encode("utf-8", "surrogatepass"))
 
 
-def _place_in(tree: Any, chance: random.Random) -> tuple[Any, Any]:
+def place_in(tree: Any, chance: random.Random) -> tuple[Any, Any]:
     """Return a container and a key in it, every depth being likely."""
     parent, key = tree, chance.choice(list(tree)) if tree else ""
     if not tree:
@@ -200,7 +200,7 @@ def _mutate_fields(fields: dict[str, Any], kind: int, chance: random.Random) -> 
     elif kind == 5:
         entry["dtype"] = chance.choice(("F32", "I64", "U8", "BOOL", "F128", "", 7, "F4", "C64"))
     elif kind == 6:
-        fields[chance.choice(_STRINGS)] = fields.pop(key)
+        fields[chance.choice(STRINGS)] = fields.pop(key)
     elif kind == 7:
         fields["__metadata__"] = chance.choice(({"a": "b"}, {"a": 1}, [], "x", {"a": "x" * 10**6}))
     else:
