@@ -165,6 +165,25 @@ def test_a_candidate_that_returns_the_golden_fails(golden: Golden, fms: FmsCandi
     }
 
 
+@pytest.mark.parametrize(
+    ("phase", "question"),
+    [
+        (Phase.VISION, "tiles:one-image:16,0"),
+        (Phase.CONNECTOR, "connector-tiles:one-image:16,0"),
+        (Phase.GENERATE, "resumed:one-image:1"),
+    ],
+)
+def test_a_candidate_that_hands_out_the_golden_fails_whatever_it_computes_besides(
+    golden: Golden, fms: FmsCandidate, phase: Phase, question: str
+) -> None:
+    """It does not know the answer to a question that the golden set answers in other words."""
+    _, results = run(golden, wrong.ComputesForShow(fms, FOLDER), phase)
+    assert verdicts(results) == {Verdict.FAIL}
+    (reason,) = {result.reason for result in results}
+    assert reason.startswith(f"equal to the golden bit for bit, but wrong when asked {question} (")
+    assert reason.endswith("): the answer was read, not worked out")
+
+
 def test_equal_bits_that_were_computed_pass(golden: Golden, fms: FmsCandidate) -> None:
     """A connector is one product, and may round as the reference does, with or without modules."""
     for kind in (wrong.Passing, wrong.ComputesWithoutModules):

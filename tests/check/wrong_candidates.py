@@ -166,6 +166,23 @@ class ReadsTheGolden(Passing):
         return self._golden("connector", "image_hidden_states")
 
 
+class ComputesForShow(ReadsTheGolden):
+    """It runs its model, throws the answer away, and hands out what the golden set holds."""
+
+    def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self.fms.vision(pixel_values)
+        return super().vision(pixel_values)
+
+    def connector(self, features: torch.Tensor) -> torch.Tensor:
+        self.fms.connector(features)
+        return super().connector(features)
+
+    def generate(
+        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> torch.Tensor:
+        return self._golden("generate", "token_ids")[:max_new_tokens]
+
+
 class ComputesWithoutModules(Passing):
     """No torch module runs, and yet it computes: the connector is one product."""
 
