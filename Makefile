@@ -95,8 +95,9 @@ check: $(CHECK)/.ready
 # atheris has no build for every Python: it is fetched here alone.
 torture: setup fms-checkout
 	$(CHECK)/bin/python -m pip install --quiet --no-deps atheris==3.0.0
-	$(CHECK)/bin/python -m tests.torture.run hostile atheris sharing concurrency load
-	$(RECORD)/bin/python -m tests.torture.run recording processes
+	rm -rf build/torture
+	$(CHECK)/bin/python -m tests.torture.run hostile atheris sharing sharing-refused concurrency load
+	$(RECORD)/bin/python -m tests.torture.run recording recording-refused processes
 	$(CHECK)/bin/python -m tests.torture.run report
 
 $(LOWEST)/.ready: pyproject.toml .ci/check.txt .ci/lowest.txt Makefile

@@ -5,6 +5,7 @@ Commands are imported when they are called, so `snap --help` needs click alone.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -33,6 +34,11 @@ _COMMANDS = {
 }
 _CANNOT_RUN = 3
 _SHOWN = 200  # characters of a path
+# What the system says, in the words of a library that raises something else than OSError.
+_REFUSALS = tuple(
+    os.strerror(number)
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO)
+)
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -115,6 +121,8 @@ def _in_words(error: Exception) -> str:
         where = f": {str(error.filename)[:_SHOWN]}" if error.filename else ""
         return f"{printable(error.strerror + where)}\nthe system refused it"
     text = printable(f"{type(error).__name__}: {error}")
+    if any(refusal in text for refusal in _REFUSALS):
+        return f"{text}\nthe system refused it"
     return f"{text}\nthis is a fault of snap: --debug shows where"
 
 

@@ -6,6 +6,7 @@ point is tried in a forked process, so that what loads slowly is loaded once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -32,7 +33,7 @@ class Fault:
     kind: Kind
 
 
-_NOTHING = Fault(0, Kind.KILL)
+NOTHING = Fault(0, Kind.KILL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def run_undisturbed(scenario: Scenario, workplace: Path) -> Undisturbed:
     shutil.copytree(scenario.start, root)
     before = contents(root)
     log = workplace / "operations"
-    status, error = run_scenario(scenario, scenario.command, root, _NOTHING, log=log)
+    status, error = run_scenario(scenario, scenario.command, root, NOTHING, log=log)
     if status != 0:
         raise AssertionError(f"{scenario.name} fails without a fault: {status} {error}")
     return Undisturbed(before, contents(root), tuple(log.read_text("utf-8").split()))
@@ -110,8 +111,11 @@ def try_points(
         shutil.copytree(scenario.start, root)
         status, error = run_scenario(scenario, scenario.command, root, Fault(point, kind))
         operation = whole.operations[point - 1]
-        problems = [*_ending_problems(kind, status, error), *_look(root, whole, survival)]
-        problems = problems or _finish(scenario, whole, root)
+        problems = [
+            *ending_problems(_ENDINGS.get(kind, _REFUSED), status, error),
+            *look(root, whole, survival),
+        ]
+        problems = problems or finish(scenario, whole, root)
         survival.tried += 1
         survival.operations[operation] += 1
         survival.failures += [
@@ -121,23 +125,26 @@ def try_points(
     return survival
 
 
-def _ending_problems(kind: Kind, status: int, error: str) -> list[str]:
+_ENDINGS: dict[Kind, tuple[int, ...]] = {
+    Kind.KILL: (-signal.SIGKILL,),
+    Kind.TERMINATE: (-signal.SIGTERM,),
+    Kind.INTERRUPT: (130,),
+}
+# A refused operation stops the run, or is one that the run can do without.
+_REFUSED = (0, 3)
+
+
+def ending_problems(wanted: Sequence[int], status: int, error: str) -> list[str]:
     """Say what is wrong with how the process ended."""
-    wanted: dict[Kind, tuple[int, ...]] = {
-        Kind.KILL: (-signal.SIGKILL,),
-        Kind.TERMINATE: (-signal.SIGTERM,),
-        Kind.INTERRUPT: (130,),
-    }
-    # A refused operation stops the run, or is one that the run can do without.
     problems = []
-    if status not in wanted.get(kind, (0, 3)):
+    if status not in wanted:
         problems.append(f"it ended with {status}: {error}")
     if "Traceback" in error or "fault of snap" in error or len(error.splitlines()) > 2:
         problems.append(f"it said: {error}")
     return problems
 
 
-def _look(root: Path, whole: Undisturbed, survival: Survival) -> list[str]:
+def look(root: Path, whole: Undisturbed, survival: Survival) -> list[str]:
     """Read as the next user does: what is there must be whole, and all old or all new."""
     problems = []
     for found in find_goldens(root / "goldens"):
@@ -154,12 +161,12 @@ def _look(root: Path, whole: Undisturbed, survival: Survival) -> list[str]:
     return problems
 
 
-def _finish(scenario: Scenario, whole: Undisturbed, root: Path) -> list[str]:
+def finish(scenario: Scenario, whole: Undisturbed, root: Path) -> list[str]:
     """Go on as a user would; the files must be those of the undisturbed run."""
     unfinished = any(root.glob("goldens/.snap/*/*/cpu-float32"))
     if contents(root) != whole.after or unfinished:
         command = scenario.go_on(unfinished)
-        status, error = run_scenario(scenario, command, root, _NOTHING)
+        status, error = run_scenario(scenario, command, root, NOTHING)
         already = "is recorded already" in error
         if status != 0 and not already:
             return [f"going on ended with {status}: {error}"]
@@ -175,13 +182,13 @@ def run_scenario(
 
     `log` takes the names of the operations that were done.
     """
-    said = root.with_name(f"{root.name}.stderr")
     saboteur = Saboteur(root, at=fault.at, kind=fault.kind)
+    ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            _enter(root, said)
+            _enter(root, theirs)
             scenario.set_up()
             saboteur.arm()
             code = _call(command)
@@ -190,18 +197,24 @@ def run_scenario(
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                sys.stderr.flush()
             os._exit(code)
+    os.close(theirs)
+    with os.fdopen(ours, encoding="utf-8") as pipe:
+        error = pipe.read()
     _, status = os.waitpid(child, 0)
-    error = said.read_text(encoding="utf-8")
-    said.unlink()
     return os.waitstatus_to_exitcode(status), error
 
 
-def _enter(root: Path, said: Path) -> None:
-    """Make a forked process one of its own: folder, outputs, signals."""
+def _enter(root: Path, errors: int) -> None:
+    """Make a forked process one of its own: folder, outputs, signals.
+
+    errors: a pipe for stderr, which no limit on files stops.
+    """
     os.chdir(root)
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    os.dup2(errors, 2)
+    os.close(errors)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)

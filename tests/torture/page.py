@@ -58,6 +58,38 @@ def _sharing(found: Mapping[str, Any]) -> str:
     return _kill_points("Pulling", found)
 
 
+def _refused(title: str, found: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {row['scenario']} | {row['surrounding']} | {row['tried']} | {row['refused']} | "
+        f"{row['completed']} |"
+        for row in found["rows"]
+    ]
+    return "\n".join(
+        [
+            f"## {title} where the system refuses",
+            "",
+            "Nothing is injected here: a file system in memory that fills up, or was made "
+            "read-only; folders without leave to write; few open files (ulimit -n) and small ones "
+            "(ulimit -f), in grades from nothing to more than enough. Refused: exit 3 and a line "
+            "or two; whatever came of it, all files were those before or all those after, and "
+            "going on completed them.",
+            "",
+            "| what ran | where | tried | refused | completed |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _recording_refused(found: Mapping[str, Any]) -> str:
+    return _refused("Recording", found)
+
+
+def _sharing_refused(found: Mapping[str, Any]) -> str:
+    return _refused("Pulling", found)
+
+
 def _processes(found: Mapping[str, Any]) -> str:
     return (
         "## Whole processes\n\n"
@@ -67,7 +99,7 @@ def _processes(found: Mapping[str, Any]) -> str:
 
 
 def _hostile(found: Mapping[str, Any]) -> str:
-    inputs = found["mutated"] + found["drawn"] + found["bombs"]
+    inputs = sum(found[kind] for kind in ("mutated", "drawn", "built", "bombs"))
     codes = ", ".join(f"{code}: {count}" for code, count in sorted(found["codes"].items()))
     kinds = [f"| {name.replace('_', ' ')} | {n} |" for name, n in found["mutations"].items()]
     return "\n".join(
@@ -75,11 +107,12 @@ def _hostile(found: Mapping[str, Any]) -> str:
             "## Golden sets from strangers",
             "",
             f"{inputs} golden sets tried ({found['mutated']} mutated, {found['drawn']} drawn from "
-            f"the schema, {found['bombs']} bombs) in {found['runs']} runs of list, show, verify, "
-            f"diff, check and doctor; {len(found['failures'])} of them did what must not be: a "
+            f"the schema, {found['built']} with another configuration, which FMS is to build; "
+            f"{found['bombs']} bombs) in {found['runs']} runs of list, show, verify, diff, check "
+            f"and doctor; {len(found['failures'])} of them did what must not be: a "
             "traceback, a fault of snap, an exit code of another meaning, more than two lines of "
             "error, a control character, a write outside the set, a process started, half a "
-            "minute, or no end of memory.",
+            "minute of the processor, or no end of memory.",
             "",
             f"Exit codes: {codes} (0: nothing that the command reads was changed, or a set that "
             "is whole; 2: several sets, which one is meant?). Memory grew by at most "
@@ -135,8 +168,10 @@ def _load(found: Mapping[str, Any]) -> str:
 
 _PARTS = {
     "recording": _recording,
+    "recording-refused": _recording_refused,
     "processes": _processes,
     "sharing": _sharing,
+    "sharing-refused": _sharing_refused,
     "concurrency": _concurrency,
     "hostile": _hostile,
     "atheris": _atheris,

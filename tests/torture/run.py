@@ -2,21 +2,19 @@
 
     python -m tests.torture.run PART …      each part leaves build/torture/PART.json
 
-Parts: hostile, atheris, sharing, concurrency, load (check environment), recording, processes
-(record environment), report (writes the page from the figures that are there).
+Parts: hostile, atheris, sharing, sharing-refused, concurrency, load (check environment), recording,
+recording-refused, processes (record environment), report (writes the page from what is there).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,14 +22,12 @@ from typing import Any
 from tests.conftest import ROOT
 
 FIGURES = ROOT / "build" / "torture"
-HOSTILE_INPUTS = 100_000
-DRAWN_MANIFESTS = 5_000
 FUZZ_RUNS = 50_000
 CHECKERS = 20
+GRADES = 30  # from nothing to more than enough
 CASES = 1_000
 FLAT = 30  # MB
 REAL_PROCESSES = 24
-_BATCH = 1_000
 _EVERY_OTHER_KIND = 9  # each other kind of fault is tried at every ninth point that is killed
 
 Figures = dict[str, Any]
@@ -73,6 +69,49 @@ def kill_points(makers: Sequence[Callable[[Path], Any]], *, every: int = 1) -> F
     return {"rows": rows, "failures": failures}
 
 
+def refusals(makers: Sequence[Callable[[Path], Any]], *, grades: int) -> Figures:
+    """Run scenarios where the system itself refuses, in so many grades of each surrounding."""
+    from tests.torture.kill_points import run_undisturbed
+    from tests.torture.namespaces import MountRefusedError
+    from tests.torture.surroundings import SURROUNDINGS, try_surrounding
+
+    rows: list[Figures] = []
+    failures: list[str] = []
+    for make in makers:
+        with TemporaryDirectory(dir=_memory_folder()) as folder:
+            workplace = Path(folder)
+            scenario = make(workplace / "start")
+            whole = run_undisturbed(scenario, workplace)
+            for name in SURROUNDINGS:
+                row = {"scenario": scenario.name, "surrounding": name}
+                try:
+                    tried = try_surrounding(
+                        name, scenario, whole, workplace / "tried", count=grades
+                    )
+                except MountRefusedError as refused:
+                    failures.append(f"{scenario.name}, {name}: not tried, {refused}")
+                    continue
+                failures += tried.failures
+                counts = {"tried": tried.tried, "refused": tried.refused}
+                rows.append({**row, **counts, "completed": tried.completed})
+                _say(str(rows[-1]))
+    return {"rows": rows, "failures": failures}
+
+
+def recording_refused() -> Figures:
+    """Record on full and read-only disks, and under limits of files."""
+    from tests.torture.scenarios import RECORDING
+
+    return refusals(RECORDING, grades=GRADES)
+
+
+def sharing_refused() -> Figures:
+    """Pull on full and read-only disks, and under limits of files."""
+    from tests.torture.scenarios import SHARING
+
+    return refusals(SHARING, grades=GRADES)
+
+
 def recording() -> Figures:
     """Kill recordings, with the real reference's answers."""
     from tests.torture.scenarios import RECORDING
@@ -88,72 +127,11 @@ def sharing() -> Figures:
 
 
 def hostile() -> Figures:
-    """Try mutated sets, drawn manifests and bombs."""
-    from tests.torture.bombs import BOMBS
-    from tests.torture.trial import Outcome, run_batch, run_prepared
+    """Try mutated sets, drawn manifests, configurations and bombs."""
+    from tests.torture.hostile import try_hostile_sets
 
-    total = Outcome()
     with TemporaryDirectory(dir=_memory_folder()) as folder:
-
-        def try_batch(start: int) -> Outcome:
-            return run_batch(range(start, start + _BATCH), Path(folder) / f"set-{start}")
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for outcome in pool.map(try_batch, range(0, HOSTILE_INPUTS, _BATCH)):
-                total.add(outcome)
-                _say(f"{total.inputs} mutated sets, {len(total.violations)} violations")
-        mutated = total.inputs
-        for start in range(0, DRAWN_MANIFESTS, _BATCH):
-            total.add(_try_drawn_manifests(_BATCH, Path(folder) / "set", seed=start))
-        drawn = total.inputs - mutated
-        grown = total.grown
-        for name, spoil in BOMBS.items():
-            bomb = run_prepared(spoil, Path(folder) / "bomb", name=name)
-            _say(f"{name}: {bomb.grown / 1e6:.0f} MB")
-            total.add(bomb)
-    return {
-        "mutated": mutated,
-        "drawn": drawn,
-        "bombs": len(BOMBS),
-        "runs": total.runs,
-        "codes": dict(total.codes),
-        "mutations": dict(total.mutations),
-        "memory_mb": round(grown / 1e6),
-        "bomb_memory_mb": round(total.grown / 1e6),
-        "failures": total.violations,
-    }
-
-
-def _try_drawn_manifests(count: int, workplace: Path, *, seed: int) -> Any:
-    import hypothesis
-    from hypothesis import HealthCheck, Phase, given, settings
-
-    from snapshot_tool.store.manifest import Manifest, encode
-    from tests.torture.schema import manifests
-    from tests.torture.trial import run_batch
-
-    drawn: list[bytes] = []
-
-    @hypothesis.seed(seed)
-    @settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(manifests())
-    def draw(manifest: Manifest) -> None:
-        drawn.append(encode(manifest))
-
-    draw()
-
-    def put(folder: Path, index: int) -> str:
-        (folder / "manifest.json").unlink()
-        (folder / "manifest.json").write_bytes(drawn[index])
-        return "drawn from the schema"
-
-    return run_batch(range(len(drawn)), workplace, mutate=put)
+        return try_hostile_sets(FIGURES / "hostile", Path(folder))
 
 
 def atheris() -> Figures:
@@ -236,7 +214,9 @@ def report() -> Figures:
 PARTS: dict[str, Callable[[], Figures]] = {
     "hostile": hostile,
     "sharing": sharing,
+    "sharing-refused": sharing_refused,
     "recording": recording,
+    "recording-refused": recording_refused,
     "atheris": atheris,
     "concurrency": concurrency,
     "load": load,
