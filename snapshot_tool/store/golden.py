@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -147,12 +148,12 @@ def open_golden(folder: Path) -> Golden:
     The files are opened first and their digests compared then: what was compared is what is read.
     A recorder that puts another version in place changes neither files nor numbers of this one.
     """
-    manifest = load_manifest(folder)
     for _ in range(_TRIES):
-        golden = Golden(folder, manifest)
-        if golden.open_files():
-            return golden
-        manifest, damage = find_lasting_damage(folder)
+        with contextlib.suppress(GoldenNotFound):  # taken away just now, or not there at all
+            golden = Golden(folder, load_manifest(folder))
+            if golden.open_files():
+                return golden
+        _, damage = find_lasting_damage(folder)
         refuse_damage(damage)
     raise GoldenDamaged(f"{folder} is replaced again and again", "wait until that has ended")
 

@@ -30,8 +30,8 @@ HUGE: dict[str, dict[str, Any]] = {
 
 
 def load(config: dict[str, Any], checkpoint: Path = LLAMA) -> None:
-    """Build the installed FMS's model."""
-    load_fms_candidate(CandidateRequest(checkpoint, config, "cpu", "float32"), fms_path=None)
+    """Build FMS's model."""
+    load_fms_candidate(CandidateRequest(checkpoint, config, "cpu", "float32"), fms_path=CHECKOUT)
 
 
 @pytest.mark.parametrize("what", HUGE)

@@ -112,6 +112,15 @@ def _watch(process: subprocess.Popen[Any], memory: list[float]) -> None:
         time.sleep(0.1)
 
 
+def least_for_python() -> int:
+    """Return the smallest `ulimit -v`, in MB, under which Python starts and imports a little."""
+    for megabytes in range(4, 200):
+        command = f"ulimit -v {megabytes * 1024}; exec {sys.executable} -c 'import re, runpy'"
+        if not subprocess.run(["bash", "-c", command], capture_output=True, check=False).returncode:
+            return megabytes
+    raise AssertionError("Python does not start under 200 MB")
+
+
 def check_with_limit(megabytes: int) -> tuple[int, str]:
     """Run a check of the committed golden under `ulimit -v`; return exit code and stderr."""
     command = (

@@ -27,6 +27,7 @@ CHECKERS = 20
 GRADES = 30  # from nothing to more than enough
 CASES = 1_000
 FLAT = 30  # MB
+MEGABYTES = (30, 60, 100, 200, 300, 400, 500, 600, 650, *range(700, 901, 10), 1000, 1500)
 REAL_PROCESSES = 24
 _EVERY_OTHER_KIND = 9  # each other kind of fault is tried at every ninth point that is killed
 
@@ -168,7 +169,12 @@ def concurrency() -> Figures:
 
 def load() -> Figures:
     """Check a thousand cases and watch the memory; check under limits of memory."""
-    from tests.torture.load import check_under_load, check_with_limit, multiply_golden
+    from tests.torture.load import (
+        check_under_load,
+        check_with_limit,
+        least_for_python,
+        multiply_golden,
+    )
 
     phases = ("--phase", "vision", "--phase", "connector", "--phase", "forward")
     with TemporaryDirectory() as folder:
@@ -178,7 +184,8 @@ def load() -> Figures:
     if whole.growth > FLAT:
         failures.append(f"memory grew by {whole.growth:.0f} MB")
     limits = {}
-    for megabytes in (60, 100, 200, 400, 600, 700, 750, 800, 1000, 1500):
+    least = least_for_python()
+    for megabytes in (*range(least + 1, least + 12), *MEGABYTES):
         code, said = check_with_limit(megabytes)
         limits[str(megabytes)] = code
         clear = code == 3 and "not enough memory" in said and len(said.splitlines()) == 2

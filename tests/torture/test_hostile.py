@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from snapshot_tool.store.manifest import Manifest, encode
 from tests.conftest import CHECKOUT, GOLDENS, Snap, error_lines, set_folder
 from tests.torture.bombs import BOMBS
+from tests.torture.configurations import mutate_configuration
 from tests.torture.mutations import MUTATIONS, HostileSet, mutate
 from tests.torture.schema import manifests
-from tests.torture.trial import Outcome, run_batch, run_prepared
+from tests.torture.trial import BUILT, Outcome, run_batch, run_prepared
 
 INPUTS = 400
 QUICK_BOMBS = (
@@ -89,6 +90,13 @@ def test_manifests_that_follow_the_schema_are_refused_or_read(tmp_path: Path) ->
         return "schema"
 
     require_harmless(run_batch(range(len(drawn)), tmp_path / "work", mutate=put))
+
+
+def test_configurations_that_a_stranger_wrote_are_refused_or_built(tmp_path: Path) -> None:
+    """FMS builds the model that a set describes: no larger a one than the weights are."""
+    outcome = run_batch(range(40), tmp_path / "work", mutate=mutate_configuration, ground=BUILT)
+    require_harmless(outcome)
+    assert outcome.codes["3"] > outcome.codes["0"] > 0
 
 
 @pytest.mark.parametrize("name", QUICK_BOMBS)

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.load import check_under_load, check_with_limit, multiply_golden
+from tests.torture.load import (
+    check_under_load,
+    check_with_limit,
+    least_for_python,
+    multiply_golden,
+)
 
 
 def test_memory_does_not_grow_with_the_number_of_cases(tmp_path: Path) -> None:
@@ -19,10 +24,12 @@ def test_memory_does_not_grow_with_the_number_of_cases(tmp_path: Path) -> None:
     assert load.growth < 30, load.memory
 
 
-@pytest.mark.parametrize("megabytes", [100, 600])
+# Below the first Python starts, and fails before anything of snap is read.
+@pytest.mark.parametrize("megabytes", [1, 3, 8, 20, 100, 600, 700])
 def test_a_check_that_gets_too_little_memory_says_so(megabytes: int) -> None:
     """Exit 3 in two lines, whichever library is the first to be refused: never 1, never a kill."""
-    code, said = check_with_limit(megabytes)
+    limit = least_for_python() + megabytes if megabytes < 100 else megabytes
+    code, said = check_with_limit(limit)
     assert code == 3, said
     assert said.startswith("snap: not enough memory")
     assert len(said.splitlines()) == 2
