@@ -32,6 +32,7 @@ from snapshot_tool.core.errors import (
     CandidateUnavailable,
     PhaseUnsupported,
     SnapError,
+    UsageError,
     as_out_of_memory,
 )
 from snapshot_tool.core.interfaces import (
@@ -199,7 +200,7 @@ class FmsCandidate:
 def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> FmsCandidate:
     """Build FMS's model of a checkpoint; raise CandidateUnavailable where it cannot."""
     source = import_fms(fms_path)
-    family = family_of_config(request.config)
+    family = _require_family(request)
     _require_architecture(family, source)
     weights = read_shapes(request.checkpoint, family.fms)
     require_few_layers(request.config, weights, request.checkpoint)
@@ -229,6 +230,14 @@ def _loaded(model: Any, request: CandidateRequest) -> LoadedFms:
 
     module = importlib.import_module(type(model).__module__)
     return LoadedFms(model.eval(), module, generate, request.checkpoint, request.config)
+
+
+def _require_family(request: CandidateRequest) -> Family:
+    """Return the family that a configuration names: it is a golden's, and no matter of usage."""
+    try:
+        return family_of_config(request.config)
+    except UsageError as unknown:
+        raise CandidateUnavailable(unknown.problem, unknown.remedy) from unknown
 
 
 def _require_architecture(family: Family, source: FmsSource) -> None:
