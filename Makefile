@@ -15,7 +15,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fms-checkout demo test check goldens families real drift pictures torture lowest package audit mutants clean
+.PHONY: help setup fms-checkout demo test check goldens families real drift pictures torture lowest package audit mutants mutants-compact clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -31,6 +31,7 @@ help:
 	@echo "make package       build wheel and sdist, install them elsewhere, run snap doctor"
 	@echo "make audit         ask pip-audit for known holes in what is installed"
 	@echo "make mutants       plant every known fault, run every benign change; writes docs/detection.md"
+	@echo "make mutants-compact  compare what a compact golden set detects with the full one"
 	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes, REDRAW=--redraw)"
 	@echo "make pictures      take the pictures of the documentation again"
 	@echo "make clean         remove what the other targets built"
@@ -125,8 +126,16 @@ audit:
 mutants: setup fms-checkout
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(CHECK)/bin/python -m tests.mutants.run
 
+mutants-compact: setup fms-checkout
+	rm -rf build/compact
+	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --goldens build/compact --storage compact
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(CHECK)/bin/python -m tests.mutants.compact \
+		--compact build/compact
+
 goldens: $(RECORD)/.ready
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --update --reason "$(REASON)" $(YES) $(REDRAW)
+	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --goldens tests/compact-goldens \
+		--update --reason "$(REASON)" $(YES)
 
 families: setup $(NEWER)/.ready fms-checkout
 	rm -rf build/families

@@ -51,6 +51,8 @@ def diff_goldens(one: Golden, other: Golden) -> SetDrift:
 
 
 def _extra_files(one: Golden, other: Golden) -> Iterator[str]:
+    if one.manifest.storage is not other.manifest.storage:
+        yield f"storage: {one.manifest.storage} became {other.manifest.storage}"
     for name, kind in ((ORACLE, "oracle"), (OUTPUTS, "whole outputs")):
         before, after = (name in golden.manifest.files for golden in (one, other))
         if before != after:

@@ -40,7 +40,7 @@ class Judge:
 
     def judge(self, case: CaseEntry, phase: Phase, pair: Pair, *, seconds: float) -> Result:
         """Return the verdict on one tensor, with the figures of both rules where there are both."""
-        tolerance = self.tolerance(case, phase)
+        pair, tolerance = pair.in_units(self.tolerance(case, phase))
         if pair.actual is None:
             reason = "the candidate returned no such tensor"
             verdict, comparison = Verdict.FAIL, None

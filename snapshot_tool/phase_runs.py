@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from snapshot_tool.core.compact import CompactTensor, compact
 from snapshot_tool.core.errors import PhaseUnsupported
 from snapshot_tool.core.interfaces import Candidate
 from snapshot_tool.core.phases import Phase
+from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.families import family_of
 from snapshot_tool.generation import greedy_tokens, step_logits, with_golden_tokens
 from snapshot_tool.store import parts
+from snapshot_tool.store.compact import connector_input, recorded
 from snapshot_tool.store.golden import Golden
 
 if TYPE_CHECKING:
@@ -26,13 +29,47 @@ POSITION_IDS = "position_ids"
 class Pair:
     """A golden tensor and the candidate's, which may be anything that it returned.
 
-    `note` says something about a mismatch that the figures alone do not.
+    `note` says something about a mismatch that the figures alone do not. `allowed` gives, for the
+    phase's tolerance, how far each element may be off, where that is not the tolerance itself.
     """
 
     tensor: str
     expected: torch.Tensor
     actual: object
     note: str = ""
+    allowed: Callable[[Tolerance], torch.Tensor] | None = None
+
+    def in_units(self, tolerance: Tolerance) -> tuple[Pair, Tolerance]:
+        """Return the pair and its tolerance as they are compared, element by element.
+
+        What has bounds of its own is measured in units of them: 1 is allowed.
+        """
+        import torch
+
+        if self.allowed is None or not isinstance(self.actual, torch.Tensor):
+            return self, tolerance
+        units = self.allowed(tolerance)
+        pair = Pair(self.tensor, self.expected / units, self.actual / units, self.note)
+        return pair, Tolerance(1.0, 0.0)
+
+
+def pairs_with(
+    expected: torch.Tensor | CompactTensor, actual: object, name: str, note: str = ""
+) -> list[Pair]:
+    """Return what of a recorded answer is compared with the candidate's, which may be anything."""
+    import torch
+
+    if not isinstance(expected, CompactTensor):
+        return [Pair(name, expected, actual, note)]
+    if not isinstance(actual, torch.Tensor) or actual.shape != expected.shape:
+        # Compared as it is, so that the mismatch of type or shape is named.
+        return [Pair(name, expected.sample.new_zeros(()).expand(expected.shape), actual, note)]
+    found = compact(actual, seed=expected.seed, blocks=expected.blocks)
+    return [
+        Pair(f"{name}.sample", expected.sample, found.sample, note),
+        Pair(f"{name}.moments", expected.moments, found.moments, note, expected.allowed_of_moments),
+        Pair(f"{name}.sums", expected.sums, found.sums, note, expected.allowed_of_sums),
+    ]
 
 
 def run_phase(candidate: Candidate, golden: Golden, case: str, phase: Phase) -> list[Pair]:
@@ -104,7 +141,7 @@ def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
         raise PhaseUnsupported("the case has no images")
     actual = candidate.vision(pixels, **_sizes(golden, case))
     note = _odd_positions(golden, case)
-    return [Pair(name, golden.tensor(case, Phase.VISION, name), actual, note)]
+    return pairs_with(recorded(golden, case, Phase.VISION, name), actual, name, note)
 
 
 def _odd_positions(golden: Golden, case: str) -> str:
@@ -128,12 +165,12 @@ def _odd_positions(golden: Golden, case: str) -> str:
 
 
 def _connector(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
-    if not golden.tensor_names(case, Phase.VISION):
+    features = connector_input(golden, case, _compared(golden, Phase.VISION))
+    if features is None:
         raise PhaseUnsupported("the golden set was recorded without vision, which feeds it")
     name = _compared(golden, Phase.CONNECTOR)
-    features = golden.tensor(case, Phase.VISION, _compared(golden, Phase.VISION))
     actual = candidate.connector(features, **_sizes(golden, case))
-    return [Pair(name, golden.tensor(case, Phase.CONNECTOR, name), actual)]
+    return pairs_with(recorded(golden, case, Phase.CONNECTOR, name), actual, name)
 
 
 def _sizes(golden: Golden, case: str) -> dict[str, torch.Tensor]:
@@ -150,26 +187,28 @@ def _forward_pairs(answer: Any, golden: Golden, case: str) -> list[Pair]:
     family = family_of(golden.manifest.checkpoint.family)
     named = answer if isinstance(answer, Mapping) else {parts.LOGITS: answer}
     pairs = _logits(named.get(parts.LOGITS), golden, case) if family.logits else []
-    return pairs + [_whole_output(name, named, golden, case) for name in family.whole_outputs]
+    return pairs + [p for n in family.whole_outputs for p in _whole_output(n, named, golden, case)]
 
 
-def _whole_output(name: str, answer: Mapping[str, torch.Tensor], golden: Golden, case: str) -> Pair:
+def _whole_output(
+    name: str, answer: Mapping[str, torch.Tensor], golden: Golden, case: str
+) -> list[Pair]:
     import torch
 
     actual = answer.get(name)
     if isinstance(actual, torch.Tensor):
         actual = parts.without_padding(actual, golden.inputs(case))
-    return Pair(name, golden.tensor(case, Phase.FORWARD, name), actual)
+    return pairs_with(recorded(golden, case, Phase.FORWARD, name), actual, name)
 
 
 def _logits(answer: object, golden: Golden, case: str) -> list[Pair]:
     import torch
 
-    def recorded(name: str) -> torch.Tensor:
+    def kept(name: str) -> torch.Tensor:
         return golden.tensor(case, Phase.FORWARD, name)
 
     inputs = golden.inputs(case)
-    last = recorded(parts.LOGITS)
+    last = kept(parts.LOGITS)
     shape = (1, inputs.input_ids.shape[1], last.shape[0])
     if not isinstance(answer, torch.Tensor) or answer.shape != shape:
         # Compared as it is, so that the mismatch of type or shape is named.
@@ -179,12 +218,12 @@ def _logits(answer: object, golden: Golden, case: str) -> list[Pair]:
     real = wide[0].to("cpu")[parts.real_positions(inputs)]
     records = parts.position_records(
         real,
-        topk_ids=recorded("position_topk_ids"),
-        sample_ids=recorded("position_sample_ids"),
+        topk_ids=kept("position_topk_ids"),
+        sample_ids=kept("position_sample_ids"),
     )
     return [
         Pair(parts.LOGITS, last, real[-1]),
-        *(Pair(name, recorded(name), records[name]) for name in parts.POSITION_RECORDS),
+        *(Pair(name, kept(name), records[name]) for name in parts.POSITION_RECORDS),
     ]
 
 

@@ -65,7 +65,11 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
 
 
 def _show_facts(manifest: Manifest) -> None:
+    from snapshot_tool.store.manifest import Storage
+
     environment = manifest.environment
+    if manifest.storage is not Storage.FULL:
+        click.echo(f"storage   {manifest.storage}: of large answers a sample, moments, signed sums")
     packages = ("transformers", "huggingface_hub", "torch", "python", "processor")
     facts = ", ".join(f"{name} {environment[name]}" for name in packages if name in environment)
     click.echo(f"made with {facts}")

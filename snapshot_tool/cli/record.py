@@ -65,6 +65,11 @@ if TYPE_CHECKING:
     metavar="DEVICE=SIZE",
     help="With --device-map: the most for a GPU or the CPU, e.g. 0=20GiB, cpu=64GiB.",
 )
+@click.option(
+    "--storage",
+    type=click.Choice(["full", "compact"]),
+    help="Keep large tensors whole, or a sample, moments and signed sums of them.  [default: full]",
+)
 @goldens_option
 @click.option("--redraw", is_flag=True, help="Draw the variants anew, not from stored recipes.")
 @click.option("--update", is_flag=True, help="Replace a recorded set by a new version.")
@@ -92,6 +97,7 @@ def record_command(
     whole_outputs: tuple[str, ...],
     device_map: str | None,
     max_memory: tuple[str, ...],
+    storage: str | None,
     goldens: Path,
     redraw: bool,
     update: bool,
@@ -103,8 +109,9 @@ def record_command(
 ) -> int:
     """Run the Hugging Face reference and keep what it computes as a golden set.
 
-    Needs the record environment: pip install 'snapshot-tool[record]'. Seed, variants and new tokens
-    not given are those of the set that is replaced, or of the same revision on another device.
+    Needs the record environment: pip install 'snapshot-tool[record]'. Seed, variants, new tokens
+    and storage not given are those of the set that is replaced, or of the same revision on another
+    device.
 
     --update shows what moved before it writes: on a terminal it asks, elsewhere it wants --yes and
     --reason. Declined, the old set stays, and --resume --update --yes goes on from what is staged.
@@ -113,6 +120,7 @@ def record_command(
 
     require_address_space()  # before anything large is imported
     from snapshot_tool.cli.progress import TerminalProgress
+    from snapshot_tool.store.manifest import Storage
     from snapshot_tool.workflows.record import RecordRequest, help_to_record, record
 
     if rank_here():
@@ -135,6 +143,7 @@ def record_command(
         fresh=fresh,
         oracle=oracle,
         whole_outputs=whole_outputs or None,
+        storage=Storage(storage) if storage else None,
         trusts_code=trusts_code,
         device_map=device_map or "",
         max_memory=_parse_memory(max_memory, device_map),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -307,13 +307,14 @@ class Reference(Protocol):
         *,
         observe: Observer,
         continuation: torch.Tensor | None = None,
-        features: torch.Tensor | None = None,
+        ask_connector: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> ForwardPass:
         """Run the model once, from ids and pixels to logits.
 
         continuation: (more,) int64, tokens that are run after the prompt, through its cache;
         modules are not shown to `observe` meanwhile.
-        features: what the connector's answer is wanted for, in place of the encoder's own output.
+        ask_connector: gives, for the encoder's own output, what the connector's answer is wanted
+            for in its place.
         """
 
     def generate(self, inputs: CaseInputs, *, max_new_tokens: int) -> Generation:

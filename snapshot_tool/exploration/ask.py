@@ -23,6 +23,7 @@ from snapshot_tool.core.questions import (
     VisionTiles,
 )
 from snapshot_tool.exploration.recorded import Recorded, some
+from snapshot_tool.phase_runs import Pair, pairs_with
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +37,13 @@ class Answer:
     """
 
     case: str
-    expected: torch.Tensor
-    actual: object
+    pair: Pair
     step: int = 0
+
+    @classmethod
+    def of(cls, case: str, expected: torch.Tensor, actual: object, step: int = 0) -> Answer:
+        """Return the answer that is one tensor."""
+        return cls(case, Pair("", expected, actual), step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +96,22 @@ class Examiner:
         case, tiles = question.case, question.tiles
         expected = self.recorded.features(case, Phase.VISION, tiles)
         pixels = self.recorded.golden.inputs(case).pixel_values
-        return [Answer(case, expected, self.candidate.vision(pixels[list(tiles)]))]  # type: ignore[index]
+        actual = self.candidate.vision(pixels[list(tiles)])  # type: ignore[index]
+        return [Answer(case, pair) for pair in pairs_with(expected, actual, Phase.VISION)]
 
     def ask_connector(self, question: ConnectorTiles) -> list[Answer]:
-        """Connect the golden's features of some tiles."""
+        """Connect what the golden's connector was given of some tiles."""
         case, tiles = question.case, question.tiles
         expected = self.recorded.features(case, Phase.CONNECTOR, tiles)
-        features = self.recorded.features(case, Phase.VISION, tiles)
-        return [Answer(case, expected, self.candidate.connector(features))]
+        actual = self.candidate.connector(self.recorded.connector_input(case, tiles))
+        return [Answer(case, pair) for pair in pairs_with(expected, actual, Phase.CONNECTOR)]
 
     def ask_shorter(self, question: Shorter) -> list[Answer]:
         """Generate fewer tokens."""
         case = question.case
         expected = self.recorded.new_tokens(case, needed=question.tokens)[: question.tokens]
         inputs = self.recorded.golden.inputs(case)
-        return [Answer(case, expected, self._generate(inputs, question.tokens))]
+        return [Answer.of(case, expected, self._generate(inputs, question.tokens))]
 
     def ask_resumed(self, question: Resumed) -> list[Answer]:
         """Generate from the prompt and the first of the recorded tokens."""
@@ -113,7 +119,7 @@ class Examiner:
         new = self.recorded.new_tokens(case, needed=given + 1)
         longer = _continued(self.recorded.golden.inputs(case), new[:given])
         left = self.recorded.golden.manifest.generation.max_new_tokens - given
-        return [Answer(case, new[given:], self._generate(longer, left), step=given)]
+        return [Answer.of(case, new[given:], self._generate(longer, left), step=given)]
 
     def ask_generation_batch(self, question: GenerationBatch) -> list[Answer]:
         """Generate for several whole prompts at once."""
@@ -132,7 +138,7 @@ class Examiner:
             # Compared as it is, so that the mismatch of type or shape is named.
             answers = [answers] * len(expected)
         return [
-            Answer(case, tokens[: question.tokens], answer)
+            Answer.of(case, tokens[: question.tokens], answer)
             for case, tokens, answer in zip(question.cases, expected, answers, strict=True)
         ]
 
@@ -148,9 +154,9 @@ class Examiner:
         shape = (len(prompts), first.pads + first.length, self.recorded.vocabulary(first.case))
         if not isinstance(answer, torch.Tensor) or answer.shape != shape:
             # Compared as it is, so that the mismatch of type or shape is named.
-            return [Answer(first.case, torch.zeros(()).expand(shape), answer)]
+            return [Answer.of(first.case, torch.zeros(()).expand(shape), answer)]
         return [
-            Answer(prompt.case, *self.recorded.position_records(prompt, logits[prompt.pads :]))
+            Answer.of(prompt.case, *self.recorded.position_records(prompt, logits[prompt.pads :]))
             for prompt, logits in zip(prompts, answer.to("cpu"), strict=True)
         ]
 

@@ -58,8 +58,9 @@ class QuestionJudge:
         return _worst([self._row(question, answer, seconds) for answer in answers])
 
     def _row(self, question: Question, answer: Answer, seconds: float) -> Result:
-        tolerance = self.tolerance_of(answer.case, question.phase)
-        verdict, reason, comparison = judge_tensor(answer.expected, answer.actual, tolerance)
+        own = self.tolerance_of(answer.case, question.phase)
+        pair, tolerance = answer.pair.in_units(own)
+        verdict, reason, comparison = judge_tensor(pair.expected, pair.actual, tolerance)
         result = Result(
             answer.case,
             question.phase,
@@ -79,7 +80,8 @@ class QuestionJudge:
             return result
         golden = self.examiner.recorded.golden
         tokens = golden.tensor(answer.case, Phase.GENERATE, parts.TOKEN_IDS)
-        tokens[answer.step :][: len(answer.expected)] = cast("torch.Tensor", answer.actual)
+        expected, actual = answer.pair.expected, cast("torch.Tensor", answer.pair.actual)
+        tokens[answer.step :][: len(expected)] = actual
         found = find_divergence(
             golden, answer.case, tokens, dtype=golden.manifest.dtype, checkpoint=None
         )

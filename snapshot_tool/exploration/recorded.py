@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from snapshot_tool.core.compact import CompactTensor
 from snapshot_tool.core.errors import UsageError
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.questions import Prompt, Subject
 from snapshot_tool.families import family_of
 from snapshot_tool.store import parts
+from snapshot_tool.store.compact import connector_input, recorded
 from snapshot_tool.store.golden import Golden
 
 if TYPE_CHECKING:
@@ -79,24 +81,40 @@ class Recorded:
 
         logits: (length, vocabulary), without padding. Both answers: (length, columns).
         """
-        recorded = {
+        kept = {
             name: self.golden.tensor(prompt.case, Phase.FORWARD, name)
             for name in (*parts.POSITION_RECORDS, "position_topk_ids", "position_sample_ids")
         }
         actual = parts.position_records(
             logits,
-            topk_ids=recorded["position_topk_ids"][: prompt.length],
-            sample_ids=recorded["position_sample_ids"],
+            topk_ids=kept["position_topk_ids"][: prompt.length],
+            sample_ids=kept["position_sample_ids"],
         )
-        return _columns(recorded)[: prompt.length], _columns(actual)
+        return _columns(kept)[: prompt.length], _columns(actual)
 
-    def features(self, case: str, phase: Phase, tiles: Sequence[int]) -> torch.Tensor:
+    def features(
+        self, case: str, phase: Phase, tiles: Sequence[int]
+    ) -> torch.Tensor | CompactTensor:
         """Return what vision or the connector made of some tiles, (tiles, places, width)."""
+        self._require_tiles(case, tiles)
+        whole = recorded(self.golden, case, phase, self._compared(phase))
+        return whole.of_blocks(tiles) if isinstance(whole, CompactTensor) else whole[list(tiles)]
+
+    def connector_input(self, case: str, tiles: Sequence[int]) -> torch.Tensor:
+        """Return what the connector was given of some tiles, (tiles, patches, width)."""
+        self._require_tiles(case, tiles)
+        whole = connector_input(self.golden, case, self._compared(Phase.VISION))
+        if whole is None:
+            raise UsageError(f"what the connector was given of case {case} was not recorded")
+        return whole[list(tiles)]
+
+    def _compared(self, phase: Phase) -> str:
+        return family_of(self.golden.manifest.checkpoint.family).compared[phase]
+
+    def _require_tiles(self, case: str, tiles: Sequence[int]) -> None:
         there = self.subject(case).tiles
         if not tiles or not all(0 <= tile < there for tile in tiles):
             raise UsageError(f"case {case} has {there} tiles, from 0: {list(tiles)} are not there")
-        name = family_of(self.golden.manifest.checkpoint.family).compared[phase]
-        return self.golden.tensor(case, phase, name)[list(tiles)]
 
     def new_tokens(self, case: str, *, needed: int) -> torch.Tensor:
         """Return a case's recorded new tokens, (new,), of which `needed` must be there."""

@@ -10,9 +10,11 @@ from snapshot_tool.core.interfaces import CaseInputs, Progress, Reference
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Side, Sketchbook
 from snapshot_tool.recording.plan import Plan
+from snapshot_tool.recording.shortening import Shortener
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store import parts
 from snapshot_tool.store.layout import INPUTS, OUTPUTS, TAPS, phase_file
+from snapshot_tool.store.manifest import Storage
 
 if TYPE_CHECKING:
     import torch
@@ -62,10 +64,13 @@ class _Asker:
                 whole.setdefault(module, tensor.to("cpu", copy=True))
 
         keep_whole = any(fnmatch.fnmatchcase(case, glob) for glob in settings.whole_outputs)
-        answer = self.reference.forward(inputs, observe=observe)
+        short = Shortener(settings.seed) if settings.storage is Storage.COMPACT else None
+        ask_connector = short.ask_connector if short else None
+        answer = self.reference.forward(inputs, observe=observe, ask_connector=ask_connector)
         for phase in wanted:
             outputs = answer.outputs.get(phase, {})
             tensors = {name: parts.without_padding(t, inputs) for name, t in outputs.items()}
+            tensors = short.shorten(phase, tensors) if short else tensors
             if phase is Phase.FORWARD and answer.logits is not None:
                 tensors |= parts.forward_tensors(answer.logits, inputs, seed=settings.seed)
             if tensors:

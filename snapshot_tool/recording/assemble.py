@@ -120,7 +120,7 @@ class Assembly:
                 raise GoldenExists(
                     f"{sibling.manifest.title} shares the inputs of this revision, and these would "
                     "change them",
-                    "record with its seed and number of variants, or remove it first",
+                    "record with its seed, number of variants and storage, or remove it first",
                 )
 
     def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
@@ -154,19 +154,19 @@ class Assembly:
             tolerances={phase: DEFAULT_TOLERANCES[phase] for phase in info.phases},
             taps=TapsEntry(seed=settings.seed, modules=info.modules),
             files=files,
+            storage=settings.storage,
         )
 
     def _case(self, case: PlannedCase, files: dict[str, FileEntry]) -> CaseEntry:
         tensors = files[INPUTS].tensors
-        pixels = tensors.get(f"{case.name}/pixel_values")
         return CaseEntry(
             name=case.name,
             origin=case.origin,
             recipe=case.recipe,
             text=case.text,
-            phases=tuple(p for p in self.info.phases if pixels or p not in _IMAGE_PHASES),
+            phases=tuple(p for p in self.info.phases if case.tiles or p not in _IMAGE_PHASES),
             images=len(case.named.recipe.images),
-            tiles=pixels.shape[0] if pixels else 0,
+            tiles=case.tiles,
             tokens=tensors[f"{case.name}/input_ids"].shape[1],
             generated=self._generated_text(case.name),
         )

@@ -102,7 +102,7 @@ class _Keeper:
             inputs,
             observe=book,
             continuation=generated[parts.TOKEN_IDS][:-1] if generated else None,
-            features=self._vision_features(),
+            ask_connector=self._recorded_features if self._vision_features() is not None else None,
         )
         self._require_same_function(run.outputs, dtype)
         tensors: Named = {
@@ -209,6 +209,10 @@ class _Keeper:
         """Return the recorded output of vision, which the connector is fed with."""
         name = self._family.compared.get(Phase.VISION, "")
         return self._load(phase_file(Phase.VISION)).get(name)
+
+    def _recorded_features(self, own: torch.Tensor) -> torch.Tensor:
+        recorded = self._vision_features()
+        return own if recorded is None else recorded
 
     def _logits(self, real: torch.Tensor) -> Named:
         kept = self._load(phase_file(Phase.FORWARD))

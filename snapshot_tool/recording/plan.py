@@ -22,7 +22,8 @@ from snapshot_tool.images import render
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store import parts
 from snapshot_tool.store.layout import INPUTS, phase_file
-from snapshot_tool.store.manifest import Draws, Manifest, case_recipe, to_builtins
+from snapshot_tool.store.manifest import Draws, Manifest, Storage, case_recipe, to_builtins
+from snapshot_tool.store.packed import pack_inputs
 from snapshot_tool.store.transaction import write_atomically
 
 _MAX_ATTEMPTS = 50
@@ -42,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     oracle: bool = False
     whole_outputs: tuple[str, ...] = ()
+    storage: Storage = Storage.FULL
 
 
 class PlannedCase(msgspec.Struct, frozen=True):
@@ -51,6 +53,7 @@ class PlannedCase(msgspec.Struct, frozen=True):
     origin: str
     recipe: Any
     text: str
+    tiles: int
 
     @property
     def named(self) -> NamedRecipe:
@@ -85,7 +88,7 @@ def make_plan(
         _require_same_settings(plan.settings, settings)
         return plan
     staging.forget_parts()
-    planner = _Planner(staging, reference, progress)
+    planner = _Planner(staging, reference, progress, settings.storage)
     wanted = (settings.seed, settings.variants)
     if template and (template.seed, template.draws.variants) == wanted:
         plan = Plan(settings, planner.rebuild(template), template.draws)
@@ -112,6 +115,7 @@ class _Planner:
     staging: Staging
     reference: Reference
     progress: Progress
+    storage: Storage
 
     def rebuild(self, template: Manifest) -> tuple[PlannedCase, ...]:
         """Prepare the cases of an earlier recording."""
@@ -166,12 +170,18 @@ class _Planner:
     def _prepare(self, named: NamedRecipe, steps: Iterator[int]) -> PlannedCase:
         images = [render(image) for image in named.recipe.images]
         prepared = self.reference.prepare(named.recipe, images)
-        self.staging.save_part(named.name, INPUTS, parts.input_tensors(prepared, images))
+        tensors = parts.input_tensors(prepared, images)
+        if self.storage is Storage.COMPACT:
+            tensors = pack_inputs(tensors)
+        self.staging.save_part(named.name, INPUTS, tensors)
         if images:
             grids = {"image_grids": prepared.image_grids}
             self.staging.save_part(named.name, phase_file(Phase.PREPROCESSING), grids)
         next(steps)
-        return PlannedCase(named.name, named.origin, to_builtins(named.recipe), prepared.text)
+        pixels = prepared.inputs.pixel_values
+        tiles = 0 if pixels is None else len(pixels)
+        recipe = to_builtins(named.recipe)
+        return PlannedCase(named.name, named.origin, recipe, prepared.text, tiles)
 
 
 def _require_same_settings(old: Settings, new: Settings) -> None:

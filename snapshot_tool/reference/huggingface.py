@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,14 +130,14 @@ class HuggingFaceReference:
         *,
         observe: Observer,
         continuation: torch.Tensor | None = None,
-        features: torch.Tensor | None = None,
+        ask_connector: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> ForwardPass:
         """Run the model end to end, keeping what the family names."""
         arguments: dict[str, Any] = self._arguments(inputs)
         if self.family.generates:
             arguments["position_ids"] = _position_ids(arguments["attention_mask"])
             arguments["use_cache"] = continuation is not None
-        connector = None if features is None else self._connector()
+        connector = None if ask_connector is None else self._connector()
         with torch.inference_mode(), self._precision():
             with (
                 capture_tensors(self.model, self.family.captures) as captured,
@@ -145,7 +145,8 @@ class HuggingFaceReference:
                 tap_modules(self.model, observe),
             ):
                 answer = self.model(**arguments)
-            if connector and calls and features is not None:
+            if connector and calls and ask_connector:
+                features = ask_connector(_widened(self._vision_output(captured)))
                 captured[connector[0]] = _call_again(calls[0], self._cast(features))
             logits = answer.logits[0] if self.family.logits else None
             if logits is not None and continuation is not None and len(continuation):
@@ -176,6 +177,12 @@ class HuggingFaceReference:
             if capture.phase is Phase.CONNECTOR and capture.side is Side.OUTPUT:
                 return capture, self.model.get_submodule(module_name(self.model, capture))
         return None
+
+    def _vision_output(self, captured: Mapping[Capture, torch.Tensor]) -> torch.Tensor:
+        """Return what the connector is given."""
+        name = self.family.compared[Phase.VISION]
+        by_name = {(c.phase, c.name): tensor for c, tensor in captured.items()}
+        return by_name[Phase.VISION, name]
 
     def _precision(self) -> AbstractContextManager[Any]:
         return float64_throughout() if self.dtype == "float64" else nullcontext()

@@ -13,9 +13,17 @@ from collections.abc import Iterator
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.store.layout import INPUTS, TAPS, phase_file
 from snapshot_tool.store.manifest import CaseEntry, Manifest, TensorEntry
+from snapshot_tool.store.packed import PNG
 
 _FLOATS = ("F32", "F64", "BF16", "F16")
 _WORDS = ("I64",)
+
+# Large tensors of a compact set, and what its connector is asked.
+_COMPACT: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    r".+\.shape": (_WORDS, (1,)),
+    r".+\.(sample|rows)": (_FLOATS, (2,)),
+    r".+\.(moments|sums)": (("F64",), (2,)),
+}
 
 # file -> pattern of a tensor's name -> dtypes, numbers of dimensions
 _LAYOUT: dict[str, dict[str, tuple[tuple[str, ...], tuple[int, ...]]]] = {
@@ -23,11 +31,17 @@ _LAYOUT: dict[str, dict[str, tuple[tuple[str, ...], tuple[int, ...]]]] = {
         r"input_ids|attention_mask": (_WORDS, (2,)),
         r"pixel_values": (_FLOATS, (3, 4, 5)),
         r"pixel_attention_mask": (("BOOL",), (3,)),
+        r".+\.png": (("U8",), (1,)),
+        r".+\.shape": (_WORDS, (1,)),
+        r".+\.levels": ((*_FLOATS, "BOOL"), (2,)),
         r"image_sizes": (_WORDS, (2,)),
         r"image\.\d+\.pixels": (("U8",), (3,)),
         r"image\.\d+\.palette": (("U8",), (1,)),
     },
+    phase_file(Phase.VISION): _COMPACT,
+    phase_file(Phase.CONNECTOR): _COMPACT,
     phase_file(Phase.FORWARD): {
+        **_COMPACT,
         r"logits|position_logsumexp": (_FLOATS, (1,)),
         r"position_topk_values|position_sample": (_FLOATS, (2,)),
         r"position_topk_ids": (_WORDS, (2,)),
@@ -84,7 +98,8 @@ def _missing(manifest: Manifest, case: CaseEntry) -> Iterator[str]:
     elif ids.shape != mask.shape or ids.shape[0] != 1 or ids.shape[1] < least:
         yield f"{case.name} has ids {list(ids.shape)} and a mask {list(mask.shape)}"
     for index in range(case.images):
-        if f"{case.name}/image.{index}.pixels" not in inputs:
+        pixels = f"{case.name}/image.{index}.pixels"
+        if pixels not in inputs and pixels + PNG not in inputs:
             yield f"{INPUTS} has no pixels of image {index} of {case.name}"
             break
     for file, names in _NEEDED.items():

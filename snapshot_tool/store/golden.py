@@ -28,10 +28,12 @@ from snapshot_tool.store.manifest import (
     CaseEntry,
     Manifest,
     ManifestHead,
+    Storage,
     case_recipe,
     load_head,
     load_manifest,
 )
+from snapshot_tool.store.packed import PNG, unpack
 from snapshot_tool.store.tensors import describe_open_file
 from snapshot_tool.store.transaction import is_being_replaced, recover
 from snapshot_tool.store.verify import (
@@ -203,7 +205,12 @@ class Golden:
         return sorted(key.removeprefix(prefix) for key in keys if key.startswith(prefix))
 
     def tensor(self, case: str, phase: Phase, name: str) -> torch.Tensor:
-        """Return a recorded output."""
+        """Return a recorded output; raise GoldenNotFound where it is kept in compact form alone."""
+        if name not in self.tensor_names(case, phase) and self.manifest.storage is Storage.COMPACT:
+            raise GoldenNotFound(
+                f"{self.manifest.title} is compact: it does not keep {name} of {case} whole",
+                "record it with: snap record ... --update --storage full --reason TEXT",
+            )
         return self._read(phase_file(phase), f"{case}/{name}")
 
     def read(self, part: str, key: str) -> torch.Tensor:
@@ -216,11 +223,9 @@ class Golden:
 
     def inputs(self, case: str) -> CaseInputs:
         """Return what the case's prompt and images became."""
-        names = self.manifest.files[INPUTS].tensors
         optional = {
-            name: self._read(INPUTS, f"{case}/{name}")
+            name: self._input(f"{case}/{name}")
             for name in ("pixel_values", "pixel_attention_mask", "image_sizes")
-            if f"{case}/{name}" in names
         }
         ids = self._read(INPUTS, f"{case}/input_ids")
         mask = self._read(INPUTS, f"{case}/attention_mask")
@@ -237,16 +242,30 @@ class Golden:
         from snapshot_tool.images import IMAGE_PARTS, from_arrays
 
         recipe = case_recipe(self.case(case)).recipe
-        names = self.manifest.files[INPUTS].tensors
         images = []
         for index, image in enumerate(recipe.images):
-            arrays = {
-                part: self._read(INPUTS, f"{case}/image.{index}.{part}").numpy()
-                for part in IMAGE_PARTS
-                if f"{case}/image.{index}.{part}" in names
-            }
+            parts = {p: self._input(f"{case}/image.{index}.{p}") for p in IMAGE_PARTS}
+            arrays = {part: kept.numpy() for part, kept in parts.items() if kept is not None}
             images.append(from_arrays(arrays, mode=image.mode))
         return images
+
+    def _input(self, key: str) -> torch.Tensor | None:
+        """Return a tensor of the inputs, unpacked where it is packed; None without one."""
+        names = self.manifest.files[INPUTS].tensors
+        if key in names:
+            return self._read(INPUTS, key)
+        if key + PNG not in names:
+            return None
+
+        def read(part: str) -> torch.Tensor:
+            if part not in names:
+                raise KeyError(part)
+            return self._read(INPUTS, part)
+
+        try:
+            return unpack(key, read)
+        except (ValueError, KeyError) as error:
+            raise GoldenDamaged(f"{set_file(self.folder, INPUTS)}: {key}: {error}") from error
 
     def whole_output(self, case: str, module: str) -> torch.Tensor | None:
         """Return what a module of the reference returned on a case, where that was kept whole."""

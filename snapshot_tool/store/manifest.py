@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -146,7 +147,16 @@ class TapsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     modules: tuple[Text, ...]
 
 
-class ManifestHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Storage(StrEnum):
+    """Whether large tensors are kept whole, or in the compact form of `store/compact.py`."""
+
+    FULL = "full"
+    COMPACT = "compact"
+
+
+class ManifestHead(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """All of manifest.json but its tensors."""
 
     schema_version: Positive
@@ -163,6 +173,7 @@ class ManifestHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     tolerances: dict[Phase, PhaseTolerance]
     taps: TapsEntry
     files: Mapping[str, FileHead]
+    storage: Storage = Storage.FULL
 
     @property
     def title(self) -> str:
@@ -173,7 +184,9 @@ class ManifestHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         )
 
 
-class Manifest(ManifestHead, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Manifest(
+    ManifestHead, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """The whole of manifest.json."""
 
     files: dict[str, FileEntry]

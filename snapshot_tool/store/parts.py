@@ -22,6 +22,7 @@ from snapshot_tool.core.sketch import (
 )
 from snapshot_tool.core.taps import Side, Tap
 from snapshot_tool.images import to_arrays
+from snapshot_tool.store.packed import unpack_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +173,7 @@ def read_inputs(path: Path) -> CaseInputs:
     """Return the inputs kept in a case's part of inputs.safetensors."""
     from safetensors.torch import load_file
 
-    tensors = load_file(path)
+    tensors = unpack_inputs(load_file(path))
     return CaseInputs(
         tensors["input_ids"],
         tensors["attention_mask"],

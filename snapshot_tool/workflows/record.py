@@ -32,7 +32,7 @@ from snapshot_tool.recording.plan import Plan, Settings, make_plan, read_plan
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store.golden import Golden, find_goldens, open_golden
 from snapshot_tool.store.layout import MANIFEST, ORACLE, OUTPUTS, SetLocation
-from snapshot_tool.store.manifest import Manifest
+from snapshot_tool.store.manifest import Manifest, Storage
 from snapshot_tool.store.transaction import make_folder, recording_lock
 
 DEFAULT_SEED = 42
@@ -44,9 +44,9 @@ DEFAULT_NEW_TOKENS = 20
 class RecordRequest:
     """What to record.
 
-    None for seed, variants and max_new_tokens: as recorded before, else 42, 12 and 20; for oracle
-    and whole_outputs: as recorded before, else without. whole_outputs are globs of cases. redraw
-    draws the variants anew where the set that is replaced has their recipes.
+    None for seed, variants and max_new_tokens: as recorded before, else 42, 12 and 20; for storage:
+    as before, else full; for oracle and whole_outputs: as before, else without. whole_outputs are
+    globs of cases. redraw draws the variants anew where the set that is replaced has their recipes.
     """
 
     checkpoint: str
@@ -65,6 +65,7 @@ class RecordRequest:
     fresh: bool = False
     oracle: bool | None = None
     whole_outputs: tuple[str, ...] | None = None
+    storage: Storage | None = None
     trusts_code: bool = False
     device_map: str = ""
     max_memory: tuple[tuple[str, str], ...] = ()
@@ -174,7 +175,8 @@ def _record(
 ) -> RecordOutcome:
     siblings = _siblings(location)
     template = existing.manifest if existing else siblings[0].manifest if siblings else None
-    oracle, whole_outputs = _extras(request, existing)
+    storage = request.storage or (template.storage if template else Storage.FULL)
+    oracle, whole_outputs = _extras(request, existing, storage)
     work = processes.share(
         _Work(
             staging=staging,
@@ -207,6 +209,7 @@ def _record(
             phases=tuple(sorted(set(request.phases) & set(info.phases))),
             oracle=oracle,
             whole_outputs=whole_outputs,
+            storage=storage,
             environment={
                 **describe_machine(),
                 **package_versions(),
@@ -293,10 +296,18 @@ def _ask(
     return plan, info
 
 
-def _extras(request: RecordRequest, existing: Golden | None) -> tuple[bool, tuple[str, ...]]:
+def _extras(
+    request: RecordRequest, existing: Golden | None, storage: Storage
+) -> tuple[bool, tuple[str, ...]]:
     """Return whether to record an oracle, and of which cases whole outputs."""
     files = existing.manifest.files if existing else {}
-    oracle = ORACLE in files if request.oracle is None else request.oracle
+    compact = storage is Storage.COMPACT
+    if compact and request.oracle:
+        raise UsageError(
+            "a compact golden set has no oracle, which belongs to whole tensors",
+            "leave out --oracle, or record with --storage full",
+        )
+    oracle = ORACLE in files and not compact if request.oracle is None else request.oracle
     whole = request.whole_outputs
     if whole is None:
         tensors = files[OUTPUTS].tensors if OUTPUTS in files else ()

@@ -74,6 +74,26 @@ def test_the_committed_goldens_are_what_the_reference_says(snap: Snap, tmp_path:
     assert diff.code == 0, diff.out
 
 
+def test_the_compact_goldens_are_what_the_reference_says(snap: Snap, tmp_path: Path) -> None:
+    """Recorded again, in the storage that they have: the same, within the processor's rounding."""
+    source = ROOT / "tests" / "compact-goldens"
+    shutil.copytree(source, tmp_path / "goldens", ignore=shutil.ignore_patterns(".snap"))
+    run = record(snap, tmp_path / "goldens", "--update", "--reason", "again", "--yes")
+    assert run.code == 0, run.err
+    assert manifest_of(tmp_path / "goldens")["storage"] == "compact"
+    if run.out.startswith("unchanged"):
+        return
+    diff = snap("diff", set_folder(source), set_folder(tmp_path / "goldens"))
+    assert diff.code == 0, diff.out
+
+
+def test_a_compact_set_has_no_oracle(snap: Snap, tmp_path: Path) -> None:
+    """It belongs to whole tensors: refused in a line, not left out."""
+    run = record(snap, tmp_path / "goldens", "--storage", "compact", "--oracle")
+    assert run.code == 2
+    assert "a compact golden set has no oracle" in error_lines(run)[0]
+
+
 def test_recording_twice_gives_the_same_bytes(snap: Snap, tmp_path: Path) -> None:
     """Every file, the manifest included, on the same day on the same machine."""
     today = str(int(time.time()))

@@ -1,0 +1,150 @@
+"""Images, pixel values and their masks as PNG: bit for bit what they were, in a fraction of it.
+
+A processor makes pixel values of bytes, by a scale and an offset for each channel: a channel has
+256 values at most. Kept are these, `<name>.levels`, the bytes that choose among them, `<name>.png`,
+and what they were the values of, `<name>.shape`. Whether that gives the very same bits is seen when
+recording; a tensor of which it does not, such as an average over pixels, is kept whole.
+
+A file may be a stranger's: PNG alone is read, and no more than its header announces.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+PNG, LEVELS, SHAPE = ".png", ".levels", ".shape"
+MAX_PIXELS = 2**28 // 3  # what Pillow reads without a warning: 341 tiles of 512 by 512
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_PLANES = 3  # the last dimensions of tiles: channels, height, width
+_SMALL = 2**10  # bytes that are not worth it
+_BYTE = 256
+
+Tensors = dict[str, "torch.Tensor"]
+Read = Callable[[str], "torch.Tensor"]
+
+
+def pack_inputs(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return a case's inputs with everything packed that comes back as it was."""
+    packed: Tensors = {}
+    for name, tensor in tensors.items():
+        packed |= _pack(name, tensor) or {name: tensor}
+    return packed
+
+
+def unpack_inputs(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return what `pack_inputs` was given."""
+    names = [key.removesuffix(PNG) for key in tensors if key.endswith(PNG)]
+    rest = {key for name in names for key in (name + PNG, name + LEVELS, name + SHAPE)}
+    whole = {key: tensor for key, tensor in tensors.items() if key not in rest}
+    return {**whole, **{name: unpack(name, tensors.__getitem__) for name in names}}
+
+
+def unpack(name: str, read: Read) -> torch.Tensor:
+    """Return a packed tensor; raise ValueError where what is read makes none.
+
+    read: returns a part by its name; raises KeyError where there is none.
+    """
+    import torch
+
+    shape = torch.Size(read(name + SHAPE).tolist())
+    codes = _decode(read(name + PNG))
+    if len(shape) < _PLANES or min(shape) < 1 or math.prod(shape) != codes.numel():
+        raise ValueError(f"{name} is no picture of the shape {tuple(shape)}")
+    try:
+        levels = read(name + LEVELS)
+    except KeyError:
+        return codes.reshape(shape)
+    if len(levels) != codes.shape[-1] or int(codes.max()) >= levels.shape[1]:
+        raise ValueError(f"{name} has not the levels of {codes.shape[-1]} channels")
+    tiles = codes.reshape(-1, *shape[-2:], len(levels))
+    planes = [row[tiles[..., channel].long()] for channel, row in enumerate(levels)]
+    return torch.stack(planes, dim=1).reshape(shape)
+
+
+def _pack(name: str, tensor: torch.Tensor) -> Tensors | None:
+    """Return the parts of a packed tensor; None where they would not give the same bits again."""
+    import torch
+
+    if tensor.nbytes <= _SMALL or tensor.dim() < _PLANES:
+        return None
+    parts: Tensors = {name + SHAPE: torch.tensor(tensor.shape)}
+    codes = tensor
+    if tensor.dtype is not torch.uint8:
+        found = _levels(tensor)
+        if found is None:
+            return None
+        parts[name + LEVELS], codes = found
+    if codes.shape[-1] not in _MODES or codes.shape[0] * codes.shape[1] > MAX_PIXELS:
+        return None
+    parts[name + PNG] = _encode(codes)
+    return parts if _same_bits(unpack(name, parts.__getitem__), tensor) else None
+
+
+def _levels(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return each channel's values, (channels, values), and which is where, as one picture.
+
+    The picture: (tiles * height, width, channels) uint8. None for more than 256 values.
+    """
+    import torch
+
+    # A mask has no channels, so all tiles are of one.
+    channels = 1 if tensor.dtype is torch.bool else tensor.shape[-_PLANES]
+    planes = tensor.reshape(-1, channels, *tensor.shape[-2:])
+    rows, codes = [], []
+    for channel in range(channels):
+        row, code = torch.unique(planes[:, channel], return_inverse=True)
+        if len(row) > _BYTE:
+            return None
+        rows.append(row)
+        codes.append(code.to(torch.uint8))
+    most = max(map(len, rows))
+    levels = torch.stack([torch.cat([row, row[-1:].expand(most - len(row))]) for row in rows])
+    picture = torch.stack(codes, dim=-1)
+    return levels, picture.reshape(-1, tensor.shape[-1], channels)
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    import torch
+
+    both = [tensor.contiguous().view(torch.uint8) for tensor in (one, other)]
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*both)
+
+
+def _encode(picture: torch.Tensor) -> torch.Tensor:
+    """Return a picture (height, width, channels) uint8 as the bytes of a PNG, (n,) uint8."""
+    import torch
+    from PIL import Image
+
+    height, width, channels = picture.shape
+    image = Image.frombytes(_MODES[channels], (width, height), picture.numpy().tobytes())
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def _decode(data: torch.Tensor) -> torch.Tensor:
+    """Return the picture in the bytes of a PNG, (height, width, channels) uint8."""
+    import torch
+    from PIL import Image
+
+    bombs = Image.DecompressionBombError, Image.DecompressionBombWarning
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data.numpy().tobytes()), formats=["PNG"])
+        if image.width * image.height > MAX_PIXELS or image.mode not in _MODES.values():
+            raise ValueError(f"it is {image.width} by {image.height} of mode {image.mode}")
+        pixels = bytearray(image.tobytes())
+    except (OSError, SyntaxError, EOFError, struct.error, zlib.error, *bombs) as error:
+        raise ValueError(f"its PNG is none: {error}") from error
+    flat = torch.frombuffer(pixels, dtype=torch.uint8)
+    return flat.reshape(image.height, image.width, -1)
