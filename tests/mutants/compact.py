@@ -58,7 +58,7 @@ def main() -> int:
     names = arguments.mutants.split(",") if arguments.mutants else list(MUTANTS)
     jobs = {name: partial(first_phases, MUTANTS[name], setups, arguments.case) for name in names}
     results = run_all(jobs, "mutant", workers=arguments.workers)
-    crashed = [name for name, result in results.items() if isinstance(result, Crash)]
+    crashed = {name: result.why for name, result in results.items() if isinstance(result, Crash)}
     shown = {name: pair for name, pair in results.items() if not isinstance(pair, Crash)}
     print("| first shown by | full | compact |\n| --- | --- | --- |")
     counts = [Counter(pair[side] for pair in shown.values()) for side in (0, 1)]
@@ -69,8 +69,8 @@ def main() -> int:
             print(f"{name}: {full} with the full set, {compact} with the compact one")
     missed = [name for name, (full, compact) in shown.items() if compact == NOTHING != full]
     print(f"{len(shown)} mutants, missed by the compact set alone: {', '.join(missed) or 'none'}")
-    if crashed:
-        print(f"crashed: {', '.join(crashed)}")
+    for name, why in crashed.items():
+        print(f"{name} crashed: {why.strip().splitlines()[-1]}")
     return 1 if missed or crashed else 0
 
 
