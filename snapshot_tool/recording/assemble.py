@@ -40,7 +40,7 @@ from snapshot_tool.store.manifest import (
     HistoryEntry,
     Manifest,
     TapsEntry,
-    encode,
+    encode_readable,
 )
 from snapshot_tool.store.tensors import describe_file, join_files
 from snapshot_tool.store.transaction import commit, make_folder, write_atomically
@@ -90,7 +90,7 @@ class Assembly:
             drift = diff_goldens(self.existing, Golden(folder, manifest))
             reason = printable(self.review(drift))
             manifest = _with_history(manifest, self.existing.manifest, drift, reason=reason)
-        write_atomically(folder / MANIFEST, encode(manifest))
+        write_atomically(folder / MANIFEST, encode_readable(manifest))
         commit(self.staging.tree, self.location)
         return manifest, True
 

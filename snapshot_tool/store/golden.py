@@ -168,6 +168,7 @@ class Golden:
     manifest: Manifest
     _files: dict[str, BufferedReader] = field(default_factory=dict, repr=False, compare=False)
     _handles: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _names: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def root(self) -> Path:
@@ -199,10 +200,19 @@ class Golden:
 
     def tensor_names(self, case: str, phase: Phase) -> list[str]:
         """Return the names of a phase's recorded tensors of a case, sorted."""
-        entry = self.manifest.files.get(phase_file(phase))
-        prefix = f"{case}/"
-        keys = entry.tensors if entry else {}
-        return sorted(key.removeprefix(prefix) for key in keys if key.startswith(prefix))
+        return sorted(self._names_in(phase_file(phase), case))
+
+    def _names_in(self, file: str, case: str) -> list[str]:
+        """Return the names of a case's tensors in a file.
+
+        Sorted out once: a search of all keys for each case would take the square of their number.
+        """
+        if file not in self._names:
+            by_case = self._names[file] = {}
+            for key in self.manifest.files[file].tensors if file in self.manifest.files else ():
+                owner, _, name = key.partition("/")
+                by_case.setdefault(owner, []).append(name)
+        return self._names[file].get(case, [])
 
     def tensor(self, case: str, phase: Phase, name: str) -> torch.Tensor:
         """Return a recorded output; raise GoldenNotFound where it is kept in compact form alone."""
@@ -277,12 +287,9 @@ class Golden:
         """Return the sketches of the reference's modules on a case, in order of execution."""
         from snapshot_tool.store.parts import read_taps
 
-        prefix = f"{case}/"
-        entry = self.manifest.files.get(TAPS)
-        keys = [key for key in (entry.tensors if entry else {}) if key.startswith(prefix)]
-        if not keys:
+        tensors = {n: self._read(TAPS, f"{case}/{n}") for n in self._names_in(TAPS, case)}
+        if not tensors:
             return []
-        tensors = {key.removeprefix(prefix): self._read(TAPS, key) for key in keys}
         try:
             return read_taps(tensors, self.manifest.taps.modules)
         except (ValueError, IndexError, KeyError, RuntimeError) as error:

@@ -211,6 +211,20 @@ def encode(value: msgspec.Struct | Mapping[str, Any]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
 
 
+def encode_readable(manifest: Manifest) -> bytes:
+    """Return a manifest as `encode` does; raise ManifestInvalid where no reader would take it."""
+    data = encode(manifest)
+    try:
+        if len(data) > MAX_JSON_BYTES:
+            raise ValueError(f"it has {len(data)} bytes, allowed are {MAX_JSON_BYTES}")
+        return require_bounded_json(data)
+    except ValueError as error:
+        raise ManifestInvalid(
+            f"the manifest of {len(manifest.cases)} cases is too large to be read: {error}",
+            "record fewer --variants, or without --oracle",
+        ) from error
+
+
 def decode(data: bytes, *, source: Path) -> Manifest:
     """Return the manifest; raise ManifestInvalid, naming the field, where it breaks the schema."""
     manifest = _decode(data, Manifest, source=source)

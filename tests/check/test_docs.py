@@ -29,6 +29,10 @@ ELSEWHERE = {
     "snap check --fms-path ./foundation-model-stack --device cuda",
     "accelerate launch --multi_gpu --num_processes 2 -m snapshot_tool record --revision "
     "7e3e67edbbed1bf9888184d9df282b700a323964 --device cuda --variants 1000",
+    "snap record --checkpoint meta-llama/Llama-3.1-70B --revision SHA --device cuda "
+    "--device-map auto --variants 9998",
+    "torchrun --standalone --nproc-per-node=8 -m snapshot_tool check --device cuda --shard 1/4 "
+    "--json shard-1.json",
     "snap bisect --fms-path ../foundation-model-stack --good v1.0 --bad HEAD -- --case one-image",
 }
 # Sizes of differences, how many elements differ, and the place of the worst one.
@@ -37,7 +41,7 @@ FIGURES = re.compile(
     r"|\d+(?= of \d+ differ)|(?<=differ \()[\d.]+(?=%)|(?<=worst at \[)[\d, ]+"
 )
 MATCHES = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-COPIED = ("goldens", "tests", "Makefile", "pyproject.toml", ".ci")
+COPIED = ("benchmarks", "goldens", "tests", "Makefile", "pyproject.toml", ".ci")
 
 
 @dataclass(frozen=True, slots=True)

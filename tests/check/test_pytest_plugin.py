@@ -9,8 +9,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from snapshot_tool.store.manifest import load_manifest
 from tests.check.test_check import PHASES
-from tests.conftest import CHECKOUT, GOLDENS, ROOT
+from tests.conftest import CHECKOUT, GOLDENS, ROOT, set_folder
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import plant
 
@@ -79,6 +80,17 @@ def test_every_phase_of_every_case_is_a_test(golden_tests: pytest.Pytester) -> N
     assert len(ids) == 12 * 5 + 2 * 2
     assert all(re.search(r"cpu-float32/manifest\.json::[a-z0-9-]+::[a-z]+$", line) for line in ids)
     assert len(set(ids)) == len(ids)
+
+
+def test_a_shard_is_that_of_snap_check(golden_tests: pytest.Pytester) -> None:
+    """Every third case, from the second; a share that cannot be is an error of usage."""
+    names = [case.name for case in load_manifest(set_folder(GOLDENS)).cases]
+    found = run(golden_tests, "--collect-only", "-q", "--snap-shard", "2/3")
+    ids = [line.split("::") for line in found.outlines if line.count("::") == 2]
+    assert list(dict.fromkeys(case for _, case, _ in ids)) == names[1::3]
+    refused = run(golden_tests, "--snap-shard", "4/3")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    assert "4/3 is no share K/N of the cases" in refused.stderr.str()
 
 
 def test_faults_fail_their_phases_in_two_workers_and_in_junit(

@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 
 from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, ManifestInvalid
 from snapshot_tool.core.tolerance import DEFAULT_TOLERANCES
+from snapshot_tool.store import files
 from snapshot_tool.store import manifest as manifest_module
-from snapshot_tool.store.manifest import case_recipe, decode, encode, load_manifest
+from snapshot_tool.store.manifest import (
+    case_recipe,
+    decode,
+    encode,
+    encode_readable,
+    load_manifest,
+)
 from tests.unit.factory import RECIPES, make_manifest
 
 SOURCE = Path("some/manifest.json")
@@ -298,6 +305,18 @@ def test_a_manifest_beyond_all_measure_is_not_read(
         load_manifest(tmp_path)
     monkeypatch.setattr(manifest_module, "MAX_JSON_BYTES", len(VALID))
     assert load_manifest(tmp_path) == decode(VALID, source=SOURCE)
+
+
+def test_a_manifest_that_nobody_could_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one of too many bytes nor one of too many values."""
+    assert encode_readable(make_manifest()) == VALID
+    monkeypatch.setattr(manifest_module, "MAX_JSON_BYTES", len(VALID) - 1)
+    with pytest.raises(ManifestInvalid, match=f"too large to be read: it has {len(VALID)} bytes"):
+        encode_readable(make_manifest())
+    monkeypatch.setattr(manifest_module, "MAX_JSON_BYTES", len(VALID))
+    monkeypatch.setattr(files, "MAX_JSON_VALUES", 10)
+    with pytest.raises(ManifestInvalid, match=r"it has \d+ values, allowed are 10"):
+        encode_readable(make_manifest())
 
 
 def test_the_title_names_checkpoint_revision_device_and_version() -> None:
