@@ -35,7 +35,11 @@ def live_cost(checkpoint: str) -> Cost:
 
 def best(costs: list[Cost]) -> Cost:
     """Return the least of each figure."""
-    return Cost(min(cost.seconds for cost in costs), min(cost.peak for cost in costs))
+    return Cost(
+        min(cost.seconds for cost in costs),
+        min(cost.peak for cost in costs),
+        min(cost.processor for cost in costs),
+    )
 
 
 def looked_into() -> dict[str, float]:

@@ -7,16 +7,13 @@ so what is seen is what a case costs beside the model.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from benchmarks.commands import OUT, ROOT, SNAP
+from benchmarks.commands import SNAP
+from benchmarks.figures import OUT, ROOT, Cost, Row, publish, run_process
 
 COUNTS = (10, 100, 1000)
 FIXED_CASES = 2  # of a checkpoint without images; the others are variants
@@ -26,31 +23,30 @@ CHECK = [*SNAP, "check", *CHECKPOINT, "--json", os.devnull]
 LINEAR = 1.3  # how much dearer a case may be among a thousand than among a hundred
 NOTHING = 0.5  # seconds that are mostly the process's start
 FLAT = 64  # KB that a further case may take: its part of the manifest and of the report
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one process took: processor seconds and MB at its peak."""
-
-    command: str
-    cases: int
-    seconds: float
-    memory: float
+TITLE = "Growth with the number of cases"
+NOTE = (
+    "A tiny llama; processor time on one thread, whole processes. Memory grows by each case's "
+    "entries in the manifest and by the figures of its results: [scale.md](scale.md)."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How a command's cost grows.
-
-    Args:
-        seconds: processor seconds for each further case, among a hundred and among a thousand.
-        memory: KB for each further case.
-    """
+    """How a command's cost grows over COUNTS."""
 
     command: str
-    costs: tuple[Cost, ...]
-    seconds: tuple[float, float]
-    memory: float
+    costs: Sequence[Cost]
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Processor seconds for each further case, up to a hundred and up to a thousand."""
+        few, more, many = (cost.processor for cost in self.costs)
+        return (more - few) / (COUNTS[1] - COUNTS[0]), (many - more) / (COUNTS[2] - COUNTS[1])
+
+    @property
+    def kilobytes(self) -> float:
+        """Memory for each further case."""
+        return (self.costs[-1].peak - self.costs[0].peak) / 1024 / (COUNTS[-1] - COUNTS[0])
 
     @property
     def ratio(self) -> float | None:
@@ -58,72 +54,53 @@ class Growth:
         few, many = self.seconds
         return many / few if few > 0 and many * COUNTS[-1] > NOTHING else None
 
-    @property
-    def met(self) -> bool:
-        """Whether it is linear in time and flat in memory."""
-        return (self.ratio or 1) <= LINEAR and self.memory <= FLAT
+    def rows(self) -> Iterator[Row]:
+        """Yield the figures beside their targets."""
+        if self.ratio is not None:
+            what = f"`snap {self.command}`, a case among {COUNTS[2]:,}, of one among {COUNTS[1]}"
+            yield Row(what, self.ratio, f"at most {LINEAR}", self.ratio <= LINEAR)
+        what = f"`snap {self.command}`, KB of memory for a further case"
+        yield Row(what, self.kilobytes, f"at most {FLAT}", self.kilobytes <= FLAT)
+
+    def line(self) -> str:
+        """Return the command's row of the table in docs/scale.md."""
+        costs = (f"{cost.processor:.2f} s, {cost.peak / 2**20:.0f} MB" for cost in self.costs)
+        further = f"{max(0, self.seconds[1]) * 1000:.2g} ms, {self.kilobytes:.0f} KB"
+        ratio = f"{self.ratio:.2f}x" if self.ratio else "too quick to tell"
+        return f"| `snap {self.command}` | {' | '.join(costs)} | {further} | {ratio} |"
 
 
-def measure(command: Sequence[str], *, name: str, cases: int) -> Cost:
-    """Run a command on one thread and return what it took; raise where it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, list(command))
-    return Cost(name, cases, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
-
-
-def measure_all(folder: Path) -> Iterator[Cost]:
-    """Record, check, list and verify golden sets of growing size below a folder."""
+def measure_all() -> list[Growth]:
+    """Record, check, list and verify golden sets of growing size."""
+    folder = OUT / "scaling"
+    shutil.rmtree(folder, ignore_errors=True)
+    costs: dict[str, list[Cost]] = {}
     for count in COUNTS:
         goldens = ("--goldens", str(folder / str(count)))
         variants = ("--variants", str(count - FIXED_CASES))
-        yield measure([*RECORD, *variants, *goldens], name="record", cases=count)
-        yield measure([*CHECK, *goldens], name="check", cases=count)
-        for name in ("list", "verify"):
-            yield measure([*SNAP, name, *goldens], name=name, cases=count)
-
-
-def growth(costs: Sequence[Cost]) -> Growth:
-    """Return how the cost of one command grows from count to count."""
-    few, more, many = costs
-    early = (more.seconds - few.seconds) / (more.cases - few.cases)
-    late = (many.seconds - more.seconds) / (many.cases - more.cases)
-    memory = (many.memory - few.memory) * 1024 / (many.cases - few.cases)
-    return Growth(few.command, tuple(costs), (early, late), memory)
-
-
-def table(growths: Sequence[Growth]) -> list[str]:
-    """Return the figures as a table in Markdown."""
-    counts = " | ".join(f"{count:,} cases" for count in COUNTS)
-    lines = [
-        f"| command | {counts} | a further case | of that among {COUNTS[1]} | as targeted |",
-        "| --- |" + " --- |" * (len(COUNTS) + 3),
-    ]
-    for one in growths:
-        figures = " | ".join(f"{cost.seconds:.2f} s, {cost.memory:.0f} MB" for cost in one.costs)
-        further = f"{max(0, one.seconds[1]) * 1000:.2g} ms, {one.memory:.0f} KB"
-        ratio = f"{one.ratio:.2f}x" if one.ratio else "too quick to tell"
-        verdict = "yes" if one.met else "**no**"
-        lines.append(f"| `snap {one.command}` | {figures} | {further} | {ratio} | {verdict} |")
-    return lines
-
-
-def main() -> int:
-    """Measure, write build/bench/scaling.json, and print the table; 1 where a target is missed."""
-    folder = OUT / "scaling"
-    shutil.rmtree(folder, ignore_errors=True)
-    costs = list(measure_all(folder))
-    names = dict.fromkeys(cost.command for cost in costs)
-    growths = [growth([cost for cost in costs if cost.command == name]) for name in names]
-    found = [{**asdict(one), "ratio": one.ratio, "met": one.met} for one in growths]
-    (OUT / "scaling.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(table(growths)))
+        commands = {
+            "record": [*RECORD, *variants, *goldens],
+            "check": [*CHECK, *goldens],
+            "list": [*SNAP, "list", *goldens],
+            "verify": [*SNAP, "verify", *goldens],
+        }
+        for name, command in commands.items():
+            cost = run_process(command, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+            costs.setdefault(name, []).append(cost)
     shutil.rmtree(folder)
-    return 0 if all(one.met for one in growths) else 1
+    return [Growth(name, growing) for name, growing in costs.items()]
+
+
+def main() -> None:
+    """Measure, print the tables, write build/bench/scaling.json."""
+    growths = measure_all()
+    counts = " | ".join(f"{count:,} cases" for count in COUNTS)
+    print(f"| command | {counts} | a further case | of that among {COUNTS[1]} |")
+    print("| --- |" + " --- |" * (len(COUNTS) + 2))
+    for growth in growths:
+        print(growth.line())
+    publish("scaling", TITLE, [row for growth in growths for row in growth.rows()], note=NOTE)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
