@@ -15,7 +15,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fms-checkout demo test check goldens families real drift pictures torture lowest package audit mutants mutants-compact clean
+.PHONY: help setup fms-checkout demo test check goldens families real drift pictures torture lowest package audit mutants mutants-compact bench clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -32,6 +32,7 @@ help:
 	@echo "make audit         ask pip-audit for known holes in what is installed"
 	@echo "make mutants       plant every known fault, run every benign change; writes docs/detection.md"
 	@echo "make mutants-compact  compare what a compact golden set detects with the full one"
+	@echo "make bench         measure against the live way and the targets; writes docs/performance.md"
 	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes, REDRAW=--redraw)"
 	@echo "make pictures      take the pictures of the documentation again"
 	@echo "make clean         remove what the other targets built"
@@ -131,6 +132,28 @@ mutants-compact: setup fms-checkout
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --goldens build/compact --storage compact
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(CHECK)/bin/python -m tests.mutants.compact \
 		--compact build/compact
+
+# True shape: SmolVLM-256M's, with random weights; 1.5 GB in build/bench. Best on a quiet machine.
+BENCH := build/bench
+$(BENCH)/true-shape: | $(RECORD)/.ready
+	$(RECORD)/bin/python tests/checkpoints/build_true_shape.py $@.part
+	mv $@.part $@
+
+$(BENCH)/goldens: | $(BENCH)/true-shape
+	$(RECORD)/bin/snap record --checkpoint $(BENCH)/true-shape --variants 0 --goldens $@.part
+	mv $@.part $@
+
+$(BENCH)/goldens-64: | $(BENCH)/true-shape
+	$(RECORD)/bin/snap record --checkpoint $(BENCH)/true-shape --variants 0 --goldens $@.part \
+		--max-new-tokens 64
+	mv $@.part $@
+
+BENCHMARKS := check quick compare commands storage scaling
+bench: setup fms-checkout $(BENCH)/goldens $(BENCH)/goldens-64
+	bash tests/live/install.sh
+	$(CHECK)/bin/python -m pip install --quiet --no-deps --target build/polygraphy polygraphy==0.53.6
+	for part in $(BENCHMARKS); do $(CHECK)/bin/python -m benchmarks.$$part || exit; done
+	$(CHECK)/bin/python -m benchmarks.page
 
 goldens: $(RECORD)/.ready
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --update --reason "$(REASON)" $(YES) $(REDRAW)

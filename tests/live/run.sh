@@ -1,14 +1,6 @@
 #!/usr/bin/env bash
-# The live way, as a test: FMS and Hugging Face in one process. ibm-fms 1.13.1 wants transformers
-# 4.57.6, which neither environment has: it goes into a folder of its own, laid over .venv-check.
+# The live way, as a test: FMS and Hugging Face in one process.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-site=build/live
-packages="transformers==4.57.6 tokenizers==0.22.2 regex==2026.11.15"
-if [ "$(cat $site/.packages 2>/dev/null)" != "$packages" ]; then
-    rm -rf $site
-    # shellcheck disable=SC2086 - a list of packages
-    .venv-check/bin/python -m pip install --quiet --no-deps --target $site $packages
-    echo "$packages" >$site/.packages
-fi
-PYTHONPATH=$site .venv-check/bin/python -m pytest -m live tests/live
+bash tests/live/install.sh
+PYTHONPATH=build/live .venv-check/bin/python -m pytest -m live tests/live
