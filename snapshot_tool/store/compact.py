@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 QUESTION_ROWS = 64
-_QUESTION = "input"
+QUESTION = "input"
 _MAX_QUESTION = 2**28  # elements that a file of a few bytes may ask for
 _MAX_SIDE = 2**20
 _PARTS = ("shape", "sample", "moments", "sums")
@@ -73,12 +73,12 @@ def question_tensors(features: torch.Tensor, *, seed: int) -> Tensors:
     rows = features.reshape(-1, features.shape[-1])
     places = _draw(len(rows), QUESTION_ROWS, seed=seed)
     shape = torch.tensor(features.shape)
-    return {f"{_QUESTION}.rows": rows[places], f"{_QUESTION}.shape": shape}
+    return {f"{QUESTION}.rows": rows[places], f"{QUESTION}.shape": shape}
 
 
 def make_question(kept: Mapping[str, torch.Tensor], *, seed: int) -> torch.Tensor:
     """Return the features that `question_tensors` describes; ValueError where it describes none."""
-    rows, shape = kept[f"{_QUESTION}.rows"], tuple(kept[f"{_QUESTION}.shape"].tolist())
+    rows, shape = kept[f"{QUESTION}.rows"], tuple(kept[f"{QUESTION}.shape"].tolist())
     fits = len(shape) > 1 and all(0 < side <= _MAX_QUESTION for side in shape)
     if (
         not fits
@@ -96,7 +96,7 @@ def connector_input(golden: Golden, case: str, vision: str) -> torch.Tensor | No
     vision: the name of the encoder's output, which it is in a set that keeps that whole.
     """
     names = golden.tensor_names(case, Phase.CONNECTOR)
-    question = [name for name in names if name.partition(".")[0] == _QUESTION]
+    question = [name for name in names if name.partition(".")[0] == QUESTION]
     if question:
         kept = {name: golden.tensor(case, Phase.CONNECTOR, name) for name in question}
         try:
