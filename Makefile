@@ -99,7 +99,7 @@ torture: setup fms-checkout
 	$(CHECK)/bin/python -m pip install --quiet --no-deps atheris==3.0.0
 	rm -rf build/torture
 	$(CHECK)/bin/python -m tests.torture.run hostile atheris sharing sharing-refused concurrency load
-	$(RECORD)/bin/python -m tests.torture.run recording recording-refused processes
+	$(RECORD)/bin/python -m tests.torture.run recording recording-refused processes recorders
 	$(CHECK)/bin/python -m tests.torture.run report
 
 $(LOWEST)/.ready: pyproject.toml .ci/check.txt .ci/lowest.txt Makefile

@@ -98,6 +98,16 @@ def _processes(found: Mapping[str, Any]) -> str:
     )
 
 
+def _recorders(found: Mapping[str, Any]) -> str:
+    return (
+        "## Live recorders\n\n"
+        f"{found['updates']} times two `snap record --update` at once at one set: each time one "
+        f"wrote it, and {found['told']} of the others were told that another process is recording. "
+        f"Meanwhile two processes read the set whole {found['reads']} times, one version or the "
+        "other.\n"
+    )
+
+
 def _hostile(found: Mapping[str, Any]) -> str:
     inputs = sum(found[kind] for kind in ("mutated", "drawn", "built", "bombs"))
     codes = ", ".join(f"{code}: {count}" for code, count in sorted(found["codes"].items()))
@@ -173,6 +183,7 @@ _PARTS = {
     "sharing": _sharing,
     "sharing-refused": _sharing_refused,
     "concurrency": _concurrency,
+    "recorders": _recorders,
     "hostile": _hostile,
     "atheris": _atheris,
     "load": _load,

@@ -3,7 +3,7 @@
     python -m tests.torture.run PART …      each part leaves build/torture/PART.json
 
 Parts: hostile, atheris, sharing, sharing-refused, concurrency, load (check environment), recording,
-recording-refused, processes (record environment), report (writes the page from what is there).
+recording-refused, processes, recorders (record environment), report (writes the page).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ CASES = 1_000
 FLAT = 30  # MB
 MEGABYTES = (30, 60, 100, 200, 300, 400, 500, 600, 650, *range(700, 901, 10), 1000, 1500)
 REAL_PROCESSES = 24
+UPDATES = 6
 _EVERY_OTHER_KIND = 9  # each other kind of fault is tried at every ninth point that is killed
 
 Figures = dict[str, Any]
@@ -208,6 +209,13 @@ def processes() -> Figures:
     return kill_real_recordings(REAL_PROCESSES)
 
 
+def recorders() -> Figures:
+    """Let two live recorders at a time replace a set under its readers."""
+    from tests.torture.recorders import record_beside_readers
+
+    return record_beside_readers(UPDATES)
+
+
 def report() -> Figures:
     """Write docs/reliability.md from the figures of the other parts."""
     from tests.torture.page import page
@@ -228,6 +236,7 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "concurrency": concurrency,
     "load": load,
     "processes": processes,
+    "recorders": recorders,
     "report": report,
 }
 
