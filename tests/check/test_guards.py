@@ -251,6 +251,12 @@ def _edit_config(folder: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("{", "{ ", 1), encoding="utf-8")
 
 
+def _edit_processor(folder: Path) -> None:
+    path = folder / "preprocessor_config.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**fields, "do_normalize": False}), encoding="utf-8")
+
+
 def _cast_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     save_file({k: v.bfloat16() for k, v in load_file(path).items()}, path)
@@ -264,10 +270,20 @@ def _add_weights(folder: Path) -> None:
     ("spoil", "file", "problem"),
     [
         (_edit_config, "config.json", "has changed since local/tiny-idefics3 was recorded"),
+        (
+            _edit_processor,
+            "preprocessor_config.json",
+            "has changed since local/tiny-idefics3 was recorded",
+        ),
         (_cast_weights, "model.safetensors", "has changed since local/tiny-idefics3 was recorded"),
         (_add_weights, "more.safetensors", "was not there when local/tiny-idefics3 was recorded"),
     ],
-    ids=["edited config.json", "weights in another dtype", "another revision's weights"],
+    ids=[
+        "edited config.json",
+        "another processor",
+        "weights in another dtype",
+        "another revision's weights",
+    ],
 )
 def test_another_checkpoint_than_the_recorded_one_is_refused_before_anything_runs(
     snap: Snap, tmp_path: Path, spoil: Any, file: str, problem: str
