@@ -66,8 +66,10 @@ def unpack(name: str, read: Read) -> torch.Tensor:
     if len(levels) != codes.shape[-1] or int(codes.max()) >= levels.shape[1]:
         raise ValueError(f"{name} has not the levels of {codes.shape[-1]} channels")
     tiles = codes.reshape(-1, *shape[-2:], len(levels))
-    planes = [row[tiles[..., channel].long()] for channel, row in enumerate(levels)]
-    return torch.stack(planes, dim=1).reshape(shape)
+    values = levels.new_empty(len(tiles), len(levels), *shape[-2:])
+    for channel, row in enumerate(levels):  # one at a time: a place takes four bytes meanwhile
+        values[:, channel] = row[tiles[..., channel].int()]
+    return values.reshape(shape)
 
 
 def _pack(name: str, tensor: torch.Tensor) -> Tensors | None:
@@ -136,15 +138,16 @@ def _decode(data: torch.Tensor) -> torch.Tensor:
     import torch
     from PIL import Image
 
-    bombs = Image.DecompressionBombError, Image.DecompressionBombWarning
+    bomb = Image.DecompressionBombError
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # What Pillow warns of, too many pixels among it, no recording wrote.
+            warnings.simplefilter("error")
             image = Image.open(io.BytesIO(data.numpy().tobytes()), formats=["PNG"])
-        if image.width * image.height > MAX_PIXELS or image.mode not in _MODES.values():
-            raise ValueError(f"it is {image.width} by {image.height} of mode {image.mode}")
-        pixels = bytearray(image.tobytes())
-    except (OSError, SyntaxError, EOFError, struct.error, zlib.error, *bombs) as error:
+            if image.width * image.height > MAX_PIXELS or image.mode not in _MODES.values():
+                raise ValueError(f"it is {image.width} by {image.height} of mode {image.mode}")
+            pixels = bytearray(image.tobytes())
+    except (OSError, SyntaxError, EOFError, struct.error, zlib.error, Warning, bomb) as error:
         raise ValueError(f"its PNG is none: {error}") from error
     flat = torch.frombuffer(pixels, dtype=torch.uint8)
     return flat.reshape(image.height, image.width, -1)

@@ -7,6 +7,8 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.torture.pictures import picture_bomb
+
 
 def _manifest_of(text: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
@@ -54,6 +56,7 @@ def _sparse(name: str, size: int) -> Callable[[Path], None]:
     return write
 
 
+_WIDE = 4_000  # pixels
 _ENTRY = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 BOMBS: dict[str, Callable[[Path], None]] = {
     "manifest of 60 million empty lists": _manifest_of("[" + "[]," * 60_000_000 + "[]]"),
@@ -68,6 +71,9 @@ BOMBS: dict[str, Callable[[Path], None]] = {
         "{" + ",".join(f'"two-images/{i}":{_ENTRY}' for i in range(400_000)) + "}"
     ),
     "header of one 90 MB name": _header_of('{"' + "a" * 90_000_000 + f'":{_ENTRY}}}'),
+    "PNG of 16 million pixels": picture_bomb(_WIDE, _WIDE, zeros=(1 + 3 * _WIDE) * _WIDE),
+    "PNG that claims 2**62 pixels": picture_bomb(2**31 - 1, 2**31 - 1, zeros=0),
+    "PNG of 4 by 4 pixels and a gigabyte": picture_bomb(4, 4, zeros=2**30),
     "shape of 2**62 by 2**62": _header_of(
         '{"two-images/last_hidden_state":{"dtype":"F32","shape":[' + f"{2**62},{2**62}"
         '],"data_offsets":[0,0]}}'

@@ -17,11 +17,13 @@ from typing import Any
 
 from tests.torture.bombs import BOMBS
 from tests.torture.configurations import mutate_configuration
-from tests.torture.trial import BUILT, Outcome, run_batch, run_prepared
+from tests.torture.pictures import mutate_picture_by_seed
+from tests.torture.trial import BUILT, PICTURED, Outcome, run_batch, run_prepared
 
 _MUTATED, _BATCH = 100_000, 2_000
 _DRAWN, _DRAWN_BATCH = 5_000, 1_000
 _CONFIGURATIONS, _BUILT_BATCH = 3_000, 250
+_PICTURED, _PICTURED_BATCH = 4_000, 500
 
 Job = Callable[[], Outcome]
 
@@ -38,6 +40,7 @@ def try_hostile_sets(kept: Path, workplace: Path) -> dict[str, Any]:
         "mutated": _all(kept, _mutated(workplace)),
         "drawn": _all(kept, _drawn(workplace), at_once=1),  # hypothesis likes one thread
         "built": _all(kept, _built(workplace)),
+        "pictured": _all(kept, _pictured(workplace)),
     }
     bombs = _all(kept, _bombs(workplace), at_once=1)
     total = _sum([*found.values(), bombs])
@@ -67,6 +70,14 @@ def _built(workplace: Path) -> dict[str, Job]:
         return lambda: run_batch(seeds, place, mutate=mutate_configuration, ground=BUILT)
 
     return {f"built-{start:06}": job(start) for start in range(0, _CONFIGURATIONS, _BUILT_BATCH)}
+
+
+def _pictured(workplace: Path) -> dict[str, Job]:
+    def job(start: int) -> Job:
+        seeds, place = range(start, start + _PICTURED_BATCH), workplace / f"pictured-{start}"
+        return lambda: run_batch(seeds, place, mutate=mutate_picture_by_seed, ground=PICTURED)
+
+    return {f"pictured-{start:06}": job(start) for start in range(0, _PICTURED, _PICTURED_BATCH)}
 
 
 def _drawn(workplace: Path) -> dict[str, Job]:

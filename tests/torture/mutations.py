@@ -127,11 +127,12 @@ def place_in(tree: Any, chance: random.Random) -> tuple[Any, Any]:
 
 def mutate_manifest_bytes(hostile: HostileSet) -> None:
     """Flip, cut, insert or double bytes of the manifest."""
-    data = _mutate_bytes(hostile.manifest.read_bytes(), hostile.chance)
+    data = mutate_bytes(hostile.manifest.read_bytes(), hostile.chance)
     hostile.replace(hostile.manifest, data)
 
 
-def _mutate_bytes(data: bytes, chance: random.Random) -> bytes:
+def mutate_bytes(data: bytes, chance: random.Random) -> bytes:
+    """Return data with one to eight places changed."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 8))):
         place = chance.randrange(len(changed) + 1)
@@ -175,7 +176,7 @@ def mutate_header(hostile: HostileSet) -> None:
         claimed = chance.choice((0, 1, length - 1, length + 1, len(data), 2**32, 2**63, 2**64 - 1))
         changed = struct.pack("<Q", claimed) + header + rest
     elif kind == 1:
-        changed = _with_header(_mutate_bytes(header, chance), rest)
+        changed = _with_header(mutate_bytes(header, chance), rest)
     elif kind == 2:
         changed = _with_header(chance.choice(_RAW).encode("utf-8", "surrogatepass"), rest)
     else:

@@ -109,7 +109,7 @@ def _recorders(found: Mapping[str, Any]) -> str:
 
 
 def _hostile(found: Mapping[str, Any]) -> str:
-    inputs = sum(found[kind] for kind in ("mutated", "drawn", "built", "bombs"))
+    inputs = sum(found[kind] for kind in ("mutated", "drawn", "built", "pictured", "bombs"))
     codes = ", ".join(f"{code}: {count}" for code, count in sorted(found["codes"].items()))
     kinds = [f"| {name.replace('_', ' ')} | {n} |" for name, n in found["mutations"].items()]
     return "\n".join(
@@ -117,7 +117,8 @@ def _hostile(found: Mapping[str, Any]) -> str:
             "## Golden sets from strangers",
             "",
             f"{inputs} golden sets tried ({found['mutated']} mutated, {found['drawn']} drawn from "
-            f"the schema, {found['built']} with another configuration, which FMS is to build; "
+            f"the schema, {found['built']} with another configuration, which FMS is to build, "
+            f"{found['pictured']} with a spoilt PNG, "
             f"{found['bombs']} bombs) in {found['runs']} runs of list, show, verify, diff, check "
             f"and doctor; {len(found['failures'])} of them did what must not be: a "
             "traceback, a fault of snap, an exit code of another meaning, more than two lines of "

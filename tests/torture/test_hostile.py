@@ -18,8 +18,9 @@ from tests.conftest import CHECKOUT, GOLDENS, Snap, error_lines, set_folder
 from tests.torture.bombs import BOMBS
 from tests.torture.configurations import mutate_configuration
 from tests.torture.mutations import MUTATIONS, HostileSet, mutate
+from tests.torture.pictures import mutate_picture_by_seed
 from tests.torture.schema import manifests
-from tests.torture.trial import BUILT, Outcome, run_batch, run_prepared
+from tests.torture.trial import BUILT, PICTURED, Outcome, run_batch, run_prepared
 
 INPUTS = 400
 QUICK_BOMBS = (
@@ -97,6 +98,15 @@ def test_configurations_that_a_stranger_wrote_are_refused_or_built(tmp_path: Pat
     outcome = run_batch(range(40), tmp_path / "work", mutate=mutate_configuration, ground=BUILT)
     require_harmless(outcome)
     assert outcome.codes["3"] > outcome.codes["0"] > 0
+
+
+def test_pictures_that_a_stranger_packed_are_refused_or_read(tmp_path: Path) -> None:
+    """PNGs with valid checksums over senseless chunks: no line of Pillow's reaches the terminal."""
+    work = tmp_path / "work"
+    outcome = run_batch(range(150), work, mutate=mutate_picture_by_seed, ground=PICTURED)
+    require_harmless(outcome)
+    assert outcome.codes["3"] > 0
+    assert outcome.codes["1"] > 0
 
 
 @pytest.mark.parametrize("name", QUICK_BOMBS)

@@ -50,6 +50,8 @@ SMALL = Ground(
     write_base,
     {"list": 20, "show": 20, "json": 5, "verify": 25, "diff": 8, "check": 20, "doctor": 2},
 )
+# Pictures are read by what runs a candidate on them.
+PICTURED = Ground(write_base, {"check": 4, "verify": 1})
 # FMS builds the model that the set describes.
 BUILT = Ground(write_llama, {"build": 9, "explore": 1})
 
