@@ -45,7 +45,7 @@ def put_picture(hostile: HostileSet, key: str, picture: bytes, *, shape: list[in
     path = hostile.path("inputs")
     tensors = load(path.read_bytes())
     tensors.pop(key)
-    tensors[f"{key}.png"] = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
+    tensors[f"{key}.png"] = torch.tensor(list(picture), dtype=torch.uint8)
     tensors[f"{key}.shape"] = torch.tensor(shape)
     tensors[f"{key}.levels"] = torch.tensor([[-1.0, 0.5, 1.0]] * 3)
     hostile.replace(path, save(tensors))

@@ -90,7 +90,8 @@ def _on_a_small_disk(
     scenario: Scenario, whole: Undisturbed, workplace: Path, count: int
 ) -> Iterator[Tried]:
     """Sizes from what is there already to more than enough."""
-    before = _pages(path.stat().st_size for path in scenario.start.rglob("*") if path.is_file())
+    files = (path for path in scenario.start.rglob("*") if path.is_file())
+    before = 1 + _pages(path.stat().st_size for path in files)  # no size at all is no limit
     needed = 5 * _pages(map(len, whole.after.values()))
     for step in range(count):
         size = (before + needed * step // count) * _PAGE if step < count - 1 else _ROOM
