@@ -1,7 +1,7 @@
 """Real processes at one golden set at once: a recorder that keeps replacing it, and its readers.
 
 python -m tests.torture.concurrency write ROOT ROUNDS WAY    replace the set again and again
-python -m tests.torture.concurrency read ROOT                read it until ROOT/.done is there
+python -m tests.torture.concurrency read ROOT                read it until ROOT/done is there
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from snapshot_tool.store.transaction import commit, recording_lock
 from tests.conftest import CHECKOUT, ROOT
 from tests.unit.factory import CHECKPOINT, REVISION, flip_bit, write_golden, write_manifest
 
-_DONE = "done"
+DONE = "done"
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ def meet(root: Path, *, readers: int, rounds: int, way: str = "exchange") -> Mee
         [*module, "write", str(root), str(rounds), way],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    (root / _DONE).touch()
+    (root / DONE).touch()
     meeting = Meeting(replaced=rounds if writer.returncode == 0 else 0)
     if writer.returncode != 0:
         meeting.failures.append(f"the recorder: {writer.stderr[-600:]}")
@@ -115,7 +115,7 @@ def read(root: Path) -> None:
     torch.set_num_threads(1)
     versions: Counter[int] = Counter()
     failures: list[str] = []
-    while not (root / _DONE).exists() or not versions:
+    while not (root / DONE).exists() or not versions:
         try:
             versions[_read_once(root / "goldens")] += 1
         except SnapError as error:

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.conftest import CHECKPOINT, ROOT
+from tests.torture.concurrency import DONE
 
 _COMMAND = ("-m", "snapshot_tool", "record", "--checkpoint", str(CHECKPOINT), "--variants", "0")
 _UPDATE = ("--update", "--yes", "--reason", "another length")
@@ -45,7 +46,7 @@ def record_beside_readers(rounds: int) -> dict[str, Any]:
                 for code, text in zip(codes, words, strict=True)
             ):
                 failures.append(f"round {turn}: {codes} {words}"[:900])
-        (root / ".done").touch()
+        (root / DONE).touch()
         answers = [json.loads(reader.communicate()[0]) for reader in readers]
     reads = sum(sum(answer["versions"].values()) for answer in answers)
     failures += [failure for answer in answers for failure in answer["failures"]]
