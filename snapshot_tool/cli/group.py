@@ -120,9 +120,21 @@ def _in_words(error: Exception) -> str:
         where = f": {str(error.filename)[:_SHOWN]}" if error.filename else ""
         return f"{printable(error.strerror + where)}\nthe system refused it"
     text = printable(f"{type(error).__name__}: {error}")
+    if isinstance(error, ImportError | SystemError) and _memory_is_limited():
+        # A library that is refused memory while it loads is left half loaded.
+        return f"not enough memory while running: {text}\nraise the memory limit"
     if any(refusal in text for refusal in _REFUSALS):
         return f"{text}\nthe system refused it"
     return f"{text}\nthis is a fault of snap: --debug shows where"
+
+
+def _memory_is_limited() -> bool:
+    """Tell whether `ulimit -v` or its like is set; only Unix knows it."""
+    try:
+        import resource
+    except ImportError:
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _fail(error: BaseException, text: str, code: int, arguments: list[str]) -> Any:

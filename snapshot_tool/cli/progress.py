@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import click
 from rich.console import Console
@@ -31,7 +31,7 @@ class TerminalProgress:
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Iterator[int]]:
         """Draw a stage of `total` steps while the block runs."""
-        with Progress(
+        progress = Progress(
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -39,7 +39,9 @@ class TerminalProgress:
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
-        ) as progress:
+        )
+        # Not even started where nobody looks: rich 13.9 ends a disabled one with an empty line.
+        with nullcontext() if progress.disable else progress:
             task = progress.add_task(title, total=total)
             self._describe = lambda what: progress.update(task, description=f"{title}: {what}")
             try:
