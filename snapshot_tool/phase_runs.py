@@ -139,9 +139,20 @@ def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
     pixels = golden.inputs(case).pixel_values
     if pixels is None:
         raise PhaseUnsupported("the case has no images")
-    actual = candidate.vision(pixels, **_sizes(golden, case))
+    answer = candidate.vision(pixels, **_sizes(golden, case))
+    named = answer if isinstance(answer, Mapping) else {name: answer}
     note = _odd_positions(golden, case)
-    return pairs_with(recorded(golden, case, Phase.VISION, name), actual, name, note)
+    there = golden.tensor_names(case, Phase.VISION)
+    outputs = family_of(golden.manifest.checkpoint.family).judged_outputs(Phase.VISION)
+    return [
+        pair
+        for output in outputs
+        # An encoder may have been built without its head.
+        if output == name or any(kept.partition(".")[0] == output for kept in there)
+        for pair in pairs_with(
+            recorded(golden, case, Phase.VISION, output), named.get(output), output, note
+        )
+    ]
 
 
 def _odd_positions(golden: Golden, case: str) -> str:

@@ -29,7 +29,8 @@ class Wrapped:
         return self.fms.preprocess(images)
 
     def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.fms.vision(pixel_values)
+        features: torch.Tensor = self.fms.vision(pixel_values)
+        return features
 
     def connector(self, features: torch.Tensor) -> Any:
         return self.fms.connector(features)

@@ -76,13 +76,10 @@ class FmsCandidate:
         answer: Mapping[str, torch.Tensor] = self._method("preprocess")(images)
         return answer
 
-    def vision(
-        self, pixel_values: torch.Tensor, *, image_sizes: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the encoder's output, as the connector is given it."""
+    def vision(self, pixel_values: torch.Tensor, *, image_sizes: torch.Tensor | None = None) -> Any:
+        """Return the encoder's output, as the connector is given it, or its outputs by name."""
         sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
-        features: torch.Tensor = self._method("vision")(self._moved(pixel_values), **sizes)
-        return features
+        return self._method("vision")(self._moved(pixel_values), **sizes)
 
     def connector(
         self, features: torch.Tensor, *, image_sizes: torch.Tensor | None = None

@@ -83,10 +83,11 @@ class Candidate(Protocol):
 
     def vision(
         self, pixel_values: torch.Tensor, *, image_sizes: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | Mapping[str, torch.Tensor]:
         """Return what the connector is given, of idefics3 (tiles, patches, vision width).
 
-        `image_sizes` is passed only for families whose inputs have them.
+        `image_sizes` is passed only for families whose inputs have them. An encoder with a head
+        returns by name `last_hidden_state` and `pooler_output` (images, width).
         """
 
     def connector(

@@ -97,6 +97,8 @@ class Examiner:
         expected = self.recorded.features(case, Phase.VISION, tiles)
         pixels = self.recorded.golden.inputs(case).pixel_values
         actual = self.candidate.vision(pixels[list(tiles)])  # type: ignore[index]
+        if isinstance(actual, Mapping):
+            actual = actual.get(self.recorded.compared(Phase.VISION))
         return [Answer(case, pair) for pair in pairs_with(expected, actual, Phase.VISION)]
 
     def ask_connector(self, question: ConnectorTiles) -> list[Answer]:

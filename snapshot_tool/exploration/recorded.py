@@ -97,18 +97,19 @@ class Recorded:
     ) -> torch.Tensor | CompactTensor:
         """Return what vision or the connector made of some tiles, (tiles, places, width)."""
         self._require_tiles(case, tiles)
-        whole = recorded(self.golden, case, phase, self._compared(phase))
+        whole = recorded(self.golden, case, phase, self.compared(phase))
         return whole.of_blocks(tiles) if isinstance(whole, CompactTensor) else whole[list(tiles)]
 
     def connector_input(self, case: str, tiles: Sequence[int]) -> torch.Tensor:
         """Return what the connector was given of some tiles, (tiles, patches, width)."""
         self._require_tiles(case, tiles)
-        whole = connector_input(self.golden, case, self._compared(Phase.VISION))
+        whole = connector_input(self.golden, case, self.compared(Phase.VISION))
         if whole is None:
             raise UsageError(f"what the connector was given of case {case} was not recorded")
         return whole[list(tiles)]
 
-    def _compared(self, phase: Phase) -> str:
+    def compared(self, phase: Phase) -> str:
+        """Return the name of what vision or the connector is compared by."""
         return family_of(self.golden.manifest.checkpoint.family).compared[phase]
 
     def _require_tiles(self, case: str, tiles: Sequence[int]) -> None:

@@ -20,6 +20,7 @@ class Capture:
         module: the Hugging Face module that it is seen at.
         side: whether it is that module's first input or its (first) output.
         formerly: the module's name in older releases of transformers, where it has another.
+        judged: whether a candidate must return it, too; what is not is kept to be looked at.
     """
 
     phase: Phase
@@ -27,6 +28,7 @@ class Capture:
     module: str
     side: Side
     formerly: str = ""
+    judged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +98,8 @@ class Family:
         phases: the phases that it has. Without forward it takes no text, without vision no images.
         fms: how FMS has it.
         captures: what is kept of a forward pass besides the logits.
-        compared: for vision and connector, the name of the tensor that a candidate must reproduce.
-            What is captured of forward is compared by itself.
+        compared: for vision and connector, the name of the tensor that a candidate must return, or
+            return among others by name: what else is captured of a phase is compared as well.
         logits: whether forward gives logits of every position over the vocabulary.
         pixel_dims: dimensions of the pixel values that Hugging Face's forward takes: 4 for (tiles,
             channels, height, width), 5 for a batch of them.
@@ -143,4 +145,8 @@ class Family:
     @property
     def whole_outputs(self) -> tuple[str, ...]:
         """The tensors besides logits that its forward gives, compared whole."""
-        return tuple(c.name for c in self.captures if c.phase is Phase.FORWARD)
+        return self.judged_outputs(Phase.FORWARD)
+
+    def judged_outputs(self, phase: Phase) -> tuple[str, ...]:
+        """Return the tensors that are captured of a phase and that a candidate must return."""
+        return tuple(c.name for c in self.captures if c.phase is phase and c.judged)

@@ -184,14 +184,14 @@ class EncoderCalls(FmsCalls):
 
 
 class VisionCalls(FmsCalls):
-    """A vision encoder by itself."""
+    """A vision encoder by itself, with the head that pools its output."""
 
     def vision(
         self, pixel_values: torch.Tensor, *, image_sizes: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the last hidden state, (tiles, patches, width)."""
-        features: torch.Tensor = self.model(pixel_values)[0]
-        return features
+    ) -> Mapping[str, torch.Tensor]:
+        """Return the last hidden state, (tiles, patches, width), and what is pooled of it."""
+        features, pooled = self.model(pixel_values)
+        return {"last_hidden_state": features, "pooler_output": pooled}
 
 
 def additive_mask(seen: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:

@@ -139,6 +139,7 @@ IDEFICS3 = Family(
             "position_ids",
             "model.vision_model.embeddings.position_embedding",
             Side.INPUT,
+            judged=False,
         ),
         Capture(Phase.CONNECTOR, CONNECTOR_OUTPUT, "model.connector", Side.OUTPUT),
     ),

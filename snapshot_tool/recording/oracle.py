@@ -196,7 +196,7 @@ class _Keeper:
 
     def _kept(self) -> Mapping[Phase, tuple[str, ...]]:
         """Return the names of the floating-point tensors that are judged, by phase."""
-        compared = {phase: (name,) for phase, name in self._family.compared.items()}
+        compared = {phase: self._family.judged_outputs(phase) for phase in self._family.compared}
         logits = (parts.LOGITS, *parts.POSITION_RECORDS) if self._family.logits else ()
         forward = (*logits, *self._family.whole_outputs)
         return {**compared, Phase.FORWARD: forward, Phase.GENERATE: (_STEPS,)}

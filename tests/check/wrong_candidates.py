@@ -25,7 +25,8 @@ class Passing:
         return self.fms.preprocess(images)
 
     def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.fms.vision(pixel_values)
+        features: torch.Tensor = self.fms.vision(pixel_values)
+        return features
 
     def connector(self, features: torch.Tensor) -> torch.Tensor:
         return self.fms.connector(features)
