@@ -111,7 +111,7 @@ class CheckReport:
     @property
     def near_ties(self) -> tuple[Result, ...]:
         """The generations that pass for near-ties alone, since those were allowed."""
-        return tuple(r for r in self.results if r.divergence and r.verdict is Verdict.PASS)
+        return tuple(r for r in self.all_results if r.divergence and r.verdict is Verdict.PASS)
 
     @property
     def verdict(self) -> Verdict:

@@ -32,6 +32,8 @@ def explore(
     cases: Sequence[str] | None = None,
     phases: Sequence[Phase] = PHASES,
     tolerance_of: ToleranceOf | None = None,
+    dtype: str | None = None,
+    allow_near_ties: bool = False,
     on_question: OnQuestion | None = None,
 ) -> Exploration:
     """Ask a candidate `count` derived questions, as evenly of all kinds as their numbers allow.
@@ -44,10 +46,14 @@ def explore(
         cases: names of the cases to ask about; by default all.
         phases: the phases to ask about.
         tolerance_of: the tolerance of a case's phase; by default the golden's own.
+        dtype: what the candidate computes in; by default the golden's own.
+        allow_near_ties: whether new tokens may leave the golden's where rounding could have chosen.
         on_question: told of every question before it is asked.
     """
     seed = golden.manifest.seed if seed is None else seed
-    judge = _judge(candidate, golden, cases, tolerance_of)
+    judge = _judge(
+        candidate, golden, cases, tolerance_of, dtype=dtype, allow_near_ties=allow_near_ties
+    )
     has = family_of(golden.manifest.checkpoint.family).phases
     kinds = [kind for kind in KINDS.values() if kind.phase in phases and kind.phase in has]
     explored: list[ExploredKind] = []
@@ -67,9 +73,13 @@ def replay(
     questions: Sequence[Question],
     *,
     tolerance_of: ToleranceOf | None = None,
+    dtype: str | None = None,
+    allow_near_ties: bool = False,
 ) -> Exploration:
     """Ask given questions; raise UsageError for one that the golden has no answer to."""
-    judge = _judge(candidate, golden, None, tolerance_of)
+    judge = _judge(
+        candidate, golden, None, tolerance_of, dtype=dtype, allow_near_ties=allow_near_ties
+    )
     results: dict[str, list[Result]] = {}
     for question in questions:
         results.setdefault(question.kind, []).append(judge.result(question))
@@ -83,10 +93,18 @@ def _judge(
     golden: Golden,
     cases: Sequence[str] | None,
     tolerance_of: ToleranceOf | None,
+    *,
+    dtype: str | None,
+    allow_near_ties: bool,
 ) -> QuestionJudge:
     names = [case.name for case in golden.manifest.cases] if cases is None else cases
     examiner = Examiner(candidate, Recorded(golden, find_subjects(golden, names)))
-    return QuestionJudge(examiner, tolerance_of or _own_tolerance(golden))
+    return QuestionJudge(
+        examiner,
+        tolerance_of or _own_tolerance(golden),
+        dtype or golden.manifest.dtype,
+        allow_near_ties,
+    )
 
 
 def _own_tolerance(golden: Golden) -> ToleranceOf:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from snapshot_tool.compare import judge_tensor
@@ -14,7 +14,7 @@ from snapshot_tool.core.questions import Question
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.exploration.ask import Answer, Examiner
-from snapshot_tool.generation import find_divergence
+from snapshot_tool.generation import GenerationExplainer
 from snapshot_tool.guards.blame import require_candidates_fault
 from snapshot_tool.store import parts
 
@@ -27,10 +27,16 @@ BAD = (Verdict.FAIL, Verdict.ERROR)
 
 @dataclass(frozen=True, slots=True)
 class QuestionJudge:
-    """Asks questions and judges the answers, each by the tolerance of its case and phase."""
+    """Asks questions and judges the answers, each by the tolerance of its case and phase.
+
+    dtype: what the candidate computes in, by whose rounding a near-tie is one.
+    allow_near_ties: whether new tokens may leave the golden's at near-ties.
+    """
 
     examiner: Examiner
     tolerance_of: ToleranceOf
+    dtype: str
+    allow_near_ties: bool = False
 
     def result(self, question: Question) -> Result:
         """Ask a question; whatever the candidate raises is an error of it alone."""
@@ -75,17 +81,29 @@ class QuestionJudge:
 
     def _explain(self, result: Result, answer: Answer) -> Result:
         """Say at which step new tokens leave the golden's, and how sure the golden was there."""
-        # Without figures it was another type or number of tokens, and the reason says which.
-        if result.phase is not Phase.GENERATE or result.comparison is None:
+        import torch
+
+        expected, tokens = answer.pair.expected, answer.pair.actual
+        if result.phase is not Phase.GENERATE or not _are_tokens(tokens, like=expected):
             return result
         golden = self.examiner.recorded.golden
-        tokens = golden.tensor(answer.case, Phase.GENERATE, parts.TOKEN_IDS)
-        expected, actual = answer.pair.expected, cast("torch.Tensor", answer.pair.actual)
-        tokens[answer.step :][: len(expected)] = actual
-        found = find_divergence(
-            golden, answer.case, tokens, dtype=golden.manifest.dtype, checkpoint=None
+        explainer = GenerationExplainer(
+            golden, None, self.dtype, allow_near_ties=self.allow_near_ties
         )
-        return replace(result, reason=f"{found}; {result.reason}", divergence=found)
+        recorded = golden.tensor(answer.case, Phase.GENERATE, parts.TOKEN_IDS)
+        end = answer.step + len(expected)
+        actual = cast("torch.Tensor", tokens).to("cpu")
+        # What comes after more or fewer tokens than there should be is nobody's.
+        rest = recorded[end:] if len(actual) == len(expected) else recorded[:0]
+        whole = torch.cat([recorded[: answer.step], actual, rest])
+        return explainer.explain(result, whole, self.examiner.candidate)
+
+
+def _are_tokens(actual: object, *, like: torch.Tensor) -> bool:
+    """Tell tokens, as many as they may be, from anything else that the reason names."""
+    import torch
+
+    return isinstance(actual, torch.Tensor) and (actual.dim(), actual.dtype) == (1, like.dtype)
 
 
 def _unjudged(question: Question, verdict: Verdict, reason: str) -> Result:

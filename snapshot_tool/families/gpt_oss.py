@@ -21,7 +21,6 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "nlayers": config["num_hidden_layers"],
         "num_experts": config["num_local_experts"],
         "top_k_experts": config["num_experts_per_tok"],
-        "hidden_grow_factor": config["intermediate_size"] / config["hidden_size"],
         "rope_base": rope_theta(config),
         "rope_scaling_factor": scaling["factor"],
         "rope_ntk_alpha": scaling["beta_slow"],

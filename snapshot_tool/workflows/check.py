@@ -281,10 +281,10 @@ def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
     """
     own = golden.manifest.dtype
     dtype = request.dtype or own
-    if dtype != own and (request.replay or request.explore):
+    if dtype != own and _asks_for_logits(request):
         raise UsageError(
-            f"derived questions are judged in the golden's own {own}",
-            "leave out --dtype, or --explore and --replay",
+            f"derived questions of all phases but generate are judged in the golden's own {own}",
+            "leave out --dtype, or ask with: --phase generate",
         )
     rule = request.rule or (Rule.TABLE if dtype == own == "float32" else Rule.ORACLE)
     needed = rule is Rule.ORACLE or request.allow_near_ties
@@ -295,6 +295,14 @@ def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
             "record it with: snap record ... --update --reason TEXT --oracle",
         )
     return dtype, rule
+
+
+def _asks_for_logits(request: CheckRequest) -> bool:
+    """Tell whether a derived question is about anything but tokens, which have no tolerance."""
+    asked = {question.phase for question in request.replay}
+    if request.explore and not request.replay:
+        asked = set(request.phases)
+    return bool(asked - {Phase.GENERATE})
 
 
 def check(request: CheckRequest, progress: Progress) -> CheckReport:
@@ -469,7 +477,14 @@ def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Ex
     from snapshot_tool.exploration.explore import explore, replay
 
     if request.replay:
-        return replay(checker.candidate, golden, request.replay, tolerance_of=checker.tolerance_of)
+        return replay(
+            checker.candidate,
+            golden,
+            request.replay,
+            tolerance_of=checker.tolerance_of,
+            dtype=checker.judge.dtype,
+            allow_near_ties=request.allow_near_ties,
+        )
     with progress.stage("asking", request.explore) as steps:
 
         def on_question(question: Question) -> None:
@@ -484,6 +499,8 @@ def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Ex
             cases=[case.name for case in cases],
             phases=request.phases,
             tolerance_of=checker.tolerance_of,
+            dtype=checker.judge.dtype,
+            allow_near_ties=request.allow_near_ties,
             on_question=on_question,
         )
 

@@ -337,3 +337,18 @@ def test_more_logits_than_tokens_are_named(golden: Golden, candidate: FmsCandida
     (result,) = found.results
     assert result.verdict is Verdict.FAIL
     assert result.reason == "shape mismatch: expected (1, 3, 480), actual (1, 6, 480)"
+
+
+def test_near_ties_of_derived_generations_are_told_and_can_be_allowed(snap: Snap) -> None:
+    """In half precision only tokens can be asked for; another number of them may follow one."""
+    options = ("check", "--fms-path", CHECKOUT, "--dtype", "bfloat16")
+    question = ("--replay", "resumed:variant-02:1")
+    strict = snap(*options, *question)
+    assert strict.code == 1
+    assert "expected 84, actual 43 (near-tie; " in strict.out
+    allowed = snap(*options, *question, "--allow-near-ties")
+    assert allowed.code == 0
+    assert allowed.out.splitlines()[-1].endswith("near-ties allowed: 1")
+    refused = snap(*options, "--replay", "prefix:variant-02@1")
+    assert refused.code == 2
+    assert "leave out --dtype, or ask with: --phase generate" in refused.err

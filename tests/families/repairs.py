@@ -1,4 +1,4 @@
-"""Candidates for families that FMS cannot load as it is: weights renamed, the model FMS's own.
+"""Candidates for families that FMS cannot load as it is: other files, the model FMS's own.
 
 A repair shows that the model is right where its adapter is not. It is no part of snap: whoever
 ports such a family mends the adapter in FMS.
@@ -6,8 +6,10 @@ ports such a family mends the adapter in FMS.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ _MISTRAL_NAMES = (
     (r"input_layernorm", "attention_norm"),
     (r"post_attention_layernorm", "ffn_norm"),
 )
+_FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 _EXPERT = re.compile(r"(.*block_sparse_moe)\.experts\.(\d+)\.(w[123])\.weight")
 
 
@@ -36,12 +39,48 @@ def mixtral(request: CandidateRequest) -> FmsCandidate:
         "q": int(config["num_attention_heads"]),
         "k": int(config["num_key_value_heads"]),
     }
-    weights = load_file(request.checkpoint / "model.safetensors")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        save_file(_as_mistral_has_it(weights, heads), folder / "model.safetensors")
-        moved = dataclasses.replace(request, checkpoint=folder)
-        return load_fms_candidate(moved, fms_path=None)
+    return _load_from(_as_mistral_has_it(_weights(request), heads), request)
+
+
+def gpt_oss(request: CandidateRequest) -> FmsCandidate:
+    """Load GPT-OSS from experts in MXFP4, the one layout that FMS's "hf" adapter reads."""
+    packed: dict[str, torch.Tensor] = {}
+    for name, weight in _weights(request).items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            packed[f"{name}_blocks"], packed[f"{name}_scales"] = _as_mxfp4(weight.transpose(1, 2))
+        else:
+            packed[name] = weight
+    return _load_from(packed, request)
+
+
+def _weights(request: CandidateRequest) -> dict[str, torch.Tensor]:
+    return load_file(request.checkpoint / "model.safetensors")
+
+
+def _load_from(weights: dict[str, torch.Tensor], request: CandidateRequest) -> FmsCandidate:
+    """Load FMS's model from other files than the request's."""
+    folder = Path(tempfile.mkdtemp(prefix="snap-repair-"))
+    # The candidate compares its weights with these files when all else is done.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    save_file(weights, folder / "model.safetensors")
+    moved = dataclasses.replace(request, checkpoint=folder)
+    return load_fms_candidate(moved, fms_path=None)
+
+
+def _as_mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return blocks (…, groups, 16) and scales (…, groups), uint8, of weights (…, in), exactly.
+
+    A group is 32 elements that share a power of two; raises ValueError for any other number.
+    """
+    groups = weight.reshape(*weight.shape[:-1], -1, 32)
+    largest = groups.abs().amax(-1).clamp(min=2.0**-120)
+    exponents = largest.log2().floor().int() - 2  # the largest number is 6
+    scaled = torch.ldexp(groups, -exponents[..., None])
+    places = torch.searchsorted(_FP4, scaled.abs().contiguous())
+    if not torch.equal(_FP4[places.clamp(max=7)], scaled.abs()):
+        raise ValueError("these weights are no numbers of MXFP4")
+    codes = (places + 8 * scaled.signbit()).to(torch.uint8)
+    return codes[..., 0::2] | codes[..., 1::2] << 4, (exponents + 127).to(torch.uint8)
 
 
 def _as_mistral_has_it(

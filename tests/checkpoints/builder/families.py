@@ -99,6 +99,7 @@ _HYBRID: dict[str, Any] = {
 _GPT_OSS: dict[str, Any] = {
     **_DECODER,
     "head_dim": 16,
+    "intermediate_size": 64,  # FMS has no other than the hidden size, which the real ones have
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
     "sliding_window": 128,
@@ -296,9 +297,16 @@ def _draw_weight(name: str, noise: Tensor) -> Tensor:
         return 0.5 * noise
     if noise.ndim == 1:
         return 1.0 + 0.2 * noise
-    # Experts are kept as (experts, in, out), other weights as (out, in).
-    fan_in = noise.shape[1] if noise.ndim == 3 and "experts" in name else noise[0].numel()
-    return noise * (1.5 / math.sqrt(fan_in))
+    if noise.ndim == 3 and "experts" in name:
+        # (experts, in, out) of GPT-OSS, whose real weights are numbers of MXFP4.
+        return _nearest_fp4(noise) / 2 ** round(math.log2(math.sqrt(noise.shape[1]) / 1.5))
+    return noise * (1.5 / math.sqrt(noise[0].numel()))
+
+
+def _nearest_fp4(noise: Tensor) -> Tensor:
+    numbers = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    nearest = (noise.abs()[..., None] - numbers).abs().argmin(-1)
+    return numbers[nearest] * noise.sign()
 
 
 @torch.no_grad()
