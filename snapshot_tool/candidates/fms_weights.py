@@ -135,8 +135,8 @@ class _Files:
         return list(groups.values())
 
     def empty(self, name: str) -> torch.Tensor:
-        """Return a weight as a tensor of its shape without data."""
-        return torch.empty(self.holders[name].get_slice(name).get_shape(), device="meta")
+        """Return a weight as a tensor of its shape and dtype without data."""
+        return self.weight(name).to("meta")
 
     def weight(self, name: str) -> torch.Tensor:
         """Return a weight; its memory is the file's until something is computed with it."""

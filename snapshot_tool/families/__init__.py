@@ -14,6 +14,7 @@ from snapshot_tool.families.granite_moe_hybrid import GRANITE_MOE_HYBRID
 from snapshot_tool.families.idefics3 import IDEFICS3
 from snapshot_tool.families.llama import LLAMA
 from snapshot_tool.families.llava_next import LLAVA_NEXT
+from snapshot_tool.families.ministral3 import MINISTRAL3
 from snapshot_tool.families.mistral import MISTRAL
 from snapshot_tool.families.mistral3 import MISTRAL3
 from snapshot_tool.families.mixtral import MIXTRAL
@@ -48,6 +49,7 @@ FAMILIES: dict[str, Family] = {
         SIGLIP_VISION,
         LLAVA_NEXT,
         MISTRAL3,
+        MINISTRAL3,
     )
 }
 

@@ -26,7 +26,9 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "rope_ntk_alpha": scaling["beta_slow"],
         "rope_ntk_beta": scaling["beta_fast"],
         "sliding_window": config["sliding_window"],
-        "max_expected_seq_len": config["max_position_embeddings"],
+        # YaRN's first length: FMS takes it from this field, which its own loader fills with the
+        # whole length.
+        "max_expected_seq_len": scaling["original_max_position_embeddings"],
     }
 
 
@@ -40,7 +42,7 @@ GPT_OSS = Family(
         _fms_config,
         DecoderCalls,
         (
-            *decoder_twins(gated_mlp=False),
+            *decoder_twins(gated_mlp=False, rotary=False),
             Twin(r"base_model\.layers\.(\d+)\.ff_sub_layer", r"model.layers.\1.mlp"),
         ),
     ),

@@ -69,6 +69,7 @@ def decoder_twins(
     fms_head: str = "head",
     hf_head: str = "lm_head",
     gated_mlp: bool = True,
+    rotary: bool = True,
 ) -> tuple[Twin, ...]:
     """Return the twins of a decoder whose blocks are Llama's, below the names given."""
     base = fms.replace(".", r"\.")
@@ -81,7 +82,7 @@ def decoder_twins(
         Twin(layer, hf_layer),
         Twin(rf"{layer}\.ln", f"{hf_layer}.input_layernorm"),
         Twin(rf"{layer}\.ff_ln", f"{hf_layer}.post_attention_layernorm"),
-        *attention_twins(rf"{layer}\.attn", f"{hf_layer}.self_attn"),
+        *attention_twins(rf"{layer}\.attn", f"{hf_layer}.self_attn", rotary=rotary),
     )
     mlp = gated_mlp_twins(rf"{layer}\.ff_sub_layer", f"{hf_layer}.mlp")
     return (*own, *mlp) if gated_mlp else own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.core.phases import PHASES, Phase
@@ -42,11 +42,15 @@ def pixtral_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of FMS's Mistral3Config, PixtralVisionConfig and MistralConfig."""
+def mistral3_config(
+    config: Mapping[str, Any],
+    *,
+    text: Callable[[Mapping[str, Any]], dict[str, Any]] = mistral_config,
+) -> dict[str, Any]:
+    """Return the fields of FMS's Mistral3Config and PixtralVisionConfig, and what `text` gives."""
     return {
         "vision_config": pixtral_config(config["vision_config"]),
-        "text_config": mistral_config(config["text_config"]),
+        "text_config": text(config["text_config"]),
         "image_token_index": image_token(config),
         "projector_hidden_act": config["projector_hidden_act"],
         "multimodal_projector_bias": config["multimodal_projector_bias"],
@@ -131,5 +135,5 @@ MISTRAL3 = Family(
     attention="eager",  # transformers 4.51's Pixtral has no other
     captures=PROJECTOR_CAPTURES,
     compared={Phase.VISION: FEATURES, Phase.CONNECTOR: CONNECTOR_OUTPUT},
-    fms=FmsPort("mistral3", _fms_config, PixtralCalls, MISTRAL3_TWINS, encoder="vision_tower"),
+    fms=FmsPort("mistral3", mistral3_config, PixtralCalls, MISTRAL3_TWINS, encoder="vision_tower"),
 )
