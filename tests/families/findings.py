@@ -12,10 +12,10 @@ FINDINGS: Mapping[str, str] = {
     "(`key_cache.shape[1] != kvheads` in fms.modules.attention); "
     "so does every model that is run without one",
     "gpt-oss": "FMS's adapter reads MXFP4 weights alone, this checkpoint has dense ones, whose "
-    "experts are numbers of MXFP4 all the same; packed by the repair, its model is right. FMS's own "
-    "mapping of the configuration takes max_position_embeddings for YaRN's first length, where "
-    "Hugging Face has original_max_position_embeddings: with it logits are off by up to 4.6. "
-    "snap's mapping gives it the latter",
+    "experts are numbers of MXFP4 all the same; packed by the repair, its model is right. FMS's "
+    "own mapping of the configuration takes max_position_embeddings for YaRN's first length, where "
+    "Hugging Face has original_max_position_embeddings: with it logits are off by up to 4.6; "
+    "snap's mapping gives FMS the latter",
     "granite-wide-heads": "with `head_dim` larger than hidden_size / heads FMS's adapter stretches "
     "weights that need no stretching",
     "mistral-window": "FMS ignores `sliding_window`: it attends to the whole prompt",

@@ -157,6 +157,9 @@ def _shortened(text: str) -> str:
 
 def _worst(row: Row) -> str:
     first = row.report["first_divergence"]
+    if first is None:
+        names = [weight["name"] for weight in row.report["weights"]["differing"]]
+        return f"Weights that are not the checkpoint's: {', '.join(names)}."
     failed = [r for r in row.report["results"] if r["verdict"] in ("fail", "error")]
     cases = sorted({result["case"] for result in failed})
     figures = [r for r in failed if r["max_abs"] is not None]
