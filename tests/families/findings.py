@@ -18,6 +18,9 @@ FINDINGS: Mapping[str, str] = {
     "snap's mapping gives FMS the latter",
     "granite-wide-heads": "with `head_dim` larger than hidden_size / heads FMS's adapter stretches "
     "weights that need no stretching",
+    "ministral3-yarn": "FMS rounds YaRN's range of frequencies before it divides by "
+    "`2 * math.log(self.base)`, Hugging Face afterwards (CachedYarnRotaryEmbedding in "
+    "fms.modules.positions): frequencies between are blended otherwise",
     "mistral-window": "FMS ignores `sliding_window`: it attends to the whole prompt",
     "mistral3": "with several images in a prompt FMS's Pixtral attends from one image to another, "
     "where Hugging Face keeps them apart; cases with one image pass",

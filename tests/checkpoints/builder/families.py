@@ -42,6 +42,19 @@ _GRANITE: dict[str, Any] = {
     "attention_multiplier": 0.2,
     "tie_word_embeddings": True,
 }
+_ROPE = {"rope_type": "default", "rope_theta": 20_000.0}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 20_000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 64,
+    "max_position_embeddings": MAX_LENGTH,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 4.0,
@@ -75,6 +88,19 @@ _PIXTRAL: dict[str, Any] = {
     "image_size": 8 * PATCH,
     "patch_size": PATCH,
     "rope_theta": 10_000.0,
+}
+_MISTRAL3: dict[str, Any] = {
+    "image_token_index": SPECIAL.index(PIXTRAL[0]),
+    "spatial_merge_size": 2,
+    "vision_feature_layer": -1,
+    "multimodal_projector_bias": True,
+    "tie_word_embeddings": False,
+}
+_MINISTRAL3: dict[str, Any] = {
+    **_DECODER,
+    "head_dim": 16,
+    "sliding_window": None,
+    "model_type": "ministral3",
 }
 _BAMBA: dict[str, Any] = {
     **_DECODER,
@@ -116,6 +142,7 @@ class Tiny:
         fields: of the configuration.
         text, vision: fields of the parts' configurations, of those that have parts.
         differs: what FMS is known to do otherwise with this configuration; "" where nothing.
+        needs: a class that a release of transformers must have besides.
     """
 
     family: str
@@ -125,6 +152,7 @@ class Tiny:
     text: Mapping[str, Any] | None = None
     vision: Mapping[str, Any] | None = None
     differs: str = ""
+    needs: str = ""
 
 
 TINY: Mapping[str, Tiny] = {
@@ -144,6 +172,13 @@ TINY: Mapping[str, Tiny] = {
     "granite": Tiny("granite", "GraniteForCausalLM", "GraniteConfig", _GRANITE),
     "granite-moe-hybrid": Tiny(
         "granite_moe_hybrid", "GraniteMoeHybridForCausalLM", "GraniteMoeHybridConfig", _HYBRID
+    ),
+    "granite-swa": Tiny(
+        "granite_swa", "GraniteSWAForCausalLM", "GraniteSWAConfig",
+        {
+            **_GRANITE, "rope_parameters": _ROPE, "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
     ),
     "mistral": Tiny(
         "mistral", "MistralForCausalLM", "MistralConfig",
@@ -194,16 +229,16 @@ TINY: Mapping[str, Tiny] = {
         vision={**_SIGLIP, "model_type": "siglip_vision_model"},
     ),
     "mistral3": Tiny(
-        "mistral3", "Mistral3ForConditionalGeneration", "Mistral3Config",
-        {
-            "image_token_index": SPECIAL.index(PIXTRAL[0]),
-            "spatial_merge_size": 2,
-            "vision_feature_layer": -1,
-            "multimodal_projector_bias": True,
-            "tie_word_embeddings": False,
-        },
+        "mistral3", "Mistral3ForConditionalGeneration", "Mistral3Config", _MISTRAL3,
         text={**_DECODER, "head_dim": 16, "sliding_window": None, "model_type": "mistral"},
         vision={**_PIXTRAL, "model_type": "pixtral"},
+    ),
+    "ministral3": Tiny(
+        "ministral3", "Mistral3ForConditionalGeneration", "Mistral3Config", _MISTRAL3,
+        # YaRN blends over all frequencies: its range has nothing to round.
+        text={**_MINISTRAL3, "rope_parameters": {**_YARN, "beta_slow": 1e-12}},
+        vision={**_PIXTRAL, "model_type": "pixtral"},
+        needs="Ministral3Config",
     ),
     "granite-wide-heads": Tiny(
         "granite", "GraniteForCausalLM", "GraniteConfig", {**_GRANITE, "head_dim": 24},
@@ -214,6 +249,13 @@ TINY: Mapping[str, Tiny] = {
         {**_DECODER, "head_dim": 24, "sliding_window": 8},
         differs="a sliding window of 8 tokens, shorter than the prompts",
     ),
+    "ministral3-yarn": Tiny(
+        "ministral3", "Mistral3ForConditionalGeneration", "Mistral3Config", _MISTRAL3,
+        text={**_MINISTRAL3, "rope_parameters": _YARN},
+        vision={**_PIXTRAL, "model_type": "pixtral"},
+        needs="Ministral3Config",
+        differs="YaRN's range of frequencies ends between two of them",
+    ),
     "bert-four-heads": Tiny(
         "bert", "BertForMaskedLM", "BertConfig", {**_ENCODER, "num_attention_heads": 4},
         differs="a prompt of as many tokens as the model has heads",
@@ -223,7 +265,8 @@ TINY: Mapping[str, Tiny] = {
 
 def available(name: str) -> bool:
     """Tell whether this release of transformers has a checkpoint's class."""
-    return hasattr(transformers, TINY[name].model)
+    tiny = TINY[name]
+    return hasattr(transformers, tiny.model) and hasattr(transformers, tiny.needs or tiny.model)
 
 
 def build_checkpoint(name: str, *, seed: int) -> tuple[Any, Any]:
