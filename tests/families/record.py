@@ -1,9 +1,11 @@
 """Build and record the families' tiny checkpoints that this release of transformers has.
 
     .venv-record/bin/python -m tests.families.record [--out DIR] [--variants N] [NAME ...]
+    .venv-record-5/bin/python -m tests.families.record --again
 
 What is recorded already stays: run with a second release, it adds what the first one lacks. Seconds
-are kept beside the goldens, for the table.
+are kept beside the goldens, for the table. --again records every checkpoint once more, apart, to
+see whether another release answers otherwise.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ import sys
 import time
 from pathlib import Path
 
+from snapshot_tool.core.errors import SnapError
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.workflows.record import RecordRequest, record
 
 ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / "tests" / "checkpoints" / "build_families.py"
 SECONDS = "seconds.json"
+AGAIN = "again"
+REFUSED = "refused.json"
 
 
 def build_checkpoints(out: Path, names: list[str]) -> list[Path]:
@@ -38,14 +43,30 @@ def record_checkpoint(checkpoint: Path, goldens: Path, *, variants: int) -> floa
     return time.perf_counter() - began
 
 
+def record_again(out: Path, *, variants: int) -> None:
+    """Record every checkpoint with this release, and keep why one cannot be."""
+    refused = {}
+    for checkpoint in sorted((out / "checkpoints").iterdir()):
+        try:
+            record_checkpoint(checkpoint, out / AGAIN / "goldens", variants=variants)
+        except (SnapError, ImportError) as error:
+            refused[checkpoint.name] = str(error).strip().splitlines()[0]
+        print(f"{checkpoint.name}: {refused.get(checkpoint.name, 'recorded')}", flush=True)
+    (out / AGAIN / REFUSED).write_text(json.dumps(refused), encoding="utf-8")
+
+
 def main() -> int:
     """Parse the arguments, build, record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/families"))
     parser.add_argument("--variants", type=int, default=6)
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("names", nargs="*", metavar="NAME")
     arguments = parser.parse_args()
     out: Path = arguments.out
+    if arguments.again:
+        record_again(out, variants=arguments.variants)
+        return 0
     seconds_file = out / SECONDS
     seconds = json.loads(seconds_file.read_text("utf-8")) if seconds_file.exists() else {}
     for checkpoint in build_checkpoints(out / "checkpoints", arguments.names):

@@ -14,6 +14,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from snapshot_tool.reports.run_json import run_to_json
 from snapshot_tool.store.golden import find_goldens
 from snapshot_tool.store.manifest import ManifestHead
 from snapshot_tool.workflows.check import CheckRequest, check
-from tests.families.findings import FINDINGS, REPAIRS
-from tests.families.record import SECONDS
+from tests.families.findings import FINDINGS, FINDINGS_AGAIN, REPAIRS
+from tests.families.record import AGAIN, REFUSED, SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 # The last part of the page, which make real writes.
@@ -51,6 +52,11 @@ class Row:
         return bool(self.report) and self.report["verdict"] == "pass" and not self.repair
 
     @property
+    def outcome(self) -> str:
+        """The verdict on FMS as it is, in a word."""
+        return str(self.report["verdict"]) if self.report else "cannot be loaded"
+
+    @property
     def ratio(self) -> float:
         """The greatest difference of any tensor, in units of its tolerance."""
         found = [_ratio(result) for result in self.report["results"]] if self.report else []
@@ -63,11 +69,13 @@ class Row:
         return [phase for phase in own if phase in found]
 
 
-def check_set(name: str, manifest: ManifestHead, out: Path, *, candidate: str = "fms") -> Row:
-    """Check one golden set with the installed FMS, in this process."""
+def check_set(
+    name: str, manifest: ManifestHead, out: Path, *, candidate: str = "fms", below: str = ""
+) -> Row:
+    """Check one golden set, of those in `out` or in a folder there, with the installed FMS."""
     began = time.perf_counter()
     request = CheckRequest(
-        out / "goldens", candidate=candidate, checkpoint=str(out / "checkpoints" / name)
+        out / below / "goldens", candidate=candidate, checkpoint=str(out / "checkpoints" / name)
     )
     repair = "" if candidate == "fms" else candidate
     try:
@@ -137,13 +145,13 @@ def _verdict(row: Row) -> str:
     return f"{verdict}, loaded by the repair `{row.repair}`" if row.repair else verdict
 
 
-def difference_lines(rows: list[Row]) -> list[str]:
+def difference_lines(rows: list[Row], findings: Mapping[str, str]) -> list[str]:
     """Say of each row that did not pass what differs, by how much, and where."""
     lines = []
     for row in rows:
         if row.passed or (row.repair and row.report["verdict"] == "pass"):
             continue
-        lines += [f"- **{row.name}**: {FINDINGS.get(row.name, 'not looked into yet')}."]
+        lines += [f"- **{row.name}**: {findings.get(row.name, 'not looked into yet')}."]
         if row.report is None:
             lines += [f"  FMS's own loading fails: `{_shortened(row.problem)}`"]
         elif row.report["verdict"] != "pass":
@@ -195,7 +203,32 @@ def page(rows: list[Row], record_seconds: dict[str, float]) -> str:
         "",
         "## Where FMS differs",
         "",
-        *difference_lines(rows),
+        *difference_lines(rows, FINDINGS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def changed_rows(rows: list[Row], again: list[Row]) -> list[Row]:
+    """Return those recorded again whose verdict is not the one of the first recording."""
+    before = {row.name: row.outcome for row in rows if not row.repair}
+    return [row for row in again if row.outcome != before[row.name]]
+
+
+def again_section(changed: list[Row], again: list[Row], refused: Mapping[str, str]) -> str:
+    """Return the part on another release: what it answers so that the verdict changes."""
+    release = again[0].manifest.environment["transformers"]
+    same = len(again) - len(changed)
+    lines = [
+        "",
+        f"## The same with transformers {release}",
+        "",
+        f"The same checkpoints, recorded by that release: {same} of {len(again)} have the verdict "
+        "above, these have another:",
+        "",
+        *table_lines(changed, {}),
+        "",
+        *difference_lines(changed, FINDINGS_AGAIN),
+        *(f"- **{name}** cannot be recorded by it: `{why}`" for name, why in refused.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -212,6 +245,12 @@ def replace_real(path: Path, text: str) -> None:
     path.write_text(f"{rest.rstrip()}\n\n{text}", encoding="utf-8")
 
 
+def _recorded(folder: Path) -> list[tuple[str, ManifestHead]]:
+    """Return the golden sets below a folder, by the names of their checkpoints."""
+    found = [s.manifest for s in find_goldens(folder / "goldens") if s.manifest]
+    return sorted((m.checkpoint.name.removeprefix("local/"), m) for m in found)
+
+
 def main() -> int:
     """Check everything, write the page, print it; 1 where what should pass does not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -220,19 +259,22 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # FMS's remarks on tied heads
     out: Path = arguments.out.resolve()
-    found = {
-        s.manifest.checkpoint.name: s.manifest for s in find_goldens(out / "goldens") if s.manifest
-    }
     rows = [check_embedded()]
-    for name, manifest in sorted(found.items()):
-        rows.append(check_set(name.removeprefix("local/"), manifest, out))
+    for name, manifest in _recorded(out):
+        rows.append(check_set(name, manifest, out))
         if rows[-1].name in REPAIRS:
             rows.append(check_set(rows[-1].name, manifest, out, candidate=REPAIRS[rows[-1].name]))
     seconds = json.loads((out / SECONDS).read_text("utf-8"))
-    text = page(rows, seconds)
+    again = [
+        check_set(name, manifest, out, below=AGAIN) for name, manifest in _recorded(out / AGAIN)
+    ]
+    changed = changed_rows(rows, again)
+    refused = json.loads((out / AGAIN / REFUSED).read_text("utf-8"))
+    text = page(rows, seconds) + again_section(changed, again, refused)
     replace_all_but_real(arguments.docs, text)
     print(text)
     unexpected = [r.name for r in rows if not r.passed and r.name not in FINDINGS]
+    unexpected += [r.name for r in changed if r.name not in FINDINGS_AGAIN]
     if unexpected:
         print(f"unexpected: {', '.join(unexpected)}", file=sys.stderr)
     return 1 if unexpected else 0
