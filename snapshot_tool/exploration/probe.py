@@ -48,7 +48,8 @@ def require_worked_out(
     question = _question(subjects[case], phase)
     if question is None:
         return list(results)
-    judge = QuestionJudge(Examiner(candidate, Recorded(golden, subjects)), tolerance_of)
+    examiner = Examiner(candidate, Recorded(golden, subjects))
+    judge = QuestionJudge(examiner, tolerance_of, golden.manifest.dtype)
     answer = judge.result(question)
     if answer.verdict is not Verdict.FAIL:
         return list(results)
