@@ -151,8 +151,10 @@ def test_a_configuration_is_of_the_family_that_its_class_names() -> None:
     assert family_of_config({"architectures": ["LlamaForCausalLM"]}).name == "llama"
     config = {"architectures": ["Mistral3ForConditionalGeneration"]}
     assert family_of_config({**config, "text_config": {"model_type": "mistral"}}).name == "mistral3"
+    newer = {**config, "text_config": {"model_type": "ministral3"}}
+    assert family_of_config(newer).name == "ministral3"
     with pytest.raises(UsageError, match="Mistral3ForConditionalGeneration"):
-        family_of_config({**config, "text_config": {"model_type": "ministral3"}})
+        family_of_config({**config, "text_config": {"model_type": "llama"}})
     with pytest.raises(UsageError, match="model_type 'mamba' is not supported"):
         family_of_config({"model_type": "mamba"})
 
