@@ -114,12 +114,13 @@ def capture_tensors(
     """Collect what a family wants kept; a module that does not run leaves no entry."""
     found: dict[Capture, torch.Tensor] = {}
 
-    named = {capture: module_name(model, capture) for capture in captures}
+    there = {capture: module_name(model, capture) for capture in captures}
+    named = {capture: name for capture, name in there.items() if name}
 
     def watch(name: str, side: Side, value: object) -> None:
         tensor = first_tensor(value)
-        for capture in captures:
-            if tensor is not None and (named[capture], capture.side) == (name, side):
+        for capture, module in named.items():
+            if tensor is not None and (module, capture.side) == (name, side):
                 found.setdefault(capture, tensor.clone())
 
     modules = [(name, model.get_submodule(name)) for name in set(named.values())]
@@ -128,9 +129,9 @@ def capture_tensors(
 
 
 def module_name(model: torch.nn.Module, capture: Capture) -> str:
-    """Return the name that a capture's module has in this model."""
+    """Return the name that a capture's module has in this model; "" where it has none."""
     names = {name for name, _ in model.named_modules()}
-    return capture.module if capture.module in names else capture.formerly
+    return next((name for name in (capture.module, capture.formerly) if name in names), "")
 
 
 @dataclass(frozen=True, slots=True)

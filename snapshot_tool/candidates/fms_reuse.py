@@ -54,7 +54,7 @@ class Reuse:
 
     def _encode(self, compute: Forward, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
         chunks = self._chunks(given, options)
-        if len(chunks) == 1:
+        if len(chunks) <= 1:  # none of them: everything was given by name
             return self._encoded.ask(compute, given, options)
         answers = [self._encoded.ask(compute, (chunk,), options) for chunk in chunks]
         return _joined(answers)

@@ -50,8 +50,14 @@ SIGLIP_VISION = Family(
     hf_class="SiglipVisionModel",
     phases=(Phase.PREPROCESSING, Phase.VISION),
     captures=(
-        Capture(Phase.VISION, VISION_OUTPUT, "vision_model.post_layernorm", Side.OUTPUT),
-        Capture(Phase.VISION, "pooler_output", "vision_model.head", Side.OUTPUT),
+        Capture(
+            Phase.VISION,
+            VISION_OUTPUT,
+            "post_layernorm",
+            Side.OUTPUT,
+            formerly="vision_model.post_layernorm",
+        ),
+        Capture(Phase.VISION, "pooler_output", "head", Side.OUTPUT, formerly="vision_model.head"),
     ),
     compared={Phase.VISION: VISION_OUTPUT},
     logits=False,
