@@ -46,9 +46,9 @@ class Reuse:
     def serving(self, *, prefill: bool) -> Iterator[None]:
         """Serve inside the block; `prefill` says whether forward keeps its cache for generate."""
         with ExitStack() as stack:
-            if self.encoder is not None:
+            if self.encoder is not None and not _is_compiled(self.encoder):
                 stack.enter_context(_forward_by(self.encoder, self._encode))
-            if self.decoder is not None and prefill:
+            if self.decoder is not None and prefill and not _is_compiled(self.decoder):
                 stack.enter_context(_forward_by(self.decoder, self._decode))
             yield
 
@@ -106,6 +106,11 @@ class _Answers:
             _, oldest = self._kept.popitem(last=False)
             self._bytes -= sum(tensor.nbytes for tensor in _tensors(oldest))
         return answer
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    """Tell whether torch.compile traces the module's forward: digests cannot be traced."""
+    return getattr(module, "_compiled_call_impl", None) is not None
 
 
 @contextmanager

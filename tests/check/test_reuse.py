@@ -172,3 +172,20 @@ def test_generation_begins_with_the_cache_of_forward_once() -> None:
     with Reuse(None, decoder).serving(prefill=False):
         decoder(x)
     assert decoder.asked == [True] * 4 + [False] * 2
+
+
+def test_an_encoder_that_is_called_by_name_is_served() -> None:
+    """Mistral 3's forward names the pixels that it gives its encoder."""
+    encoder = torch.nn.Conv2d(3, 4, 2)
+    with torch.inference_mode(), Reuse(encoder, None).serving(prefill=False):
+        assert torch.equal(encoder(input=TILES), encoder(TILES))
+
+
+def test_a_compiled_module_is_left_alone() -> None:
+    """torch.compile traces a module's forward; what serves answers cannot be traced."""
+    encoder = torch.nn.Conv2d(3, 4, 2)
+    expected = encoder(TILES).detach()
+    encoder.compile(backend="eager")
+    with torch.inference_mode(), Reuse(encoder, None).serving(prefill=False):
+        assert torch.equal(encoder(TILES), expected)
+        assert "forward" not in vars(encoder)
