@@ -342,7 +342,8 @@ def _draw_weight(name: str, noise: Tensor) -> Tensor:
         return 1.0 + 0.2 * noise
     if noise.ndim == 3 and "experts" in name:
         # (experts, in, out) of GPT-OSS, whose real weights are numbers of MXFP4.
-        return _nearest_fp4(noise) / 2 ** round(math.log2(math.sqrt(noise.shape[1]) / 1.5))
+        scale: int = round(math.log2(math.sqrt(noise.shape[1]) / 1.5))
+        return _nearest_fp4(noise) / 2.0**scale
     return noise * (1.5 / math.sqrt(noise[0].numel()))
 
 
