@@ -71,10 +71,11 @@ def main() -> None:
     """Check the fixed cases and write the figures."""
     checkpoint, goldens, checkout, out = sys.argv[1:]
     from snapshot_tool.candidates import fms, fms_reuse
+    from snapshot_tool.check_request import CheckRequest
+    from snapshot_tool.checker import open_checker
     from snapshot_tool.core.phases import Phase
     from snapshot_tool.core.progress import SilentProgress
     from snapshot_tool.core.results import Verdict
-    from snapshot_tool.workflows import check as checks
 
     candidates_own, snaps_own = Clock(), Clock()
     methods = ("preprocess", "vision", "connector", "forward", "generate")
@@ -82,9 +83,9 @@ def main() -> None:
     time_functions(candidates_own, fms, "_build_model")
     time_functions(snaps_own, fms_reuse, "_digest", "_copied", "_joined")
 
-    request = checks.CheckRequest(Path(goldens), checkpoint=checkpoint, fms_path=Path(checkout))
+    request = CheckRequest(Path(goldens), checkpoint=checkpoint, fms_path=Path(checkout))
     golden = request.golden_choice.open()
-    checker = checks.open_checker(request, golden, SilentProgress())
+    checker = open_checker(request, golden, SilentProgress())
     model: Any = vars(checker.candidate)["_candidate"].model
     weights = sum(parameter.nbytes for parameter in model.parameters())
     runs: Counter[str] = Counter()

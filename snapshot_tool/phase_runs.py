@@ -90,6 +90,10 @@ class OnePass:
     _case: str = ""
     _steps: torch.Tensor | None = None
 
+    def knows(self, case: str) -> bool:
+        """Tell whether the pass was made for a case and its tokens were not asked for yet."""
+        return bool(case) and self._case == case
+
     def forward(self, candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
         """Run the pass, and return what forward compares of it."""
         _require_method(candidate, Phase.FORWARD.value)
@@ -102,7 +106,7 @@ class OnePass:
 
     def generate(self, candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
         """Return the tokens that the pass chooses; it is run now where forward was not."""
-        if self._case != case:
+        if not self.knows(case):
             self.forward(candidate, golden, case)
         steps, self._case, self._steps = self._steps, "", None
         expected = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
@@ -226,7 +230,7 @@ def _logits(answer: object, golden: Golden, case: str) -> list[Pair]:
         return [Pair(parts.LOGITS, last.expand(shape), answer)]
     # The log-sum-exp of half-precision logits must not be rounded to half precision again.
     wide = answer.float() if answer.dtype in (torch.bfloat16, torch.float16) else answer
-    real = wide[0].to("cpu")[parts.real_positions(inputs)]
+    real = parts.real_rows(wide[0].to("cpu"), inputs)
     records = parts.position_records(
         real,
         topk_ids=kept("position_topk_ids"),

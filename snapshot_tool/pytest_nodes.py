@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import pytest
 
+from snapshot_tool.check_request import CheckRequest, select_cases
+from snapshot_tool.checker import Checker, open_checker
 from snapshot_tool.core.errors import SnapError, UsageError
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.progress import SilentProgress
@@ -22,12 +24,6 @@ from snapshot_tool.reports import run_text
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.store.layout import MANIFEST
 from snapshot_tool.store.manifest import CaseEntry, load_manifest
-from snapshot_tool.workflows.check import (
-    Checker,
-    CheckRequest,
-    open_checker,
-    select_cases,
-)
 
 _CANDIDATE = "snap candidate"
 _BAD = (Verdict.FAIL, Verdict.ERROR)

@@ -41,10 +41,17 @@ class Reuse:
     tiles_apart: bool = False
     _encoded: _Answers = field(default_factory=lambda: _Answers(_KEPT))
     _prefill: tuple[str, Any] | None = None
+    _case: str = ""
 
     @contextmanager
-    def serving(self, *, prefill: bool) -> Iterator[None]:
-        """Serve inside the block; `prefill` says whether forward keeps its cache for generate."""
+    def serving(self, case: str, *, prefill: bool) -> Iterator[None]:
+        """Serve inside the block; `prefill` says whether forward keeps its cache for generate.
+
+        What neither this case nor the one before it asked for is forgotten.
+        """
+        if case != self._case:
+            self._case, self._prefill = case, None
+            self._encoded.forget_unasked()
         with ExitStack() as stack:
             if self.encoder is not None and not _is_compiled(self.encoder):
                 stack.enter_context(_forward_by(self.encoder, self._encode))
@@ -79,7 +86,8 @@ class Reuse:
             kept, self._prefill = self._prefill, None
             return kept[1] if kept and kept[0] == question else compute(*given, **options)
         logits, cache = compute(**{**asked, "use_cache": True})
-        self._prefill = (question, (logits.clone(), cache))
+        # No copy: forward has been judged when generate is given them.
+        self._prefill = (question, (logits, cache))
         return logits
 
 
@@ -90,10 +98,21 @@ class _Answers:
         self._limit = limit
         self._bytes = 0
         self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._asked: set[str] = set()
+
+    def forget_unasked(self) -> None:
+        """Keep only what was asked for since the last time."""
+        for question in self._kept.keys() - self._asked:
+            self._forget(question)
+        self._asked.clear()
+
+    def _forget(self, question: str) -> None:
+        self._bytes -= sum(tensor.nbytes for tensor in _tensors(self._kept.pop(question)))
 
     def ask(self, compute: Forward, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
         """Return the answer, a copy of its own each time, computed unless it is known."""
         question = _digest([list(given), dict(options)])
+        self._asked.add(question)
         if question in self._kept:
             self._kept.move_to_end(question)
             return _copied(self._kept[question])
@@ -103,8 +122,7 @@ class _Answers:
             self._kept[question] = _copied(answer)
             self._bytes += size
         while self._bytes > self._limit:
-            _, oldest = self._kept.popitem(last=False)
-            self._bytes -= sum(tensor.nbytes for tensor in _tensors(oldest))
+            self._forget(next(iter(self._kept)))
         return answer
 
 

@@ -165,10 +165,11 @@ def check_command(
     from snapshot_tool.environment import require_address_space
 
     require_address_space()  # before anything large is imported
+    from snapshot_tool.check_request import CheckRequest
     from snapshot_tool.cli.progress import TerminalProgress
     from snapshot_tool.reports.plots import require_plotting
     from snapshot_tool.reports.run_json import run_to_json
-    from snapshot_tool.workflows.check import CheckRequest, check
+    from snapshot_tool.workflows.check import check
     from snapshot_tool.workflows.ranks import follow_leader, is_follower, leading
 
     if is_follower():

@@ -186,9 +186,10 @@ class Graftable(Protocol):
 class Serving(Protocol):
     """What one phase of a candidate computed, kept for those after it."""
 
-    def serving(self, *, prefill: bool) -> AbstractContextManager[None]:
+    def serving(self, case: str, *, prefill: bool) -> AbstractContextManager[None]:
         """Answer from what was computed on the same input, bit for bit, inside the block.
 
+        case: the one that is run; what long past ones asked for may be forgotten.
         prefill: whether forward runs with the cache that generate begins with.
         """
 

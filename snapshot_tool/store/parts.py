@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TOP_K = 8
+_LOGITS_AT_ONCE = 2**22
 LOGITS = "logits"
 TOKEN_IDS = "token_ids"  # noqa: S105 - a tensor's name
 # The compact record of every position's logits: the greatest, their log-sum-exp, and a sample.
@@ -73,13 +74,22 @@ def without_padding(tensor: torch.Tensor, inputs: CaseInputs) -> torch.Tensor:
     return tensor[:, real_positions(inputs).to(tensor.device)]
 
 
+def real_rows(rows: torch.Tensor, inputs: CaseInputs) -> torch.Tensor:
+    """Return the rows (length, …) of positions that are no padding; all of them are no copy."""
+    return rows if bool(inputs.attention_mask.all()) else rows[real_positions(inputs)]
+
+
 def position_records(
     logits: torch.Tensor, *, topk_ids: torch.Tensor, sample_ids: torch.Tensor
 ) -> Tensors:
     """Return POSITION_RECORDS of logits (real, vocabulary) at the given vocabulary ids."""
+    import torch
+
+    # In parts, since it makes a copy: the logits of a long prompt take hundreds of megabytes.
+    rows = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
     return {
         "position_topk_values": logits.gather(-1, topk_ids),
-        "position_logsumexp": logits.logsumexp(-1),
+        "position_logsumexp": torch.cat([part.logsumexp(-1) for part in torch.split(logits, rows)]),
         "position_sample": logits[:, sample_ids],
     }
 
@@ -88,7 +98,7 @@ def forward_tensors(logits: torch.Tensor, inputs: CaseInputs, *, seed: int) -> T
     """Return a case's part of forward.safetensors, from all logits (length, vocabulary)."""
     import torch
 
-    real = logits[real_positions(inputs)]
+    real = real_rows(logits, inputs)
     topk_ids = real.topk(min(TOP_K, real.shape[-1])).indices
     sample_ids = torch.unique(sample_indices(real.shape[-1], seed=seed))
     records = position_records(real, topk_ids=topk_ids, sample_ids=sample_ids)

@@ -155,6 +155,8 @@ def test_an_interrupted_search_leaves_no_worktree(
     with subprocess.Popen(
         [sys.executable, "-m", "snapshot_tool", "bisect", *arguments, *SHORT],
         cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
+        # A shell that runs the tests in its background has them ignore it.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - no threads
     ) as process:  # fmt: skip
         assert process.stderr is not None
         while not list(tmp_path.glob("snap-worktree-*/fms/fms/__init__.py")):

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
+from snapshot_tool.check_request import CheckRequest
+from snapshot_tool.checker import Checker
 from snapshot_tool.core.interfaces import CandidateRequest
 from snapshot_tool.core.localisation import ERROR_LIMIT
 from snapshot_tool.core.phases import Phase
@@ -18,7 +20,7 @@ from snapshot_tool.core.taps import Sketchbook, shapes_of
 from snapshot_tool.localise import localise
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.store.oracle import tap_limits
-from snapshot_tool.workflows.check import Checker, CheckRequest, check_cases
+from snapshot_tool.workflows.check import check_cases
 from tests.candidates import CHECKOUT
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
 from tests.mutants.corpus import MUTANTS, edit_of

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
+from snapshot_tool.check_request import CheckRequest
+from snapshot_tool.checker import Checker
 from snapshot_tool.core.errors import GoldenDamaged, OutOfMemory
 from snapshot_tool.core.interfaces import Candidate, CandidateRequest
 from snapshot_tool.core.phases import Phase
@@ -20,7 +22,6 @@ from snapshot_tool.core.results import Result, Verdict
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.guards.guarded import Guarded
 from snapshot_tool.store.golden import Golden, open_golden
-from snapshot_tool.workflows.check import Checker, CheckRequest
 from tests.check import wrong_candidates as wrong
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Snap, error_lines, set_folder
 

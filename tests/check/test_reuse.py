@@ -12,10 +12,12 @@ import torch
 
 from snapshot_tool.candidates import fms_reuse
 from snapshot_tool.candidates.fms_reuse import Reuse
+from snapshot_tool.check_request import CheckRequest
+from snapshot_tool.checker import open_checker
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import Verdict
 from snapshot_tool.store.golden import open_golden
-from snapshot_tool.workflows.check import CheckRequest, check_cases, open_checker
+from snapshot_tool.workflows.check import check_cases
 from tests.candidates import CHECKOUT
 from tests.conftest import GOLDENS, set_folder
 
@@ -113,7 +115,7 @@ def test_an_encoder_is_served_on_equal_bits_alone_and_by_copies() -> None:
     encoder = Encoder()
     expected = encoder(TILES)[0]
     reuse = Reuse(encoder, None)
-    with torch.inference_mode(), reuse.serving(prefill=True):
+    with torch.inference_mode(), reuse.serving("a case", prefill=True):
         encoder(TILES)[0].zero_()
         encoder(TILES.clone())[0].zero_()
         assert torch.equal(encoder(TILES)[0], expected)
@@ -133,13 +135,25 @@ def test_large_tiles_go_through_the_encoder_in_parts(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fms_reuse, "_CHUNK", 2 * TILES[0].numel())
     apart, whole = Encoder(), Encoder()
     expected = apart(TILES)[0]
-    with Reuse(apart, None, tiles_apart=True).serving(prefill=False):
+    with Reuse(apart, None, tiles_apart=True).serving("a case", prefill=False):
         assert torch.equal(apart(TILES)[0], expected)
         apart(TILES[2:])
-    with Reuse(whole, None).serving(prefill=False):
+    with Reuse(whole, None).serving("a case", prefill=False):
         whole(TILES)
     assert apart.batches == [5, 2, 2, 1]
     assert whole.batches == [5]
+
+
+def test_what_two_cases_in_a_row_do_not_ask_for_is_forgotten() -> None:
+    """The next case is served what this one asked for, and no case after that."""
+    encoder = Encoder()
+    reuse = Reuse(encoder, None)
+    runs = []
+    for case in ("first", "second", "third", "fourth"):
+        with torch.inference_mode(), reuse.serving(case, prefill=False):
+            encoder(TILES if case != "third" else TILES * 2)
+        runs.append(len(encoder.batches))
+    assert runs == [1, 1, 2, 3]
 
 
 def test_no_more_answers_are_kept_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +161,7 @@ def test_no_more_answers_are_kept_than_fit(monkeypatch: pytest.MonkeyPatch) -> N
     encoder = Encoder()
     monkeypatch.setattr(fms_reuse, "_KEPT", 2 * encoder(TILES)[0].nbytes)
     reuse = Reuse(encoder, None)
-    with torch.inference_mode(), reuse.serving(prefill=False):
+    with torch.inference_mode(), reuse.serving("a case", prefill=False):
         for factor in (1, 2, 1, 3, 1, 2):
             encoder(TILES * factor)
     assert encoder.batches == [5] * 5
@@ -157,7 +171,7 @@ def test_generation_begins_with_the_cache_of_forward_once() -> None:
     """The same prompt with the same mask; then, and for any other question, it is computed."""
     decoder = Decoder()
     x, mask = torch.rand(1, 6, 2), torch.ones(1)
-    with Reuse(None, decoder).serving(prefill=True):
+    with Reuse(None, decoder).serving("a case", prefill=True):
         logits = decoder(x, mask=mask)
         served, cache = decoder(x, past_key_value_states=None, use_cache=True, mask=mask)
         assert torch.equal(served, logits)
@@ -169,7 +183,7 @@ def test_generation_begins_with_the_cache_of_forward_once() -> None:
         decoder(x, use_cache=True, mask=mask)
         assert decoder.asked == [True] * 4
         decoder(x, past_key_value_states=cache)
-    with Reuse(None, decoder).serving(prefill=False):
+    with Reuse(None, decoder).serving("a case", prefill=False):
         decoder(x)
     assert decoder.asked == [True] * 4 + [False] * 2
 
@@ -177,7 +191,7 @@ def test_generation_begins_with_the_cache_of_forward_once() -> None:
 def test_an_encoder_that_is_called_by_name_is_served() -> None:
     """Mistral 3's forward names the pixels that it gives its encoder."""
     encoder = torch.nn.Conv2d(3, 4, 2)
-    with torch.inference_mode(), Reuse(encoder, None).serving(prefill=False):
+    with torch.inference_mode(), Reuse(encoder, None).serving("a case", prefill=False):
         assert torch.equal(encoder(input=TILES), encoder(TILES))
 
 
@@ -186,6 +200,6 @@ def test_a_compiled_module_is_left_alone() -> None:
     encoder = torch.nn.Conv2d(3, 4, 2)
     expected = encoder(TILES).detach()
     encoder.compile(backend="eager")
-    with torch.inference_mode(), Reuse(encoder, None).serving(prefill=False):
+    with torch.inference_mode(), Reuse(encoder, None).serving("a case", prefill=False):
         assert torch.equal(encoder(TILES), expected)
         assert "forward" not in vars(encoder)

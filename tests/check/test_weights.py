@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
+from snapshot_tool.check_request import CheckRequest
+from snapshot_tool.checker import Checker
 from snapshot_tool.core.interfaces import CandidateRequest
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.questions import Prefix, Prompt
 from snapshot_tool.store.golden import open_golden
 from snapshot_tool.weights import compare_weights
-from snapshot_tool.workflows.check import Checker, CheckRequest
 from tests.candidates import CHECKOUT
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snapshot_tool.check_request import CheckRequest
 from snapshot_tool.core.errors import SnapError
 from snapshot_tool.core.phases import PHASES
 from snapshot_tool.core.progress import SilentProgress
@@ -26,7 +27,7 @@ from snapshot_tool.environment import package_version
 from snapshot_tool.reports.run_json import run_to_json
 from snapshot_tool.store.golden import find_goldens
 from snapshot_tool.store.manifest import ManifestHead
-from snapshot_tool.workflows.check import CheckRequest, check
+from snapshot_tool.workflows.check import check
 from tests.families.findings import FINDINGS, FINDINGS_AGAIN, REPAIRS
 from tests.families.record import AGAIN, REFUSED, SECONDS
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from snapshot_tool.candidates.fms import FmsCandidate
+from snapshot_tool.check_request import CheckRequest
 from snapshot_tool.core.errors import CandidateUnavailable
 from snapshot_tool.core.phases import phase_order
 from snapshot_tool.core.progress import SilentProgress
@@ -19,7 +20,7 @@ from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.store.golden import Golden, find_goldens, open_golden
-from snapshot_tool.workflows.check import CheckRequest, check
+from snapshot_tool.workflows.check import check
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
 from tests.mutants.exact import exact_answers
 from tests.mutants.mutant import LOADING, Change, Edit, Mutant, plant_linked

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,10 @@ def meet(root: Path, *, readers: int, rounds: int, way: str = "exchange") -> Mee
         subprocess.Popen([*module, "read", str(root)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         for _ in range(readers)
     ]
+    while len(list(root.glob("ready-*"))) < readers:
+        if any(process.poll() is not None for process in processes):
+            raise RuntimeError("a reader ended before it read anything")
+        time.sleep(0.05)
     writer = subprocess.run(
         [*module, "write", str(root), str(rounds), way],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -118,6 +123,8 @@ def read(root: Path) -> None:
     while not (root / DONE).exists() or not versions:
         try:
             versions[_read_once(root / "goldens")] += 1
+            # The first time imports what reading needs, which takes longer than many replacements.
+            (root / f"ready-{os.getpid()}").touch()
         except SnapError as error:
             failures.append(str(error))
             if len(failures) > 5:

@@ -1,0 +1,156 @@
+"""What a check is asked to do: which golden set, which cases, on what, judged by which rule."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshot_tool.candidates import FMS
+from snapshot_tool.core.errors import GoldenNotFound, UsageError
+from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.core.questions import Question
+from snapshot_tool.core.shard import Shard, Share
+from snapshot_tool.core.tolerance import Rule
+from snapshot_tool.golden_choice import GoldenChoice
+from snapshot_tool.store.golden import Golden
+from snapshot_tool.store.layout import INPUTS, ORACLE
+from snapshot_tool.store.manifest import CaseEntry, Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """What to check. None: whatever the golden says, or anything that is there."""
+
+    goldens: Path
+    candidate: str = FMS
+    fms_path: Path | None = None
+    checkpoint: str | None = None
+    revision: str | None = None
+    device: str = "cpu"
+    golden_device: str | None = None
+    phases: tuple[Phase, ...] = PHASES
+    case: str = "*"
+    localise: bool = False
+    quick: bool = False
+    atol: float | None = None
+    rtol: float | None = None
+    dtype: str | None = None
+    rule: Rule | None = None
+    allow_near_ties: bool = False
+    graft: str = ""
+    required: tuple[Phase, ...] = ()
+    repeat: int = 1
+    explore: int = 0
+    seed: int | None = None
+    replay: tuple[Question, ...] = ()
+    share: Share | None = None
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether the model as a whole is asked; a replay asks what it names and nothing else."""
+        return not self.replay and self.phases != (Phase.PREPROCESSING,)
+
+    @property
+    def golden_choice(self) -> GoldenChoice:
+        """Which golden set is meant."""
+        return GoldenChoice(
+            self.goldens,
+            self.checkpoint,
+            self.revision,
+            self.device,
+            self.golden_device,
+            self.dtype,
+        )
+
+
+def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
+    """Return the share asked for of the cases that `--case` names; raise UsageError for none."""
+    cases = _matching_cases(manifest, request)
+    share = request.share
+    if share is None:
+        return cases
+    if request.replay:
+        raise UsageError("--replay asks what it names, of no share", "leave out --shard")
+    if share.count > len(cases):
+        raise UsageError(
+            f"--shard {share}: there are {len(cases)} cases", f"use at most {len(cases)} shards"
+        )
+    return list(share.of(cases))
+
+
+def _matching_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
+    names = [case.name for case in manifest.cases]
+    chosen = set(fnmatch.filter(names, request.case))
+    if not chosen:
+        raise UsageError(
+            f"--case {request.case} matches none of the {len(names)} cases",
+            f"there are: {', '.join(names)}",
+        )
+    return [case for case in manifest.cases if case.name in chosen]
+
+
+def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
+    """Return which share this is, with all that another one must have in common with it."""
+    if request.share is None:
+        return None
+    asked = {
+        "--case": request.case,
+        "--phase": " ".join(request.phases),
+        "--require": " ".join(request.required),
+        "--atol": str(request.atol),
+        "--rtol": str(request.rtol),
+        "--repeat": str(request.repeat),
+        "--explore": str(request.explore),
+        "--seed": str(request.seed),
+        "--graft": request.graft,
+    }
+    cases = tuple(case.name for case in select_cases(manifest, request))
+    return Shard(request.share, cases, len(_matching_cases(manifest, request)), asked)
+
+
+def shortest_case(manifest: Manifest, request: CheckRequest) -> str:
+    """Return the case of the fewest tokens; "" where one case is all that is checked.
+
+    A port may be right with a cache and wrong without: one case at least is to tell.
+    """
+    cases = select_cases(manifest, request)
+    ids = manifest.files[INPUTS].tensors
+
+    def tokens(case: CaseEntry) -> int:
+        entry = ids.get(f"{case.name}/input_ids")
+        return entry.shape[-1] if entry else 0
+
+    return min(cases, key=tokens).name if len(cases) > 1 else ""
+
+
+def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
+    """Return the candidate's dtype and what judges it.
+
+    The table of tolerances is made for float32, in the golden as in the candidate: elsewhere the
+    oracle judges.
+    """
+    own = golden.manifest.dtype
+    dtype = request.dtype or own
+    if dtype != own and _asks_for_logits(request):
+        raise UsageError(
+            f"derived questions of all phases but generate are judged in the golden's own {own}",
+            "leave out --dtype, or ask with: --phase generate",
+        )
+    rule = request.rule or (Rule.TABLE if dtype == own == "float32" else Rule.ORACLE)
+    needed = rule is Rule.ORACLE or request.allow_near_ties
+    if needed and ORACLE not in golden.manifest.files:
+        use = f"judging {dtype}" if rule is Rule.ORACLE else "--allow-near-ties"
+        raise GoldenNotFound(
+            f"{golden.manifest.title} has no oracle, which is needed for {use}",
+            "record it with: snap record ... --update --reason TEXT --oracle",
+        )
+    return dtype, rule
+
+
+def _asks_for_logits(request: CheckRequest) -> bool:
+    """Tell whether a derived question is about anything but tokens, which have no tolerance."""
+    asked = {question.phase for question in request.replay}
+    if request.explore and not request.replay:
+        asked = set(request.phases)
+    return bool(asked - {Phase.GENERATE})
