@@ -31,6 +31,8 @@ from tests.conftest import CHECKOUT, ROOT
 from tests.unit.factory import CHECKPOINT, REVISION, flip_bit, write_golden, write_manifest
 
 DONE = "done"
+_TOLD_TO_WAIT = "is replaced again and again"
+_PAUSE = 0.02  # seconds between replacements: about as long as one read takes
 
 
 @dataclass(slots=True)
@@ -113,6 +115,7 @@ def write(root: Path, rounds: int, way: str) -> None:
         with recording_lock(location):
             shutil.copytree(versions[(turn + 1) % 2], staged)
             commit(staged, location)
+        time.sleep(_PAUSE)
 
 
 def read(root: Path) -> None:
@@ -126,6 +129,8 @@ def read(root: Path) -> None:
             # The first time imports what reading needs, which takes longer than many replacements.
             (root / f"ready-{os.getpid()}").touch()
         except SnapError as error:
+            if _TOLD_TO_WAIT in str(error):
+                continue
             failures.append(str(error))
             if len(failures) > 5:
                 break
