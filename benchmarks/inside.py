@@ -103,6 +103,7 @@ def main() -> None:
 
     results, beyond, one_image = [], 0.0, Counter[str]()
     for case in golden.manifest.cases:
+        runs["prompts"] = 0
         for phase in (phase for phase in Phase if phase in case.phases):
             reset_peak()
             results += checker.run(case, phase)
@@ -119,7 +120,7 @@ def main() -> None:
         "outside": 1 - own / total,
         "beyond": beyond,
         "encoded": one_image["tiles"] / len(tiles),
-        "prompts": one_image["prompts"],
+        "prompts": runs["prompts"],
     }
     Path(out).write_text(json.dumps(figures), encoding="utf-8")
     print(figures, f"{total:.1f} s, {candidates_own.seconds:.1f} s, {snaps_own.seconds:.1f} s")

@@ -62,9 +62,9 @@ class Reuse:
     def _encode(self, compute: Forward, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
         chunks = self._chunks(given, options)
         if len(chunks) <= 1:  # none of them: everything was given by name
-            return self._encoded.ask(compute, given, options)
-        answers = [self._encoded.ask(compute, (chunk,), options) for chunk in chunks]
-        return _joined(answers)
+            return _copied(self._encoded.ask(compute, given, options))
+        # Joining them copies them.
+        return _joined([self._encoded.ask(compute, (chunk,), options) for chunk in chunks])
 
     def _chunks(self, given: Sequence[Any], options: Mapping[str, Any]) -> Sequence[Any]:
         """Return the tiles in parts, or in one where they cannot be parted."""
@@ -110,16 +110,16 @@ class _Answers:
         self._bytes -= sum(tensor.nbytes for tensor in _tensors(self._kept.pop(question)))
 
     def ask(self, compute: Forward, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
-        """Return the answer, a copy of its own each time, computed unless it is known."""
+        """Return the answer, computed unless it is known; it is kept, and must not be changed."""
         question = _digest([list(given), dict(options)])
         self._asked.add(question)
         if question in self._kept:
             self._kept.move_to_end(question)
-            return _copied(self._kept[question])
+            return self._kept[question]
         answer = compute(*given, **options)
         size = sum(tensor.nbytes for tensor in _tensors(answer))
         if size <= self._limit and _is_plain(answer):
-            self._kept[question] = _copied(answer)
+            self._kept[question] = answer
             self._bytes += size
         while self._bytes > self._limit:
             self._forget(next(iter(self._kept)))
