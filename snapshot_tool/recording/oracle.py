@@ -98,11 +98,13 @@ class _Keeper:
         inputs = parts.read_inputs(self.staging.part(self.case, INPUTS))
         book = Sketchbook(self.seed, inputs.attention_mask)
         generated = self._load(phase_file(Phase.GENERATE))
+        # Read here: a run in float64 reads float32 from a file as what it is not.
+        recorded = self._vision_features()
         run = reference.forward(
             inputs,
             observe=book,
             continuation=generated[parts.TOKEN_IDS][:-1] if generated else None,
-            ask_connector=self._recorded_features if self._vision_features() is not None else None,
+            ask_connector=None if recorded is None else lambda _own: recorded,
         )
         self._require_same_function(run.outputs, dtype)
         tensors: Named = {
@@ -209,10 +211,6 @@ class _Keeper:
         """Return the recorded output of vision, which the connector is fed with."""
         name = self._family.compared.get(Phase.VISION, "")
         return self._load(phase_file(Phase.VISION)).get(name)
-
-    def _recorded_features(self, own: torch.Tensor) -> torch.Tensor:
-        recorded = self._vision_features()
-        return own if recorded is None else recorded
 
     def _logits(self, real: torch.Tensor) -> Named:
         kept = self._load(phase_file(Phase.FORWARD))
