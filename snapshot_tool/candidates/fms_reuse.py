@@ -63,8 +63,9 @@ class Reuse:
         chunks = self._chunks(given, options)
         if len(chunks) <= 1:  # none of them: everything was given by name
             return _copied(self._encoded.ask(compute, given, options))
-        # Joining them copies them.
-        return _joined([self._encoded.ask(compute, (chunk,), options) for chunk in chunks])
+        answers = [self._encoded.ask(compute, (chunk,), options) for chunk in chunks]
+        # Joining copies them; what cannot be joined is asked for as a whole.
+        return _joined(answers) if all(map(_is_plain, answers)) else compute(*given, **options)
 
     def _chunks(self, given: Sequence[Any], options: Mapping[str, Any]) -> Sequence[Any]:
         """Return the tiles in parts, or in one where they cannot be parted."""
@@ -195,10 +196,10 @@ def _copied(answer: Any) -> Any:
 
 
 def _joined(answers: Sequence[Any]) -> Any:
-    """Return the answers for parts of a batch as one for the whole."""
+    """Return plain answers for parts of a batch as one for the whole."""
     first = answers[0]
     if isinstance(first, torch.Tensor):
         return torch.cat(list(answers))
     if isinstance(first, list | tuple):
         return type(first)(_joined(parts) for parts in zip(*answers, strict=True))
-    return first
+    return None

@@ -144,6 +144,22 @@ def test_large_tiles_go_through_the_encoder_in_parts(monkeypatch: pytest.MonkeyP
     assert whole.batches == [5]
 
 
+class Named(Encoder):
+    """Returns its features by name."""
+
+    def forward(self, tiles: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {"features": super().forward(tiles)[0]}
+
+
+def test_answers_that_cannot_be_joined_are_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder that answers by name is asked about the whole batch."""
+    monkeypatch.setattr(fms_reuse, "_CHUNK", TILES[0].numel())
+    encoder = Named()
+    expected = encoder(TILES)["features"]
+    with Reuse(encoder, None, tiles_apart=True).serving("a case", prefill=False):
+        assert torch.equal(encoder(TILES)["features"], expected)
+
+
 def test_what_two_cases_in_a_row_do_not_ask_for_is_forgotten() -> None:
     """The next case is served what this one asked for, and no case after that."""
     encoder = Encoder()
