@@ -39,6 +39,7 @@ from snapshot_tool.guards.blame import require_candidates_fault
 from snapshot_tool.guards.guarded import Guarded
 from snapshot_tool.guards.runs import run_guarded
 from snapshot_tool.judge import Judge
+from snapshot_tool.memory import release_free_memory
 from snapshot_tool.phase_runs import OnePass, Pair, run_phase
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import ORACLE, phase_file
@@ -80,6 +81,7 @@ class Checker:
 
     def run(self, case: CaseEntry, phase: Phase) -> list[Result]:
         """Return a result for every recorded tensor of one phase of one case."""
+        release_free_memory()
         before = self._modules_run
         # Tokens of a pass that forward made: what ran for them, ran for forward.
         known = phase is Phase.GENERATE and self.one_pass.knows(case.name)

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from snapshot_tool.memory import tensor_bytes
+
 Forward = Callable[..., Any]
 
 _KEPT = 2**28  # bytes of the encoder's answers: 80 tiles of SmolVLM
@@ -155,8 +157,7 @@ def _digest(value: Any) -> str:
     for part in _flat(value):
         if isinstance(part, torch.Tensor):
             digest.update(f"{part.dtype}{tuple(part.shape)}{part.stride()}{part.device}".encode())
-            plain = part.detach().cpu().contiguous().reshape(-1)
-            digest.update(plain.view(torch.uint8).numpy().data)
+            digest.update(tensor_bytes(part))
         else:
             digest.update(repr(part).encode())
     return digest.hexdigest()

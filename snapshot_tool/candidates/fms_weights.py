@@ -61,7 +61,10 @@ def pair_weights(model: torch.nn.Module, checkpoint: Path, port: FmsPort) -> Ite
     """Yield the checkpoint's weights, adapted as on loading, beside the model's, by layers."""
     own = dict(model.state_dict())
     with _opened(checkpoint, port) as files:
-        for names in files.layers():
+        layers = files.layers()
+    for names in layers:
+        # Opened for each anew: what was read of mapped files stays in memory until they are closed.
+        with _opened(checkpoint, port) as files:
             layer = {name: files.weight(name) for name in names}
             for name, expected in _adapted(model, layer, port).items():
                 actual = _own_weight(own, name)

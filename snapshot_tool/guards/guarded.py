@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from PIL import Image
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from snapshot_tool.core.errors import PhaseUnsupported, SnapError
 from snapshot_tool.guards.watch import CountProducts, Watch
+from snapshot_tool.memory import tensor_bytes
 
 _BLAMED = "_raised_by_snaps_candidate"
 
@@ -34,7 +37,7 @@ class Guarded:
         self._candidate = candidate
         self._warnings: dict[str, None] = {}
         self._watch = Watch(getattr(torch, dtype), settings, self._warn)
-        self._first_answers: dict[str, list[torch.Tensor]] = {}
+        self._first_answers: dict[str, list[_Answered]] = {}
         self._reused: set[str] = set()
         self._recorded: list[list[torch.Tensor]] | None = None
         self._replayed: Iterator[list[torch.Tensor]] | None = None
@@ -81,8 +84,7 @@ class Guarded:
     def _call(self, name: str, method: Callable[..., Any], *given: Any, **options: Any) -> Any:
         arguments = _named_arguments(method, given, options)
         inputs = dict(_tensors_in(arguments))
-        before = {label: tensor.clone() for label, tensor in inputs.items()}
-        pixels = {label: image.tobytes() for label, image in _images_in(given)}
+        before = _checksums(inputs, given)
         try:
             with self._watch.watching(), self._products or nullcontext():
                 answer = method(*given, **options)
@@ -92,12 +94,9 @@ class Guarded:
         except Exception as error:
             setattr(error, _BLAMED, True)
             raise
-        altered = [k for k, v in before.items() if not _same(v, inputs[k])]
-        altered += [k for k, image in _images_in(given) if image.tobytes() != pixels[k]]
-        for label in altered:
-            self._warn(f"{name} overwrote its input {label}")
-            if label in before:
-                inputs[label].copy_(before[label])
+        for label, checksum in _checksums(inputs, given).items():
+            if checksum != before[label]:
+                self._warn(f"{name} overwrote its input {label}")
         self._look_at_answer(name, inputs, outputs)
         copied = name in self._reused or self._recorded is not None
         return _settled(answer, copied=copied)
@@ -117,12 +116,12 @@ class Guarded:
     def _look_for_reuse(
         self, name: str, outputs: list[torch.Tensor], own: set[tuple[str, int]]
     ) -> None:
-        """Hold a method's first answer until its second: memory seen twice is one buffer."""
+        """Compare a method's second answer with its first: memory that is still in use twice."""
         if name not in self._first_answers:
-            self._first_answers[name] = outputs
+            self._first_answers[name] = [_Answered.of(t) for t in outputs if t.numel()]
             return
         first, self._first_answers[name] = self._first_answers[name], []
-        if any(tensor.numel() and _memory(tensor) in own for tensor in first):
+        if any(answered.memory in own and answered.in_use for answered in first):
             self._reused.add(name)
             self._warn(f"{name} returns views of one buffer: the next call overwrites the last")
 
@@ -138,6 +137,30 @@ class Guarded:
 
     def _warn(self, text: str) -> None:
         self._warnings.setdefault(text)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Answered:
+    """Where an answer lay, without keeping it there: logits take hundreds of megabytes.
+
+    Memory that is not torch's own (NumPy's, say) is kept: nobody else can tell whether it is free.
+    """
+
+    memory: tuple[str, int]
+    holder: StorageWeakRef | torch.Tensor
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Answered:
+        storage = tensor.untyped_storage()
+        own = storage.resizable()
+        return cls(_memory(tensor), StorageWeakRef(storage) if own else tensor)  # type: ignore[no-untyped-call]
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the memory was not given back meanwhile."""
+        if isinstance(self.holder, torch.Tensor):
+            return True
+        return not self.holder.expired()  # type: ignore[no-untyped-call]
 
 
 def _named_arguments(
@@ -170,6 +193,12 @@ def _images_in(given: tuple[Any, ...]) -> Iterator[tuple[str, Image.Image]]:
                     yield f"image {index}", image
 
 
+def _checksums(inputs: Mapping[str, torch.Tensor], given: tuple[Any, ...]) -> dict[str, int]:
+    """Return what changes where an input is written to; a copy would take its memory again."""
+    found = {label: zlib.crc32(tensor_bytes(tensor)) for label, tensor in inputs.items()}
+    return found | {label: zlib.crc32(image.tobytes()) for label, image in _images_in(given)}
+
+
 def _plain(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Return a tensor that has its elements in memory; raise TypeError for any other kind."""
     if tensor.is_meta or tensor.is_quantized or tensor.is_nested or tensor.is_complex():
@@ -196,6 +225,9 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Tell whether two tensors have the same bits: NaN equals itself here."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
+    # The first look takes no memory; the second is for NaN.
+    if torch.equal(one, other):
+        return True
     return bool(((one == other) | ((one != one) & (other != other))).all())  # noqa: PLR0124 - NaN
 
 

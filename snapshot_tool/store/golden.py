@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, SnapError, UsageError
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Tap
 from snapshot_tool.store.contents import find_misfits
-from snapshot_tool.store.files import leaves_root, open_plain
+from snapshot_tool.store.files import leaves_root
 from snapshot_tool.store.layout import (
     INPUTS,
     OUTPUTS,
@@ -34,7 +33,7 @@ from snapshot_tool.store.manifest import (
     load_manifest,
 )
 from snapshot_tool.store.packed import PNG, unpack
-from snapshot_tool.store.tensors import describe_open_file
+from snapshot_tool.store.tensors import TensorFile, open_tensors
 from snapshot_tool.store.transaction import is_being_replaced, recover
 from snapshot_tool.store.verify import (
     allowed_files,
@@ -162,12 +161,11 @@ def open_golden(folder: Path) -> Golden:
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """An intact golden set. Files are memory-mapped; a tensor is read when it is asked for."""
+    """An intact golden set. Its files are open; a tensor is read when it is asked for."""
 
     folder: Path
     manifest: Manifest
-    _files: dict[str, BufferedReader] = field(default_factory=dict, repr=False, compare=False)
-    _handles: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _files: dict[str, TensorFile] = field(default_factory=dict, repr=False, compare=False)
     _names: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -177,20 +175,15 @@ class Golden:
 
     def open_files(self) -> bool:
         """Open every file and tell whether all are as recorded; nothing is read by name again."""
-        from safetensors import SafetensorError, safe_open
-
         for name, entry in self.manifest.files.items():
             path = set_file(self.folder, name)
             if name not in allowed_files(self.manifest) or leaves_root(path, self.folder.parent):
                 return False
             try:
-                file = self._files[name] = open_plain(path)
-                if describe_open_file(file, path) != entry:
+                file = self._files[name] = open_tensors(path)
+                if file.describe() != entry:
                     return False
-                # The file that is open, by its number: its name may be another's by now.
-                number = Path(f"/dev/fd/{file.fileno()}")
-                self._handles[name] = safe_open(number if number.exists() else path, framework="pt")
-            except (GoldenDamaged, SafetensorError, OSError):
+            except (GoldenDamaged, OSError):
                 return False
         return INPUTS in self.manifest.files and not find_misfits(self.manifest)
 
@@ -296,16 +289,9 @@ class Golden:
             raise GoldenDamaged(f"{self.folder / TAPS}: taps of {case}: {error}") from error
 
     def _read(self, file: str, key: str) -> torch.Tensor:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            if file not in self._handles:
-                path = set_file(self.folder, file)
-                self._handles[file] = safe_open(path, framework="pt")
-            # A copy: the handle gives out its own memory again, with whatever was written to it.
-            tensor: torch.Tensor = self._handles[file].get_tensor(key).clone()
-        except (SafetensorError, OSError, KeyError) as error:
-            raise GoldenDamaged(f"{self.folder / file} has no readable {key}: {error}") from error
+        if file not in self._files:
+            self._files[file] = open_tensors(set_file(self.folder, file))
+        tensor = self._files[file].read(key)
         if file != TAPS and tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise GoldenDamaged(f"{self.folder / file} holds NaN in {key}: nothing equals it")
         return tensor

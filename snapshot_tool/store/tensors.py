@@ -4,27 +4,42 @@ The format (https://huggingface.co/docs/safetensors): eight bytes of header leng
 dtype, shape and data offsets for each key, then the data without gaps.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import struct
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from snapshot_tool.core.errors import GoldenDamaged
+from snapshot_tool.memory import tensor_bytes
 from snapshot_tool.store.files import file_size, open_plain, require_bounded_json
 from snapshot_tool.store.manifest import FileEntry, TensorEntry
+
+if TYPE_CHECKING:
+    import torch
 
 _ITEM_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64,
+}  # fmt: skip
+# torch's names of what the format calls F32 and so on.
+TORCH_DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16",
+    "I32": "int32", "U32": "uint32", "F32": "float32",
+    "I64": "int64", "U64": "uint64", "F64": "float64",
 }  # fmt: skip
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
@@ -129,28 +144,63 @@ def file_sha256(path: Path) -> str:
 def describe_file(path: Path) -> FileEntry:
     """Return a safetensors file's manifest entry, digests included."""
     with open_plain(path) as file:
-        return describe_open_file(file, path)
+        return TensorFile(path, file, _read_header(file, path)[0]).describe()
 
 
-def describe_open_file(file: BufferedReader, path: Path) -> FileEntry:
-    """Return the manifest entry of a file that is open, at its start; `path` names it in errors.
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """A safetensors file that is open: what is read is this file, whatever its name comes to mean.
 
-    Every byte is digested twice, with its tensor and with the file: at the same time, where there
-    are two cores, since hashlib and the system let other threads run.
+    A tensor is read into memory of its own. Pages of a mapped file would stay in memory beside it.
     """
-    spans = _read_header(file, path)[0]
-    size = file_size(file)
-    with ThreadPoolExecutor(1) as other:
-        whole = other.submit(_sha256, file, path, 0, size)
-        tensors = {
-            key: TensorEntry(
-                shape=span.shape,
-                dtype=span.dtype,
-                sha256=_sha256(file, path, span.start, span.end),
-            )
-            for key, span in sorted(spans.items())
-        }
-        return FileEntry(size=size, sha256=whole.result(), tensors=tensors)
+
+    path: Path
+    file: BufferedReader
+    spans: Mapping[str, Span]
+
+    def describe(self) -> FileEntry:
+        """Return the file's manifest entry.
+
+        Every byte is digested twice, with its tensor and with the file: at the same time, where
+        there are two cores, since hashlib and the system let other threads run.
+        """
+        size = file_size(self.file)
+        with ThreadPoolExecutor(1) as other:
+            whole = other.submit(_sha256, self.file, self.path, 0, size)
+            tensors = {
+                key: TensorEntry(
+                    shape=span.shape,
+                    dtype=span.dtype,
+                    sha256=_sha256(self.file, self.path, span.start, span.end),
+                )
+                for key, span in sorted(self.spans.items())
+            }
+            return FileEntry(size=size, sha256=whole.result(), tensors=tensors)
+
+    def read(self, key: str) -> torch.Tensor:
+        """Return a tensor; raise GoldenDamaged where it is not there or cannot be read."""
+        import torch
+
+        if key not in self.spans:
+            raise GoldenDamaged(f"{self.path} has no {key}")
+        span = self.spans[key]
+        tensor = torch.empty(span.shape, dtype=getattr(torch, TORCH_DTYPES[span.dtype]))
+        # The format's bytes are those of memory: little-endian, the last dimension first.
+        left = tensor_bytes(tensor)
+        try:
+            while left and (count := os.preadv(self.file.fileno(), [left], span.end - len(left))):
+                left = left[count:]
+        except OSError as error:
+            raise GoldenDamaged(f"{self.path} cannot be read: {error.strerror}") from error
+        if left:
+            raise GoldenDamaged(f"{self.path} is cut short")
+        return tensor
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """Open a safetensors file; raise GoldenDamaged where it is none."""
+    file = open_plain(path)
+    return TensorFile(path, file, _read_header(file, path)[0])
 
 
 def _sha256(file: BufferedReader, path: Path, start: int, end: int) -> str:

@@ -22,9 +22,10 @@ from snapshot_tool.core.sketch import (
     SAMPLE_SIZE,
     Sketch,
 )
+from snapshot_tool.memory import tensor_bytes
 from snapshot_tool.store.manifest import Count, Digest, RelativePath
 from snapshot_tool.store.parts import stack_sketches, unstack_sketches
-from snapshot_tool.store.tensors import Span, read_header, read_metadata, write_file
+from snapshot_tool.store.tensors import TORCH_DTYPES, Span, read_header, read_metadata, write_file
 from snapshot_tool.store.transaction import sync_folder
 
 if TYPE_CHECKING:
@@ -34,10 +35,7 @@ SCHEMA = "snap-trace/1"
 _KEY = "snap-trace"
 _SKETCHES = "sketches"
 _INPUTS = tuple(field.name for field in fields(CaseInputs))
-_LETTERS = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
+_LETTERS = {name: letters for letters, name in TORCH_DTYPES.items()}
 
 
 class TracedTensor(
@@ -121,15 +119,12 @@ class TraceWriter:
 
     def keep(self, tensor: torch.Tensor, *, key: str | None = None) -> str | None:
         """Write a whole tensor and return its key; None for a dtype that the format lacks."""
-        import torch
-
         letters = _LETTERS.get(str(tensor.dtype).removeprefix("torch."))
         if letters is None:
             return None
         key = key or f"tensors/{len(self._spans):06d}"
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         start = self._file.tell()
-        self._file.write(flat.view(torch.uint8).numpy().data)
+        self._file.write(tensor_bytes(tensor))
         self._spans.append((key, Span(letters, tuple(tensor.shape), start, self._file.tell())))
         return key
 

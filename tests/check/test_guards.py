@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
 from snapshot_tool.check_request import CheckRequest
 from snapshot_tool.checker import Checker
 from snapshot_tool.core.errors import GoldenDamaged, OutOfMemory
-from snapshot_tool.core.interfaces import Candidate, CandidateRequest
+from snapshot_tool.core.interfaces import Candidate, CandidateRequest, CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import Result, Verdict
 from snapshot_tool.determinism import make_deterministic
@@ -121,15 +122,30 @@ def test_what_is_wrong_about_a_run_is_named(
     assert len(warnings) == len(set(warnings))
 
 
+@pytest.mark.parametrize("kind", [wrong.ReturnsOneBuffer, wrong.ReturnsOneArray])
 def test_one_buffer_for_every_answer_is_named_and_spoils_nothing(
-    golden: Golden, fms: FmsCandidate
+    golden: Golden, fms: FmsCandidate, kind: type[wrong.Passing]
 ) -> None:
     """The second case shows it; both cases pass, and so do repeated runs."""
-    candidate = wrong.ReturnsOneBuffer(fms, FOLDER)
+    candidate = kind(fms, FOLDER)
     cases = ("one-image", "two-images")
     warnings, results = run(golden, candidate, Phase.CONNECTOR, cases=cases, repeat=2)
     assert warnings == ("connector returns views of one buffer: the next call overwrites the last",)
     assert verdicts(results) == {Verdict.PASS}
+
+
+def test_an_answer_is_not_kept_once_it_is_judged(golden: Golden, fms: FmsCandidate) -> None:
+    """Logits take hundreds of megabytes: watching for one buffer must not hold them."""
+    answers: list[weakref.ref[torch.Tensor]] = []
+
+    class Remembers(wrong.Passing):
+        def forward(self, inputs: CaseInputs) -> Any:
+            logits = super().forward(inputs)
+            answers.append(weakref.ref(logits))
+            return logits
+
+    run(golden, Remembers(fms, FOLDER), Phase.FORWARD)
+    assert [answer() for answer in answers] == [None] * len(answers) != []
 
 
 def test_answers_that_drift_from_run_to_run_are_named_with_their_spread(

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from snapshot_tool.core.errors import GoldenDamaged
-from snapshot_tool.store.tensors import Span, describe_file, join_files, read_header
+from snapshot_tool.store.tensors import Span, describe_file, join_files, open_tensors, read_header
 from tests.unit.factory import flip_bit, truncate, write_raw
 
 DTYPES = {
@@ -90,6 +90,33 @@ def test_joined_parts_of_every_dtype_are_read_by_safetensors_bit_for_bit(tmp_pat
             assert raw_bytes(found) == raw_bytes(tensor), key
             assert DTYPES[entries[key].dtype] == tensor.dtype
             assert entries[key].shape == tuple(tensor.shape)
+
+
+def test_tensors_of_every_dtype_are_read_into_memory_of_their_own(tmp_path: Path) -> None:
+    """What is written to one of them is not seen by who reads it again."""
+    parts, wanted = write_parts(tmp_path)
+    join_files(parts, tmp_path / "joined")
+    file = open_tensors(tmp_path / "joined")
+    for key, tensor in wanted.items():
+        found = file.read(key)
+        assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+        assert raw_bytes(found) == raw_bytes(tensor), key
+        found.reshape(-1).view(torch.uint8).fill_(1)
+        assert raw_bytes(file.read(key)) == raw_bytes(tensor), key
+
+
+def test_an_open_file_is_read_whatever_its_name_comes_to_mean(tmp_path: Path) -> None:
+    """Another file under the name is not seen; the same file cut short is damage."""
+    path = tmp_path / "file.safetensors"
+    save_file({"one": torch.arange(4)}, path)
+    file = open_tensors(path)
+    save_file({"one": torch.zeros(4)}, tmp_path / "other")
+    (tmp_path / "other").replace(path)
+    assert file.read("one").tolist() == [0, 1, 2, 3]
+    file = open_tensors(path)
+    truncate(path, size=-1)
+    with pytest.raises(GoldenDamaged, match="cut short"):
+        file.read("one")
 
 
 def test_joined_tensors_are_aligned_for_their_dtype(tmp_path: Path) -> None:
