@@ -35,9 +35,10 @@ ELSEWHERE = {
     "--json shard-1.json",
     "snap bisect --fms-path ../foundation-model-stack --good v1.0 --bad HEAD -- --case one-image",
 }
-# Sizes of differences, how many elements differ, and the place of the worst one.
+# Sizes of differences (one processor's rounding may leave none), how many elements differ, and the
+# place of the worst one.
 FIGURES = re.compile(
-    r"\d+(?:\.\d+)?(?:e[-+]\d+)?(?=x\b)|\d+\.\d{3,}|\d+(?:\.\d+)?e[-+]\d+"
+    r"(?<=pass )(?:equal|[\d.]+(?:e[-+]\d+)?x)|\d+(?:\.\d+)?(?:e[-+]\d+)?(?=x\b)|\d+\.\d{3,}|\d+(?:\.\d+)?e[-+]\d+"
     r"|\d+(?= of \d+ differ)|(?<=differ \()[\d.]+(?=%)|(?<=worst at \[)[\d, ]+"
 )
 MATCHES = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

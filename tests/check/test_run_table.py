@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_long_names_give_way_and_figures_stay(
     assert [row[:5] for row in rows] == ["first", "secon"]
     assert max(map(len, rows)) <= columns
     if columns >= 80:
-        assert all("pass equal" in row and "pass 0.063x" in row for row in rows)
+        assert all("pass equal" in row and re.search(r"pass 0\.\d+x", row) for row in rows)
 
 
 def test_the_worst_cases_come_first(snap: Snap, report: CheckReport, tmp_path: Path) -> None:
