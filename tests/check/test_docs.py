@@ -38,7 +38,8 @@ ELSEWHERE = {
 # Sizes of differences (one processor's rounding may leave none), how many elements differ, and the
 # place of the worst one.
 FIGURES = re.compile(
-    r"(?<=pass )(?:equal|[\d.]+(?:e[-+]\d+)?x)|\d+(?:\.\d+)?(?:e[-+]\d+)?(?=x\b)|\d+\.\d{3,}|\d+(?:\.\d+)?e[-+]\d+"
+    r"(?<=pass )(?:equal|[\d.]+(?:e[-+]\d+)?x)"
+    r"|\d+(?:\.\d+)?(?:e[-+]\d+)?(?=x\b)|\d+\.\d{3,}|\d+(?:\.\d+)?e[-+]\d+"
     r"|\d+(?= of \d+ differ)|(?<=differ \()[\d.]+(?=%)|(?<=worst at \[)[\d, ]+"
 )
 MATCHES = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
