@@ -8,7 +8,6 @@ Nine tenths of a manifest are its tensors. A folder of many sets is looked throu
 which leave those out: reading one takes an eighth of the time.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from snapshot_tool.core.recipes import NamedRecipe
 from snapshot_tool.core.tolerance import PhaseTolerance
 from snapshot_tool.store.files import (
     MAX_JSON_BYTES,
+    FileMissing,
     file_size,
     leaves_root,
     open_plain,
@@ -311,13 +311,17 @@ def load_head(folder: Path) -> ManifestHead:
 
 
 def _read(path: Path, folder: Path) -> bytes:
-    if not os.path.lexists(path):
-        raise GoldenNotFound(
-            f"{path} is missing", "restore it from version control, or record the set again"
-        )
     if leaves_root(path, folder):
         raise GoldenDamaged(f"{path} is a link out of the golden set")
-    with open_plain(path) as file:
+    try:
+        file = open_plain(path)
+    except FileMissing as missing:
+        if path.is_symlink():
+            raise
+        raise GoldenNotFound(
+            missing.problem, "restore it from version control, or record the set again"
+        ) from None
+    with file:
         if file_size(file) > MAX_JSON_BYTES:
             raise ManifestInvalid(f"{path} is larger than {MAX_JSON_BYTES} bytes")
         try:

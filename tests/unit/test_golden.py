@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -368,3 +370,26 @@ def test_a_file_that_another_tool_rewrote_is_refused(folder: Path) -> None:
     path = folder / phase_file(Phase.VISION)
     save_file(load(path.read_bytes()), path, metadata={"format": "pt"})
     assert refusal(folder).problem.startswith(f"{path} ")
+
+
+def test_a_set_that_changes_places_while_its_manifest_is_opened_is_no_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is gone at the moment of opening, as between a recorder's two renames, and back then."""
+    away = folder.with_name("away")
+    opened: list[Any] = []
+    open_file = os.open
+
+    def open_while_away(path: Any, *given: Any, **options: Any) -> int:
+        if opened or Path(path).name != "manifest.json":
+            return open_file(path, *given, **options)
+        opened.append(path)
+        folder.rename(away)
+        try:
+            return open_file(path, *given, **options)
+        finally:
+            away.rename(folder)
+
+    monkeypatch.setattr(os, "open", open_while_away)
+    assert open_golden(folder).folder == folder
+    assert opened
