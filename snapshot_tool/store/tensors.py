@@ -143,8 +143,9 @@ def file_sha256(path: Path) -> str:
 
 def describe_file(path: Path) -> FileEntry:
     """Return a safetensors file's manifest entry, digests included."""
-    with open_plain(path) as file:
-        return TensorFile(path, file, _read_header(file, path)[0]).describe()
+    opened = open_tensors(path)
+    with opened.file:
+        return opened.describe()
 
 
 @dataclass(frozen=True, slots=True)
