@@ -103,7 +103,7 @@ def main() -> None:
     failing = best_of(ways(draw(ELEMENTS, spread=1e-4)), rounds=ROUNDS)
     pair = draw(SMALLER, spread=1e-6)
     snap = {"snap": ways(pair)["snap"]}
-    smaller = best_of({**snap, "polygraphy": polygraphys(pair)}, rounds=2)
+    smaller = best_of({**snap, "polygraphy": polygraphys(pair)}, rounds=ROUNDS)
     faster, slower = passing["numpy"] / passing["snap"], passing["snap"] / passing["plain"]
     against = smaller["polygraphy"] / smaller["snap"]
     beyond = measure_memory()

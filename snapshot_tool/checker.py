@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
-from snapshot_tool.candidates import load_candidate
+from snapshot_tool.candidates import import_candidate, load_candidate
 from snapshot_tool.case_localisation import localise_case
 from snapshot_tool.check_request import CheckRequest, choose_rule, shortest_case
+from snapshot_tool.checkpoint import Checkpoint
 from snapshot_tool.core.errors import PhaseUnsupported, SnapError
 from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.graft import Graft
@@ -33,7 +34,6 @@ from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.exploration.probe import require_worked_out
 from snapshot_tool.generation import GenerationExplainer
-from snapshot_tool.golden_choice import open_checkpoint_of
 from snapshot_tool.grafting import graft_module
 from snapshot_tool.guards.blame import require_candidates_fault
 from snapshot_tool.guards.guarded import Guarded
@@ -179,14 +179,21 @@ class Checker:
         return explainer.explain(result, pair.actual, self.candidate)
 
 
-def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> Checker:
-    """Load the candidate from the checkpoint that the golden was recorded from."""
+def load_checker(
+    request: CheckRequest,
+    golden: Golden,
+    progress: Progress,
+    *,
+    open_checkpoint: Callable[[], Checkpoint],
+) -> Checker:
+    """Import the candidate, then load it from the checkpoint that the golden was recorded from."""
     require_device(request.device)
     dtype, _ = choose_rule(request, golden)
-    checkpoint = open_checkpoint_of(golden, request.checkpoint)
     imported_before = "transformers" in sys.modules
     settings = make_deterministic(golden.manifest.seed, strict=False)
     with progress.stage("loading the candidate", 1) as steps:
+        import_candidate(request.candidate, request.fms_path)
+        checkpoint = open_checkpoint()
         candidate = load_candidate(
             request.candidate,
             CandidateRequest(

@@ -14,10 +14,13 @@ def make_deterministic(seed: int, *, strict: bool = True) -> dict[str, str]:
     """
     # cuBLAS reads this once, at its first use (CUDA documentation, "Results reproducibility").
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # For a candidate that is compiled: use_deterministic_algorithms would import the compiler to
+    # tell it, which takes more time than a small check.
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     import torch
 
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    torch.set_deterministic_debug_mode("error" if strict else "warn")
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

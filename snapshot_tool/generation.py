@@ -68,7 +68,7 @@ def step_logits(logits: object, golden: Golden, case: str) -> torch.Tensor | Non
     import torch
 
     steps = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))
-    length = golden.inputs(case).input_ids.shape[1] + steps - 1
+    length = golden.text(case).input_ids.shape[1] + steps - 1
     if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != (1, length):
         return None
     return logits[0, -steps:].to("cpu", torch.float64)

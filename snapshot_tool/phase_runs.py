@@ -100,7 +100,7 @@ class OnePass:
         answer = candidate.forward(with_golden_tokens(golden, case))
         self._case, self._steps = case, step_logits(answer, golden, case)
         if self._steps is not None:
-            prompt = golden.inputs(case).input_ids.shape[1]
+            prompt = golden.text(case).input_ids.shape[1]
             answer = cast("torch.Tensor", answer)[:, :prompt]
         return _forward_pairs(answer, golden, case)
 
@@ -140,10 +140,8 @@ def _preprocessing(candidate: Candidate, golden: Golden, case: str) -> list[Pair
 
 def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
     name = _compared(golden, Phase.VISION)
-    pixels = golden.inputs(case).pixel_values
-    if pixels is None:
-        raise PhaseUnsupported("the case has no images")
-    answer = candidate.vision(pixels, **_sizes(golden, case))
+    # Not kept here: the answer and the golden, read next, are as large as the tiles.
+    answer = candidate.vision(_tiles(golden, case), **_sizes(golden, case))
     named = answer if isinstance(answer, Mapping) else {name: answer}
     note = _odd_positions(golden, case)
     there = golden.tensor_names(case, Phase.VISION)
@@ -159,6 +157,13 @@ def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
     ]
 
 
+def _tiles(golden: Golden, case: str) -> torch.Tensor:
+    tiles = golden.image_input(case, "pixel_values")
+    if tiles is None:
+        raise PhaseUnsupported("the case has no images")
+    return tiles
+
+
 def _odd_positions(golden: Golden, case: str) -> str:
     """Say whether the reference did not number the patches of a whole tile 0, 1, 2 …; else ""."""
     import torch
@@ -166,7 +171,7 @@ def _odd_positions(golden: Golden, case: str) -> str:
     if POSITION_IDS not in golden.tensor_names(case, Phase.VISION):
         return ""
     ids = golden.tensor(case, Phase.VISION, POSITION_IDS)
-    mask = golden.inputs(case).pixel_attention_mask
+    mask = golden.image_input(case, "pixel_attention_mask")
     whole = ids if mask is None else ids[mask.flatten(1).all(dim=1)]
     odd = whole[(whole != torch.arange(ids.shape[-1])).any(dim=1)]
     if not len(odd):
@@ -190,7 +195,7 @@ def _connector(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
 
 def _sizes(golden: Golden, case: str) -> dict[str, torch.Tensor]:
     """Return the images' sizes where the family has them: other candidates need not take them."""
-    sizes = golden.inputs(case).image_sizes
+    sizes = golden.image_input(case, "image_sizes")
     return {} if sizes is None else {"image_sizes": sizes}
 
 
@@ -212,7 +217,7 @@ def _whole_output(
 
     actual = answer.get(name)
     if isinstance(actual, torch.Tensor):
-        actual = parts.without_padding(actual, golden.inputs(case))
+        actual = parts.without_padding(actual, golden.text(case))
     return pairs_with(recorded(golden, case, Phase.FORWARD, name), actual, name)
 
 
@@ -222,7 +227,7 @@ def _logits(answer: object, golden: Golden, case: str) -> list[Pair]:
     def kept(name: str) -> torch.Tensor:
         return golden.tensor(case, Phase.FORWARD, name)
 
-    inputs = golden.inputs(case)
+    inputs = golden.text(case)
     last = kept(parts.LOGITS)
     shape = (1, inputs.input_ids.shape[1], last.shape[0])
     if not isinstance(answer, torch.Tensor) or answer.shape != shape:

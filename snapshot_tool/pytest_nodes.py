@@ -13,13 +13,14 @@ from typing import Any, Self
 import pytest
 
 from snapshot_tool.check_request import CheckRequest, select_cases
-from snapshot_tool.checker import Checker, open_checker
+from snapshot_tool.checker import Checker
 from snapshot_tool.core.errors import SnapError, UsageError
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.core.shard import parse_share
 from snapshot_tool.core.tolerance import Rule
+from snapshot_tool.opening import open_checker
 from snapshot_tool.reports import run_text
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.store.layout import MANIFEST

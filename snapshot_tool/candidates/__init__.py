@@ -30,6 +30,16 @@ def load_candidate(spec: str, request: CandidateRequest, *, fms_path: Path | Non
     return cast("Candidate", lead(ranks, build_candidate, spec, request, fms_path))
 
 
+def import_candidate(spec: str, fms_path: Path | None) -> None:
+    """Import the code of the candidate that `spec` names, which takes seconds; raise likewise."""
+    if spec == FMS:
+        from snapshot_tool.candidates.fms_import import import_fms
+
+        import_fms(fms_path)
+    else:
+        _find_factory(spec)
+
+
 def build_candidate(spec: str, request: CandidateRequest, fms_path: Path | None) -> Candidate:
     """Build a candidate in this process."""
     if spec == FMS:

@@ -95,7 +95,7 @@ class Examiner:
         """Encode some tiles."""
         case, tiles = question.case, question.tiles
         expected = self.recorded.features(case, Phase.VISION, tiles)
-        pixels = self.recorded.golden.inputs(case).pixel_values
+        pixels = self.recorded.golden.image_input(case, "pixel_values")
         actual = self.candidate.vision(pixels[list(tiles)])  # type: ignore[index]
         if isinstance(actual, Mapping):
             actual = actual.get(self.recorded.compared(Phase.VISION))

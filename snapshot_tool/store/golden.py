@@ -226,10 +226,13 @@ class Golden:
 
     def inputs(self, case: str) -> CaseInputs:
         """Return what the case's prompt and images became."""
-        optional = {
-            name: self._input(f"{case}/{name}")
-            for name in ("pixel_values", "pixel_attention_mask", "image_sizes")
-        }
+        text = self.text(case)
+        names = ("pixel_values", "pixel_attention_mask", "image_sizes")
+        of_images = {name: self.image_input(case, name) for name in names}
+        return CaseInputs(text.input_ids, text.attention_mask, **of_images)
+
+    def text(self, case: str) -> CaseInputs:
+        """Return what the case's prompt became, without the images' megabytes."""
         ids = self._read(INPUTS, f"{case}/input_ids")
         mask = self._read(INPUTS, f"{case}/attention_mask")
         # A vision encoder's inputs have no tokens at all.
@@ -238,7 +241,7 @@ class Golden:
             raise GoldenDamaged(
                 f"{set_file(self.folder, INPUTS)}: the ids or the mask of {case} are none"
             )
-        return CaseInputs(ids, mask, **optional)
+        return CaseInputs(ids, mask)
 
     def images(self, case: str) -> Sequence[Image.Image]:
         """Return the case's images, from the pixels kept when recording."""
@@ -247,14 +250,15 @@ class Golden:
         recipe = case_recipe(self.case(case)).recipe
         images = []
         for index, image in enumerate(recipe.images):
-            parts = {p: self._input(f"{case}/image.{index}.{p}") for p in IMAGE_PARTS}
+            parts = {p: self.image_input(case, f"image.{index}.{p}") for p in IMAGE_PARTS}
             arrays = {part: kept.numpy() for part, kept in parts.items() if kept is not None}
             images.append(from_arrays(arrays, mode=image.mode))
         return images
 
-    def _input(self, key: str) -> torch.Tensor | None:
-        """Return a tensor of the inputs, unpacked where it is packed; None without one."""
-        names = self.manifest.files[INPUTS].tensors
+    def image_input(self, case: str, name: str) -> torch.Tensor | None:
+        """Return a tensor of the case's images by its name; None without one."""
+        # Unpacked where it is packed.
+        key, names = f"{case}/{name}", self.manifest.files[INPUTS].tensors
         if key in names:
             return self._read(INPUTS, key)
         if key + PNG not in names:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from snapshot_tool.check_request import CheckRequest, select_cases, shard_of
-from snapshot_tool.checker import Checker, open_checker
-from snapshot_tool.core.interfaces import (
-    Progress,
-)
+from snapshot_tool.core.interfaces import Progress
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Result, Verdict
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
 from snapshot_tool.guards.surroundings import differing_surroundings
+from snapshot_tool.opening import open_checker
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.manifest import CaseEntry
+
+if TYPE_CHECKING:
+    from snapshot_tool.checker import Checker
 
 
 def check(request: CheckRequest, progress: Progress) -> CheckReport:

@@ -68,7 +68,16 @@ def test_every_option_of_check_and_record_is_tried_or_told(snap: Snap) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["list"], ["show"], ["verify"], ["check", "-h"], ["pull"]]
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["show"],
+        ["verify"],
+        ["check", "-h"],
+        ["pull"],
+        ["check", "--goldens", "no-such-folder"],
+    ],
 )
 def test_looking_at_goldens_imports_no_torch(arguments: list[str]) -> None:
     """Commands that run no model start at once."""

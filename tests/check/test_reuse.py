@@ -13,9 +13,9 @@ import torch
 from snapshot_tool.candidates import fms_reuse
 from snapshot_tool.candidates.fms_reuse import Reuse
 from snapshot_tool.check_request import CheckRequest
-from snapshot_tool.checker import open_checker
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import Verdict
+from snapshot_tool.opening import open_checker
 from snapshot_tool.store.golden import open_golden
 from snapshot_tool.workflows.check import check_cases
 from tests.candidates import CHECKOUT

@@ -1,0 +1,44 @@
+"""Opening a checker without waiting in turn: a checkpoint is digested while code is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Thread
+from typing import TYPE_CHECKING, TypeVar
+
+from snapshot_tool.check_request import CheckRequest
+from snapshot_tool.core.interfaces import Progress
+from snapshot_tool.golden_choice import open_checkpoint_of
+from snapshot_tool.store.golden import Golden
+
+if TYPE_CHECKING:
+    from snapshot_tool.checker import Checker
+
+T = TypeVar("T")
+
+
+def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> Checker:
+    """Load the candidate from the checkpoint that the golden was recorded from."""
+    opened = _begun(lambda: open_checkpoint_of(golden, request.checkpoint))
+    from snapshot_tool.checker import load_checker  # imports torch
+
+    return load_checker(request, golden, progress, open_checkpoint=opened)
+
+
+def _begun(work: Callable[[], T]) -> Callable[[], T]:
+    """Begin work on another thread, and return what waits for its answer.
+
+    A daemon, which an executor's threads are not: whoever interrupts a download, or has mistyped
+    the candidate's name, does not wait for it.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future.result

@@ -1,0 +1,33 @@
+"""What is fixed for the same numbers every time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_SETTLED = """
+import sys
+from snapshot_tool.determinism import make_deterministic
+settings = make_deterministic(1, strict={strict})
+compiler = "torch._inductor" in sys.modules or "torch._dynamo" in sys.modules
+import torch
+import torch._inductor.config as inductor
+print(torch.get_deterministic_debug_mode(), settings["deterministic_algorithms"], compiler,
+      inductor.deterministic)
+"""
+
+
+@pytest.mark.parametrize(("strict", "mode"), [(True, 2), (False, 1)])
+def test_algorithms_are_deterministic_without_importing_the_compiler(
+    *, strict: bool, mode: int
+) -> None:
+    """A process of its own: torch imports a module once."""
+    answer = subprocess.run(
+        [sys.executable, "-c", _SETTLED.format(strict=strict)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.split() == [str(mode), "true", "False", "True"]
