@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.core.errors import CandidateUnavailable
+from snapshot_tool.core.errors import CandidateUnavailable, as_out_of_memory
 from snapshot_tool.environment import package_version
 
 DISTRIBUTION = "ibm-fms"
@@ -41,7 +41,8 @@ def import_fms(fms_path: Path | None) -> FmsSource:
             ) from error
         raise _broken(fms_path, error) from error
     except Exception as error:
-        raise _broken(fms_path, error) from error
+        lack = as_out_of_memory(error, doing="importing FMS")
+        raise (lack or _broken(fms_path, error)) from error
     package = Path(str(sys.modules["fms"].__file__)).resolve().parent
     if fms_path is not None and package.parent != fms_path.resolve():
         raise CandidateUnavailable(

@@ -270,6 +270,26 @@ def test_what_cannot_run_says_why_in_two_lines(
         error_lines(run)
 
 
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        ("raise MemoryError", "not enough memory while importing FMS"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_an_fms_that_cannot_be_imported_says_whose_fault_it_is(
+    snap: Snap, tmp_path: Path, fault: str, problem: str
+) -> None:
+    """The checkout's, or the machine's."""
+    models = tmp_path / "fms" / "models"
+    models.mkdir(parents=True)
+    (tmp_path / "fms" / "__init__.py").touch()
+    (models / "__init__.py").write_text(fault, encoding="utf-8")
+    run = snap("check", "--fms-path", tmp_path)
+    assert run.code == 3
+    assert problem in error_lines(run)[0]
+
+
 def test_a_checkpoint_whose_files_changed_is_refused(snap: Snap, goldens_copy: Path) -> None:
     """The file is named before anything runs."""
     config = goldens_copy.parent / CHECKPOINT.relative_to(ROOT) / "config.json"
