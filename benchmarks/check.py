@@ -18,9 +18,9 @@ FIXED = "*-image*"
 EMBEDDED_ROUNDS = 3
 
 TRUE_SHAPE = ("build/bench/true-shape", "build/bench/goldens")
-_IMPORTS = "import torch, fms.models.idefics3, fms.utils.generation; torch._dynamo.config"
-
 EMBEDDED = ("tests/checkpoints/tiny-idefics3", "goldens")
+
+_IMPORTS = "import torch, fms.models.idefics3, fms.utils.generation; torch._dynamo.config"
 
 
 def check_cost(checkpoint: str, goldens: str) -> Cost:

@@ -33,9 +33,9 @@ def load_candidate(spec: str, request: CandidateRequest, *, fms_path: Path | Non
 def import_candidate(spec: str, fms_path: Path | None) -> None:
     """Import the code of the candidate that `spec` names, which takes seconds; raise likewise."""
     if spec == FMS:
-        from snapshot_tool.candidates.fms_import import import_fms
+        from snapshot_tool.candidates.fms_import import import_models
 
-        import_fms(fms_path)
+        import_models(fms_path)
     else:
         _find_factory(spec)
 

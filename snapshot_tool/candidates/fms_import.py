@@ -28,7 +28,15 @@ class FmsSource:
 
 
 def import_fms(fms_path: Path | None) -> FmsSource:
-    """Import `fms.models`, from the checkout at `fms_path` before an installed one."""
+    """Import FMS, and say which it is; see `import_models`."""
+    return _describe(import_models(fms_path), is_checkout=fms_path is not None)
+
+
+def import_models(fms_path: Path | None) -> Path:
+    """Import `fms.models`, from the checkout at `fms_path` before an installed one.
+
+    Returns the folder of the package.
+    """
     if fms_path is not None:
         _put_first(fms_path)
     try:
@@ -49,7 +57,7 @@ def import_fms(fms_path: Path | None) -> FmsSource:
             f"fms was imported from {package.parent} before --fms-path {fms_path} could be used",
             "run one FMS in one process",
         )
-    return _describe(package, is_checkout=fms_path is not None)
+    return package
 
 
 def _put_first(fms_path: Path) -> None:
@@ -59,7 +67,10 @@ def _put_first(fms_path: Path) -> None:
             f"--fms-path {fms_path} is no FMS: it has no fms/__init__.py{inside}",
             "pass the root of a foundation-model-stack checkout",
         )
-    sys.path.insert(0, str(fms_path.resolve()))
+    root = str(fms_path.resolve())
+    if sys.path[:1] == [root]:  # it was imported before
+        return
+    sys.path.insert(0, root)
     importlib.invalidate_caches()
     if not package_version(DISTRIBUTION):
         # fms/__init__.py asks for the version of "ibm-fms", which a plain checkout does not have.
