@@ -39,7 +39,7 @@ from snapshot_tool.guards.blame import require_candidates_fault
 from snapshot_tool.guards.guarded import Guarded
 from snapshot_tool.guards.runs import run_guarded
 from snapshot_tool.judge import Judge
-from snapshot_tool.memory import release_free_memory
+from snapshot_tool.memory import release_free_memory, without_collection
 from snapshot_tool.phase_runs import OnePass, Pair, run_phase
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import ORACLE, phase_file
@@ -192,7 +192,8 @@ def load_checker(
     imported_before = "transformers" in sys.modules
     settings = make_deterministic(golden.manifest.seed, strict=False)
     with progress.stage("loading the candidate", 1) as steps:
-        import_candidate(request.candidate, request.fms_path)
+        with without_collection():
+            import_candidate(request.candidate, request.fms_path)
         checkpoint = open_checkpoint()
         candidate = load_candidate(
             request.candidate,

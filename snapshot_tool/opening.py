@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from snapshot_tool.check_request import CheckRequest
 from snapshot_tool.core.interfaces import Progress
 from snapshot_tool.golden_choice import open_checkpoint_of
+from snapshot_tool.memory import without_collection
 from snapshot_tool.store.golden import Golden
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ T = TypeVar("T")
 def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> Checker:
     """Load the candidate from the checkpoint that the golden was recorded from."""
     opened = _begun(lambda: open_checkpoint_of(golden, request.checkpoint))
-    from snapshot_tool.checker import load_checker  # imports torch
+    with without_collection():
+        from snapshot_tool.checker import load_checker  # imports torch
 
     return load_checker(request, golden, progress, open_checkpoint=opened)
 

@@ -35,12 +35,14 @@ def import_fms(fms_path: Path | None) -> FmsSource:
 def import_models(fms_path: Path | None) -> Path:
     """Import `fms.models`, from the checkout at `fms_path` before an installed one.
 
-    Returns the folder of the package.
+    Returns the folder of the package. torch's compiler comes with it: FMS asks for it when it
+    builds a model and when it generates, in the midst of what is timed.
     """
     if fms_path is not None:
         _put_first(fms_path)
     try:
         importlib.import_module("fms.models")
+        importlib.import_module("torch._dynamo")
     except ModuleNotFoundError as error:
         if error.name == "fms":
             raise CandidateUnavailable(

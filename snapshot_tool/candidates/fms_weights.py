@@ -7,7 +7,7 @@ The adapter that FMS loads weights through runs here again: for the names on ten
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +60,11 @@ def require_full_coverage(model: torch.nn.Module, checkpoint: Path, port: FmsPor
 def pair_weights(model: torch.nn.Module, checkpoint: Path, port: FmsPort) -> Iterator[WeightPair]:
     """Yield the checkpoint's weights, adapted as on loading, beside the model's, by layers."""
     own = dict(model.state_dict())
-    with _opened(checkpoint, port) as files:
-        layers = files.layers()
+    with _opened(checkpoint) as files:
+        layers = _layers(files.weights(port))
     for names in layers:
         # Opened for each anew: what was read of mapped files stays in memory until they are closed.
-        with _opened(checkpoint, port) as files:
+        with _opened(checkpoint) as files:
             layer = {name: files.weight(name) for name in names}
             for name, expected in _adapted(model, layer, port).items():
                 actual = _own_weight(own, name)
@@ -103,8 +103,8 @@ def _reference_modules(weight: str, port: FmsPort) -> tuple[str, ...]:
 
 def read_shapes(checkpoint: Path, port: FmsPort) -> dict[str, torch.Tensor]:
     """Return every weight of a checkpoint as a tensor of its shape without data."""
-    with _opened(checkpoint, port) as files:
-        return {name: files.empty(name) for name in files.names}
+    with _opened(checkpoint) as files:
+        return {name: files.weight(name).to("meta") for name in files.weights(port)}
 
 
 def _tied(own: Mapping[str, torch.Tensor], adapted: Mapping[str, Any]) -> set[str]:
@@ -118,28 +118,24 @@ def _listed(names: set[str]) -> str:
     return ", ".join(shown) + (" …" if len(names) > _SHOWN else "")
 
 
+def _layers(names: Iterable[str]) -> list[list[str]]:
+    """Return names in groups that FMS's adapters can fuse: each layer, and all the rest."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        numbered = re.match(r".*?\.\d+\.", name)
+        groups.setdefault(numbered[0] if numbered else "", []).append(name)
+    return list(groups.values())
+
+
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """The open files of a checkpoint: which of them has a weight, by name."""
+    """The open files of a checkpoint: which of them has a tensor, by name."""
 
     holders: Mapping[str, Any]
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The names of all weights."""
-        return list(self.holders)
-
-    def layers(self) -> list[list[str]]:
-        """Return the names in groups that FMS's adapters can fuse: each layer, and all the rest."""
-        groups: dict[str, list[str]] = {}
-        for name in self.holders:
-            numbered = re.match(r".*?\.\d+\.", name)
-            groups.setdefault(numbered[0] if numbered else "", []).append(name)
-        return list(groups.values())
-
-    def empty(self, name: str) -> torch.Tensor:
-        """Return a weight as a tensor of its shape and dtype without data."""
-        return self.weight(name).to("meta")
+    def weights(self, port: FmsPort) -> list[str]:
+        """Return the names of all tensors that are weights."""
+        return [n for n in self.holders if not any(re.search(p, n) for p in port.not_weights)]
 
     def weight(self, name: str) -> torch.Tensor:
         """Return a weight; its memory is the file's until something is computed with it."""
@@ -148,7 +144,7 @@ class _Files:
 
 
 @contextmanager
-def _opened(checkpoint: Path, port: FmsPort) -> Iterator[_Files]:
+def _opened(checkpoint: Path) -> Iterator[_Files]:
     """Open a checkpoint's weights; raise CheckpointUnavailable where they cannot be read."""
     paths = sorted(p for p in checkpoint.glob("*.safetensors") if p.name != _OTHER_LAYOUT)
     if not paths:
@@ -161,5 +157,4 @@ def _opened(checkpoint: Path, port: FmsPort) -> Iterator[_Files]:
             except (SafetensorError, OSError) as error:
                 raise CheckpointUnavailable(f"{path} cannot be read: {error}") from error
             holders.update(dict.fromkeys(file.keys(), file))
-        buffers = [n for n in holders if any(re.search(p, n) for p in port.not_weights)]
-        yield _Files({name: file for name, file in holders.items() if name not in buffers})
+        yield _Files(holders)

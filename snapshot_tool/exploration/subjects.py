@@ -10,7 +10,7 @@ from snapshot_tool.core.questions import Subject
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
 from snapshot_tool.store import parts
-from snapshot_tool.store.compact import recorded
+from snapshot_tool.store.compact import recorded_shape
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import phase_file
 
@@ -22,19 +22,20 @@ def find_subjects(golden: Golden, cases: Sequence[str]) -> dict[str, Subject]:
 
 
 def _subject(golden: Golden, case: str, family: Family) -> Subject:
-    inputs = golden.inputs(case)
+    inputs = golden.text(case)
+    tiles = next(iter(golden.image_input_shape(case, "pixel_values")), 0)
     phases = set()
     # In an encoder every token sees all others: only a decoder's prompts have beginnings.
     padded = not bool(inputs.attention_mask.all())
     if family.generates and not (family.recurrent and padded):
         phases |= {Phase.FORWARD, Phase.GENERATE} & _recorded(golden, case)
-    if _has_tiles_apart(golden, case, family, inputs):
+    if tiles and _has_tiles_apart(golden, case, family, tiles):
         phases |= {Phase.VISION, Phase.CONNECTOR} & _recorded(golden, case)
     generated = 0
     if Phase.GENERATE in phases:
         generated = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))
     tile_id = golden.manifest.checkpoint.config.get(family.tile_id_field)
-    cuts = _cuts(inputs, tile_id if isinstance(tile_id, int) else -1)
+    cuts = _cuts(inputs, tiles, tile_id if isinstance(tile_id, int) else -1)
     return Subject(case, frozenset(phases), cuts, generated, paddable=not family.recurrent)
 
 
@@ -42,22 +43,20 @@ def _recorded(golden: Golden, case: str) -> set[Phase]:
     return {p for p in golden.case(case).phases if phase_file(p) in golden.manifest.files}
 
 
-def _has_tiles_apart(golden: Golden, case: str, family: Family, inputs: CaseInputs) -> bool:
+def _has_tiles_apart(golden: Golden, case: str, family: Family, tiles: int) -> bool:
     """Tell whether vision and connector give each tile a row of its own, by the tile alone."""
-    if inputs.pixel_values is None or inputs.image_sizes is not None:
+    if golden.image_input_shape(case, "image_sizes"):
         return False
     phases = {Phase.VISION, Phase.CONNECTOR} & _recorded(golden, case)
     # The connector is fed with what was recorded of vision.
     return Phase.VISION in phases and all(
-        recorded(golden, case, phase, family.compared[phase]).shape[0] == len(inputs.pixel_values)
-        for phase in phases
+        recorded_shape(golden, case, phase, family.compared[phase])[0] == tiles for phase in phases
     )
 
 
-def _cuts(inputs: CaseInputs, tile_id: int) -> dict[int, int]:
+def _cuts(inputs: CaseInputs, tiles: int, tile_id: int) -> dict[int, int]:
     """Return the tiles within each beginning of the prompt that does not cut a tile in two."""
     ids = inputs.input_ids[0, parts.real_positions(inputs)]
-    tiles = 0 if inputs.pixel_values is None else len(inputs.pixel_values)
     if tiles == 0:
         return dict.fromkeys(range(1, len(ids) + 1), 0)
     before = ids.eq(tile_id).cumsum(0).tolist()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from snapshot_tool.core.errors import PhaseUnsupported, SnapError
 from snapshot_tool.guards.watch import CountProducts, Watch
-from snapshot_tool.memory import tensor_bytes
+from snapshot_tool.memory import fingerprint
 
 _BLAMED = "_raised_by_snaps_candidate"
 
@@ -84,7 +83,7 @@ class Guarded:
     def _call(self, name: str, method: Callable[..., Any], *given: Any, **options: Any) -> Any:
         arguments = _named_arguments(method, given, options)
         inputs = dict(_tensors_in(arguments))
-        before = _checksums(inputs, given)
+        before = _fingerprints(inputs, given)
         try:
             with self._watch.watching(), self._products or nullcontext():
                 answer = method(*given, **options)
@@ -94,8 +93,8 @@ class Guarded:
         except Exception as error:
             setattr(error, _BLAMED, True)
             raise
-        for label, checksum in _checksums(inputs, given).items():
-            if checksum != before[label]:
+        for label, now in _fingerprints(inputs, given).items():
+            if now != before[label]:
                 self._warn(f"{name} overwrote its input {label}")
         self._look_at_answer(name, inputs, outputs)
         copied = name in self._reused or self._recorded is not None
@@ -193,10 +192,10 @@ def _images_in(given: tuple[Any, ...]) -> Iterator[tuple[str, Image.Image]]:
                     yield f"image {index}", image
 
 
-def _checksums(inputs: Mapping[str, torch.Tensor], given: tuple[Any, ...]) -> dict[str, int]:
+def _fingerprints(inputs: Mapping[str, torch.Tensor], given: tuple[Any, ...]) -> dict[str, str]:
     """Return what changes where an input is written to; a copy would take its memory again."""
-    found = {label: zlib.crc32(tensor_bytes(tensor)) for label, tensor in inputs.items()}
-    return found | {label: zlib.crc32(image.tobytes()) for label, image in _images_in(given)}
+    found = {label: fingerprint(tensor) for label, tensor in inputs.items()}
+    return found | {label: fingerprint(image.tobytes()) for label, image in _images_in(given)}
 
 
 def _plain(tensor: torch.Tensor, name: str) -> torch.Tensor:

@@ -66,6 +66,13 @@ def recorded(golden: Golden, case: str, phase: Phase, name: str) -> torch.Tensor
     return kept
 
 
+def recorded_shape(golden: Golden, case: str, phase: Phase, name: str) -> tuple[int, ...]:
+    """Return the shape of a recorded answer; GoldenNotFound without one."""
+    if name in golden.tensor_names(case, phase):
+        return golden.shape(case, phase, name)
+    return tuple(recorded(golden, case, phase, name).shape)
+
+
 def question_tensors(features: torch.Tensor, *, seed: int) -> Tensors:
     """Return what is kept of the connector's question about large features (…, width)."""
     import torch

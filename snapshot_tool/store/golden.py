@@ -32,7 +32,7 @@ from snapshot_tool.store.manifest import (
     load_head,
     load_manifest,
 )
-from snapshot_tool.store.packed import PNG, unpack
+from snapshot_tool.store.packed import PNG, SHAPE, unpack
 from snapshot_tool.store.tensors import TensorFile, open_tensors
 from snapshot_tool.store.transaction import is_being_replaced, recover
 from snapshot_tool.store.verify import (
@@ -274,6 +274,17 @@ class Golden:
         except (ValueError, KeyError) as error:
             raise GoldenDamaged(f"{set_file(self.folder, INPUTS)}: {key}: {error}") from error
 
+    def image_input_shape(self, case: str, name: str) -> tuple[int, ...]:
+        """Return the shape of such a tensor, of which nothing is read; () without one."""
+        key, names = f"{case}/{name}", self.manifest.files[INPUTS].tensors
+        if key + SHAPE in names:
+            return tuple(self._read(INPUTS, key + SHAPE).tolist())
+        return names[key].shape if key in names else ()
+
+    def shape(self, case: str, phase: Phase, name: str) -> tuple[int, ...]:
+        """Return the shape of a recorded output that is kept whole, of which nothing is read."""
+        return self.manifest.files[phase_file(phase)].tensors[f"{case}/{name}"].shape
+
     def whole_output(self, case: str, module: str) -> torch.Tensor | None:
         """Return what a module of the reference returned on a case, where that was kept whole."""
         entry = self.manifest.files.get(OUTPUTS)
@@ -296,6 +307,12 @@ class Golden:
         if file not in self._files:
             self._files[file] = open_tensors(set_file(self.folder, file))
         tensor = self._files[file].read(key)
-        if file != TAPS and tensor.is_floating_point() and bool(tensor.isnan().any()):
+        if file != TAPS and tensor.is_floating_point() and _has_nan(tensor):
             raise GoldenDamaged(f"{self.folder / file} holds NaN in {key}: nothing equals it")
         return tensor
+
+
+def _has_nan(tensor: torch.Tensor) -> bool:
+    """Tell whether an element is NaN: then the sum is, which is quickly added up."""
+    # Infinities of both signs make it one, too.
+    return bool(tensor.sum().isnan()) and bool(tensor.isnan().any())

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TOP_K = 8
-_LOGITS_AT_ONCE = 2**22
+_LOGITS_AT_ONCE = 2**20
 LOGITS = "logits"
 TOKEN_IDS = "token_ids"  # noqa: S105 - a tensor's name
 # The compact record of every position's logits: the greatest, their log-sum-exp, and a sample.

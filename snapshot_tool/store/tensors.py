@@ -45,6 +45,8 @@ _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _BLOCK = 2**20
+# While another thread imports code, a block waits twice for Python's lock: 5 ms each time.
+_LARGE_BLOCK = 2**24
 
 
 # gc=False: a stranger's header may have a million tensors, and nothing here refers to itself.
@@ -137,8 +139,11 @@ def _spans(header: Mapping[str, msgspec.Raw], *, first: int, size: int) -> dict[
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, block = hashlib.sha256(), memoryview(bytearray(_LARGE_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -185,7 +190,10 @@ class TensorFile:
         if key not in self.spans:
             raise GoldenDamaged(f"{self.path} has no {key}")
         span = self.spans[key]
-        tensor = torch.empty(span.shape, dtype=getattr(torch, TORCH_DTYPES[span.dtype]))
+        # By its storage: torch.empty would fill it first, where algorithms are to be deterministic.
+        memory = torch.UntypedStorage(span.end - span.start)  # type: ignore[no-untyped-call]
+        empty = torch.empty(0, dtype=getattr(torch, TORCH_DTYPES[span.dtype]))
+        tensor = empty.set_(memory).reshape(span.shape)
         # The format's bytes are those of memory: little-endian, the last dimension first.
         left = tensor_bytes(tensor)
         try:
