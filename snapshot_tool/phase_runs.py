@@ -64,7 +64,12 @@ def pairs_with(
     if not isinstance(actual, torch.Tensor) or actual.shape != expected.shape:
         # Compared as it is, so that the mismatch of type or shape is named.
         return [Pair(name, expected.sample.new_zeros(()).expand(expected.shape), actual, note)]
-    found = compact(actual, seed=expected.seed, blocks=expected.blocks)
+    found = compact(
+        actual,
+        seed=expected.seed,
+        blocks=expected.blocks,
+        sampled=expected.sample.shape[1],
+    )
     return [
         Pair(f"{name}.sample", expected.sample, found.sample, note),
         Pair(f"{name}.moments", expected.moments, found.moments, note, expected.allowed_of_moments),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LARGE = 2**12  # elements; smaller tensors are kept whole
 MAX_SAMPLE, MIN_SAMPLE, SAMPLED = 2048, 64, 8  # elements of a block: one of eight, in bounds
+MAX_SAMPLES = 2**15  # elements of all blocks, where these are many
 SUMS = 16  # signed sums of a block
 _DEVIATIONS = 8.0
 _ROUNDING = 1e-9  # of float64 sums, in units of the root mean square: another machine may add up
@@ -59,9 +60,11 @@ class CompactTensor:
     def is_consistent(self) -> bool:
         """Whether the parts are as large as the shape and each other ask for."""
         rows, size = len(self.blocks), math.prod(self.shape)
+        # Sets recorded before MAX_SAMPLES was have as large a sample of each of many blocks.
+        sampled = [sample_size(size // max(rows, 1), blocks) for blocks in (rows or 1, 1)]
         return (
             rows == block_count(self.shape)
-            and self.sample.shape == (rows, sample_size(size // rows))
+            and self.sample.shape in [(rows, size) for size in sampled]
             and self.moments.shape == (rows, len(MOMENTS))
             and self.sums.shape == (rows, SUMS)
         )
@@ -104,31 +107,36 @@ def block_count(shape: Sequence[int]) -> int:
 
 
 def compact(
-    tensor: torch.Tensor, *, seed: int, blocks: Sequence[int] | None = None
+    tensor: torch.Tensor,
+    *,
+    seed: int,
+    blocks: Sequence[int] | None = None,
+    sampled: int | None = None,
 ) -> CompactTensor:
     """Return the compact form of a floating-point tensor, at least one element.
 
     blocks: which blocks of the golden's tensor those of this one stand for; all, in order, where
-    nothing else is said.
+    nothing else is said. sampled: of how many elements of a block the golden's sample is.
     """
     import torch
 
     count = block_count(tensor.shape)
     rows = tensor.detach().to("cpu").reshape(count, -1)
     blocks = tuple(range(count)) if blocks is None else tuple(blocks)
-    places = sample_places(rows.shape[1], blocks, seed=seed)
+    sampled = sample_size(rows.shape[1], count) if sampled is None else sampled
+    places = sample_places(rows.shape[1], blocks, seed=seed, size=sampled)
     moments, sums = _summaries(rows, seed=seed)
     sample = torch.stack([row[place] for row, place in zip(rows, places, strict=True)])
     return CompactTensor(tuple(tensor.shape), seed, sample, moments, sums, blocks)
 
 
-def sample_size(numel: int) -> int:
+def sample_size(numel: int, blocks: int) -> int:
     """Return of how many elements of a block a sample is."""
-    return max(MIN_SAMPLE, min(MAX_SAMPLE, numel // SAMPLED))
+    return max(MIN_SAMPLE, min(MAX_SAMPLE, MAX_SAMPLES // blocks, numel // SAMPLED))
 
 
-def sample_places(numel: int, blocks: Sequence[int], *, seed: int) -> list[torch.Tensor]:
-    """Return the sorted places of each block's sample, (at most 2048,) int64."""
+def sample_places(numel: int, blocks: Sequence[int], *, seed: int, size: int) -> list[torch.Tensor]:
+    """Return the sorted places of each block's sample, (size,) int64."""
     import numpy as np
     import torch
 
@@ -136,7 +144,7 @@ def sample_places(numel: int, blocks: Sequence[int], *, seed: int) -> list[torch
     for block in blocks:
         # RandomState: NumPy promises that its stream never changes, unlike Generator's.
         state = np.random.RandomState([seed, block])
-        drawn = np.sort(state.randint(0, numel, size=sample_size(numel), dtype=np.int64))
+        drawn = np.sort(state.randint(0, numel, size=size, dtype=np.int64))
         places.append(torch.from_numpy(drawn))
     return places
 

@@ -172,7 +172,7 @@ class _Planner:
         prepared = self.reference.prepare(named.recipe, images)
         tensors = parts.input_tensors(prepared, images)
         if self.storage is Storage.COMPACT:
-            tensors = pack_inputs(tensors)
+            tensors = pack_inputs(tensors, prepared.image_cuts)
         self.staging.save_part(named.name, INPUTS, tensors)
         if images:
             grids = {"image_grids": prepared.image_grids}

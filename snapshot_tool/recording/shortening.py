@@ -11,6 +11,7 @@ from snapshot_tool.store.compact import (
     compact_tensors,
     is_large,
     make_question,
+    narrowed,
     question_tensors,
 )
 
@@ -36,6 +37,8 @@ class Shortener:
         """Return the compact form of what is large, and the rest as it is."""
         kept = dict(self._question) if phase is Phase.CONNECTOR else {}
         for name, tensor in tensors.items():
-            large = is_large(tensor)
-            kept |= compact_tensors(name, tensor, seed=self.seed) if large else {name: tensor}
+            if is_large(tensor):
+                kept |= compact_tensors(name, tensor, seed=self.seed)
+            else:
+                kept[name] = narrowed(tensor)
         return kept

@@ -120,9 +120,10 @@ class HuggingFaceReference:
             inputs = preparation.encode(text, images, left_padding=recipe.left_padding)
             self._require_taken(inputs)
             grids = preparation.image_grids(images)
+            cuts = preparation.image_cuts(images, grids)
         except _REFUSALS as error:
             raise InputRefused(f"{type(error).__name__}: {_first_line(error)}") from error
-        return PreparedCase(text, inputs, grids)
+        return PreparedCase(text, inputs, grids, cuts)
 
     def forward(
         self,

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
+from transformers.image_utils import ChannelDimension
 
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.recipes import IMAGE_TOKEN
 from snapshot_tool.families.family import Family
+from snapshot_tool.images import to_arrays
 
 _TILED_BATCH = 5  # dimensions: images, tiles, channels, height, width
 
@@ -85,6 +87,21 @@ class Preparation:
         answer = self._image_processor(list(images), return_row_col_info=True)
         grids = [answer["rows"][0], answer["cols"][0]]
         return torch.tensor(grids, dtype=torch.int64).T.contiguous()
+
+    def image_cuts(self, images: Sequence[Image.Image], grids: torch.Tensor) -> torch.Tensor | None:
+        """Return how images are scaled and cut, (images, 4); see PreparedCase.
+
+        By the function that the processor itself asks for the first size (Idefics3's).
+        """
+        processor = self._image_processor
+        first_size = getattr(
+            inspect.getmodule(type(processor)), "get_resize_output_image_size", None
+        )
+        edge = dict(getattr(processor, "size", None) or {}).get("longest_edge")
+        if not images or edge is None or not callable(first_size) or not self._tells_grids():
+            return None
+        sizes = [first_size(to_arrays(i)["pixels"], edge, ChannelDimension.LAST) for i in images]
+        return torch.cat([torch.tensor(sizes), grids], dim=1)[:, [1, 0, 3, 2]]
 
     @property
     def _image_processor(self) -> Any:

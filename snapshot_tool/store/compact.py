@@ -40,6 +40,16 @@ def is_large(tensor: torch.Tensor) -> bool:
     )
 
 
+def narrowed(tensor: torch.Tensor) -> torch.Tensor:
+    """Return many integers in 16 bits where these hold them: the position of every patch, say."""
+    import torch
+
+    if tensor.dtype is not torch.int64 or tensor.numel() <= LARGE:
+        return tensor
+    narrow = tensor.to(torch.int16)
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
+
+
 def compact_tensors(name: str, tensor: torch.Tensor, *, seed: int) -> Tensors:
     """Return what is kept of a large tensor."""
     import torch

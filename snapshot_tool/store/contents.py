@@ -34,6 +34,8 @@ _LAYOUT: dict[str, dict[str, tuple[tuple[str, ...], tuple[int, ...]]]] = {
         r".+\.png": (("U8",), (1,)),
         r".+\.shape": (_WORDS, (1,)),
         r".+\.levels": ((*_FLOATS, "BOOL"), (2,)),
+        r".+\.cuts": (_WORDS, (2,)),
+        r".+\.sha256": (("U8",), (1,)),
         r"image_sizes": (_WORDS, (2,)),
         r"image\.\d+\.pixels": (("U8",), (3,)),
         r"image\.\d+\.palette": (("U8",), (1,)),

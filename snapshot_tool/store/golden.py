@@ -32,7 +32,7 @@ from snapshot_tool.store.manifest import (
     load_head,
     load_manifest,
 )
-from snapshot_tool.store.packed import PNG, SHAPE, unpack
+from snapshot_tool.store.packed import SHAPE, unpack
 from snapshot_tool.store.tensors import TensorFile, open_tensors
 from snapshot_tool.store.transaction import is_being_replaced, recover
 from snapshot_tool.store.verify import (
@@ -261,7 +261,7 @@ class Golden:
         key, names = f"{case}/{name}", self.manifest.files[INPUTS].tensors
         if key in names:
             return self._read(INPUTS, key)
-        if key + PNG not in names:
+        if key + SHAPE not in names:
             return None
 
         def read(part: str) -> torch.Tensor:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from snapshot_tool.core.recipes import IMAGE_KINDS, IMAGE_MODES, ImageRecipe
-from snapshot_tool.images import render
+from snapshot_tool.images import render, to_arrays
+from snapshot_tool.store import packed
 from tests.conftest import CHECKPOINT, ROOT
 
 pytestmark = pytest.mark.record
@@ -63,3 +64,32 @@ def test_the_preprocessor_is_bit_for_bit_hugging_faces(mode: str, *, splitting: 
             equal += 1
     # Two channels cannot be told from rows: Hugging Face takes such images by accident alone.
     assert equal >= (5 if mode == "LA" else 25)
+
+
+@pytest.mark.parametrize("mode", IMAGE_MODES)
+def test_tiles_made_again_from_images_are_hugging_faces_bit_for_bit(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every kind and size that comes as channels of its own; the others stay pictures."""
+    from transformers import AutoImageProcessor
+
+    from snapshot_tool.families import family_of
+    from snapshot_tool.reference.preparation import Preparation
+
+    monkeypatch.setattr(packed, "LARGE_PNG", 0)
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT, local_files_only=True)
+    preparation = Preparation(family_of("idefics3"), processor, pad_token_id=0)
+    state = np.random.RandomState(12)
+    made_again = 0
+    for seed in range(40):
+        width, height = (int(side) for side in state.choice(SIDES, size=2))
+        image = render(ImageRecipe(IMAGE_KINDS[seed % len(IMAGE_KINDS)], width, height, mode, seed))
+        tiles = answer(lambda i=image: processor(i, return_tensors="pt")["pixel_values"][0])
+        if tiles is None:
+            continue
+        pixels = torch.from_numpy(to_arrays(image)["pixels"].copy())
+        cuts = preparation.image_cuts([image], preparation.image_grids([image]))
+        kept = packed.pack_inputs({"pixel_values": tiles, "image.0.pixels": pixels}, cuts)
+        made_again += "pixel_values.cuts" in kept
+        assert torch.equal(packed.unpack_inputs(kept)["pixel_values"], tiles)
+    assert (made_again > 30) == (mode in ("RGB", "RGBA", "CMYK")), made_again

@@ -112,6 +112,26 @@ def test_some_tiles_in_any_order_are_judged_by_their_own_records() -> None:
     assert failing(some, expected[[4, 4, 0]]) != []
 
 
+def test_the_sample_of_many_blocks_is_no_larger_than_that_of_few() -> None:
+    """Three images of 17 tiles take what one takes; each tile has its share."""
+    expected = features(51, 64, 256)
+    kept = compact(expected, seed=SEED)
+    assert kept.sample.shape == (51, 642)
+    assert failing(expected, expected) == []
+    assert failing(kept.of_blocks([50, 3]), expected[[50, 3]]) == []
+    assert failing(kept.of_blocks([50, 3]), expected[[3, 50]]) != []
+
+
+def test_a_set_with_larger_samples_of_many_blocks_is_still_read() -> None:
+    """Those recorded before samples had a common bound have 2,048 elements of each block."""
+    expected = features(51, 64, 256)
+    older = compact(expected, seed=SEED, sampled=2048)
+    assert older.is_consistent
+    assert failing(older, expected) == []
+    assert "x.sample" in failing(older, expected + 1)
+    assert not compact(expected, seed=SEED, sampled=700).is_consistent
+
+
 def test_another_shape_or_type_is_named_as_of_a_whole_tensor() -> None:
     """The reason is the one that a full golden set gives."""
     expected = compact(features(4, 64, 48), seed=SEED)
