@@ -21,7 +21,8 @@ from snapshot_tool.core.errors import (
     UsageError,
 )
 from snapshot_tool.families import family_of
-from snapshot_tool.store.golden import FoundSet, Golden, Selection, find_goldens, select_golden
+from snapshot_tool.store.golden import Golden
+from snapshot_tool.store.selection import FoundSet, Selection, find_goldens, select_golden
 
 
 @dataclass(frozen=True, slots=True)

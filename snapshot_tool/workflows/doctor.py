@@ -10,8 +10,8 @@ from snapshot_tool.checkpoint import is_folder_name
 from snapshot_tool.core.errors import SnapError
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
 from snapshot_tool.families import FAMILIES
-from snapshot_tool.store.golden import FoundSet, find_goldens
 from snapshot_tool.store.manifest import Manifest
+from snapshot_tool.store.selection import FoundSet, find_goldens
 from snapshot_tool.store.verify import find_lasting_damage
 
 

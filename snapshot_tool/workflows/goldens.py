@@ -7,9 +7,10 @@ from pathlib import Path
 
 from snapshot_tool.core.errors import GoldenNotFound, SnapError, UsageError
 from snapshot_tool.core.localisation import Localisation
-from snapshot_tool.store.golden import FoundSet, Selection, find_goldens, open_golden
+from snapshot_tool.store.golden import open_golden
 from snapshot_tool.store.layout import MANIFEST
 from snapshot_tool.store.manifest import Manifest, load_manifest
+from snapshot_tool.store.selection import FoundSet, Selection, find_goldens
 from snapshot_tool.store.verify import find_lasting_damage
 
 

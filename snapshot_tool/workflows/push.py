@@ -9,7 +9,6 @@ from pathlib import Path
 from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, UsageError
 from snapshot_tool.core.interfaces import Progress
 from snapshot_tool.remote import Shared, clean_remote, count_megabytes, open_remote
-from snapshot_tool.store.golden import find_goldens
 from snapshot_tool.store.lock import (
     Lock,
     LockedFile,
@@ -20,6 +19,7 @@ from snapshot_tool.store.lock import (
     lock_set,
 )
 from snapshot_tool.store.manifest import load_manifest
+from snapshot_tool.store.selection import find_goldens
 from snapshot_tool.store.transaction import recording_lock, write_atomically
 from snapshot_tool.store.verify import require_whole, set_file
 

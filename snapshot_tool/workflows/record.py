@@ -30,9 +30,10 @@ from snapshot_tool.recording.assemble import Assembly
 from snapshot_tool.recording.oracle import stage_oracle
 from snapshot_tool.recording.plan import Plan, Settings, make_plan, read_plan
 from snapshot_tool.recording.staging import Staging
-from snapshot_tool.store.golden import Golden, find_goldens, open_golden
+from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.store.layout import MANIFEST, ORACLE, OUTPUTS, SetLocation
 from snapshot_tool.store.manifest import Manifest, Storage
+from snapshot_tool.store.selection import find_goldens
 from snapshot_tool.store.transaction import make_folder, recording_lock
 
 DEFAULT_SEED = 42

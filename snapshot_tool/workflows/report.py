@@ -8,7 +8,8 @@ from pathlib import Path
 from snapshot_tool.core.case_story import CaseStory
 from snapshot_tool.core.errors import GoldenNotFound
 from snapshot_tool.core.report import CheckReport, GoldenIdentity
-from snapshot_tool.store.golden import Selection, find_goldens, open_golden
+from snapshot_tool.store.golden import open_golden
+from snapshot_tool.store.selection import Selection, find_goldens
 from snapshot_tool.stories import tell_stories
 
 

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from snapshot_tool.store.golden import find_goldens
+from snapshot_tool.store.selection import find_goldens
 from tests.families.table import REAL, ROOT, Row, check_set, replace_real, table_lines
 
 NAME = "smollm2-135m-instruct"

@@ -25,8 +25,8 @@ from snapshot_tool.core.phases import PHASES
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.environment import package_version
 from snapshot_tool.reports.run_json import run_to_json
-from snapshot_tool.store.golden import find_goldens
 from snapshot_tool.store.manifest import ManifestHead
+from snapshot_tool.store.selection import find_goldens
 from snapshot_tool.workflows.check import check
 from tests.families.findings import FINDINGS, FINDINGS_AGAIN, REPAIRS
 from tests.families.record import AGAIN, REFUSED, SECONDS

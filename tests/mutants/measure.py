@@ -19,7 +19,8 @@ from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.core.tolerance import Rule
-from snapshot_tool.store.golden import Golden, find_goldens, open_golden
+from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.store.selection import find_goldens
 from snapshot_tool.workflows.check import check
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
 from tests.mutants.exact import exact_answers

@@ -22,9 +22,9 @@ import torch
 
 from snapshot_tool.core.errors import SnapError
 from snapshot_tool.store import transaction
-from snapshot_tool.store.golden import Selection, select_golden
 from snapshot_tool.store.layout import INPUTS, SetLocation
 from snapshot_tool.store.manifest import load_manifest
+from snapshot_tool.store.selection import Selection, select_golden
 from snapshot_tool.store.tensors import describe_file
 from snapshot_tool.store.transaction import commit, recording_lock
 from tests.conftest import CHECKOUT, ROOT

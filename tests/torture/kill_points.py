@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from snapshot_tool.store.golden import find_goldens
 from snapshot_tool.store.manifest import load_manifest
+from snapshot_tool.store.selection import find_goldens
 from snapshot_tool.store.verify import find_damage
 from tests.torture.saboteur import Kind, Saboteur
 

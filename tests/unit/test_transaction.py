@@ -14,9 +14,9 @@ import pytest
 
 from snapshot_tool.core.errors import GoldenLocked, SnapError
 from snapshot_tool.store import transaction
-from snapshot_tool.store.golden import Selection, find_goldens, select_golden
 from snapshot_tool.store.layout import SetLocation
 from snapshot_tool.store.manifest import load_manifest
+from snapshot_tool.store.selection import Selection, find_goldens, select_golden
 from snapshot_tool.store.transaction import (
     commit,
     make_folder,
