@@ -33,6 +33,7 @@ from tests.unit.factory import CHECKPOINT, REVISION, flip_bit, write_golden, wri
 DONE = "done"
 _TOLD_TO_WAIT = "is replaced again and again"
 _PAUSE = 0.02  # seconds between replacements: about as long as one read takes
+_PATIENCE = 100
 
 
 @dataclass(slots=True)
@@ -102,7 +103,10 @@ def _write_other(root: Path) -> None:
 
 
 def write(root: Path, rounds: int, way: str) -> None:
-    """Put one version and the other in place, as a recording does."""
+    """Put one version and the other in place, as a recording does.
+
+    So many times, and on until readers have seen both: on a busy machine they may sleep meanwhile.
+    """
     if way == "renames":
         setattr(transaction, "_exchange", lambda _one, _other: False)  # noqa: B010 - mypy knows its type
     location = SetLocation(root / "goldens", CHECKPOINT, REVISION, "cpu", "float32")
@@ -110,7 +114,9 @@ def write(root: Path, rounds: int, way: str) -> None:
     shutil.copytree(location.revision_folder, versions[0])
     (second,) = (root / "other").glob("*/*")
     shutil.copytree(second, versions[1])
-    for turn in range(rounds):
+    for turn in range(rounds * _PATIENCE):
+        if turn >= rounds and len(list(root.glob("seen-*"))) == len(versions):
+            break
         staged = location.work_folder / "cpu-float32" / "tree"
         with recording_lock(location):
             shutil.copytree(versions[(turn + 1) % 2], staged)
@@ -125,7 +131,9 @@ def read(root: Path) -> None:
     failures: list[str] = []
     while not (root / DONE).exists() or not versions:
         try:
-            versions[_read_once(root / "goldens")] += 1
+            version = _read_once(root / "goldens")
+            versions[version] += 1
+            (root / f"seen-{version}").touch()
             # The first time imports what reading needs, which takes longer than many replacements.
             (root / f"ready-{os.getpid()}").touch()
         except SnapError as error:
