@@ -21,8 +21,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import PIL
-
 from snapshot_tool.store.resized import (
     CHANNELS,
     Cut,
@@ -109,6 +107,7 @@ def unpack(name: str, read: Read) -> torch.Tensor:
 
 def _made_again(name: str, shape: Sequence[int], cuts: list[Cut], read: Read) -> torch.Tensor:
     """Return the bytes of tiles, made of the images beside them, (tiles * side, side, 3) uint8."""
+    import PIL
     import torch
 
     side = shape[-1] if len(shape) else 0

@@ -11,18 +11,20 @@ tile, transparency over white.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
 
-Bytes = NDArray[np.uint8]
+    Bytes: TypeAlias = NDArray[np.uint8]
+
 # Of an image: width and height that it is scaled to at first, columns and rows of its tiles (0 and
 # 0: it is one tile).
 Cut = Sequence[int]
 
 CHANNELS = (3, 4)  # of images that are scaled as they are; palettes, say, are not
-_LANCZOS = Image.Resampling.LANCZOS
 
 
 def count_tiles(cuts: Sequence[Cut]) -> int:
@@ -43,6 +45,9 @@ def cut_tiles(images: Sequence[Bytes], cuts: Sequence[Cut], *, side: int) -> Byt
 
     images: (height, width, 3 or 4) each.
     """
+    import numpy as np
+    from PIL import Image
+
     tiles = [
         tile
         for pixels, cut in zip(images, cuts, strict=True)
@@ -53,6 +58,8 @@ def cut_tiles(images: Sequence[Bytes], cuts: Sequence[Cut], *, side: int) -> Byt
 
 def number_values(picture: Bytes) -> Bytes:
     """Return for each byte which of its channel's values it is, counted from the least."""
+    import numpy as np
+
     numbered = np.empty_like(picture)
     for channel in range(picture.shape[-1]):
         plane = picture[..., channel]
@@ -62,16 +69,21 @@ def number_values(picture: Bytes) -> Bytes:
 
 
 def _tiles(image: Image.Image, cut: Cut, side: int) -> Iterator[Bytes]:
+    from PIL.Image import Resampling
+
     width, height, columns, rows = cut
-    scaled = image.resize((width, height), _LANCZOS)
-    scaled = scaled.resize((max(columns, 1) * side, max(rows, 1) * side), _LANCZOS)
+    scaled = image.resize((width, height), Resampling.LANCZOS)
+    scaled = scaled.resize((max(columns, 1) * side, max(rows, 1) * side), Resampling.LANCZOS)
     for row in range(rows):
         for column in range(columns):
             x, y = column * side, row * side
             yield _over_white(scaled.crop((x, y, x + side, y + side)))
-    yield _over_white(scaled.resize((side, side), _LANCZOS))
+    yield _over_white(scaled.resize((side, side), Resampling.LANCZOS))
 
 
 def _over_white(image: Image.Image) -> Bytes:
+    import numpy as np
+    from PIL import Image
+
     white = Image.new("RGBA", image.size, (255, 255, 255))
     return np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
