@@ -64,7 +64,7 @@ class CompactTensor:
         sampled = [sample_size(size // max(rows, 1), blocks) for blocks in (rows or 1, 1)]
         return (
             rows == block_count(self.shape)
-            and self.sample.shape in [(rows, size) for size in sampled]
+            and self.sample.shape in [(rows, elements) for elements in sampled]
             and self.moments.shape == (rows, len(MOMENTS))
             and self.sums.shape == (rows, SUMS)
         )

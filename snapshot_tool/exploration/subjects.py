@@ -50,7 +50,8 @@ def _has_tiles_apart(golden: Golden, case: str, family: Family, tiles: int) -> b
     phases = {Phase.VISION, Phase.CONNECTOR} & _recorded(golden, case)
     # The connector is fed with what was recorded of vision.
     return Phase.VISION in phases and all(
-        recorded_shape(golden, case, phase, family.compared[phase])[0] == tiles for phase in phases
+        recorded_shape(golden, case, phase, family.compared[phase])[:1] == (tiles,)
+        for phase in phases
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,17 @@ class Preparation:
     def image_cuts(self, images: Sequence[Image.Image], grids: torch.Tensor) -> torch.Tensor | None:
         """Return how images are scaled and cut, (images, 4); see PreparedCase.
 
-        By the function that the processor itself asks for the first size (Idefics3's).
+        By the function that Idefics3's processor itself asks for the first size. The one of its
+        fast twin takes other arguments: it scales by torchvision, and nothing else does alike.
         """
         processor = self._image_processor
-        first_size = getattr(
-            inspect.getmodule(type(processor)), "get_resize_output_image_size", None
-        )
-        edge = dict(getattr(processor, "size", None) or {}).get("longest_edge")
-        if not images or edge is None or not callable(first_size) or not self._tells_grids():
+        module = inspect.getmodule(type(processor))
+        first_size = getattr(module, "get_resize_output_image_size", None)
+        size = getattr(processor, "size", None)
+        edge = size.get("longest_edge") if isinstance(size, Mapping) else None
+        if not images or edge is None or first_size is None or not self._tells_grids():
+            return None
+        if "input_data_format" not in inspect.signature(first_size).parameters:
             return None
         sizes = [first_size(to_arrays(i)["pixels"], edge, ChannelDimension.LAST) for i in images]
         return torch.cat([torch.tensor(sizes), grids], dim=1)[:, [1, 0, 3, 2]]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from snapshot_tool.core.recipes import IMAGE_KINDS, IMAGE_MODES, ImageRecipe
+from snapshot_tool.families import family_of
 from snapshot_tool.images import render, to_arrays
 from snapshot_tool.store import packed
 from tests.conftest import CHECKPOINT, ROOT
@@ -38,6 +39,16 @@ def answer(process: Any) -> torch.Tensor | None:
         return torch.as_tensor(process())
     except (ValueError, TypeError):
         return None
+
+
+def load_preparation() -> Any:
+    """Load the reference's side of preprocessing, which imports transformers."""
+    from transformers import AutoImageProcessor
+
+    from snapshot_tool.reference.preparation import Preparation
+
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT, local_files_only=True)
+    return Preparation(family_of("idefics3"), processor, pad_token_id=0)
 
 
 @pytest.mark.parametrize("splitting", [True, False], ids=["tiles", "whole"])
@@ -71,14 +82,9 @@ def test_tiles_made_again_from_images_are_hugging_faces_bit_for_bit(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of every kind and size that comes as channels of its own; the others stay pictures."""
-    from transformers import AutoImageProcessor
-
-    from snapshot_tool.families import family_of
-    from snapshot_tool.reference.preparation import Preparation
-
     monkeypatch.setattr(packed, "LARGE_PNG", 0)
-    processor = AutoImageProcessor.from_pretrained(CHECKPOINT, local_files_only=True)
-    preparation = Preparation(family_of("idefics3"), processor, pad_token_id=0)
+    preparation = load_preparation()
+    processor = preparation.processor
     state = np.random.RandomState(12)
     made_again = 0
     for seed in range(40):
@@ -93,3 +99,19 @@ def test_tiles_made_again_from_images_are_hugging_faces_bit_for_bit(
         made_again += "pixel_values.cuts" in kept
         assert torch.equal(packed.unpack_inputs(kept)["pixel_values"], tiles)
     assert (made_again > 30) == (mode in ("RGB", "RGBA", "CMYK")), made_again
+
+
+def test_a_processor_that_scales_otherwise_tells_no_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Idefics3's fast one, whose function of the same name takes no data format."""
+    from transformers.models.idefics3 import image_processing_idefics3
+
+    preparation = load_preparation()
+    images = [render(ImageRecipe("shapes", 40, 50))]
+    grids = preparation.image_grids(images)
+    cuts = preparation.image_cuts(images, grids)
+    assert cuts is not None
+    assert cuts.tolist() == [[102, 128, 4, 4]]
+    monkeypatch.setattr(
+        image_processing_idefics3, "get_resize_output_image_size", lambda _image, _edge: (128, 102)
+    )
+    assert preparation.image_cuts(images, grids) is None
