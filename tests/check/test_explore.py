@@ -11,7 +11,7 @@ import pytest
 
 from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
 from snapshot_tool.core.errors import PhaseUnsupported, UsageError
-from snapshot_tool.core.interfaces import CandidateRequest
+from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.questions import KINDS, Batch, Prefix, Prompt, parse_question
 from snapshot_tool.core.results import Verdict, tolerance_used
@@ -98,10 +98,8 @@ def test_a_vision_encoder_has_tiles_and_no_prompt(
     golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A family without text has no tokens at all."""
-    inputs = golden.inputs("variant-04")
-    nothing = inputs.input_ids[:, :0]
-    bare = replace(inputs, input_ids=nothing, attention_mask=nothing)
-    monkeypatch.setattr(Golden, "inputs", lambda _golden, _case: bare)
+    nothing = golden.text("variant-04").input_ids[:, :0]
+    monkeypatch.setattr(Golden, "text", lambda _golden, _case: CaseInputs(nothing, nothing))
     encoder = replace(IDEFICS3, phases=(Phase.PREPROCESSING, Phase.VISION))
     monkeypatch.setattr(subjects_module, "family_of", lambda _name: encoder)
     (subject,) = find_subjects(golden, ["variant-04"]).values()
