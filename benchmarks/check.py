@@ -119,7 +119,7 @@ def main() -> None:
         "numbers vision patches otherwise, so what it compares differs; the work is the same. The "
         "shortest case (one image) runs forward without a cache as well, for a port may be wrong "
         "without one: there are two passes over its prompt. What the imports take, whoever runs "
-        "the candidate must pay: no check of the embedded checkpoint can be quicker.",
+        "the candidate must pay, but for Python's search for garbage among what is imported.",
     )
 
 
