@@ -59,12 +59,13 @@ class CompactTensor:
     @property
     def is_consistent(self) -> bool:
         """Whether the parts are as large as the shape and each other ask for."""
-        rows, size = len(self.blocks), math.prod(self.shape)
+        rows = block_count(self.shape)
+        numel = math.prod(self.shape) // rows
         # Sets recorded before MAX_SAMPLES was have as large a sample of each of many blocks.
-        sampled = [sample_size(size // max(rows, 1), blocks) for blocks in (rows or 1, 1)]
+        samples = [(rows, sample_size(numel, blocks)) for blocks in (rows, 1)]
         return (
-            rows == block_count(self.shape)
-            and self.sample.shape in [(rows, elements) for elements in sampled]
+            len(self.blocks) == rows
+            and self.sample.shape in samples
             and self.moments.shape == (rows, len(MOMENTS))
             and self.sums.shape == (rows, SUMS)
         )

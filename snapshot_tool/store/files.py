@@ -2,7 +2,7 @@
 
 import os
 import stat
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
 
 from snapshot_tool.core.errors import GoldenDamaged
@@ -38,7 +38,7 @@ def open_plain(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def file_size(file: BufferedReader) -> int:
+def file_size(file: BufferedReader | FileIO) -> int:
     """Return the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
 

@@ -139,8 +139,10 @@ def _spans(header: Mapping[str, msgspec.Raw], *, first: int, size: int) -> dict[
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(_LARGE_BLOCK))
+    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
+        # No larger than the file: most files of a checkpoint are small, and a block is zeroed.
+        block = memoryview(bytearray(min(_LARGE_BLOCK, max(1, file_size(file)))))
         while count := file.readinto(block):
             digest.update(block[:count])
     return digest.hexdigest()

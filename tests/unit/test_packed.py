@@ -105,7 +105,7 @@ def test_parts_that_make_nothing_are_refused(part: str, value: object, problem: 
 
 
 SIDE = 96
-# Two images of noise: 4 by 4 tiles and the whole, then 2 by 1 and the whole.
+# Of three images: 4 by 4 tiles and the whole, 2 by 1 and the whole, the whole alone.
 CUTS = torch.tensor([[384, 384, 4, 4], [190, 94, 2, 1], [40, 90, 0, 0]])
 
 
