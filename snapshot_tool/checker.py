@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import cast
 
 from snapshot_tool.candidates import import_candidate, load_candidate
-from snapshot_tool.case_localisation import localise_case
 from snapshot_tool.check_request import CheckRequest, choose_rule, shortest_case
 from snapshot_tool.checkpoint import Checkpoint
 from snapshot_tool.core.errors import PhaseUnsupported, SnapError
@@ -34,7 +33,6 @@ from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.exploration.probe import require_worked_out
 from snapshot_tool.generation import GenerationExplainer
-from snapshot_tool.grafting import graft_module
 from snapshot_tool.guards.blame import require_candidates_fault
 from snapshot_tool.guards.guarded import Guarded
 from snapshot_tool.guards.runs import run_guarded
@@ -144,6 +142,8 @@ class Checker:
         """Put the golden's output in the place of the module that the request names."""
         if not self.request.graft:
             return None
+        from snapshot_tool.grafting import graft_module  # hardly ever asked for
+
         checker = replace(self, reuse=None)
         if ORACLE in self.golden.manifest.files:
             # On a small case a fault may stay within the table.
@@ -303,5 +303,7 @@ def _localise(checker: Checker, results: tuple[Result, ...]) -> Localisation | N
         return None
     if first is not None and first.phase is Phase.PREPROCESSING:
         return None
+    from snapshot_tool.case_localisation import localise_case  # not where all is well
+
     name = first.case if first else results[0].case
     return localise_case(checker.candidate, checker.golden, name, dtype=checker.judge.dtype)

@@ -11,6 +11,7 @@ from snapshot_tool.cli.options import goldens_option
 
 if TYPE_CHECKING:
     from snapshot_tool.store.manifest import Manifest
+    from snapshot_tool.store.selection import FoundSet
 
 _DAMAGED = 3
 
@@ -25,18 +26,20 @@ def list_command(*, goldens: Path) -> int:
     if not found:
         click.echo(f"no golden set in {goldens}")
         return 0
-    for item in found:
-        manifest = item.manifest
-        if manifest is None:
-            click.echo(f"{item.folder}  unreadable: {item.problem}")
-            continue
-        size = sum(entry.size for entry in manifest.files.values()) / 1e6
-        click.echo(
-            f"{manifest.checkpoint.name}  {manifest.checkpoint.revision[:12]}  "
-            f"{manifest.device}-{manifest.dtype}  version {manifest.golden_version}  "
-            f"{len(manifest.cases)} cases  {size:.1f} MB"
-        )
+    click.echo("\n".join(map(_summary, found)))
     return _DAMAGED if any(item.manifest is None for item in found) else 0
+
+
+def _summary(found: FoundSet) -> str:
+    manifest = found.manifest
+    if manifest is None:
+        return f"{found.folder}  unreadable: {found.problem}"
+    size = sum(entry.size for entry in manifest.files.values()) / 1e6
+    return (
+        f"{manifest.checkpoint.name}  {manifest.checkpoint.revision[:12]}  "
+        f"{manifest.device}-{manifest.dtype}  version {manifest.golden_version}  "
+        f"{len(manifest.cases)} cases  {size:.1f} MB"
+    )
 
 
 @click.command("show", short_help="Show a golden set.", epilog="Example: snap show cpu-float32")

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.table import Column
 
-# Last in the line, and cut off at its end: the bar stays where it is.
-_SHORTENED = Column(no_wrap=True, overflow="ellipsis")
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 class TerminalProgress:
@@ -31,17 +24,10 @@ class TerminalProgress:
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Iterator[int]]:
         """Draw a stage of `total` steps while the block runs."""
-        progress = Progress(
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", table_column=_SHORTENED),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        # Not even started where nobody looks: rich 13.9 ends a disabled one with an empty line.
-        with nullcontext() if progress.disable else progress:
+        if not self._console.is_terminal:
+            yield count(1)
+            return
+        with _bar(self._console) as progress:
             task = progress.add_task(title, total=total)
             self._describe = lambda what: progress.update(task, description=f"{title}: {what}")
             try:
@@ -58,13 +44,33 @@ class TerminalProgress:
         click.echo(message, err=True)
 
 
+def _bar(console: Console) -> Progress:
+    # Only here: what nobody looks at is not imported either.
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+    from rich.table import Column
+
+    return Progress(
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        # Last in the line, and cut off at its end: the bar stays where it is.
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        console=console,
+        transient=True,
+    )
+
+
 def _describe_nothing(_what: str) -> None:
     """Outside of a stage there is nothing to describe."""
 
 
 def _counting(progress: Progress, task: TaskID) -> Iterator[int]:
-    step = 0
-    while True:
-        step += 1
+    for step in count(1):
         progress.advance(task)
         yield step

@@ -118,10 +118,15 @@ class Draws(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     reasons: dict[Text, Count]
 
 
-class CaseEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One case: its recipe, the text that the tokenizer was given, and what applies to it."""
+class CaseHead(msgspec.Struct, frozen=True, kw_only=True):
+    """One case, whatever is in it."""
 
     name: CaseName
+
+
+class CaseEntry(CaseHead, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One case: its recipe, the text that the tokenizer was given, and what applies to it."""
+
     origin: Text
     recipe: Any  # decoded in two steps, so that recipes validate themselves: see `case_recipe`
     text: str
@@ -154,10 +159,11 @@ class Storage(StrEnum):
     COMPACT = "compact"
 
 
-class ManifestHead(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
-):
-    """All of manifest.json but its tensors."""
+class ManifestHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """All of manifest.json but what is long: of a thousand sets one is read whole.
+
+    Passed over are what is in a case and in a file, the modules of the taps and the environment.
+    """
 
     schema_version: Positive
     golden_version: Positive
@@ -166,12 +172,10 @@ class ManifestHead(
     device: Device
     dtype: Dtype
     seed: Count
-    environment: dict[Text, Text]
     draws: Draws
     generation: GenerationEntry
-    cases: tuple[CaseEntry, ...]
+    cases: tuple[CaseHead, ...]
     tolerances: dict[Phase, PhaseTolerance]
-    taps: TapsEntry
     files: Mapping[str, FileHead]
     storage: Storage = Storage.FULL
 
@@ -189,6 +193,9 @@ class Manifest(
 ):
     """The whole of manifest.json."""
 
+    environment: dict[Text, Text]
+    cases: tuple[CaseEntry, ...]
+    taps: TapsEntry
     files: dict[str, FileEntry]
 
 
@@ -229,6 +236,7 @@ def decode(data: bytes, *, source: Path) -> Manifest:
     """Return the manifest; raise ManifestInvalid, naming the field, where it breaks the schema."""
     manifest = _decode(data, Manifest, source=source)
     with _explained(source):
+        _require_consistent(manifest)
         _require_known_cases(manifest)
     return manifest
 
@@ -244,7 +252,6 @@ def _decode(data: bytes, kind: type[_Kind], *, source: Path) -> _Kind:
             _require_known_schema(written, source)
             raise
         _require_known_schema(manifest.schema_version, source)
-        _require_consistent(manifest)
     return manifest
 
 
@@ -268,19 +275,19 @@ def _explained(source: Path) -> Iterator[None]:
         ) from error
 
 
-def _require_consistent(manifest: ManifestHead) -> None:
+def _require_consistent(manifest: Manifest) -> None:
     """Raise ValueError where parts of a manifest contradict each other."""
-    names = [case.name for case in manifest.cases]
-    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
-    if times > 1:
+    names = Counter(case.name for case in manifest.cases)
+    if len(names) < len(manifest.cases):
+        name, times = names.most_common(1)[0]
         raise ValueError(f"case {name} is there {times} times")
     for case in manifest.cases:
         images = len(case_recipe(case).recipe.images)
         if images != case.images:
             raise ValueError(f"case {case.name} has {case.images} images and a recipe of {images}")
-        without = [phase.value for phase in case.phases if phase not in manifest.tolerances]
-        if without:
-            raise ValueError(f"case {case.name} has phase {without[0]}, which has no tolerance")
+        for phase in case.phases:
+            if phase not in manifest.tolerances:
+                raise ValueError(f"case {case.name} has phase {phase}, which has no tolerance")
 
 
 def _require_known_cases(manifest: Manifest) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, SnapError, UsageError
-from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.store.layout import SetLocation, find_set_folders, folder_identities
 from snapshot_tool.store.manifest import ManifestHead, load_head
 from snapshot_tool.store.transaction import is_being_replaced, recover
+
+if TYPE_CHECKING:
+    from snapshot_tool.store.golden import Golden
 
 _TRIES = 20
 
@@ -89,6 +92,8 @@ def select_golden(
     found = find_goldens(root) if found is None else found
     matching = [s for s in found if s.manifest is not None and selection.matches(s.manifest)]
     if len(matching) == 1:
+        from snapshot_tool.store.golden import open_golden  # whoever only lists opens none
+
         return open_golden(matching[0].folder)
     if matching:
         names = ", ".join(s.manifest.title for s in matching if s.manifest)

@@ -7,6 +7,8 @@ absent, not even for an instant; elsewhere a recording killed between two rename
 `recover`, which every reader calls.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import os
@@ -15,12 +17,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from snapshot_tool.core.errors import GoldenLocked, SnapError
 from snapshot_tool.store.files import leaves_root
 from snapshot_tool.store.layout import WORK_FOLDER, SetLocation
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -46,19 +50,22 @@ def recording_lock(location: SetLocation) -> Iterator[None]:
     if not ignore.exists():
         ignore.write_text("*\n", encoding="utf-8")
     try:
-        with _revision_lock(location.work_folder):
-            # Before anyone asks whether the set is recorded already.
-            _put_back(location.work_folder / _REPLACED, location.root)
-            yield
-    except Timeout:
+        held = _revision_lock(location.work_folder).acquire()
+    except TimeoutError:
         raise GoldenLocked(
             f"another process is recording {location.checkpoint} at "
             f"{location.revision[:12]} in {location.root}",
             "wait until it has ended",
         ) from None
+    with held:
+        # Before anyone asks whether the set is recorded already.
+        _put_back(location.work_folder / _REPLACED, location.root)
+        yield
 
 
 def _revision_lock(work_folder: Path, *, seconds: float = 0) -> FileLock:
+    from filelock import FileLock  # readers hardly ever need it
+
     return FileLock(work_folder / _LOCK, timeout=seconds)
 
 
@@ -128,7 +135,7 @@ def recover(root: Path) -> None:
         if _place_of(replaced, root).exists() or leaves_root(replaced.parent / _LOCK, root):
             continue
         with (
-            contextlib.suppress(OSError, Timeout),
+            contextlib.suppress(OSError),  # the time that runs out is one as well
             _revision_lock(replaced.parent, seconds=_PATIENCE),
         ):
             _put_back(replaced, root)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from snapshot_tool.core.errors import GoldenNotFound, SnapError, UsageError
-from snapshot_tool.core.localisation import Localisation
-from snapshot_tool.store.golden import open_golden
 from snapshot_tool.store.layout import MANIFEST
 from snapshot_tool.store.manifest import Manifest, load_manifest
 from snapshot_tool.store.selection import FoundSet, Selection, find_goldens
 from snapshot_tool.store.verify import find_lasting_damage
+
+if TYPE_CHECKING:
+    from snapshot_tool.core.localisation import Localisation
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def locate_drift(one_folder: Path, other_folder: Path) -> Localisation | None:
     The first case whose modules differ tells; None where those of no case do.
     """
     from snapshot_tool.localise import localise
+    from snapshot_tool.store.golden import open_golden
 
     one, other = open_golden(one_folder), open_golden(other_folder)
     shared = {case.name for case in other.manifest.cases}

@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from snapshot_tool.store.manifest import load_manifest
 from snapshot_tool.store.selection import find_goldens
 from tests.families.table import REAL, ROOT, Row, check_set, replace_real, table_lines
 
@@ -51,7 +52,7 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "families.md")
     arguments = parser.parse_args()
     out: Path = arguments.out.resolve()
-    (manifest,) = (s.manifest for s in find_goldens(out / "goldens") if s.manifest)
+    (manifest,) = (load_manifest(s.folder) for s in find_goldens(out / "goldens"))
     row = check_set(NAME, manifest, out)
     text = section(row)
     replace_real(arguments.docs, text)

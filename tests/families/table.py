@@ -25,7 +25,7 @@ from snapshot_tool.core.phases import PHASES
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.environment import package_version
 from snapshot_tool.reports.run_json import run_to_json
-from snapshot_tool.store.manifest import ManifestHead
+from snapshot_tool.store.manifest import Manifest, load_manifest
 from snapshot_tool.store.selection import find_goldens
 from snapshot_tool.workflows.check import check
 from tests.families.findings import FINDINGS, FINDINGS_AGAIN, REPAIRS
@@ -41,7 +41,7 @@ class Row:
     """What came out for one checkpoint; `report` is None where FMS could not load it."""
 
     name: str
-    manifest: ManifestHead
+    manifest: Manifest
     report: Any
     problem: str
     seconds: float
@@ -71,7 +71,7 @@ class Row:
 
 
 def check_set(
-    name: str, manifest: ManifestHead, out: Path, *, candidate: str = "fms", below: str = ""
+    name: str, manifest: Manifest, out: Path, *, candidate: str = "fms", below: str = ""
 ) -> Row:
     """Check one golden set, of those in `out` or in a folder there, with the installed FMS."""
     began = time.perf_counter()
@@ -94,7 +94,7 @@ def check_embedded() -> Row:
     answer = subprocess.run(
         [*command, "--json", "-"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    (found,) = (s.manifest for s in find_goldens(ROOT / "goldens") if s.manifest)
+    (found,) = (load_manifest(s.folder) for s in find_goldens(ROOT / "goldens"))
     seconds = time.perf_counter() - began
     return Row("tiny-idefics3", found, json.loads(answer.stdout), "", seconds)
 
@@ -246,9 +246,9 @@ def replace_real(path: Path, text: str) -> None:
     path.write_text(f"{rest.rstrip()}\n\n{text}", encoding="utf-8")
 
 
-def _recorded(folder: Path) -> list[tuple[str, ManifestHead]]:
+def _recorded(folder: Path) -> list[tuple[str, Manifest]]:
     """Return the golden sets below a folder, by the names of their checkpoints."""
-    found = [s.manifest for s in find_goldens(folder / "goldens") if s.manifest]
+    found = [load_manifest(s.folder) for s in find_goldens(folder / "goldens")]
     return sorted((m.checkpoint.name.removeprefix("local/"), m) for m in found)
 
 
