@@ -19,11 +19,13 @@ from snapshot_tool.core.tolerance import Tolerance
 if TYPE_CHECKING:
     import torch
 
-# Elements; no power of two. Five such rows of float32 stay in the processor's cache, and threads
-# hand over Python's lock three times less often than with a third of it.
-_BLOCK = 150_000
+# Elements; no power of two. Six such rows of float32 stay in the processor's last cache. Threads
+# hand over Python's lock at each operation, which takes as long as it does: so no smaller ones.
+_BLOCK = 250_000
 _PIECE = 2**22  # elements that are copied at once of a tensor that is not contiguous
-_SHARE = 8  # blocks that a thread takes at once
+_SHARE = 12  # blocks that a thread takes at once, and
+_SHARES = 4  # how many shares a thread has at least, where there are as many blocks
+_THREADS = 8  # more would read no faster, and each has 4 MB of its own
 # Differences whose squares float32 holds: neither 0 nor Inf, and their sum over a block neither.
 _LEAST, _MOST = 1e-15, 1e16
 _MARGIN = 1e-6  # of a difference: more than float32 loses of it (6e-8 for each of two operations)
@@ -54,8 +56,10 @@ def measure_blocks(
     found: list[BlockFigures] = []
     with _one_thread_for_each_operation() as threads, ThreadPoolExecutor(threads) as pool:
         for start, one, other in _pieces(expected, actual):
-            shares = range(0, one.numel(), _SHARE * _BLOCK)
-            work = _Worker(one, other, tolerance, start)
+            blocks = math.ceil(one.numel() / _BLOCK)
+            size = max(1, min(_SHARE, blocks // (_SHARES * threads))) * _BLOCK
+            shares = range(0, one.numel(), size)
+            work = _Worker(one, other, tolerance, start, size)
             # Threads cost more than one share does.
             done = pool.map(work, shares) if len(shares) > 1 else map(work, shares)
             found += (figures for share in done for figures in share)
@@ -64,7 +68,7 @@ def measure_blocks(
 
 @contextmanager
 def _one_thread_for_each_operation() -> Iterator[int]:
-    """Let no operation of torch be spread over threads; yield how many torch otherwise has.
+    """Let no operation of torch be spread over threads; yield over how many to share blocks.
 
     So blocks can be shared out, and a sum does not depend on the number of threads.
     """
@@ -73,7 +77,7 @@ def _one_thread_for_each_operation() -> Iterator[int]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield threads
+        yield min(threads, _THREADS)
     finally:
         torch.set_num_threads(threads)
 
@@ -110,22 +114,23 @@ def _pieces(
 
 @dataclass(frozen=True, slots=True)
 class _Worker:
-    """Measures a share of the blocks."""
+    """Measures a share of the blocks, `size` elements."""
 
     expected: torch.Tensor
     actual: torch.Tensor
     tolerance: Tolerance
     first: int
+    size: int
 
     def __call__(self, begin: int) -> list[BlockFigures]:
         import torch
 
-        end = min(begin + _SHARE * _BLOCK, self.expected.numel())
+        end = min(begin + self.size, self.expected.numel())
         with torch.inference_mode():
-            space = torch.empty(3, min(_BLOCK, end - begin))
+            space = _Space(min(_BLOCK, end - begin))
             return [self._measure(start, space) for start in range(begin, end, _BLOCK)]
 
-    def _measure(self, start: int, space: torch.Tensor) -> BlockFigures:
+    def _measure(self, start: int, space: _Space) -> BlockFigures:
         block = slice(start, start + _BLOCK)
         expected, actual = self.expected[block].to("cpu"), self.actual[block].to("cpu")
         place = self.first + start
@@ -134,6 +139,22 @@ class _Worker:
             if found is not None:
                 return found
         return _Exact(expected, actual, self.tolerance).figures(place)
+
+
+class _Space:
+    """Where a block's rows and figures are put.
+
+    Figures are read all at once: threads hand over Python's lock at each step, which takes longer
+    than the step does where a machine is slow to wake them.
+    """
+
+    def __init__(self, length: int) -> None:
+        import torch
+
+        self.rows = torch.empty(4, length)
+        self.figures = torch.empty(7)
+        self.greatest, self.sum_abs = self.figures[:3], self.figures[3]
+        self.squares = self.figures[4:].unbind()
 
 
 def _is_narrow(dtype: torch.dtype) -> bool:
@@ -146,26 +167,29 @@ def _in_float32(
     expected: torch.Tensor,
     actual: torch.Tensor,
     tolerance: Tolerance,
-    space: torch.Tensor,
+    space: _Space,
     start: int,
 ) -> BlockFigures | None:
     """Return a block's figures, or None where float32 does not decide."""
     import torch
 
-    diff, magnitude, other = space[:, : len(expected)]
+    rows = space.rows[:, : len(expected)]
+    diff, relative, beyond, magnitude = rows.unbind()
     torch.sub(actual, expected, out=diff).abs_()
-    max_abs = float(diff.max())
-    if not (max_abs == 0 or _LEAST < max_abs < _MOST):
-        return None
     torch.abs(expected, out=magnitude)
-    relative = torch.div(diff, magnitude, out=other)
-    max_rel = float(relative.max())
+    torch.div(diff, magnitude, out=relative)
+    torch.add(diff, magnitude, alpha=-tolerance.rtol, out=beyond)
+    torch.amax(rows[:3], dim=1, out=space.greatest)
+    torch.sum(diff, dim=0, out=space.sum_abs)
+    for one, square in zip((diff, expected, actual), space.squares, strict=True):
+        torch.dot(one, one, out=square)
+    max_abs, max_rel, greatest, sum_abs, *squares = space.figures.tolist()
+    if not (max_abs == 0 or _LEAST < max_abs < _MOST) or not all(map(math.isfinite, squares)):
+        return None
     if math.isnan(max_rel):  # 0 / 0: no difference
-        max_rel = float(relative.nan_to_num_(nan=0.0, posinf=math.inf).max())
+        max_rel = float(relative.nan_to_num_(nan=0.0, posinf=math.inf).amax())
     if math.isinf(max_rel) and bool(expected[relative.isinf()].all()):  # too large for float32
         return None
-    beyond = torch.add(diff, magnitude, alpha=-tolerance.rtol, out=other)
-    greatest = float(beyond.max())
     margin = _MARGIN * max_abs
     mismatched = 0
     if greatest > tolerance.atol - margin:
@@ -174,14 +198,11 @@ def _in_float32(
         if mismatched != int(torch.count_nonzero(near)):
             edge = (near & (beyond <= tolerance.atol + margin)).nonzero()[:, 0]
             mismatched += _Exact(expected[edge], actual[edge], tolerance).mismatched
-    squares = [float(x.dot(x)) for x in (diff, expected, actual)]
-    if not all(map(math.isfinite, squares)):
-        return None
     return BlockFigures(
         start,
         max_abs=max_abs,
         max_rel=max_rel,
-        sum_abs=float(diff.sum()),
+        sum_abs=sum_abs,
         sum_squares=squares[0],
         norm_expected=squares[1],
         norm_actual=squares[2],
@@ -218,7 +239,7 @@ class _Exact:
         return BlockFigures(
             start,
             max_abs=float(self._diff.max()),
-            max_rel=float(relative.max()),
+            max_rel=float(relative.amax()),
             sum_abs=float(self._diff.sum()),
             sum_squares=float(self._diff.square().sum()),
             norm_expected=float(self._expected @ self._expected),
