@@ -16,7 +16,9 @@ from snapshot_tool.core.results import Result, Verdict
 from snapshot_tool.core.shard import Share, parse_share
 from snapshot_tool.reports.run_reader import read_run
 from snapshot_tool.workflows.merge import merge_reports
-from tests.conftest import Snap, error_lines
+from tests.conftest import CHECKOUT, Snap, error_lines
+from tests.mutants.corpus import edit_of
+from tests.mutants.mutant import plant
 
 OPTIONS = (
     *("--candidate", "tests.candidates:UnnamedAndFaulty", "--case", "*[0-5eo]"),
@@ -57,6 +59,32 @@ def test_the_merged_report_is_that_of_one_process(
     reports = [json.loads((tmp_path / f"{n}.json").read_text()) for n in ("whole", "merged")]
     assert reports[0]["first_divergence"]["module"]
     assert without_seconds(reports[0]) == without_seconds(reports[1])
+
+
+def test_shards_explore_their_own_cases_and_all_questions_are_merged(
+    snap: Snap, tmp_path: Path
+) -> None:
+    """What one of them finds, on none but its cases, is in the merged report and its exit code."""
+    plant(edit_of("padding-ignored"), checkout=CHECKOUT, out=tmp_path / "checkout")
+    options = ("--fms-path", tmp_path / "checkout", "--case", "*-image*", "--phase", "forward")
+    files = [tmp_path / f"{index}.json" for index in (1, 2)]
+    runs = [
+        snap("check", *options, "--explore", 6, "--shard", f"{index}/2", "--json", file)
+        for index, file in enumerate(files, 1)
+    ]
+    assert [run.code for run in runs] == [1, 1]
+    shards = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for shard, case in zip(shards, ("one-image", "two-images"), strict=True):
+        asked = {result["tensor"] for result in shard["results"] if ":" in result["tensor"]}
+        assert asked
+        assert all(case in question for question in asked)
+    merged = snap("merge", *files, "--json", tmp_path / "merged.json")
+    assert merged.code == 1
+    exploration = json.loads((tmp_path / "merged.json").read_text(encoding="utf-8"))["exploration"]
+    assert exploration["asked"] == sum(shard["exploration"]["asked"] for shard in shards)
+    (padding,) = (kind for kind in exploration["kinds"] if kind["kind"] == "padding")
+    assert padding["verdict"] == "fail"
+    assert padding["smallest_failure"].startswith("padding:one-image@")
 
 
 def test_the_report_of_a_shard_says_which_it_is(snap: Snap, shards: list[Path]) -> None:
