@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import xxhash
 
-from snapshot_tool.memory import tensor_bytes
+from snapshot_tool.memory import fingerprint
 
 Forward = Callable[..., Any]
 
@@ -153,14 +152,13 @@ def _forward_by(
 
 def _digest(value: Any) -> str:
     """Return what is equal for values that a module cannot tell apart, and for no others."""
-    digest = xxhash.xxh3_128()
-    for part in _flat(value):
-        if isinstance(part, torch.Tensor):
-            digest.update(f"{part.dtype}{tuple(part.shape)}{part.stride()}{part.device}".encode())
-            digest.update(tensor_bytes(part))
-        else:
-            digest.update(repr(part).encode())
-    return digest.hexdigest()
+    return fingerprint("\n".join(map(_described, _flat(value))).encode())
+
+
+def _described(part: Any) -> str:
+    if not isinstance(part, torch.Tensor):
+        return repr(part)
+    return f"{part.dtype} {part.shape} {part.stride()} {part.device} {fingerprint(part)}"
 
 
 def _flat(value: Any) -> Iterator[Any]:
