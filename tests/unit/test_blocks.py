@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -64,10 +65,10 @@ def test_an_element_at_the_very_edge_is_decided_in_float64() -> None:
     assert compare_tensors(expected, actual, TOLERANCE).mismatched == beyond
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
 def test_figures_do_not_depend_on_the_number_of_threads(threads: int) -> None:
     """The sums of blocks are added in the order of blocks."""
-    expected, actual = drawn(0, size=50 * 50_000 + 7, spread=1e-4)
+    expected, actual = drawn(0, size=50 * blocks._BLOCK + 7, spread=1e-4)
     before = torch.get_num_threads()
     whole = compare_tensors(expected, actual, TOLERANCE)
     torch.set_num_threads(threads)
@@ -96,9 +97,30 @@ def test_tensors_that_are_not_contiguous_are_measured_in_pieces(
     assert plain.worst.index == (2, 1, 3)
 
 
+def test_memory_is_bounded_on_a_machine_of_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread has rows of its own: there are no more of them than fit 64 MB."""
+    threads: list[int] = []
+    pool = ThreadPoolExecutor
+
+    def counted(count: int) -> object:
+        threads.append(count)
+        return pool(count)
+
+    monkeypatch.setattr(blocks, "ThreadPoolExecutor", counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(64)
+    try:
+        compare_tensors(*drawn(0, size=100, spread=1e-4), TOLERANCE)
+    finally:
+        torch.set_num_threads(before)
+    rows = blocks._Space(blocks._BLOCK).rows.nbytes
+    assert threads[0] * rows <= 64e6
+    assert threads[0] > 1
+
+
 def test_what_is_kept_of_a_block_is_small() -> None:
-    """Python's own memory grows by less than 1 kB for each block of 50,000 elements."""
-    expected, actual = drawn(2, size=3_200_000, spread=1e-6)
+    """Python's own memory grows by less than 1 kB for each block."""
+    expected, actual = drawn(2, size=64 * blocks._BLOCK, spread=1e-6)
     tracemalloc.start()
     compare_tensors(expected, actual, TOLERANCE)
     peak = tracemalloc.get_traced_memory()[1]

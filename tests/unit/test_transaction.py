@@ -214,6 +214,12 @@ def test_the_lock_is_given_back_when_a_recording_fails(tmp_path: Path) -> None:
         pass
 
 
+def test_time_that_runs_out_in_a_recording_is_no_lock_that_is_held(tmp_path: Path) -> None:
+    """A hub that does not answer, say."""
+    with pytest.raises(TimeoutError, match="the hub"), recording_lock(place(tmp_path)):
+        raise TimeoutError("the hub does not answer")
+
+
 def test_work_in_progress_is_kept_out_of_version_control_and_of_the_list(tmp_path: Path) -> None:
     """Locks and unfinished recordings are no golden sets and are not committed."""
     try_lock(place(tmp_path))
