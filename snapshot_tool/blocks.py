@@ -151,8 +151,10 @@ class _Space:
     def __init__(self, length: int) -> None:
         import torch
 
-        self.rows = torch.empty(4, length)
-        self.figures = torch.empty(7)
+        # Whatever dtype and device a candidate has made torch's own.
+        self.rows, self.figures = (
+            torch.empty(shape, dtype=torch.float32, device="cpu") for shape in ((4, length), (7,))
+        )
         self.greatest, self.sum_abs = self.figures[:3], self.figures[3]
         self.squares = self.figures[4:].unbind()
 

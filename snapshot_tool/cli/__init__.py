@@ -7,15 +7,22 @@ import sys
 _CANNOT_RUN = 3
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run `snap`; say so where memory is too short to begin with.
+def program() -> None:
+    """Run `snap` as a process of its own, and end it."""
+    from snapshot_tool.cli.ending import Ending
 
-    Without `arguments` it is the program itself, and ends its process.
-    """
+    ending = Ending()
     try:
-        from snapshot_tool.cli.ending import Ending
+        main(sys.argv[1:])
+    except SystemExit as leaving:
+        if isinstance(leaving.code, int):
+            ending.code = leaving.code
+        raise
 
-        ending = Ending() if arguments is None else None
+
+def main(arguments: list[str]) -> None:
+    """Run `snap` with arguments; say so where memory is too short to begin with."""
+    try:
         from snapshot_tool.cli.group import run
     except (MemoryError, SystemError, ImportError, OSError) as error:
         # Whichever library is the first to be refused says so in a way of its own.
@@ -23,9 +30,4 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         sys.stderr.write("snap: not enough memory to start\n      raise the memory limit\n")
         sys.exit(_CANNOT_RUN)
-    try:
-        run(sys.argv[1:] if arguments is None else arguments)
-    except SystemExit as leaving:
-        if ending is not None and isinstance(leaving.code, int):
-            ending.code = leaving.code
-        raise
+    run(arguments)

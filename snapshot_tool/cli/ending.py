@@ -9,30 +9,32 @@ from pathlib import Path
 
 
 class Ending:
-    """Ends the process with `code` once all that is registered to run at exit has run.
+    """Ends a process that imported torch once all that is registered to run at exit has run.
 
-    Make it before anything else is imported: what is registered first runs last (`atexit`). Without
-    a code, or where a file is still open for writing (a candidate's log, say, with lines in it that
-    are on no disk yet), Python goes its usual way, which with torch and FMS takes 0.2 s.
+    Make it before anything else is imported: what is registered first runs last (`atexit`); what
+    others registered before would never run. Python goes its usual way, which with torch and FMS
+    takes 0.2 s, where somebody did, where `code` was not set, and where a file is still open for
+    writing: a candidate's log, say, with lines in it that are on no disk yet.
     """
 
     def __init__(self) -> None:
         self.code: int | None = None
         self._inherited = _descriptors()
-        atexit.register(self._end)
+        registered = getattr(atexit, "_ncallbacks", None)  # no public name has it
+        if registered is not None and not registered():
+            atexit.register(self._end)
 
     def _end(self) -> None:
-        opened = _descriptors()
-        # Nothing tells what is open where there is no Linux.
-        if self.code is None or not opened or any(map(_may_hold_data, opened - self._inherited)):
+        if self.code is None or "torch" not in sys.modules:
             return
         try:
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None and not stream.closed:
-                    stream.flush()
-        except OSError:  # Python says so in its own words, and has a code of its own
+            opened = _descriptors()
+            # Nothing tells what is open where there is no Linux.
+            if opened and not any(map(_may_hold_data, opened - self._inherited)):
+                _flush()
+                os._exit(self.code)
+        except Exception:
             return
-        os._exit(self.code)
 
 
 def _descriptors() -> set[int]:
@@ -57,3 +59,13 @@ def _may_hold_data(descriptor: int) -> bool:
 
     for_writing = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
     return for_writing and os.fstat(descriptor).st_rdev != Path(os.devnull).stat().st_rdev
+
+
+def _flush() -> None:
+    """Write what Python's standard streams and the C library's still hold."""
+    import ctypes
+
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        if stream is not None and not getattr(stream, "closed", False):
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)

@@ -19,7 +19,10 @@ _DAMAGED = 3
 @click.command("list", short_help="List the golden sets.", epilog="Example: snap list")
 @goldens_option
 def list_command(*, goldens: Path) -> int:
-    """List every golden set: checkpoint, revision, device, version, cases, size."""
+    """List every golden set: checkpoint, revision, device, version, cases, size.
+
+    A damaged set may be listed as a sound one: snap verify tells them apart.
+    """
     from snapshot_tool.workflows.goldens import list_goldens
 
     found = list_goldens(goldens)

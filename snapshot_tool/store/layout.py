@@ -95,7 +95,7 @@ def folder_identities(root: Path) -> dict[str, int]:
     identities = {}
     for revision in (r for checkpoint in _folders(root) for r in _folders(checkpoint)):
         with contextlib.suppress(FileNotFoundError):
-            identities[revision.path] = revision.stat().st_ino
+            identities[revision.path] = Path(revision).stat().st_ino
     return identities
 
 
@@ -106,4 +106,9 @@ def _folders(parent: os.PathLike[str]) -> list[os.DirEntry[str]]:
             found = [child for child in children if not child.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):  # taken away meanwhile, or never there
         return []
-    return sorted(filter(os.DirEntry.is_dir, found), key=lambda child: child.name)
+    return sorted(filter(_is_folder, found), key=lambda child: child.name)
+
+
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    # Of a link Path knows more: it may go round in a circle.
+    return child.is_dir(follow_symlinks=False) or (child.is_symlink() and Path(child).is_dir())

@@ -17,7 +17,7 @@ from snapshot_tool.store.manifest import (
     CheckpointName,
     Count,
     Digest,
-    ManifestHead,
+    ManifestSummary,
     Positive,
     Revision,
 )
@@ -75,7 +75,7 @@ class LockedSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """Tell whether the set's name, owner/name/revision/device-dtype, contains `part`."""
         return part in f"{self.checkpoint}/{self.revision}/{self.device}-{self.dtype}"
 
-    def describes(self, manifest: ManifestHead) -> bool:
+    def describes(self, manifest: ManifestSummary) -> bool:
         """Tell whether a manifest is this set's, and names the same files."""
         entry = manifest.checkpoint
         files = {
@@ -106,7 +106,7 @@ class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return Lock(remote=remote, sets=tuple(by_identity[key] for key in sorted(by_identity)))
 
 
-def lock_set(folder: Path, manifest: ManifestHead) -> LockedSet:
+def lock_set(folder: Path, manifest: ManifestSummary) -> LockedSet:
     """Return the entry of a set whose files are known to be as recorded."""
     path = folder / MANIFEST
     own = LockedFile(size=path.stat().st_size, sha256=file_sha256(path))

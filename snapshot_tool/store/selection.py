@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, SnapError, UsageError
 from snapshot_tool.store.layout import SetLocation, find_set_folders, folder_identities
-from snapshot_tool.store.manifest import ManifestHead, load_head
+from snapshot_tool.store.manifest import ManifestSummary, load_head, load_summary
 from snapshot_tool.store.transaction import is_being_replaced, recover
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class FoundSet:
     """A folder that holds a golden set, or claims to: its manifest, or why it cannot be read."""
 
     folder: Path
-    manifest: ManifestHead | None
+    manifest: ManifestSummary | None
     problem: str = ""
 
 
@@ -36,7 +36,7 @@ class Selection:
     device: str | None = None
     dtype: str | None = None
 
-    def matches(self, manifest: ManifestHead) -> bool:
+    def matches(self, manifest: ManifestSummary) -> bool:
         """Tell whether a set is one that is looked for; a revision may be shortened."""
         return (
             self.checkpoint in (None, manifest.checkpoint.name)
@@ -54,23 +54,26 @@ class Selection:
         return " ".join(parts) + (f" ({'-'.join(wanted)})" if wanted else "")
 
 
-def find_goldens(root: Path) -> list[FoundSet]:
+def find_goldens(root: Path, *, briefly: bool = False) -> list[FoundSet]:
     """Return every golden set under `root`, unreadable ones included.
 
     Where a recorder puts another version in place meanwhile, the search begins again.
+
+    briefly: read summaries, which is twice as quick; a set that is wrong elsewhere looks sound.
     """
+    load = load_summary if briefly else load_head
     for _ in range(_TRIES):
         recover(root)
         before = folder_identities(root)
-        found = [_read_set(root, folder) for folder in find_set_folders(root)]
+        found = [_read_set(root, folder, load) for folder in find_set_folders(root)]
         if folder_identities(root) == before and not is_being_replaced(root):
             break
     return found
 
 
-def _read_set(root: Path, folder: Path) -> FoundSet:
+def _read_set(root: Path, folder: Path, load: Callable[[Path], ManifestSummary]) -> FoundSet:
     try:
-        manifest = load_head(folder)
+        manifest = load(folder)
     except SnapError as error:
         return FoundSet(folder, None, error.problem)
     checkpoint = manifest.checkpoint

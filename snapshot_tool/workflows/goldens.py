@@ -26,8 +26,8 @@ class Verification:
 
 
 def list_goldens(root: Path) -> list[FoundSet]:
-    """Return every golden set below a folder."""
-    return find_goldens(root)
+    """Return every golden set below a folder; what is wrong deep in one, `verify` tells."""
+    return find_goldens(root, briefly=True)
 
 
 def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:

@@ -18,7 +18,7 @@ from snapshot_tool.remote import (
 )
 from snapshot_tool.store.layout import INPUTS, MANIFEST, SetLocation
 from snapshot_tool.store.lock import LockedFile, LockedSet, load_lock, lock_path, lock_set
-from snapshot_tool.store.manifest import Manifest, ManifestHead, load_manifest
+from snapshot_tool.store.manifest import Manifest, ManifestSummary, load_manifest
 from snapshot_tool.store.selection import find_goldens
 from snapshot_tool.store.tensors import file_sha256
 from snapshot_tool.store.transaction import commit, link_or_copy, make_folder, recording_lock
@@ -150,7 +150,7 @@ class _Pull:
                     files[file.object_name(name)] = path
         return files
 
-    def _neighbours(self) -> list[tuple[Path, ManifestHead]]:
+    def _neighbours(self) -> list[tuple[Path, ManifestSummary]]:
         """Return the readable sets that lie in the revision's folder now."""
         found = find_goldens(self.request.goldens)
         folder = self._location.revision_folder

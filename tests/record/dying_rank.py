@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from typing import Any
 
 from snapshot_tool.cli import main
@@ -19,4 +20,4 @@ def save_and_die(self: Staging, *arguments: Any) -> None:
 if __name__ == "__main__":
     if os.environ["RANK"] == "1":
         setattr(Staging, "save_part", save_and_die)  # noqa: B010 - mypy knows its type
-    main()
+    main(sys.argv[1:])

@@ -97,6 +97,17 @@ def test_tensors_that_are_not_contiguous_are_measured_in_pieces(
     assert plain.worst.index == (2, 1, 3)
 
 
+def test_torchs_default_dtype_is_the_candidates_own() -> None:
+    """Figures are float32's and float64's whatever a candidate has made the default."""
+    expected, actual = drawn(0, size=100, spread=1e-4)
+    figures = compare_tensors(expected, actual, TOLERANCE)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert compare_tensors(expected, actual, TOLERANCE) == figures
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_memory_is_bounded_on_a_machine_of_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each thread has rows of its own: there are no more of them than fit 64 MB."""
     threads: list[int] = []

@@ -1,7 +1,9 @@
 """How the process of `snap` ends: at once, but never with anything left undone."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Pytho
 
 PROGRAM = """
 import atexit, sys
+{before}
 from snapshot_tool.cli.ending import Ending
 
 class Loud:
@@ -18,6 +21,7 @@ class Loud:
 
 ending = Ending()
 atexit.register(sys.stdout.write, "registered\\n")
+sys.modules["torch"] = None  # as if it had been imported: without it, nothing takes long
 loud = Loud()
 sys.stdout.write("told\\n")
 {more}
@@ -26,10 +30,18 @@ sys.exit(7)
 """
 
 
-def end(more: str = "") -> subprocess.CompletedProcess[str]:
+def end(
+    more: str = "", *, before: str = "", passed: Sequence[int] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run a program that ends as `snap` does, with code 7, after `more`."""
-    command = [sys.executable, "-c", PROGRAM.format(more=more)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(more=more, before=before)],
+        capture_output=True,
+        text=True,
+        check=False,
+        pass_fds=passed,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
 
 
 def test_the_process_ends_with_its_code_and_is_not_taken_apart() -> None:
@@ -55,18 +67,39 @@ def test_a_file_that_is_only_read_and_the_null_device_hold_nothing_up() -> None:
 def test_a_descriptor_that_the_caller_left_open_holds_nothing_up(tmp_path: Path) -> None:
     """A shell's own: nothing of ours is in it."""
     with (tmp_path / "shells").open("w") as file:
-        command = [sys.executable, "-c", PROGRAM.format(more="")]
-        ended = subprocess.run(
-            command, capture_output=True, text=True, check=False, pass_fds=[file.fileno()]
-        )
+        ended = end(passed=[file.fileno()])
     assert (ended.returncode, ended.stdout) == (7, "told\nregistered\n")
+
+
+def test_what_was_printed_past_sys_stdout_comes_out() -> None:
+    """By C, and by the stream that a candidate put another one in the place of."""
+    c = end("import ctypes; ctypes.CDLL(None).printf(b'by C\\n')")
+    assert sorted(c.stdout.splitlines()) == ["by C", "registered", "told"]
+    replaced = end("import io; sys.stdout = io.StringIO()")
+    assert replaced.stdout == "told\nregistered\n"
+    assert (c.returncode, replaced.returncode) == (7, 7)
 
 
 def test_output_that_nobody_takes_is_told_by_python() -> None:
     """A full disk: the code is Python's own, not that of a check that passed."""
-    program = PROGRAM.format(more="sys.stdout = open('/dev/full', 'w'); print('lost')")
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    ended = end("sys.stdout = open('/dev/full', 'w'); print('lost')")
     assert ended.returncode == 120
     assert "No space left on device" in ended.stderr
+
+
+def test_a_stream_of_a_candidates_own_is_no_trouble() -> None:
+    """It has what print needs, and no more."""
+    tee = "sys.stdout = type('Tee', (), {'write': sys.stdout.write, 'flush': sys.stdout.flush})()"
+    ended = end(tee)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "told\nregistered\n", "")
+
+
+def test_what_others_registered_before_runs_as_well() -> None:
+    """Coverage of a subprocess, say: its tool was imported with Python."""
+    ended = end(before="atexit.register(print, 'measured')")
+    assert ended.stdout == "told\nregistered\nmeasured\ntaken apart\n"
+
+
+def test_without_torch_python_ends_as_always() -> None:
+    """What takes no time is left as it is."""
+    assert end("del sys.modules['torch']").stdout.endswith("taken apart\n")

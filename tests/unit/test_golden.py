@@ -163,6 +163,35 @@ def test_an_unreadable_manifest_is_listed_with_its_problem(root: Path, folder: P
     assert select_golden(root, Selection()).folder == folder
 
 
+def test_what_is_wrong_in_a_case_is_not_looked_for_where_sets_are_only_listed(
+    root: Path, folder: Path
+) -> None:
+    """Such a set hides no other, whoever looks for one; the list reads what is short."""
+    broken = write_golden(root, revision=OTHER_REVISION)
+    text = (broken / MANIFEST).read_text(encoding="utf-8")
+    (broken / MANIFEST).write_text(text.replace('"origin"', '"strange"', 1), encoding="utf-8")
+    assert [found.problem for found in find_goldens(root, briefly=True)] == ["", ""]
+    assert ["strange" in found.problem for found in find_goldens(root)] == [False, True]
+    assert select_golden(root, Selection()).folder == folder
+
+
+def test_a_link_that_leads_nowhere_or_round_in_a_circle_is_no_set(root: Path, folder: Path) -> None:
+    """A folder of goldens may be a stranger's."""
+    for place in (root, folder.parent.parent, folder.parent):
+        (place / "loop").symlink_to("loop")
+        (place / "nowhere").symlink_to("missing")
+        (place / "below").symlink_to(folder / MANIFEST / "x")
+    assert [found.folder for found in find_goldens(root)] == [folder]
+
+
+def test_a_set_behind_a_link_is_found(root: Path, folder: Path) -> None:
+    """A checkpoint's folder may lie on another disk."""
+    owner = folder.parent.parent
+    owner.rename(root.parent / "elsewhere")
+    owner.symlink_to(root.parent / "elsewhere")
+    assert [found.folder for found in find_goldens(root)] == [folder]
+
+
 def test_what_is_wrong_with_a_tensors_entry_is_found_when_the_set_is_opened(
     root: Path, folder: Path
 ) -> None:
