@@ -65,7 +65,7 @@ class Growth:
     def line(self) -> str:
         """Return the command's row of the table in docs/scale.md."""
         costs = (f"{cost.processor:.2f} s, {cost.peak / 2**20:.0f} MB" for cost in self.costs)
-        further = f"{max(0, self.seconds[1]) * 1000:.2g} ms, {self.kilobytes:.0f} KB"
+        further = f"{max(0, self.seconds[1]) * 1000:.3g} ms, {self.kilobytes:.0f} KB"
         ratio = f"{self.ratio:.2f}x" if self.ratio else "too quick to tell"
         return f"| `snap {self.command}` | {' | '.join(costs)} | {further} | {ratio} |"
 
