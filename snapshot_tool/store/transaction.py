@@ -30,6 +30,7 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _REPLACED = "replaced"
 _LOCK = "lock"
+_GRACE = 1.0  # seconds; a reader that puts a set back (see `recover`) holds the lock for an instant
 _PATIENCE = 5.0  # seconds; a reader waits for a commit, which is over in much less
 
 
@@ -50,7 +51,7 @@ def recording_lock(location: SetLocation) -> Iterator[None]:
     if not ignore.exists():
         ignore.write_text("*\n", encoding="utf-8")
     try:
-        held = _revision_lock(location.work_folder).acquire()
+        held = _revision_lock(location.work_folder, seconds=_GRACE).acquire()
     except TimeoutError:
         raise GoldenLocked(
             f"another process is recording {location.checkpoint} at "
@@ -63,7 +64,7 @@ def recording_lock(location: SetLocation) -> Iterator[None]:
         yield
 
 
-def _revision_lock(work_folder: Path, *, seconds: float = 0) -> FileLock:
+def _revision_lock(work_folder: Path, *, seconds: float) -> FileLock:
     from filelock import FileLock  # readers hardly ever need it
 
     return FileLock(work_folder / _LOCK, timeout=seconds)

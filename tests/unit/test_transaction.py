@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -212,6 +213,13 @@ def test_the_lock_is_given_back_when_a_recording_fails(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with holder(tmp_path):
         pass
+
+
+def test_a_reader_that_holds_the_lock_for_an_instant_is_waited_for(tmp_path: Path) -> None:
+    """It puts back what a killed recorder took away, and is no recorder itself."""
+    with holder(tmp_path) as reader:
+        Timer(0.3, reader.kill).start()
+        try_lock(place(tmp_path))
 
 
 def test_time_that_runs_out_in_a_recording_is_no_lock_that_is_held(tmp_path: Path) -> None:
