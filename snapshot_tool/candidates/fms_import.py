@@ -42,7 +42,6 @@ def import_models(fms_path: Path | None) -> Path:
         _put_first(fms_path)
     try:
         importlib.import_module("fms.models")
-        importlib.import_module("torch._dynamo")
     except ModuleNotFoundError as error:
         if error.name == "fms":
             raise CandidateUnavailable(
@@ -53,6 +52,8 @@ def import_models(fms_path: Path | None) -> Path:
     except Exception as error:
         lack = as_out_of_memory(error, doing="importing FMS")
         raise (lack or _broken(fms_path, error)) from error
+    # Not in there: what is wrong with it, want of memory say, is no fault of FMS.
+    importlib.import_module("torch._dynamo")
     package = Path(str(sys.modules["fms"].__file__)).resolve().parent
     if fms_path is not None and package.parent != fms_path.resolve():
         raise CandidateUnavailable(
