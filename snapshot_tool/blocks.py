@@ -241,7 +241,7 @@ class _Exact:
         return BlockFigures(
             start,
             max_abs=float(self._diff.max()),
-            max_rel=float(relative.amax()),
+            max_rel=float(relative.max()),
             sum_abs=float(self._diff.sum()),
             sum_squares=float(self._diff.square().sum()),
             norm_expected=float(self._expected @ self._expected),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from pathlib import Path
 
 
 class Ending:
@@ -39,7 +38,8 @@ class Ending:
 
 def _descriptors() -> set[int]:
     try:
-        listed = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+        # Each command begins with this, and needs no pathlib yet.
+        listed = map(int, os.listdir("/proc/self/fd"))  # noqa: PTH208
     except OSError:
         return set()
     return set(filter(_is_open, listed))  # what listed the folder is closed again
@@ -58,7 +58,7 @@ def _may_hold_data(descriptor: int) -> bool:
     import fcntl  # not on every system
 
     for_writing = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
-    return for_writing and os.fstat(descriptor).st_rdev != Path(os.devnull).stat().st_rdev
+    return for_writing and os.fstat(descriptor).st_rdev != os.stat(os.devnull).st_rdev  # noqa: PTH116
 
 
 def _flush() -> None:
