@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -18,24 +17,9 @@ from snapshot_tool.cli.options import (
     write_text,
 )
 from snapshot_tool.cli.report import html_option, write_html
-from snapshot_tool.core.phases import PHASES
-from snapshot_tool.core.questions import parse_question
-from snapshot_tool.core.report import CheckReport
-from snapshot_tool.core.results import Verdict
-from snapshot_tool.core.shard import parse_share
 from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.devices import DEVICES
 
-if TYPE_CHECKING:
-    from snapshot_tool.reports.run_text import Row
-
-_COLOURS = {
-    Verdict.PASS: "green",
-    Verdict.FAIL: "red",
-    Verdict.ERROR: "red",
-    Verdict.SKIP: "yellow",
-}
-_SHOWN_CASES = 40
 _TOLERANCE = click.FloatRange(min=0, max=1e30)
 
 
@@ -166,7 +150,10 @@ def check_command(
 
     require_address_space()  # before anything large is imported
     from snapshot_tool.check_request import CheckRequest
+    from snapshot_tool.cli.drawing import draw_report
     from snapshot_tool.cli.progress import TerminalProgress
+    from snapshot_tool.core.questions import parse_question
+    from snapshot_tool.core.shard import parse_share
     from snapshot_tool.reports.plots import require_plotting
     from snapshot_tool.reports.run_json import run_to_json
     from snapshot_tool.workflows.check import check
@@ -211,55 +198,6 @@ def check_command(
     if html_path is not None:
         write_html(html_path, report, goldens)
     return report.exit_code
-
-
-def draw_report(report: CheckReport, *, replay: str) -> None:
-    """Print the report; colours are dropped where it is no terminal or NO_COLOR is set.
-
-    replay: the command to which a question is added to ask it again.
-    """
-    from snapshot_tool.reports import run_text
-
-    for line in run_text.header_lines(report, base=str(Path.cwd())):
-        click.echo(line)
-    click.echo()
-    if report.results:
-        _draw_grid(run_text.grid(report))
-        click.echo(run_text.LEGEND)
-        for line in run_text.oracle_lines(report):
-            click.echo(line)
-        click.echo()
-    for line, verdict in run_text.exploration_lines(report, replay=replay):
-        click.secho(line, fg=_COLOURS[verdict] if verdict else None)
-    for line in run_text.problem_lines(report):
-        click.echo(line)
-    for line in run_text.localisation_lines(report.localisation, report.place):
-        click.echo(line)
-    if report.graft:
-        click.echo(f"graft of {report.graft.module}: {report.graft}\n")
-    click.secho(run_text.summary_line(report), bold=True, fg=_COLOURS[report.verdict])
-
-
-def _draw_grid(rows: list[Row]) -> None:
-    """Print the worst cases as a table as wide as the terminal, or 80 columns in a file."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    # Only the names give way where the room is short.
-    table.add_column("case", overflow="ellipsis", min_width=10)
-    for phase in PHASES:
-        table.add_column(phase.value, no_wrap=True)
-    for row in rows[:_SHOWN_CASES]:
-        cells = [
-            Text(cell.text, _COLOURS[cell.verdict] if cell.verdict else "") for cell in row.cells
-        ]
-        table.add_row(Text(row.case), *cells)
-    Console(highlight=False).print(table)
-    if left := rows[_SHOWN_CASES:]:
-        worst = "all passed" if left[0].verdict is Verdict.PASS else f"at worst {left[0].verdict}"
-        click.echo(f"… and {len(left)} more cases: {worst}")
 
 
 # What says how often to ask and what to show; everything else decides what is asked.

@@ -35,7 +35,7 @@ def merge_command(
     It is the report that one process would have made of all cases, and so is the exit code. Exit
     code 3: a shard is missing or there twice, or two are not of one check.
     """
-    from snapshot_tool.cli.check import draw_report
+    from snapshot_tool.cli.drawing import draw_report
     from snapshot_tool.reports.run_json import run_to_json
     from snapshot_tool.reports.run_reader import read_run
     from snapshot_tool.workflows.merge import merge_reports

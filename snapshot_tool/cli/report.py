@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from snapshot_tool.cli.options import write_text
-from snapshot_tool.core.report import CheckReport
+
+if TYPE_CHECKING:
+    from snapshot_tool.core.report import CheckReport
 
 html_option = click.option(
     "--html", "html_path", type=click.Path(path_type=Path), help="Write a report to look at."
@@ -32,7 +35,7 @@ def report_command(*, run: Path, html_path: Path | None, goldens: Path | None) -
     As text, or with --html as one file that opens offline in any browser. No model runs. The exit
     code is that of the check.
     """
-    from snapshot_tool.cli.check import draw_report
+    from snapshot_tool.cli.drawing import draw_report
     from snapshot_tool.reports.run_reader import read_run
 
     report = read_run(run)
