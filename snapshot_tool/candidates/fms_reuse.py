@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.memory import fingerprint
+from snapshot_tool.memory import fingerprint, unset_memory
 
 Forward = Callable[..., Any]
 
@@ -198,7 +198,21 @@ def _joined(answers: Sequence[Any]) -> Any:
     """Return plain answers for parts of a batch as one for the whole."""
     first = answers[0]
     if isinstance(first, torch.Tensor):
-        return torch.cat(list(answers))
+        return _cat(answers)
     if isinstance(first, list | tuple):
         return type(first)(_joined(parts) for parts in zip(*answers, strict=True))
     return None
+
+
+def _cat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return torch.cat of the parts; what it takes most of the time for is new memory."""
+    first = parts[0]
+    alike = all(
+        part.dtype == first.dtype and part.shape[1:] == first.shape[1:] and part.is_contiguous()
+        for part in parts
+    )
+    if not alike or first.ndim == 0 or first.device.type != "cpu" or torch.is_grad_enabled():
+        return torch.cat(list(parts))
+    shape = (sum(map(len, parts)), *first.shape[1:])
+    memory = unset_memory(sum(part.nbytes for part in parts))
+    return torch.cat(list(parts), out=memory.view(first.dtype).reshape(shape))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from snapshot_tool.core.errors import GoldenDamaged
-from snapshot_tool.memory import tensor_bytes
+from snapshot_tool.memory import tensor_bytes, unset_memory
 from snapshot_tool.store.files import file_size, open_plain, require_bounded_json
 from snapshot_tool.store.manifest import FileEntry, TensorEntry
 
@@ -192,12 +192,8 @@ class TensorFile:
         if key not in self.spans:
             raise GoldenDamaged(f"{self.path} has no {key}")
         span = self.spans[key]
-        # By its storage: torch.empty would fill it first, where algorithms are to be deterministic.
-        memory = torch.UntypedStorage(span.end - span.start)  # type: ignore[no-untyped-call]
-        empty = torch.empty(0, dtype=getattr(torch, TORCH_DTYPES[span.dtype]))
-        tensor = empty.set_(memory).reshape(span.shape)
-        # The format's bytes are those of memory: little-endian, the last dimension first.
-        left = tensor_bytes(tensor)
+        memory = unset_memory(span.end - span.start)
+        left = tensor_bytes(memory)
         try:
             while left and (count := os.preadv(self.file.fileno(), [left], span.end - len(left))):
                 left = left[count:]
@@ -205,7 +201,8 @@ class TensorFile:
             raise GoldenDamaged(f"{self.path} cannot be read: {error.strerror}") from error
         if left:
             raise GoldenDamaged(f"{self.path} is cut short")
-        return tensor
+        # The format's bytes are those of memory: little-endian, the last dimension first.
+        return memory.view(getattr(torch, TORCH_DTYPES[span.dtype])).reshape(span.shape)
 
 
 def open_tensors(path: Path) -> TensorFile:

@@ -144,6 +144,42 @@ def test_large_tiles_go_through_the_encoder_in_parts(monkeypatch: pytest.MonkeyP
     assert whole.batches == [5]
 
 
+STRIDED = torch.rand(2, 5, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [STRIDED[:1], STRIDED[1:]],
+        [STRIDED.transpose(2, 3), STRIDED.transpose(2, 3)],
+        [STRIDED.to(memory_format=torch.channels_last)] * 2,
+        [STRIDED, STRIDED.double()],
+        [STRIDED, torch.empty(0)],
+        [STRIDED[:0], STRIDED[:0]],
+    ],
+    ids=["alike", "transposed", "channels-last", "dtypes", "an-empty-one", "all-empty"],
+)
+@pytest.mark.parametrize("inference", [True, False])
+def test_parts_are_joined_as_torch_joins_them(
+    parts: list[torch.Tensor], *, inference: bool
+) -> None:
+    """In dtype and layout too, in memory of their own."""
+    expected = torch.cat(parts)
+    with torch.inference_mode(inference):
+        (joined,) = fms_reuse._joined([[part] for part in parts])
+    assert torch.equal(joined, expected)
+    assert (joined.dtype, joined.stride()) == (expected.dtype, expected.stride())
+    assert joined.data_ptr() != parts[0].data_ptr() or not joined.numel()
+
+
+def test_joined_answers_keep_their_gradients() -> None:
+    """A candidate that switches gradients on is told of it, as without snap."""
+    parts = [torch.ones(2, requires_grad=True)]
+    with torch.enable_grad():
+        (joined,) = fms_reuse._joined([parts, parts])
+    assert joined.requires_grad
+
+
 class Named(Encoder):
     """Returns its features by name."""
 

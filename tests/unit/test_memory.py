@@ -1,14 +1,17 @@
-"""Memory: what garbage collection does while modules are imported."""
+"""Memory: new and given back; what garbage collection does while modules are imported."""
 
 from __future__ import annotations
 
 import gc
+import mmap
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
-from snapshot_tool.memory import without_collection
+from snapshot_tool.memory import unset_memory, without_collection
 
 MODULE = "colorsys"  # of the standard library, and used by nobody here
 
@@ -49,3 +52,40 @@ def test_collection_that_was_off_stays_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("size", [0, 8, 2**21 - 8, 2**21, 3 * 2**21 + 8])
+def test_memory_of_any_size_takes_any_dtype(size: int) -> None:
+    """Two pieces of it never overlap."""
+    one, other = (unset_memory(size).view(torch.float64) for _ in range(2))
+    one.fill_(1.5)
+    other.fill_(2.5)
+    assert one.numel() == size // 8
+    assert bool((one == 1.5).all())
+    assert bool((other == 2.5).all())
+
+
+def resident() -> int:
+    """Return the memory of this process that is in use, in bytes (man 5 proc: statm)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_memory_is_given_back_with_the_last_tensor_in_it() -> None:
+    """A view keeps it."""
+    size = 2**26
+    before = resident()
+    kept = unset_memory(size).fill_(7)[:: 2**20]
+    assert resident() - before > 0.9 * size
+    assert kept.tolist() == [7] * 2**6
+    del kept
+    assert resident() - before < 0.5 * size
+
+
+def test_memory_is_there_where_the_system_has_no_large_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kernel built without them refuses the advice."""
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 2**16)  # no advice that there is
+    assert unset_memory(2**22).fill_(7).sum() == 7 * 2**22
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+    assert unset_memory(2**22).fill_(7).sum() == 7 * 2**22

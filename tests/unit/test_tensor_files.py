@@ -105,6 +105,17 @@ def test_tensors_of_every_dtype_are_read_into_memory_of_their_own(tmp_path: Path
         assert raw_bytes(file.read(key)) == raw_bytes(tensor), key
 
 
+def test_a_tensor_of_megabytes_is_read_bit_for_bit(tmp_path: Path) -> None:
+    """It has memory of another kind."""
+    tensors = {"large": torch.rand(3, 700_001), "one": torch.rand(1)}
+    save_file(tensors, tmp_path / "file")
+    file = open_tensors(tmp_path / "file")
+    for key, tensor in tensors.items():
+        assert torch.equal(file.read(key), tensor)
+        file.read(key).zero_()
+        assert torch.equal(file.read(key), tensor)
+
+
 def test_an_open_file_is_read_whatever_its_name_comes_to_mean(tmp_path: Path) -> None:
     """Another file under the name is not seen; the same file cut short is damage."""
     path = tmp_path / "file.safetensors"
