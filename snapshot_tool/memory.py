@@ -8,7 +8,7 @@ import gc
 import mmap
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -27,14 +27,21 @@ def unset_memory(size: int) -> torch.Tensor:
     """
     import torch
 
-    if size >= _LARGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # not every system has them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return torch.frombuffer(memory, dtype=torch.uint8)
     # By its storage: torch.empty would fill it first, where algorithms are to be deterministic.
     storage = torch.UntypedStorage(size)  # type: ignore[no-untyped-call]
+    if size >= _LARGE_PAGE:
+        _ask_for_large_pages(storage.data_ptr(), size)
     return torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
+
+
+def _ask_for_large_pages(start: int, size: int) -> None:
+    """Advise Linux to use them (man 2 madvise); where it does not, memory works as well."""
+    advise, large_pages = _function_of_c("madvise"), getattr(mmap, "MADV_HUGEPAGE", None)
+    if advise is None or large_pages is None:
+        return
+    page = mmap.PAGESIZE
+    first, end = -(-start // page) * page, (start + size) // page * page  # whole pages alone
+    advise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), large_pages)
 
 
 def release_free_memory() -> None:
@@ -43,14 +50,14 @@ def release_free_memory() -> None:
     glibc gives back only the end of its heap by itself. The caches of a generation, which grow
     token by token, leave hundreds of megabytes of holes there, beside which the next phase begins.
     """
-    if trim := _malloc_trim():
+    if trim := _function_of_c("malloc_trim"):  # glibc's (man 3 malloc_trim)
         trim(0)
 
 
 @functools.cache
-def _malloc_trim() -> ctypes._NamedFuncPointer | None:
-    """Return glibc's malloc_trim (man 3 malloc_trim); other C libraries have none."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+def _function_of_c(name: str) -> ctypes._NamedFuncPointer | None:
+    """Return a function of the C library; None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None)
 
 
 @contextmanager

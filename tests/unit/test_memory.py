@@ -70,6 +70,19 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
+def large_pages_around(place: int) -> int:
+    """Return the bytes in large pages of the mapping at an address (man 5 proc: smaps)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):
+            start, end = (int(at, 16) for at in name.split("-"))
+            inside = start <= place < end
+        elif inside and name == "AnonHugePages:":
+            return int(rest.split()[0]) * 1024
+    return 0
+
+
 def test_memory_is_given_back_with_the_last_tensor_in_it() -> None:
     """A view keeps it."""
     size = 2**26
@@ -89,3 +102,11 @@ def test_memory_is_there_where_the_system_has_no_large_pages(
     assert unset_memory(2**22).fill_(7).sum() == 7 * 2**22
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
     assert unset_memory(2**22).fill_(7).sum() == 7 * 2**22
+
+
+def test_memory_is_of_large_pages_where_the_system_has_them() -> None:
+    """In part at least: it may have no more of them."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    has_them = setting.exists() and "[never]" not in setting.read_text()
+    kept = unset_memory(2**26).fill_(7)
+    assert (large_pages_around(kept.data_ptr() + 2**25) > 0) == has_them
