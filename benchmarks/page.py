@@ -16,7 +16,8 @@ _HEAD = """# Performance
 
 Written by `make bench` from `benchmarks/`, never by hand. Figures are ratios, or seconds, of one \
 run on one machine: {machine}, {cores} cores, {memory:.0f} GiB of memory, torch {torch}. Only what \
-was measured in the same run is compared.
+was measured in the same run is compared. Every process finds its modules compiled, which Python \
+keeps unless it is told otherwise.
 """
 
 

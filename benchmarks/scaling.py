@@ -22,6 +22,7 @@ RECORD = [str(ROOT / ".venv-record" / "bin" / "snap"), "record", *CHECKPOINT]
 CHECK = [*SNAP, "check", *CHECKPOINT, "--json", os.devnull]
 LINEAR = 1.3  # how much dearer a case may be among a thousand than among a hundred
 NOTHING = 0.5  # seconds that are mostly the process's start
+NOISE = 0.1  # seconds by which two runs of a process may differ
 FLAT = 64  # KB that a further case may take: its part of the manifest and of the report
 TITLE = "Growth with the number of cases"
 NOTE = (
@@ -50,9 +51,13 @@ class Growth:
 
     @property
     def ratio(self) -> float | None:
-        """How much dearer a case is among a thousand; None where all of them take no time."""
+        """How much dearer a case is among a thousand; None where all of them take no time.
+
+        Where a hundred take less than the noise, it is told of the noise.
+        """
         few, many = self.seconds
-        return many / few if few > 0 and many * COUNTS[-1] > NOTHING else None
+        seen = max(few, NOISE / (COUNTS[1] - COUNTS[0]))
+        return many / seen if many * COUNTS[-1] > NOTHING else None
 
     def rows(self) -> Iterator[Row]:
         """Yield the figures beside their targets."""

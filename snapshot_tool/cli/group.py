@@ -132,8 +132,10 @@ def _memory_is_limited() -> bool:
     """Tell whether `ulimit -v` or its like is set; only Unix knows it."""
     try:
         import resource
-    except ImportError:
+    except ModuleNotFoundError:
         return False
+    except (ImportError, SystemError, MemoryError):
+        return True  # it is there, and cannot be loaded
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
