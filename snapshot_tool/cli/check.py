@@ -150,7 +150,6 @@ def check_command(
 
     require_address_space()  # before anything large is imported
     from snapshot_tool.check_request import CheckRequest
-    from snapshot_tool.cli.drawing import draw_report
     from snapshot_tool.cli.progress import TerminalProgress
     from snapshot_tool.core.questions import parse_question
     from snapshot_tool.core.shard import parse_share
@@ -192,6 +191,8 @@ def check_command(
     with leading(device):
         report = check(request, TerminalProgress())
     if str(json_path) != "-":
+        from snapshot_tool.cli.drawing import draw_report
+
         draw_report(report, replay=_replay_command())
     if json_path is not None:
         write_text(json_path, run_to_json(report))

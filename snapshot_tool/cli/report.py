@@ -35,11 +35,12 @@ def report_command(*, run: Path, html_path: Path | None, goldens: Path | None) -
     As text, or with --html as one file that opens offline in any browser. No model runs. The exit
     code is that of the check.
     """
-    from snapshot_tool.cli.drawing import draw_report
     from snapshot_tool.reports.run_reader import read_run
 
     report = read_run(run)
     if html_path is None:
+        from snapshot_tool.cli.drawing import draw_report
+
         draw_report(report, replay="snap check ...")
     else:
         write_html(html_path, report, goldens)
