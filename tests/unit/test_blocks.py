@@ -137,3 +137,38 @@ def test_what_is_kept_of_a_block_is_small() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64 * 1000 + 100_000
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+@pytest.mark.parametrize("tolerance", [Tolerance(1e-6, 0.0), TOLERANCE])
+def test_equal_integers_have_the_figures_of_float64(
+    dtype: torch.dtype, tolerance: Tolerance
+) -> None:
+    """A mask that is as it should be is not measured element by element, and yet as if it were."""
+    values = torch.randint(1, 100, (3, 1000), generator=torch.Generator().manual_seed(1))
+    expected = values.to(dtype)
+    quick = compare_tensors(expected, expected.clone(), tolerance)
+    assert quick == compare_tensors(expected.double(), expected.double(), tolerance)
+    assert quick.cosine == 1.0
+
+
+def test_integers_that_differ_in_one_element_are_told() -> None:
+    """Being equal is asked of each block alone."""
+    expected = torch.zeros(3 * blocks._BLOCK, dtype=torch.int64)
+    actual = expected.clone()
+    actual[-1] = 2
+    found = compare_tensors(expected, actual, Tolerance(1e-6, 0.0))
+    assert (found.mismatched, found.max_abs) == (1, 2.0)
+    assert found.worst is not None
+    assert found.worst.index == (len(expected) - 1,)
+
+
+@pytest.mark.parametrize("place", [0, blocks._FEW - 1, blocks._FEW, 100_000, blocks._BLOCK + 1])
+def test_the_worst_element_is_found_wherever_it_is(place: int) -> None:
+    """A block is looked through in pieces, and places are counted from its beginning."""
+    expected = torch.randn(blocks._BLOCK + 10, generator=torch.Generator().manual_seed(2))
+    actual = expected + 1e-3
+    actual[place] += 1.0
+    found = compare_tensors(expected, actual, TOLERANCE)
+    assert found.worst is not None
+    assert found.worst.index == (place,)
