@@ -87,11 +87,13 @@ def worst_place(
     expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance, block: BlockFigures
 ) -> int:
     """Return the place of a block's element furthest beyond the tolerance, or nearest to it."""
+    import torch
+
     for start, one, other in _pieces(expected, actual):
         if start <= block.start < start + one.numel():
             part = slice(block.start - start, block.start - start + _BLOCK)
-            few = zip(one[part].split(_FEW), other[part].split(_FEW), strict=True)
-            found = [_Exact(*pair, tolerance).excess.max(dim=0) for pair in few]
+            few = (torch.split(whole[part], _FEW) for whole in (one, other))
+            found = [_Exact(a, b, tolerance).excess.max(dim=0) for a, b in zip(*few, strict=True)]
             greatest = [float(value) for value, _ in found]
             at = greatest.index(max(greatest))
             return block.start + at * _FEW + int(found[at].indices)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from snapshot_tool.core.recipes import ImageRecipe
 
@@ -40,6 +40,8 @@ def _checkerboard(width: int, height: int, state: np.random.RandomState) -> Pixe
 
 
 def _shapes(width: int, height: int, state: np.random.RandomState) -> Pixels:
+    from PIL import ImageDraw  # and, with it, fonts, which no other image needs
+
     image = Image.new("RGB", (width, height), _colour(state))
     draw = ImageDraw.Draw(image)
     for _ in range(int(state.randint(1, 5))):

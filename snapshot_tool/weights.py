@@ -42,4 +42,4 @@ def _difference(pair: WeightPair, actual: torch.Tensor) -> WeightDifference | No
     if not mismatched:
         return None
     largest = float((actual.double() - expected.double()).abs().max())
-    return WeightDifference(pair.name, pair.modules, mismatched, actual.numel(), largest)
+    return WeightDifference(pair.name, pair.modules(), mismatched, actual.numel(), largest)

@@ -218,7 +218,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
     require_split(model, architecture=family.fms.architecture)
-    require_full_coverage(model, request.checkpoint, family.fms)
+    require_full_coverage(model, weights, request.checkpoint, family.fms)
     return FmsCandidate(model, calls, source, family, request)
 
 

@@ -96,10 +96,10 @@ def _describe(package: Path, *, is_checkout: bool) -> FmsSource:
     root = package.parent
     if not is_checkout and root.name in ("site-packages", "dist-packages"):
         return FmsSource(root, package_version(DISTRIBUTION), "", None)
-    if _git(root, "rev-parse", "--show-toplevel") != str(root):
+    top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
+    if top != str(root):
         return FmsSource(root, "", "", None)
-    status = _git(root, "status", "--porcelain", "--", "fms")
-    return FmsSource(root, "", _git(root, "rev-parse", "HEAD"), status != "")
+    return FmsSource(root, "", commit, _git(root, "status", "--porcelain", "--", "fms") != "")
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ _FUSED: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def require_full_coverage(model: torch.nn.Module, checkpoint: Path, port: FmsPort) -> None:
+def require_full_coverage(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], checkpoint: Path, port: FmsPort
+) -> None:
     """Raise CandidateUnavailable unless model and checkpoint have the same weights.
 
     A head that shares its memory with the embedding needs no weight of its own.
     """
-    adapted = _adapted(model, read_shapes(checkpoint, port), port)
+    adapted = _adapted(model, weights, port)
     own = dict(model.state_dict(keep_vars=True))
     missing = own.keys() - adapted.keys() - _tied(own, adapted)
     unused = adapted.keys() - own.keys()
@@ -68,7 +71,7 @@ def pair_weights(model: torch.nn.Module, checkpoint: Path, port: FmsPort) -> Ite
             layer = {name: files.weight(name) for name in names}
             for name, expected in _adapted(model, layer, port).items():
                 actual = _own_weight(own, name)
-                yield WeightPair(name, expected, actual, _reference_modules(name, port))
+                yield WeightPair(name, expected, actual, partial(_reference_modules, name, port))
 
 
 def _adapted(

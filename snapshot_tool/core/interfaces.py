@@ -138,13 +138,14 @@ class WeightPair:
         name: the candidate's name of it.
         expected: the checkpoint's, laid out as the candidate lays it out, in any dtype.
         actual: the candidate's own; None where it has none by this name.
-        modules: the reference's modules that it belongs to, where they are known.
+        modules: returns the reference's modules that it belongs to, where they are known; it is
+            asked of weights that differ.
     """
 
     name: str
     expected: torch.Tensor
     actual: torch.Tensor | None
-    modules: tuple[str, ...] = ()
+    modules: Callable[[], tuple[str, ...]] = tuple
 
 
 class Weighted(Protocol):
