@@ -172,3 +172,12 @@ def test_the_worst_element_is_found_wherever_it_is(place: int) -> None:
     found = compare_tensors(expected, actual, TOLERANCE)
     assert found.worst is not None
     assert found.worst.index == (place,)
+
+
+def test_of_equal_integers_the_one_nearest_to_its_tolerance_is_the_worst() -> None:
+    """The relative part allows the least of them the least, in whichever block it is."""
+    expected = torch.full((3 * blocks._BLOCK,), 9, dtype=torch.int64)
+    expected[2 * blocks._BLOCK + 7] = 1
+    found = compare_tensors(expected, expected.clone(), TOLERANCE)
+    assert found.worst is not None
+    assert found.worst.index == (2 * blocks._BLOCK + 7,)
