@@ -2,7 +2,7 @@
 
 A block is measured in float32, in memory that stays in the processor's cache. What float32 does not
 decide is measured in float64: elements at the very edge of the tolerance, blocks with NaN, Inf or
-differences that float32 cannot square, wider dtypes.
+differences that float32 cannot square, wider dtypes. Equal integers, masks say, are only summed up.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def require_full_coverage(
 ) -> None:
     """Raise CandidateUnavailable unless model and checkpoint have the same weights.
 
-    A head that shares its memory with the embedding needs no weight of its own.
+    weights: the checkpoint's, by name, without data; see read_shapes. A head that shares its memory
+    with the embedding needs none of its own.
     """
     adapted = _adapted(model, weights, port)
     own = dict(model.state_dict(keep_vars=True))
