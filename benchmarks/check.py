@@ -21,7 +21,7 @@ EMBEDDED_ROUNDS = 15
 TRUE_SHAPE = ("build/bench/true-shape", "build/bench/goldens")
 EMBEDDED = ("tests/checkpoints/tiny-idefics3", "goldens")
 
-# What any run of FMS's model imports, its loop of generation included; nothing is quicker.
+# What any run of FMS's model imports, its loop of generation included, and in turn.
 _IMPORTS = """
 import gc, os
 gc.disable()
@@ -130,7 +130,7 @@ def main() -> None:
         "shortest case (one image) runs forward without a cache as well, for a port may be wrong "
         "without one: there are two passes over its prompt. What the imports take, every process "
         "that runs the candidate must pay: they are timed without Python's search for garbage and "
-        "without its end, as in a check.",
+        "without its end, as in a check, and in turn; a check loads torch's library beside them.",
     )
 
 

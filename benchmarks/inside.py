@@ -8,6 +8,7 @@ itself does within them (digests and copies of what is served between phases).
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -42,6 +43,7 @@ class Clock:
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function whose calls are counted."""
 
+        @functools.wraps(function)  # snap asks a method for the names of its arguments
         def timed(*given: Any, **options: Any) -> Any:
             with self.running():
                 return function(*given, **options)

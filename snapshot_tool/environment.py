@@ -79,12 +79,13 @@ def is_importable(module: str) -> bool:
     return module in sys.modules or importlib.util.find_spec(module) is not None
 
 
-# Loading torch takes as much; with less, numpy's libraries end the process in their own way.
-_LEAST_ADDRESS_SPACE = 700 * 2**20
+# The smallest model takes as much. With less, the libraries of numpy and OpenMP may end the process
+# in a way of their own.
+_LEAST_ADDRESS_SPACE = 800 * 2**20
 
 
 def require_address_space() -> None:
-    """Raise OutOfMemory where a limit (ulimit -v) leaves no room to load torch."""
+    """Raise OutOfMemory where a limit (ulimit -v) leaves no room for torch and a model."""
     try:
         import resource
     except ImportError:  # not a Unix system: there is no such limit
@@ -92,7 +93,7 @@ def require_address_space() -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < _LEAST_ADDRESS_SPACE:
         raise OutOfMemory(
-            f"not enough memory: {limit // 2**20} MiB are allowed here (ulimit -v), loading torch "
-            f"takes {_LEAST_ADDRESS_SPACE // 2**20}",
+            f"not enough memory: {limit // 2**20} MiB are allowed here (ulimit -v), torch and "
+            f"a small model take {_LEAST_ADDRESS_SPACE // 2**20}",
             "raise the limit",
         )

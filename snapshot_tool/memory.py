@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import gc
 import mmap
 import sys
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import xxhash
+
+from snapshot_tool.c_library import function_of_c
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ def unset_memory(size: int) -> torch.Tensor:
 
 def _ask_for_large_pages(start: int, size: int) -> None:
     """Advise Linux to use them (man 2 madvise); where it does not, memory works as well."""
-    advise, large_pages = _function_of_c("madvise"), getattr(mmap, "MADV_HUGEPAGE", None)
+    advise, large_pages = function_of_c("madvise"), getattr(mmap, "MADV_HUGEPAGE", None)
     if advise is None or large_pages is None:
         return
     page = mmap.PAGESIZE
@@ -50,14 +51,8 @@ def release_free_memory() -> None:
     glibc gives back only the end of its heap by itself. The caches of a generation, which grow
     token by token, leave hundreds of megabytes of holes there, beside which the next phase begins.
     """
-    if trim := _function_of_c("malloc_trim"):  # glibc's (man 3 malloc_trim)
+    if trim := function_of_c("malloc_trim"):  # glibc's (man 3 malloc_trim)
         trim(0)
-
-
-@functools.cache
-def _function_of_c(name: str) -> ctypes._NamedFuncPointer | None:
-    """Return a function of the C library; None where it has none of that name."""
-    return getattr(ctypes.CDLL(None), name, None)
 
 
 @contextmanager

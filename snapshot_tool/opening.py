@@ -1,4 +1,7 @@
-"""Opening a checker without waiting in turn: a checkpoint is digested while code is imported."""
+"""Opening a checker without waiting in turn.
+
+While code is imported, torch's library is loaded and then the checkpoint digested.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,25 @@ from snapshot_tool.core.interfaces import Progress
 from snapshot_tool.golden_choice import open_checkpoint_of
 from snapshot_tool.memory import without_collection
 from snapshot_tool.store.golden import Golden
+from snapshot_tool.torch_library import import_meanwhile, load_library
 
 if TYPE_CHECKING:
     from snapshot_tool.checker import Checker
+    from snapshot_tool.checkpoint import Checkpoint
 
 T = TypeVar("T")
 
 
 def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> Checker:
     """Load the candidate from the checkpoint that the golden was recorded from."""
-    opened = _begun(lambda: open_checkpoint_of(golden, request.checkpoint))
+
+    def work() -> Checkpoint:
+        load_library()
+        return open_checkpoint_of(golden, request.checkpoint)
+
+    opened = _begun(work)
     with without_collection():
+        import_meanwhile()
         from snapshot_tool.checker import load_checker  # imports torch
 
     return load_checker(request, golden, progress, open_checkpoint=opened)

@@ -1,0 +1,12 @@
+"""Functions of the C library that Python has no names for."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+
+@functools.cache
+def function_of_c(name: str) -> ctypes._NamedFuncPointer | None:
+    """Return a function of the C library; None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None)
