@@ -10,7 +10,6 @@ from __future__ import annotations
 # library: these are the extension modules that sympy needs, and are here before it is begun.
 import cmath  # noqa: F401
 import contextlib
-import importlib
 import importlib.util
 import subprocess  # noqa: F401
 import sys
@@ -50,4 +49,4 @@ def _library() -> Path | None:
 def import_meanwhile() -> None:
     """Import what torch's compiler needs and what is Python alone: sympy, the largest of it."""
     with contextlib.suppress(ModuleNotFoundError):  # not every torch requires it
-        importlib.import_module("sympy")
+        import sympy  # noqa: F401
