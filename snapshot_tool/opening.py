@@ -15,7 +15,7 @@ from snapshot_tool.core.interfaces import Progress
 from snapshot_tool.golden_choice import open_checkpoint_of
 from snapshot_tool.memory import without_collection
 from snapshot_tool.store.golden import Golden
-from snapshot_tool.torch_library import import_meanwhile, load_library
+from snapshot_tool.torch_library import find_library, import_meanwhile, load_library
 
 if TYPE_CHECKING:
     from snapshot_tool.checker import Checker
@@ -33,7 +33,8 @@ def open_checker(request: CheckRequest, golden: Golden, progress: Progress) -> C
 
     opened = _begun(work)
     with without_collection():
-        import_meanwhile()
+        if find_library() is not None:  # else it would only come sooner, or for nothing
+            import_meanwhile()
         from snapshot_tool.checker import load_checker  # imports torch
 
     return load_checker(request, golden, progress, open_checkpoint=opened)

@@ -28,14 +28,14 @@ def load_library() -> None:
 
     Where that is not possible nothing happens: `import torch` loads it, or says why it cannot.
     """
-    library, load = _library(), function_of_c("dlopen")
+    library, load = find_library(), function_of_c("dlopen")
     if library is not None and load is not None:
         # As Python itself loads extension modules. Whoever wants it again is given this one.
         load(str(library).encode(), sys.getdlopenflags())
 
 
-def _library() -> Path | None:
-    """Return the file of a CPU build of torch that was not imported yet."""
+def find_library() -> Path | None:
+    """Return the file of a CPU build of torch that was not imported yet; None without one."""
     spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         return None
