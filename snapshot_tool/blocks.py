@@ -1,16 +1,19 @@
-"""The figures of two flat tensors, block by block, on as many threads as torch has.
+"""The figures of two flat tensors, block by block.
 
 A block is measured in float32, in memory that stays in the processor's cache. What float32 does not
 decide is measured in float64: elements at the very edge of the tolerance, blocks with NaN, Inf or
-differences that float32 cannot square, wider dtypes. Equal integers, masks say, are only summed up.
+differences that float32 cannot square, wider dtypes; and tensors of a few elements. Equal integers,
+masks say, are only summed up.
+
+Torch spreads each operation over its own threads. Threads of Python would hand over its lock at
+each one, which takes longer than the operation does.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,15 +22,12 @@ from snapshot_tool.core.tolerance import Tolerance
 if TYPE_CHECKING:
     import torch
 
-# Elements; no power of two. Six such rows of float32 stay in the processor's last cache. Threads
-# hand over Python's lock at each operation, which takes as long as it does: so no smaller ones.
-_BLOCK = 250_000
+# A block is rows, each summed up by one thread: no sum depends on how many threads there are.
+_ROWS = 16
+_BLOCK = _ROWS * 10_000  # elements; four times that of float32 stay in the processor's cache
 _PIECE = 2**22  # elements that are copied at once of a tensor that is not contiguous
 _FEW = 2**14  # elements whose places are looked at at once: new memory takes longer than they do
-_SHARE = 12  # blocks that a thread takes at once, and
-_SHARES = 4  # how many shares a thread has at least, where there are as many blocks
-_THREADS = 8  # more would read no faster, and each has 4 MB of its own
-# Differences whose squares float32 holds: neither 0 nor Inf, and their sum over a block neither.
+# Differences whose squares float32 holds: neither 0 nor Inf, and their sum over a row neither.
 _LEAST, _MOST = 1e-15, 1e16
 _MARGIN = 1e-6  # of a difference: more than float32 loses of it (6e-8 for each of two operations)
 
@@ -54,33 +54,30 @@ def measure_blocks(
     expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance
 ) -> list[BlockFigures]:
     """Return the figures of all blocks of two tensors of one shape, in order."""
-    found: list[BlockFigures] = []
-    with _one_thread_for_each_operation() as threads, ThreadPoolExecutor(threads) as pool:
-        for start, one, other in _pieces(expected, actual):
-            blocks = math.ceil(one.numel() / _BLOCK)
-            size = max(1, min(_SHARE, blocks // (_SHARES * threads))) * _BLOCK
-            shares = range(0, one.numel(), size)
-            work = _Worker(one, other, tolerance, start, size)
-            # Threads cost more than one share does.
-            done = pool.map(work, shares) if len(shares) > 1 else map(work, shares)
-            found += (figures for share in done for figures in share)
+    import torch
+
+    found = []
+    space_of = functools.cache(_Space) if _is_for_float32(expected, actual) else None
+    with torch.inference_mode():
+        for start, *pair in _pieces(expected, actual):
+            place = start
+            for one, other in zip(*map(_blocks, pair), strict=True):
+                space = space_of and space_of(one.shape)
+                found.append(_measure(place, one.to("cpu"), other.to("cpu"), tolerance, space))
+                place += one.numel()
     return found
 
 
-@contextmanager
-def _one_thread_for_each_operation() -> Iterator[int]:
-    """Let no operation of torch be spread over threads; yield over how many to share blocks.
-
-    So blocks can be shared out, and a sum does not depend on the number of threads.
-    """
+def _blocks(flat: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield a flat tensor's elements, in rows of one length; the few that are left are one row."""
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield min(threads, _THREADS)
-    finally:
-        torch.set_num_threads(threads)
+    left = len(flat) % _ROWS
+    if left < len(flat):
+        for block in torch.split(flat[: len(flat) - left], _BLOCK):
+            yield block.view(_ROWS, -1)
+    if left:
+        yield flat[len(flat) - left :].view(1, -1)
 
 
 def worst_place(
@@ -118,82 +115,73 @@ def _pieces(
         yield from _pieces(expected[part], actual[part], start + row * size)
 
 
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    """Measures a share of the blocks, `size` elements."""
-
-    expected: torch.Tensor
-    actual: torch.Tensor
-    tolerance: Tolerance
-    first: int
-    size: int
-
-    def __call__(self, begin: int) -> list[BlockFigures]:
-        import torch
-
-        end = min(begin + self.size, self.expected.numel())
-        with torch.inference_mode():
-            space = _Space(min(_BLOCK, end - begin))
-            return [self._measure(start, space) for start in range(begin, end, _BLOCK)]
-
-    def _measure(self, start: int, space: _Space) -> BlockFigures:
-        block = slice(start, start + _BLOCK)
-        expected, actual = self.expected[block].to("cpu"), self.actual[block].to("cpu")
-        place = self.first + start
-        if _is_narrow(expected.dtype) and _is_narrow(actual.dtype):
-            found = _in_float32(expected.float(), actual.float(), self.tolerance, space, place)
-            if found is not None:
-                return found
-        elif _are_equal_integers(expected, actual):
-            return _of_equal(expected, self.tolerance, place)
-        return _Exact(expected, actual, self.tolerance).figures(place)
-
-
-class _Space:
-    """Where a block's rows and figures are put.
-
-    Figures are read all at once: threads hand over Python's lock at each step, which takes longer
-    than the step does where a machine is slow to wake them.
-    """
-
-    def __init__(self, length: int) -> None:
-        import torch
-
-        # Whatever dtype and device a candidate has made torch's own.
-        self.rows, self.figures = (
-            torch.empty(shape, dtype=torch.float32, device="cpu") for shape in ((4, length), (7,))
-        )
-        self.greatest, self.sum_abs = self.figures[:3], self.figures[3]
-        self.squares = self.figures[4:].unbind()
-
-
-def _is_narrow(dtype: torch.dtype) -> bool:
-    import torch
-
-    return dtype in (torch.float32, torch.bfloat16, torch.float16)
-
-
-def _in_float32(
+def _measure(
+    start: int,
     expected: torch.Tensor,
     actual: torch.Tensor,
     tolerance: Tolerance,
-    space: _Space,
-    start: int,
+    space: _Space | None,
+) -> BlockFigures:
+    """Return the figures of one block: of float32's, in that space, where it decides them."""
+    if space is not None:
+        found = _in_float32(start, expected.float(), actual.float(), tolerance, space)
+        if found is not None:
+            return found
+    elif _are_equal_integers(expected, actual):
+        return _of_equal(start, expected, tolerance)
+    return _Exact(expected, actual, tolerance).figures(start)
+
+
+def _total(rows: torch.Tensor) -> float:
+    """Return the sum of all elements, row by row."""
+    return math.fsum(rows.sum(dim=1).tolist())
+
+
+class _Space:
+    """Where the elements and the figures of a block's rows are put: memory that is there already.
+
+    Figures of one kind lie together, so that they are taken, and read, all at once.
+    """
+
+    def __init__(self, shape: torch.Size) -> None:
+        import torch
+
+        rows, length = shape
+        # Whatever dtype and device a candidate has made torch's own.
+        self.compared, self.magnitude, self.greatest, self.totals = (
+            torch.empty(size, dtype=torch.float32, device="cpu")
+            for size in ((rows, 3, length), shape, (rows, 3), (4, rows))
+        )
+        self.diff, self.relative, self.beyond = self.compared.unbind(dim=1)
+        self.sums, *self.norms = self.totals.unbind()
+
+
+def _is_for_float32(*both: torch.Tensor) -> bool:
+    """Whether float32 holds the values of both. Of a few, float64 takes no longer."""
+    import torch
+
+    narrow = (torch.float32, torch.bfloat16, torch.float16)
+    return all(tensor.dtype in narrow and tensor.numel() >= _ROWS for tensor in both)
+
+
+def _in_float32(
+    start: int, expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance, space: _Space
 ) -> BlockFigures | None:
     """Return a block's figures, or None where float32 does not decide."""
     import torch
 
-    rows = space.rows[:, : len(expected)]
-    diff, relative, beyond, magnitude = rows.unbind()
+    diff, relative, beyond = space.diff, space.relative, space.beyond
     torch.sub(actual, expected, out=diff).abs_()
-    torch.abs(expected, out=magnitude)
-    torch.div(diff, magnitude, out=relative)
-    torch.add(diff, magnitude, alpha=-tolerance.rtol, out=beyond)
-    torch.amax(rows[:3], dim=1, out=space.greatest)
-    torch.sum(diff, dim=0, out=space.sum_abs)
-    for one, square in zip((diff, expected, actual), space.squares, strict=True):
-        torch.dot(one, one, out=square)
-    max_abs, max_rel, greatest, sum_abs, *squares = space.figures.tolist()
+    torch.abs(expected, out=space.magnitude)
+    torch.div(diff, space.magnitude, out=relative)
+    torch.add(diff, space.magnitude, alpha=-tolerance.rtol, out=beyond)
+    torch.amax(space.compared, dim=2, out=space.greatest)
+    torch.sum(diff, dim=1, out=space.sums)
+    for rows, norms in zip((diff, expected, actual), space.norms, strict=True):
+        torch.linalg.vector_norm(rows, dim=1, out=norms)
+    max_abs, max_rel, greatest = space.greatest.amax(dim=0).tolist()  # of NaN it makes NaN
+    sums, *norms_of = space.totals.tolist()
+    squares = [math.fsum([norm * norm for norm in norms]) for norms in norms_of]
     if not (max_abs == 0 or _LEAST < max_abs < _MOST) or not all(map(math.isfinite, squares)):
         return None
     if math.isnan(max_rel):  # 0 / 0: no difference
@@ -206,13 +194,13 @@ def _in_float32(
         mismatched = int(torch.count_nonzero(beyond > tolerance.atol + margin))
         near = beyond > tolerance.atol - margin
         if mismatched != int(torch.count_nonzero(near)):
-            edge = (near & (beyond <= tolerance.atol + margin)).nonzero()[:, 0]
+            edge = (near & (beyond <= tolerance.atol + margin)).nonzero(as_tuple=True)
             mismatched += _Exact(expected[edge], actual[edge], tolerance).mismatched
     return BlockFigures(
         start,
         max_abs=max_abs,
         max_rel=max_rel,
-        sum_abs=sum_abs,
+        sum_abs=math.fsum(sums),
         sum_squares=squares[0],
         norm_expected=squares[1],
         norm_actual=squares[2],
@@ -227,11 +215,11 @@ def _are_equal_integers(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and not one.is_floating_point() and torch.equal(one, other)
 
 
-def _of_equal(block: torch.Tensor, tolerance: Tolerance, start: int) -> BlockFigures:
+def _of_equal(start: int, block: torch.Tensor, tolerance: Tolerance) -> BlockFigures:
     """Return the figures of a block of integers, of a mask say, that both tensors have alike."""
     numbers = block.double()
     least = float(numbers.abs().min()) if tolerance.rtol else 0.0
-    norm = float(numbers @ numbers)
+    norm = _total(numbers.square())
     excess = -tolerance.atol - tolerance.rtol * least
     return BlockFigures(start, 0.0, 0.0, 0.0, 0.0, norm, norm, 0, excess)
 
@@ -265,10 +253,10 @@ class _Exact:
             start,
             max_abs=float(self._diff.max()),
             max_rel=float(relative.max()),
-            sum_abs=float(self._diff.sum()),
-            sum_squares=float(self._diff.square().sum()),
-            norm_expected=float(self._expected @ self._expected),
-            norm_actual=float(self._actual @ self._actual),
+            sum_abs=_total(self._diff),
+            sum_squares=_total(self._diff.square()),
+            norm_expected=_total(self._expected.square()),
+            norm_actual=_total(self._actual.square()),
             mismatched=self.mismatched,
             worst_excess=float(self.excess.max()),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from snapshot_tool import blocks
 from snapshot_tool.compare import compare_tensors
+from snapshot_tool.core.results import Comparison
 from snapshot_tool.core.tolerance import Tolerance
 
 TOLERANCE = Tolerance(5e-5, 5e-5)
@@ -24,6 +25,14 @@ def drawn(seed: int, *, size: int, spread: float) -> tuple[torch.Tensor, torch.T
     expected = torch.randn(size, generator=generator)
     expected[torch.rand(size, generator=generator) < 0.1] = 0.0
     return expected, expected + spread * torch.randn(size, generator=generator)
+
+
+def assert_alike(one: Comparison, other: Comparison) -> None:
+    """Assert that two results are the same but for the rounding of sums in float32."""
+    figures = (one.mean_abs, one.rmse, one.cosine)
+    assert figures == pytest.approx((other.mean_abs, other.rmse, other.cosine), rel=1e-7)
+    same = replace(one, mean_abs=other.mean_abs, rmse=other.rmse, cosine=other.cosine)
+    assert same == other
 
 
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
@@ -66,9 +75,11 @@ def test_an_element_at_the_very_edge_is_decided_in_float64() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
-def test_figures_do_not_depend_on_the_number_of_threads(threads: int) -> None:
-    """The sums of blocks are added in the order of blocks."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_figures_do_not_depend_on_the_number_of_threads(dtype: torch.dtype, threads: int) -> None:
+    """Each sum is of one row, by one thread, and rows are added in their order."""
     expected, actual = drawn(0, size=50 * blocks._BLOCK + 7, spread=1e-4)
+    expected, actual = expected.to(dtype), actual.to(dtype)
     before = torch.get_num_threads()
     whole = compare_tensors(expected, actual, TOLERANCE)
     torch.set_num_threads(threads)
@@ -92,9 +103,32 @@ def test_tensors_that_are_not_contiguous_are_measured_in_pieces(
     monkeypatch.setattr(blocks, "_PIECE", piece)
     strided = actual.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     assert not strided.is_contiguous()
-    assert compare_tensors(expected, strided, TOLERANCE) == plain
+    assert_alike(compare_tensors(expected, strided, TOLERANCE), plain)
     assert plain.worst is not None
     assert plain.worst.index == (2, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "length"), [(1, 1), (1, 7), (7, 1), (4, 3), (4, 30), (16, 1), (16, 7), (119, 1)]
+)
+def test_figures_do_not_depend_on_the_size_of_blocks(
+    monkeypatch: pytest.MonkeyPatch, rows: int, length: int
+) -> None:
+    """Blocks and their rows are a matter of memory and threads, and of rounding."""
+    numbers = np.random.RandomState(0)
+    expected = torch.from_numpy(numbers.randint(-50, 50, (4, 5, 6)).astype(np.float32))
+    actual = expected.clone()
+    actual[3, 4, 4] += 3
+    actual[0, 1, 2] += 3
+    actual[2, 0, 0] -= 1
+    tolerance = Tolerance(0.5, 0.0)
+    whole = compare_tensors(expected, actual, tolerance)
+    monkeypatch.setattr(blocks, "_ROWS", rows)
+    monkeypatch.setattr(blocks, "_BLOCK", rows * length)
+    assert_alike(compare_tensors(expected, actual, tolerance), whole)
+    assert whole.mismatched == 3
+    assert whole.worst is not None
+    assert whole.worst.index == (0, 1, 2)
 
 
 def test_torchs_default_dtype_is_the_candidates_own() -> None:
@@ -106,27 +140,6 @@ def test_torchs_default_dtype_is_the_candidates_own() -> None:
         assert compare_tensors(expected, actual, TOLERANCE) == figures
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-def test_memory_is_bounded_on_a_machine_of_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each thread has rows of its own: there are no more of them than fit 64 MB."""
-    threads: list[int] = []
-    pool = ThreadPoolExecutor
-
-    def counted(count: int) -> object:
-        threads.append(count)
-        return pool(count)
-
-    monkeypatch.setattr(blocks, "ThreadPoolExecutor", counted)
-    before = torch.get_num_threads()
-    torch.set_num_threads(64)
-    try:
-        compare_tensors(*drawn(0, size=100, spread=1e-4), TOLERANCE)
-    finally:
-        torch.set_num_threads(before)
-    rows = blocks._Space(blocks._BLOCK).rows.nbytes
-    assert threads[0] * rows <= 64e6
-    assert threads[0] > 1
 
 
 def test_what_is_kept_of_a_block_is_small() -> None:
@@ -163,7 +176,7 @@ def test_integers_that_differ_in_one_element_are_told() -> None:
     assert found.worst.index == (len(expected) - 1,)
 
 
-@pytest.mark.parametrize("place", [0, blocks._FEW - 1, blocks._FEW, 100_000, blocks._BLOCK + 1])
+@pytest.mark.parametrize("place", [0, blocks._FEW - 1, blocks._FEW, 70_000, blocks._BLOCK + 1])
 def test_the_worst_element_is_found_wherever_it_is(place: int) -> None:
     """A block is looked through in pieces, and places are counted from its beginning."""
     expected = torch.randn(blocks._BLOCK + 10, generator=torch.Generator().manual_seed(2))
