@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from benchmarks.figures import Row, publish
 from snapshot_tool.check_request import CheckRequest
 from snapshot_tool.core.errors import CandidateUnavailable
@@ -51,6 +53,7 @@ def seconds_by_phase(*, quick: bool) -> dict[Phase, float]:
 def verdicts(mutant: Mutant) -> tuple[str, str]:
     """Return the first phase that shows a mutant, step by step and with --quick, or ""."""
     found = []
+    torch.set_num_threads(1)  # of a job's own process: jobs have the cores between them
     with planted(mutant, CHECKOUT):
         request = CheckRequest(Path("goldens"), candidate=SPEC)
         for quick in (False, True):

@@ -5,26 +5,32 @@ decide is measured in float64: elements at the very edge of the tolerance, block
 differences that float32 cannot square, wider dtypes; and tensors of a few elements. Equal integers,
 masks say, are only summed up.
 
-Torch spreads each operation over its own threads. Threads of Python would hand over its lock at
-each one, which takes longer than the operation does.
+Torch spreads each operation over its own threads: Python's would hand over its lock at each one,
+which takes longer than the operation does. They wait for each other at each one, too, which takes a
+hundred times as long where other processes have the cores: then one thread measures for a while.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from snapshot_tool.core.tolerance import Tolerance
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
+
 # A block is rows, each summed up by one thread: no sum depends on how many threads there are.
 _ROWS = 16
 _BLOCK = _ROWS * 10_000  # elements; four times that of float32 stay in the processor's cache
+_LONG = 0.01  # seconds; a block of float32 takes a thirtieth of it
+_ALONE = 32  # blocks that a single thread measures after one that took so long
 _PIECE = 2**22  # elements that are copied at once of a tensor that is not contiguous
 _FEW = 2**14  # elements whose places are looked at at once: new memory takes longer than they do
 # Differences whose squares float32 holds: neither 0 nor Inf, and their sum over a row neither.
@@ -56,19 +62,26 @@ def measure_blocks(
     """Return the figures of all blocks of two tensors of one shape, in order."""
     import torch
 
-    found = []
     space_of = functools.cache(_Space) if _is_for_float32(expected, actual) else None
     with torch.inference_mode():
-        for start, *pair in _pieces(expected, actual):
-            place = start
-            for one, other in zip(*map(_blocks, pair), strict=True):
-                space = space_of and space_of(one.shape)
-                found.append(_measure(place, one.to("cpu"), other.to("cpu"), tolerance, space))
-                place += one.numel()
-    return found
+        return [
+            _measure(place, one, other, tolerance, space_of and space_of(one.shape))
+            for place, one, other in _without_crowding(_blocks(expected, actual))
+        ]
 
 
-def _blocks(flat: torch.Tensor) -> Iterator[torch.Tensor]:
+def _blocks(
+    expected: torch.Tensor, actual: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield the blocks of both tensors on the CPU, with the place of their first element."""
+    for start, *pair in _pieces(expected, actual):
+        place = start
+        for one, other in zip(*map(_in_rows, pair), strict=True):
+            yield place, one.to("cpu"), other.to("cpu")
+            place += one.numel()
+
+
+def _in_rows(flat: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield a flat tensor's elements, in rows of one length; the few that are left are one row."""
     import torch
 
@@ -78,6 +91,22 @@ def _blocks(flat: torch.Tensor) -> Iterator[torch.Tensor]:
             yield block.view(_ROWS, -1)
     if left:
         yield flat[len(flat) - left :].view(1, -1)
+
+
+def _without_crowding(blocks: Iterable[T]) -> Iterator[T]:
+    """Yield blocks; while one takes too long, most are left to a single thread of torch."""
+    import torch
+
+    threads, alone = torch.get_num_threads(), 0
+    try:
+        for block in blocks:
+            torch.set_num_threads(1 if alone else threads)
+            began = time.perf_counter()
+            yield block
+            times = int((time.perf_counter() - began) / _LONG)
+            alone = alone - 1 if alone else _ALONE * times
+    finally:
+        torch.set_num_threads(threads)
 
 
 def worst_place(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,39 @@ def test_figures_do_not_depend_on_the_number_of_threads(dtype: torch.dtype, thre
     try:
         assert compare_tensors(expected, actual, TOLERANCE) == whole
         assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("long", "alone"), [(1e-9, True), (1e9, False)])
+def test_a_single_thread_measures_after_a_block_that_took_long(
+    monkeypatch: pytest.MonkeyPatch, long: float, *, alone: bool
+) -> None:
+    """Where other processes have the cores, threads would wait for each other; nothing else is.
+
+    Torch's own number of threads is the same afterwards, whatever happens on the way.
+    """
+    expected, actual = drawn(0, size=5 * blocks._BLOCK, spread=1e-4)
+    whole = compare_tensors(expected, actual, TOLERANCE)
+    seen: list[int] = []
+    measure = blocks._measure
+
+    def watched(*given: Any) -> blocks.BlockFigures:
+        seen.append(torch.get_num_threads())
+        if len(seen) > 10:
+            raise MemoryError
+        return measure(*given)
+
+    monkeypatch.setattr(blocks, "_LONG", long)
+    monkeypatch.setattr(blocks, "_measure", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert compare_tensors(expected, actual, TOLERANCE) == whole
+        assert seen == ([3, 1, 1, 1, 1] if alone else [3] * 5)
+        with pytest.raises(MemoryError):
+            compare_tensors(torch.cat([expected] * 2), torch.cat([actual] * 2), TOLERANCE)
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
