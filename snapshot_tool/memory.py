@@ -6,8 +6,9 @@ import ctypes
 import gc
 import mmap
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -81,6 +82,32 @@ def fingerprint(data: torch.Tensor | bytes) -> str:
     make them.
     """
     return xxhash.xxh3_128_hexdigest(data if isinstance(data, bytes) else tensor_bytes(data))
+
+
+@dataclass(slots=True)
+class Lent:
+    """The last tensor that was lent, lent again to whoever asks for it.
+
+    A borrower may write to it: then it is made anew. To look for that takes a fraction of what it
+    takes to make one.
+    """
+
+    _name: str = ""
+    _tensor: torch.Tensor | None = None
+    _mark: str = ""
+
+    def lend(self, name: str, make: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
+        """Return the tensor of a name, which `make` makes where it is not at hand."""
+        if self._tensor is None or name != self._name or fingerprint(self._tensor) != self._mark:
+            self.forget()  # first: there need not be room for two
+            self._name, self._tensor = name, make()
+            self._mark = "" if self._tensor is None else fingerprint(self._tensor)
+        # Its elements alone are lent: a borrower may also reshape it in place.
+        return None if self._tensor is None else self._tensor.detach()
+
+    def forget(self) -> None:
+        """Keep it no longer than its borrowers do."""
+        self._tensor = None
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

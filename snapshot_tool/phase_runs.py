@@ -145,8 +145,9 @@ def _preprocessing(candidate: Candidate, golden: Golden, case: str) -> list[Pair
 
 def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
     name = _compared(golden, Phase.VISION)
-    # Not kept here: the answer and the golden, read next, are as large as the tiles.
+    # Not kept: the answer and the golden, read next, are as large as the tiles.
     answer = candidate.vision(_tiles(golden, case), **_sizes(golden, case))
+    golden.forget_pixel_values()
     named = answer if isinstance(answer, Mapping) else {name: answer}
     note = _odd_positions(golden, case)
     there = golden.tensor_names(case, Phase.VISION)

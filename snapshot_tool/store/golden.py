@@ -12,6 +12,7 @@ from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Tap
+from snapshot_tool.memory import Lent
 from snapshot_tool.store.contents import find_misfits
 from snapshot_tool.store.files import leaves_root
 from snapshot_tool.store.layout import (
@@ -27,7 +28,7 @@ from snapshot_tool.store.manifest import (
     case_recipe,
     load_manifest,
 )
-from snapshot_tool.store.packed import SHAPE, unpack
+from snapshot_tool.store.packed import PIXEL_VALUES, SHAPE, unpack
 from snapshot_tool.store.tensors import TensorFile, open_tensors
 from snapshot_tool.store.verify import (
     allowed_files,
@@ -67,6 +68,7 @@ class Golden:
     manifest: Manifest
     _files: dict[str, TensorFile] = field(default_factory=dict, repr=False, compare=False)
     _names: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False, compare=False)
+    _pixel_values: Lent = field(default_factory=Lent, repr=False, compare=False)
 
     @property
     def root(self) -> Path:
@@ -157,8 +159,19 @@ class Golden:
 
     def image_input(self, case: str, name: str) -> torch.Tensor | None:
         """Return a tensor of the case's images by its name; None without one."""
-        # Unpacked where it is packed.
-        key, names = f"{case}/{name}", self.manifest.files[INPUTS].tensors
+        key = f"{case}/{name}"
+        if name != PIXEL_VALUES:
+            return self._image_input(key)
+        # Every phase asks for them, and they are many.
+        return self._pixel_values.lend(key, lambda: self._image_input(key))
+
+    def forget_pixel_values(self) -> None:
+        """Give their memory back, where much else is to be in memory before they are asked for."""
+        self._pixel_values.forget()
+
+    def _image_input(self, key: str) -> torch.Tensor | None:
+        """Return a tensor of the inputs, unpacked where it is packed."""
+        names = self.manifest.files[INPUTS].tensors
         if key in names:
             return self._read(INPUTS, key)
         if key + SHAPE not in names:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from snapshot_tool.memory import unset_memory, without_collection
+from snapshot_tool.memory import Lent, unset_memory, without_collection
 
 MODULE = "colorsys"  # of the standard library, and used by nobody here
 
@@ -110,3 +111,60 @@ def test_memory_is_of_large_pages_where_the_system_has_them() -> None:
     has_them = setting.exists() and "[never]" not in setting.read_text()
     kept = unset_memory(2**26).fill_(7)
     assert (large_pages_around(kept.data_ptr() + 2**25) > 0) == has_them
+
+
+class Maker:
+    """Makes a tensor of ones, and counts how often."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self) -> torch.Tensor:
+        self.made += 1
+        return torch.ones(2, 3)
+
+
+def test_what_is_lent_is_made_once_for_all_who_ask() -> None:
+    """Another name is another tensor, and the first is not kept beside it."""
+    lent, make = Lent(), Maker()
+    assert lent.lend("one", make) is not None
+    assert lent.lend("one", make) is not None
+    assert make.made == 1
+    lent.lend("other", make)
+    lent.lend("one", make)
+    assert make.made == 3
+
+
+def test_what_a_borrower_has_written_to_is_made_anew() -> None:
+    """The last bit counts; what only the borrower's own view was made into does not."""
+    lent, make = Lent(), Maker()
+    borrowed = lent.lend("one", make)
+    assert borrowed is not None
+    borrowed.unsqueeze_(0).requires_grad_()
+    again = lent.lend("one", make)
+    assert again is not None
+    assert (again.shape, again.requires_grad, make.made) == ((2, 3), False, 1)
+    again.view(torch.int32)[1, 2] ^= 1
+    last = lent.lend("one", make)
+    assert last is not None
+    assert torch.equal(last, torch.ones(2, 3))
+    assert make.made == 2
+
+
+def test_what_is_not_there_is_asked_for_again() -> None:
+    """Nothing is lent in its place."""
+    lent, make = Lent(), Maker()
+    assert lent.lend("one", lambda: None) is None
+    assert lent.lend("one", make) is not None
+
+
+def test_what_is_forgotten_is_free_once_it_is_given_back() -> None:
+    """Nothing else holds it."""
+    lent, make = Lent(), Maker()
+    borrowed = lent.lend("one", make)
+    assert borrowed is not None
+    held = StorageWeakRef(borrowed.untyped_storage())  # type: ignore[no-untyped-call]
+    lent.forget()
+    assert not held.expired()  # type: ignore[no-untyped-call]
+    del borrowed
+    assert held.expired()  # type: ignore[no-untyped-call]
