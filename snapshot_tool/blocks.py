@@ -15,7 +15,8 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,8 +30,9 @@ T = TypeVar("T")
 # A block is rows, each summed up by one thread: no sum depends on how many threads there are.
 _ROWS = 16
 _BLOCK = _ROWS * 10_000  # elements; four times that of float32 stay in the processor's cache
+_FIRST = 4  # blocks that a single thread measures before others are woken
 _LONG = 0.01  # seconds; a block of float32 takes a thirtieth of it
-_ALONE = 32  # blocks that a single thread measures after one that took so long
+_ALONE = 32  # blocks that a single thread measures for each time that one took so long
 _PIECE = 2**22  # elements that are copied at once of a tensor that is not contiguous
 _FEW = 2**14  # elements whose places are looked at at once: new memory takes longer than they do
 # Differences whose squares float32 holds: neither 0 nor Inf, and their sum over a row neither.
@@ -63,10 +65,11 @@ def measure_blocks(
     import torch
 
     space_of = functools.cache(_Space) if _is_for_float32(expected, actual) else None
-    with torch.inference_mode():
+    # Closed, so that torch has its threads again even while an error is being told.
+    with torch.inference_mode(), closing(_shared_out(_blocks(expected, actual))) as blocks:
         return [
             _measure(place, one, other, tolerance, space_of and space_of(one.shape))
-            for place, one, other in _without_crowding(_blocks(expected, actual))
+            for place, one, other in blocks
         ]
 
 
@@ -93,14 +96,16 @@ def _in_rows(flat: torch.Tensor) -> Iterator[torch.Tensor]:
         yield flat[len(flat) - left :].view(1, -1)
 
 
-def _without_crowding(blocks: Iterable[T]) -> Iterator[T]:
-    """Yield blocks; while one takes too long, most are left to a single thread of torch."""
+def _shared_out(blocks: Iterable[T]) -> Generator[T, None, None]:
+    """Yield blocks: the first few, and most while one takes long, to one thread of torch alone."""
     import torch
 
-    threads, alone = torch.get_num_threads(), 0
+    threads, alone = torch.get_num_threads(), _FIRST
     try:
         for block in blocks:
-            torch.set_num_threads(1 if alone else threads)
+            wanted = 1 if alone else threads
+            if torch.get_num_threads() != wanted:
+                torch.set_num_threads(wanted)
             began = time.perf_counter()
             yield block
             times = int((time.perf_counter() - began) / _LONG)
@@ -163,7 +168,7 @@ def _measure(
 
 def _total(rows: torch.Tensor) -> float:
     """Return the sum of all elements, row by row."""
-    return math.fsum(rows.sum(dim=1).tolist())
+    return float(rows.sum(dim=1).sum())
 
 
 class _Space:
@@ -210,7 +215,7 @@ def _in_float32(
         torch.linalg.vector_norm(rows, dim=1, out=norms)
     max_abs, max_rel, greatest = space.greatest.amax(dim=0).tolist()  # of NaN it makes NaN
     sums, *norms_of = space.totals.tolist()
-    squares = [math.fsum([norm * norm for norm in norms]) for norms in norms_of]
+    squares = [sum(norm * norm for norm in norms) for norms in norms_of]
     if not (max_abs == 0 or _LEAST < max_abs < _MOST) or not all(map(math.isfinite, squares)):
         return None
     if math.isnan(max_rel):  # 0 / 0: no difference
@@ -229,7 +234,7 @@ def _in_float32(
         start,
         max_abs=max_abs,
         max_rel=max_rel,
-        sum_abs=math.fsum(sums),
+        sum_abs=sum(sums),
         sum_squares=squares[0],
         norm_expected=squares[1],
         norm_actual=squares[2],

@@ -83,7 +83,7 @@ def compare_tensors(
     worst_block = max(blocks, key=lambda block: block.worst_excess)
     index = unravel(worst_place(expected, actual, tolerance, worst_block), expected.shape)
     numel = expected.numel()
-    sum_squares = math.fsum(block.sum_squares for block in blocks)
+    sum_squares = sum(block.sum_squares for block in blocks)
     return Comparison(
         max_abs=_greatest(block.max_abs for block in blocks),
         max_rel=_greatest(block.max_rel for block in blocks),

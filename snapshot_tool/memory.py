@@ -86,10 +86,10 @@ def fingerprint(data: torch.Tensor | bytes) -> str:
 
 @dataclass(slots=True)
 class Lent:
-    """The last tensor that was lent, lent again to whoever asks for it.
+    """The last tensor that was lent, lent again to whoever asks for it when the last is done.
 
     A borrower may write to it: then it is made anew. To look for that takes a fraction of what it
-    takes to make one.
+    takes to make one. Two who borrow it at the same time have the same memory.
     """
 
     _name: str = ""
@@ -98,9 +98,13 @@ class Lent:
 
     def lend(self, name: str, make: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
         """Return the tensor of a name, which `make` makes where it is not at hand."""
+        import torch
+
         if self._tensor is None or name != self._name or fingerprint(self._tensor) != self._mark:
             self.forget()  # first: there need not be room for two
-            self._name, self._tensor = name, make()
+            # A plain one, whatever mode the first borrower is in: the next may be in another.
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._name, self._tensor = name, make()
             self._mark = "" if self._tensor is None else fingerprint(self._tensor)
         # Its elements alone are lent: a borrower may also reshape it in place.
         return None if self._tensor is None else self._tensor.detach()

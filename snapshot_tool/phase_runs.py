@@ -128,8 +128,9 @@ def _require_method(candidate: Candidate, name: str) -> None:
 
 
 def _preprocessing(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
-    inputs = golden.inputs(case)
     answer = candidate.preprocess(golden.images(case))
+    # Not before: a candidate may answer in the memory that it was lent for another phase.
+    inputs = golden.inputs(case, lent=True)
     if not isinstance(answer, Mapping):
         answer = {"pixel_values": answer}
     pairs = []
@@ -164,7 +165,7 @@ def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
 
 
 def _tiles(golden: Golden, case: str) -> torch.Tensor:
-    tiles = golden.image_input(case, "pixel_values")
+    tiles = golden.lend_pixel_values(case)
     if tiles is None:
         raise PhaseUnsupported("the case has no images")
     return tiles
@@ -206,7 +207,8 @@ def _sizes(golden: Golden, case: str) -> dict[str, torch.Tensor]:
 
 
 def _forward(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
-    return _forward_pairs(candidate.forward(golden.inputs(case)), golden, case)
+    answer = candidate.forward(golden.inputs(case, lent=True))
+    return _forward_pairs(answer, golden, case)
 
 
 def _forward_pairs(answer: Any, golden: Golden, case: str) -> list[Pair]:
@@ -257,7 +259,7 @@ def _generate(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
     generation = golden.manifest.generation
     expected = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
     actual = candidate.generate(
-        golden.inputs(case),
+        golden.inputs(case, lent=True),
         max_new_tokens=generation.max_new_tokens,
         eos_token_ids=generation.eos_token_ids,
     )

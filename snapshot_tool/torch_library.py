@@ -11,6 +11,7 @@ from __future__ import annotations
 import cmath  # noqa: F401
 import contextlib
 import importlib.util
+import os
 import subprocess  # noqa: F401
 import sys
 import unicodedata  # noqa: F401
@@ -31,7 +32,7 @@ def load_library() -> None:
     library, load = find_library(), function_of_c("dlopen")
     if library is not None and load is not None:
         # As Python itself loads extension modules. Whoever wants it again is given this one.
-        load(str(library).encode(), sys.getdlopenflags())
+        load(os.fsencode(library), sys.getdlopenflags())
 
 
 def find_library() -> Path | None:
@@ -48,5 +49,6 @@ def find_library() -> Path | None:
 
 def import_meanwhile() -> None:
     """Import what torch's compiler needs and what is Python alone: sympy, the largest of it."""
-    with contextlib.suppress(ModuleNotFoundError):  # not every torch requires it
+    # Not every torch requires it. Whoever needs it is told what is wrong with it.
+    with contextlib.suppress(Exception):
         import sympy  # noqa: F401

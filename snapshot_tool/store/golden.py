@@ -126,11 +126,19 @@ class Golden:
         """Return a tensor by its key in one of the set's files."""
         return self._read(file, key)
 
-    def inputs(self, case: str) -> CaseInputs:
-        """Return what the case's prompt and images became."""
+    def inputs(self, case: str, *, lent: bool = False) -> CaseInputs:
+        """Return what the case's prompt and images became.
+
+        lent: the pixel values are those of `lend_pixel_values`.
+        """
         text = self.text(case)
-        names = ("pixel_values", "pixel_attention_mask", "image_sizes")
-        of_images = {name: self.image_input(case, name) for name in names}
+        names = (PIXEL_VALUES, "pixel_attention_mask", "image_sizes")
+        of_images = {
+            name: self.lend_pixel_values(case)
+            if lent and name == PIXEL_VALUES
+            else self.image_input(case, name)
+            for name in names
+        }
         return CaseInputs(text.input_ids, text.attention_mask, **of_images)
 
     def text(self, case: str) -> CaseInputs:
@@ -159,19 +167,8 @@ class Golden:
 
     def image_input(self, case: str, name: str) -> torch.Tensor | None:
         """Return a tensor of the case's images by its name; None without one."""
-        key = f"{case}/{name}"
-        if name != PIXEL_VALUES:
-            return self._image_input(key)
-        # Every phase asks for them, and they are many.
-        return self._pixel_values.lend(key, lambda: self._image_input(key))
-
-    def forget_pixel_values(self) -> None:
-        """Give their memory back, where much else is to be in memory before they are asked for."""
-        self._pixel_values.forget()
-
-    def _image_input(self, key: str) -> torch.Tensor | None:
-        """Return a tensor of the inputs, unpacked where it is packed."""
-        names = self.manifest.files[INPUTS].tensors
+        # Unpacked where it is packed.
+        key, names = f"{case}/{name}", self.manifest.files[INPUTS].tensors
         if key in names:
             return self._read(INPUTS, key)
         if key + SHAPE not in names:
@@ -186,6 +183,17 @@ class Golden:
             return unpack(key, read)
         except (ValueError, KeyError) as error:
             raise GoldenDamaged(f"{set_file(self.folder, INPUTS)}: {key}: {error}") from error
+
+    def lend_pixel_values(self, case: str) -> torch.Tensor | None:
+        """Return the case's pixel values, read once for all who ask for them in a row.
+
+        Every phase does, and they are many. Whoever asks must be done with those of before.
+        """
+        return self._pixel_values.lend(case, lambda: self.image_input(case, PIXEL_VALUES))
+
+    def forget_pixel_values(self) -> None:
+        """Give their memory back, where much else is to be in memory before they are asked for."""
+        self._pixel_values.forget()
 
     def image_input_shape(self, case: str, name: str) -> tuple[int, ...]:
         """Return the shape of such a tensor, of which nothing is read; () without one."""

@@ -16,7 +16,7 @@ from snapshot_tool.check_request import CheckRequest
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import Verdict
 from snapshot_tool.opening import open_checker
-from snapshot_tool.store.golden import open_golden
+from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.workflows.check import check_cases
 from tests.candidates import CHECKOUT
 from tests.conftest import GOLDENS, set_folder
@@ -76,6 +76,22 @@ def test_quick_verifies_forward_and_generate_in_one_pass() -> None:
 def test_what_is_repeated_is_computed_each_time() -> None:
     """--repeat looks for answers that are not the same twice: none of them is served."""
     assert checked(repeat=2) == {"encoder": 6, "decoder": 4}
+
+
+def test_pixel_values_are_read_twice_for_the_phases_of_a_case(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Preprocessing lends them to vision, and forward to generate; not beside vision's answer."""
+    read: list[str] = []
+    image_input = Golden.image_input
+
+    def watched(golden: Golden, case: str, name: str) -> torch.Tensor | None:
+        read.append(name)
+        return image_input(golden, case, name)
+
+    monkeypatch.setattr(Golden, "image_input", watched)
+    checked()
+    assert read.count("pixel_values") == 2
 
 
 class Encoder(torch.nn.Module):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,8 +78,12 @@ def test_an_element_at_the_very_edge_is_decided_in_float64() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_figures_do_not_depend_on_the_number_of_threads(dtype: torch.dtype, threads: int) -> None:
+def test_figures_do_not_depend_on_the_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, threads: int
+) -> None:
     """Each sum is of one row, by one thread, and rows are added in their order."""
+    monkeypatch.setattr(blocks, "_FIRST", 0)
+    monkeypatch.setattr(blocks, "_LONG", 1e9)  # none is left to one thread alone
     expected, actual = drawn(0, size=50 * blocks._BLOCK + 7, spread=1e-4)
     expected, actual = expected.to(dtype), actual.to(dtype)
     before = torch.get_num_threads()
@@ -91,37 +96,58 @@ def test_figures_do_not_depend_on_the_number_of_threads(dtype: torch.dtype, thre
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("long", "alone"), [(1e-9, True), (1e9, False)])
-def test_a_single_thread_measures_after_a_block_that_took_long(
-    monkeypatch: pytest.MonkeyPatch, long: float, *, alone: bool
-) -> None:
-    """Where other processes have the cores, threads would wait for each other; nothing else is.
-
-    Torch's own number of threads is the same afterwards, whatever happens on the way.
-    """
-    expected, actual = drawn(0, size=5 * blocks._BLOCK, spread=1e-4)
-    whole = compare_tensors(expected, actual, TOLERANCE)
-    seen: list[int] = []
-    measure = blocks._measure
-
-    def watched(*given: Any) -> blocks.BlockFigures:
-        seen.append(torch.get_num_threads())
-        if len(seen) > 10:
-            raise MemoryError
-        return measure(*given)
-
-    monkeypatch.setattr(blocks, "_LONG", long)
-    monkeypatch.setattr(blocks, "_measure", watched)
+@pytest.fixture
+def _three_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_three_threads")
+def test_blocks_are_left_to_one_thread_after_one_that_took_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many the more often it took that long; and the first few, which are soon done."""
+    monkeypatch.setattr(blocks, "_FIRST", 1)
+    monkeypatch.setattr(blocks, "_ALONE", 2)
+    now, slow = [0.0], {0, 2, 7}
+    monkeypatch.setattr(blocks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    threads = []
+    for block in blocks._shared_out(range(10)):
+        threads.append(torch.get_num_threads())
+        now[0] += blocks._LONG * (2.5 if block in slow else 0.5)
+    assert threads == [1, 3, 3, 1, 1, 1, 1, 3, 1, 1]
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("_three_threads")
+def test_torch_has_its_threads_again_where_measuring_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: while an error is told its traceback still holds what was going on."""
+
+    def fail(*_given: object) -> None:
+        assert torch.get_num_threads() == 1
+        raise MemoryError
+
+    monkeypatch.setattr(blocks, "_measure", fail)
     try:
-        assert compare_tensors(expected, actual, TOLERANCE) == whole
-        assert seen == ([3, 1, 1, 1, 1] if alone else [3] * 5)
-        with pytest.raises(MemoryError):
-            compare_tensors(torch.cat([expected] * 2), torch.cat([actual] * 2), TOLERANCE)
+        compare_tensors(torch.ones(100), torch.ones(100), TOLERANCE)
+    except MemoryError:
         assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    else:
+        pytest.fail("nothing was raised")
+
+
+@pytest.mark.parametrize(("elements", "value"), [(16, 1.1e154), (32, 3e153), (32, 1.1e154)])
+def test_sums_beyond_what_a_number_holds_are_infinite(
+    monkeypatch: pytest.MonkeyPatch, elements: int, value: float
+) -> None:
+    """Of rows and of blocks: a candidate's answer differs by that much, the golden is sound."""
+    monkeypatch.setattr(blocks, "_BLOCK", 16)
+    expected = torch.zeros(elements, dtype=torch.float64)
+    found = compare_tensors(expected, torch.full_like(expected, value), TOLERANCE)
+    assert (found.mismatched, found.max_abs) == (elements, value)
+    assert found.rmse == np.inf
 
 
 @pytest.mark.parametrize("piece", [1, 5, 20, 59, 60, 1000])

@@ -151,6 +151,18 @@ def test_what_a_borrower_has_written_to_is_made_anew() -> None:
     assert make.made == 2
 
 
+def test_what_is_lent_is_plain_whatever_mode_it_was_made_in() -> None:
+    """Whoever borrows it next may want gradients, or to compute in place."""
+    lent, make = Lent(), Maker()
+    with torch.inference_mode():
+        lent.lend("one", make)
+    borrowed = lent.lend("one", make)
+    assert borrowed is not None
+    assert make.made == 1
+    assert not borrowed.is_inference()
+    borrowed.mul_(2)
+
+
 def test_what_is_not_there_is_asked_for_again() -> None:
     """Nothing is lent in its place."""
     lent, make = Lent(), Maker()
