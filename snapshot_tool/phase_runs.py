@@ -263,6 +263,7 @@ def _generate(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
         max_new_tokens=generation.max_new_tokens,
         eos_token_ids=generation.eos_token_ids,
     )
+    golden.forget_pixel_values()
     return [Pair(parts.TOKEN_IDS, expected, actual)]
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from snapshot_tool.candidates import fms_reuse
 from snapshot_tool.candidates.fms_reuse import Reuse
 from snapshot_tool.check_request import CheckRequest
+from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import Verdict
 from snapshot_tool.opening import open_checker
@@ -78,20 +80,36 @@ def test_what_is_repeated_is_computed_each_time() -> None:
     assert checked(repeat=2) == {"encoder": 6, "decoder": 4}
 
 
-def test_pixel_values_are_read_twice_for_the_phases_of_a_case(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("phases", "reads"), [(PHASES, 2), ((Phase.FORWARD,), 1)])
+def test_pixel_values_are_read_once_for_two_phases_and_never_twice_in_memory(
+    monkeypatch: pytest.MonkeyPatch, phases: tuple[Phase, ...], reads: int
 ) -> None:
-    """Preprocessing lends them to vision, and forward to generate; not beside vision's answer."""
-    read: list[str] = []
+    """Preprocessing lends them to vision, forward to generate; localisation reads its own."""
+    read: list[StorageWeakRef] = []
+    beside: list[int] = []
     image_input = Golden.image_input
 
+    def in_memory() -> int:
+        return sum(not held.expired() for held in read)  # type: ignore[no-untyped-call]
+
     def watched(golden: Golden, case: str, name: str) -> torch.Tensor | None:
-        read.append(name)
-        return image_input(golden, case, name)
+        if name != "pixel_values":
+            return image_input(golden, case, name)
+        beside.append(in_memory())
+        tensor = image_input(golden, case, name)
+        assert tensor is not None
+        read.append(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
+        return tensor
 
     monkeypatch.setattr(Golden, "image_input", watched)
-    checked()
-    assert read.count("pixel_values") == 2
+    golden = open_golden(set_folder(GOLDENS))
+    request = CheckRequest(GOLDENS, fms_path=CHECKOUT, phases=phases, localise=True)
+    checker = open_checker(request, golden, SilentProgress())
+    results = tuple(check_cases(checker, [golden.case("two-images")], SilentProgress()))
+    assert len(read) == reads
+    assert in_memory() == (Phase.GENERATE not in phases)
+    checker.localise(results)
+    assert beside == [0] * (reads + 1)
 
 
 class Encoder(torch.nn.Module):
