@@ -261,7 +261,6 @@ def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Ex
     request, golden = checker.request, checker.golden
     if not request.replay and not request.explore:
         return None
-    golden.forget_pixel_values()  # every question reads its own
     # It brings hypothesis, which takes its time to import, and no other check needs it.
     from snapshot_tool.exploration.explore import explore, replay
 
@@ -306,6 +305,5 @@ def _localise(checker: Checker, results: tuple[Result, ...]) -> Localisation | N
         return None
     from snapshot_tool.case_localisation import localise_case  # not where all is well
 
-    checker.golden.forget_pixel_values()  # it reads its own
     name = first.case if first else results[0].case
     return localise_case(checker.candidate, checker.golden, name, dtype=checker.judge.dtype)

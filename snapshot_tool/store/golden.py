@@ -132,14 +132,14 @@ class Golden:
         lent: the pixel values are those of `lend_pixel_values`.
         """
         text = self.text(case)
-        names = (PIXEL_VALUES, "pixel_attention_mask", "image_sizes")
-        of_images = {
-            name: self.lend_pixel_values(case)
-            if lent and name == PIXEL_VALUES
-            else self.image_input(case, name)
-            for name in names
-        }
-        return CaseInputs(text.input_ids, text.attention_mask, **of_images)
+        pixels = self.lend_pixel_values(case) if lent else self.image_input(case, PIXEL_VALUES)
+        return CaseInputs(
+            text.input_ids,
+            text.attention_mask,
+            pixel_values=pixels,
+            pixel_attention_mask=self.image_input(case, "pixel_attention_mask"),
+            image_sizes=self.image_input(case, "image_sizes"),
+        )
 
     def text(self, case: str) -> CaseInputs:
         """Return what the case's prompt became, without the images' megabytes."""
@@ -167,6 +167,8 @@ class Golden:
 
     def image_input(self, case: str, name: str) -> torch.Tensor | None:
         """Return a tensor of the case's images by its name; None without one."""
+        if name == PIXEL_VALUES:
+            self.forget_pixel_values()  # those that are lent: they are not kept beside others
         # Unpacked where it is packed.
         key, names = f"{case}/{name}", self.manifest.files[INPUTS].tensors
         if key in names:

@@ -95,9 +95,9 @@ def test_pixel_values_are_read_once_for_two_phases_and_never_twice_in_memory(
     def watched(golden: Golden, case: str, name: str) -> torch.Tensor | None:
         if name != "pixel_values":
             return image_input(golden, case, name)
-        beside.append(in_memory())
         tensor = image_input(golden, case, name)
         assert tensor is not None
+        beside.append(in_memory())  # of those before it
         read.append(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
         return tensor
 

@@ -202,6 +202,27 @@ def test_torchs_default_dtype_is_the_candidates_own() -> None:
         torch.set_default_dtype(torch.float32)
 
 
+def test_memory_is_bounded_on_a_machine_of_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads there are, blocks of one shape have one place, and all fit 64 MB."""
+    made: list[int] = []
+    space_of = blocks._Space
+
+    def counted(shape: torch.Size) -> object:
+        space = space_of(shape)
+        made.append(space.compared.nbytes + space.magnitude.nbytes)
+        return space
+
+    monkeypatch.setattr(blocks, "_Space", counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(64)
+    try:
+        compare_tensors(*drawn(0, size=3 * blocks._BLOCK + 7, spread=1e-4), TOLERANCE)
+    finally:
+        torch.set_num_threads(before)
+    assert len(made) == 2
+    assert sum(made) <= 64e6
+
+
 def test_what_is_kept_of_a_block_is_small() -> None:
     """Python's own memory grows by less than 1 kB for each block."""
     expected, actual = drawn(2, size=64 * blocks._BLOCK, spread=1e-6)
@@ -236,7 +257,7 @@ def test_integers_that_differ_in_one_element_are_told() -> None:
     assert found.worst.index == (len(expected) - 1,)
 
 
-@pytest.mark.parametrize("place", [0, blocks._FEW - 1, blocks._FEW, 70_000, blocks._BLOCK + 1])
+@pytest.mark.parametrize("place", [0, blocks._FEW - 1, blocks._FEW, 100_000, blocks._BLOCK + 1])
 def test_the_worst_element_is_found_wherever_it_is(place: int) -> None:
     """A block is looked through in pieces, and places are counted from its beginning."""
     expected = torch.randn(blocks._BLOCK + 10, generator=torch.Generator().manual_seed(2))
