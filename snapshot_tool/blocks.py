@@ -2,8 +2,8 @@
 
 A block is measured in float32, in memory that stays in the processor's cache. What float32 does not
 decide is measured in float64: elements at the very edge of the tolerance, blocks with NaN, Inf or
-differences that float32 cannot square, wider dtypes; and tensors of a few elements. Equal integers,
-masks say, are only summed up.
+differences that float32 cannot square, wider dtypes; and tensors of a few elements. Blocks that are
+equal are only summed up.
 
 Torch spreads each operation over its own threads: Python's would hand over its lock at each one,
 which takes longer than the operation does. They wait for each other at each one, too, which takes a
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.memory import equal_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -157,13 +158,13 @@ def _measure(
     space: _Space | None,
 ) -> BlockFigures:
     """Return the figures of one block: of float32's, in that space, where it decides them."""
-    if space is not None:
+    found = None
+    if expected.dtype == actual.dtype and equal_bytes(expected, actual):
+        numbers = expected.double() if space is None else expected.float()
+        found = _of_equal(start, numbers, tolerance)
+    elif space is not None:
         found = _in_float32(start, expected.float(), actual.float(), tolerance, space)
-        if found is not None:
-            return found
-    elif _are_equal_integers(expected, actual):
-        return _of_equal(start, expected, tolerance)
-    return _Exact(expected, actual, tolerance).figures(start)
+    return found or _Exact(expected, actual, tolerance).figures(start)
 
 
 def _total(rows: torch.Tensor) -> float:
@@ -243,17 +244,14 @@ def _in_float32(
     )
 
 
-def _are_equal_integers(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _of_equal(start: int, block: torch.Tensor, tolerance: Tolerance) -> BlockFigures | None:
+    """Return the figures of a block that both tensors have alike; None where it has NaN or Inf."""
     import torch
 
-    return one.dtype == other.dtype and not one.is_floating_point() and torch.equal(one, other)
-
-
-def _of_equal(start: int, block: torch.Tensor, tolerance: Tolerance) -> BlockFigures:
-    """Return the figures of a block of integers, of a mask say, that both tensors have alike."""
-    numbers = block.double()
-    least = float(numbers.abs().min()) if tolerance.rtol else 0.0
-    norm = _total(numbers.square())
+    norm = sum(row * row for row in torch.linalg.vector_norm(block, dim=1).tolist())
+    if not math.isfinite(norm):
+        return None
+    least = float(block.abs().min()) if tolerance.rtol else 0.0
     excess = -tolerance.atol - tolerance.rtol * least
     return BlockFigures(start, 0.0, 0.0, 0.0, 0.0, norm, norm, 0, excess)
 

@@ -84,6 +84,20 @@ def fingerprint(data: torch.Tensor | bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data if isinstance(data, bytes) else tensor_bytes(data))
 
 
+def equal_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether two tensors of one shape, dtype and device have the same bytes.
+
+    Eight at a time, where number and place of them allow it: torch compares floating-point numbers
+    one by one, half as quick.
+    """
+    import torch
+
+    flat = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
+    if all(t.numel() % 8 == 0 and t.storage_offset() % 8 == 0 for t in flat):
+        flat = [t.view(torch.int64) for t in flat]
+    return torch.equal(*flat)
+
+
 @dataclass(slots=True)
 class Lent:
     """The last tensor that was lent, lent again to whoever asks for it when the last is done.

@@ -148,7 +148,7 @@ def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
     name = _compared(golden, Phase.VISION)
     # Not kept: the answer and the golden, read next, are as large as the tiles.
     answer = candidate.vision(_tiles(golden, case), **_sizes(golden, case))
-    golden.forget_pixel_values()
+    golden.forget_lent()
     named = answer if isinstance(answer, Mapping) else {name: answer}
     note = _odd_positions(golden, case)
     there = golden.tensor_names(case, Phase.VISION)
@@ -263,7 +263,7 @@ def _generate(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
         max_new_tokens=generation.max_new_tokens,
         eos_token_ids=generation.eos_token_ids,
     )
-    golden.forget_pixel_values()
+    golden.forget_lent()
     return [Pair(parts.TOKEN_IDS, expected, actual)]
 
 

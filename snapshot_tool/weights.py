@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from snapshot_tool.core.weights import WeightDifference, WeightReport
+from snapshot_tool.memory import equal_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -31,12 +32,10 @@ def compare_weights(pairs: Iterable[WeightPair]) -> WeightReport:
 
 
 def _difference(pair: WeightPair, actual: torch.Tensor) -> WeightDifference | None:
-    import torch
-
     actual = actual.detach()
     expected = pair.expected.to(actual.device, actual.dtype)
     # The first look costs one reading of both; all the rest is for weights that are wrong.
-    if torch.equal(expected, actual):
+    if equal_bytes(expected, actual):
         return None
     mismatched = int(((expected != actual) & ~(expected.isnan() & actual.isnan())).sum())
     if not mismatched:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.memory import fingerprint, unset_memory
+from snapshot_tool.memory import fingerprint
 
 Forward = Callable[..., Any]
 
@@ -62,16 +62,20 @@ class Reuse:
 
     def _encode(self, compute: Forward, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
         chunks = self._chunks(given, options)
-        if len(chunks) <= 1:  # none of them: everything was given by name
+        if not chunks:
             return _copied(self._encoded.ask(compute, given, options))
-        answers = [self._encoded.ask(compute, (chunk,), options) for chunk in chunks]
+
+        def in_order(*chunk: Any, **options: Any) -> Any:
+            return _in_order(compute(*chunk, **options))
+
+        answers = [self._encoded.ask(in_order, (chunk,), options) for chunk in chunks]
         # Joining copies them; what cannot be joined is asked for as a whole.
         return _joined(answers) if all(map(_is_plain, answers)) else compute(*given, **options)
 
     def _chunks(self, given: Sequence[Any], options: Mapping[str, Any]) -> Sequence[Any]:
-        """Return the tiles in parts, or in one where they cannot be parted."""
+        """Return the tiles in parts; nothing where they cannot be parted."""
         if not self.tiles_apart or len(given) != 1 or any(map(torch.is_tensor, options.values())):
-            return given[:1]
+            return ()
         tiles: torch.Tensor = given[0]
         return torch.split(tiles, max(1, _CHUNK // max(1, tiles[:1].numel())))
 
@@ -194,25 +198,21 @@ def _copied(answer: Any) -> Any:
     return answer
 
 
+def _in_order(answer: Any) -> Any:
+    """Return an answer whose tensors, where it is plain, lie in the order of their elements.
+
+    FMS's encoder answers with a transposed view. Joining is to be quick: it is done for each phase.
+    """
+    if isinstance(answer, torch.Tensor):
+        return answer if answer.is_contiguous() else torch.cat([answer])  # laid out as in a join
+    return type(answer)(map(_in_order, answer)) if type(answer) in (list, tuple) else answer
+
+
 def _joined(answers: Sequence[Any]) -> Any:
     """Return plain answers for parts of a batch as one for the whole."""
     first = answers[0]
     if isinstance(first, torch.Tensor):
-        return _cat(answers)
+        return torch.cat(list(answers))
     if isinstance(first, list | tuple):
         return type(first)(_joined(parts) for parts in zip(*answers, strict=True))
     return None
-
-
-def _cat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return torch.cat of the parts; what it takes most of the time for is new memory."""
-    first = parts[0]
-    alike = all(
-        part.dtype == first.dtype and part.shape[1:] == first.shape[1:] and part.is_contiguous()
-        for part in parts
-    )
-    if not alike or first.ndim == 0 or first.device.type != "cpu" or torch.is_grad_enabled():
-        return torch.cat(list(parts))
-    shape = (sum(map(len, parts)), *first.shape[1:])
-    memory = unset_memory(sum(part.nbytes for part in parts))
-    return torch.cat(list(parts), out=memory.view(first.dtype).reshape(shape))

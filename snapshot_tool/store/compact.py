@@ -60,9 +60,11 @@ def compact_tensors(name: str, tensor: torch.Tensor, *, seed: int) -> Tensors:
 
 
 def recorded(golden: Golden, case: str, phase: Phase, name: str) -> torch.Tensor | CompactTensor:
-    """Return a recorded answer, whole where it is kept whole."""
+    """Return a recorded answer, whole where it is kept whole; vision's is then lent."""
     if f"{name}.{_PARTS[0]}" not in golden.tensor_names(case, phase):
-        return golden.tensor(case, phase, name)
+        # It is large, and what the connector is given next.
+        lent = phase is Phase.VISION
+        return (golden.lend_output if lent else golden.tensor)(case, phase, name)
     shape, sample, moments, sums = (golden.tensor(case, phase, f"{name}.{p}") for p in _PARTS)
     sides = tuple(shape.tolist())
     kept = CompactTensor(
@@ -110,7 +112,8 @@ def make_question(kept: Mapping[str, torch.Tensor], *, seed: int) -> torch.Tenso
 def connector_input(golden: Golden, case: str, vision: str) -> torch.Tensor | None:
     """Return what the connector's recorded answer is the answer to; None where it is not kept.
 
-    vision: the name of the encoder's output, which it is in a set that keeps that whole.
+    vision: the name of the encoder's output, which it is in a set that keeps that whole: then it is
+    lent.
     """
     names = golden.tensor_names(case, Phase.CONNECTOR)
     question = [name for name in names if name.partition(".")[0] == QUESTION]
@@ -123,7 +126,7 @@ def connector_input(golden: Golden, case: str, vision: str) -> torch.Tensor | No
                 f"{golden.folder / phase_file(Phase.CONNECTOR)}: {case}: {error}"
             ) from error
     if vision in golden.tensor_names(case, Phase.VISION):
-        return golden.tensor(case, Phase.VISION, vision)
+        return golden.lend_output(case, Phase.VISION, vision)
     return None
 
 

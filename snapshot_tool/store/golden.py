@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound
 from snapshot_tool.core.interfaces import CaseInputs
@@ -68,7 +68,7 @@ class Golden:
     manifest: Manifest
     _files: dict[str, TensorFile] = field(default_factory=dict, repr=False, compare=False)
     _names: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False, compare=False)
-    _pixel_values: Lent = field(default_factory=Lent, repr=False, compare=False)
+    _lent: Lent = field(default_factory=Lent, repr=False, compare=False)
 
     @property
     def root(self) -> Path:
@@ -168,7 +168,7 @@ class Golden:
     def image_input(self, case: str, name: str) -> torch.Tensor | None:
         """Return a tensor of the case's images by its name; None without one."""
         if name == PIXEL_VALUES:
-            self.forget_pixel_values()  # those that are lent: they are not kept beside others
+            self.forget_lent()  # what is lent is not kept beside them
         # Unpacked where it is packed.
         key, names = f"{case}/{name}", self.manifest.files[INPUTS].tensors
         if key in names:
@@ -189,13 +189,20 @@ class Golden:
     def lend_pixel_values(self, case: str) -> torch.Tensor | None:
         """Return the case's pixel values, read once for all who ask for them in a row.
 
-        Every phase does, and they are many. Whoever asks must be done with those of before.
+        Every phase does, and they are many. Whoever asks must be done with what was lent before.
         """
-        return self._pixel_values.lend(case, lambda: self.image_input(case, PIXEL_VALUES))
+        return self._lent.lend(f"{INPUTS}/{case}", lambda: self.image_input(case, PIXEL_VALUES))
 
-    def forget_pixel_values(self) -> None:
-        """Give their memory back, where much else is to be in memory before they are asked for."""
-        self._pixel_values.forget()
+    def lend_output(self, case: str, phase: Phase, name: str) -> torch.Tensor:
+        """Return a recorded output likewise."""
+        lent = self._lent.lend(
+            f"{phase_file(phase)}/{case}/{name}", lambda: self.tensor(case, phase, name)
+        )
+        return cast("torch.Tensor", lent)
+
+    def forget_lent(self) -> None:
+        """Give its memory back, where much else is to be in memory before it is asked for."""
+        self._lent.forget()
 
     def image_input_shape(self, case: str, name: str) -> tuple[int, ...]:
         """Return the shape of such a tensor, of which nothing is read; () without one."""

@@ -47,6 +47,7 @@ _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _BLOCK = 2**20
 # While another thread imports code, a block waits twice for Python's lock: 5 ms each time.
 _LARGE_BLOCK = 2**24
+_HALVED = 2**22  # bytes; so many are read, and their memory made ready, by two threads
 
 
 # gc=False: a stranger's header may have a million tensors, and nothing here refers to itself.
@@ -194,15 +195,26 @@ class TensorFile:
         span = self.spans[key]
         memory = unset_memory(span.end - span.start)
         left = tensor_bytes(memory)
+        if len(left) >= _HALVED:
+            half = len(left) // 2
+            with ThreadPoolExecutor(1) as other:
+                rest = other.submit(self._fill, left[half:], span.start + half)
+                self._fill(left[:half], span.start)
+                rest.result()
+        else:
+            self._fill(left, span.start)
+        # The format's bytes are those of memory: little-endian, the last dimension first.
+        return memory.view(getattr(torch, TORCH_DTYPES[span.dtype])).reshape(span.shape)
+
+    def _fill(self, left: memoryview, start: int) -> None:
+        """Read bytes of the file from `start` on; raise GoldenDamaged where they are not there."""
         try:
-            while left and (count := os.preadv(self.file.fileno(), [left], span.end - len(left))):
-                left = left[count:]
+            while left and (count := os.preadv(self.file.fileno(), [left], start)):
+                left, start = left[count:], start + count
         except OSError as error:
             raise GoldenDamaged(f"{self.path} cannot be read: {error.strerror}") from error
         if left:
             raise GoldenDamaged(f"{self.path} is cut short")
-        # The format's bytes are those of memory: little-endian, the last dimension first.
-        return memory.view(getattr(torch, TORCH_DTYPES[span.dtype])).reshape(span.shape)
 
 
 def open_tensors(path: Path) -> TensorFile:

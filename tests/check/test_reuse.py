@@ -112,6 +112,38 @@ def test_pixel_values_are_read_once_for_two_phases_and_never_twice_in_memory(
     assert beside == [0] * (reads + 1)
 
 
+def test_features_are_read_once_for_vision_and_connector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And for the question whether the connector worked; what it writes to is read anew."""
+    reads: Counter[str] = Counter()
+    tensor = Golden.tensor
+
+    def counting(golden: Golden, case: str, phase: Phase, name: str) -> torch.Tensor:
+        reads[name] += phase is Phase.VISION
+        return tensor(golden, case, phase, name)
+
+    monkeypatch.setattr(Golden, "tensor", counting)
+    golden = open_golden(set_folder(GOLDENS))
+    request = CheckRequest(GOLDENS, fms_path=CHECKOUT)
+    checker = open_checker(request, golden, SilentProgress())
+    case = golden.case("two-images")
+    for phase in (Phase.VISION, Phase.CONNECTOR):
+        assert {result.verdict for result in checker.run(case, phase)} == {Verdict.PASS}
+    assert reads["last_hidden_state"] == 1
+
+    calls: Any = vars(checker.candidate)["_candidate"].calls
+    connector = type(calls).connector
+
+    def overwriting(self: Any, features: torch.Tensor, **sizes: Any) -> torch.Tensor:
+        tokens: torch.Tensor = connector(self, features, **sizes)
+        features.zero_()
+        return tokens
+
+    monkeypatch.setattr(type(calls), "connector", overwriting)
+    for phase in (Phase.CONNECTOR, Phase.CONNECTOR, Phase.VISION):
+        assert {result.verdict for result in checker.run(case, phase)} == {Verdict.PASS}
+    assert "connector overwrote its input features" in checker.warnings
+
+
 class Encoder(torch.nn.Module):
     """Returns (features, None), and remembers how many tiles it was given at once."""
 
@@ -178,32 +210,35 @@ def test_large_tiles_go_through_the_encoder_in_parts(monkeypatch: pytest.MonkeyP
     assert whole.batches == [5]
 
 
-STRIDED = torch.rand(2, 5, 3, 4)
+class Transposed(Encoder):
+    """Answers with a transposed view, as FMS's SigLIP does."""
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return super().forward(tiles)[0].reshape(len(tiles), 4, -1).transpose(1, 2), None
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        [STRIDED[:1], STRIDED[1:]],
-        [STRIDED.transpose(2, 3), STRIDED.transpose(2, 3)],
-        [STRIDED.to(memory_format=torch.channels_last)] * 2,
-        [STRIDED, STRIDED.double()],
-        [STRIDED, torch.empty(0)],
-        [STRIDED[:0], STRIDED[:0]],
-    ],
-    ids=["alike", "transposed", "channels-last", "dtypes", "an-empty-one", "all-empty"],
-)
-@pytest.mark.parametrize("inference", [True, False])
-def test_parts_are_joined_as_torch_joins_them(
-    parts: list[torch.Tensor], *, inference: bool
+def test_parts_are_put_in_order_once_and_joined_from_then_on(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In dtype and layout too, in memory of their own."""
-    expected = torch.cat(parts)
-    with torch.inference_mode(inference):
-        (joined,) = fms_reuse._joined([[part] for part in parts])
-    assert torch.equal(joined, expected)
-    assert (joined.dtype, joined.stride()) == (expected.dtype, expected.stride())
-    assert joined.data_ptr() != parts[0].data_ptr() or not joined.numel()
+    """Joining views element by element, for each phase, takes four times as long."""
+    monkeypatch.setattr(fms_reuse, "_CHUNK", TILES[0].numel())
+    joined: list[torch.Tensor] = []
+    cat = torch.cat
+
+    def watched(parts: list[torch.Tensor]) -> torch.Tensor:
+        joined.extend(parts)
+        return cat(parts)
+
+    encoder = Transposed()
+    expected = encoder(TILES)[0]
+    assert not expected.is_contiguous()
+    with torch.inference_mode(), Reuse(encoder, None, True).serving("a case", prefill=False):
+        encoder(TILES)
+        monkeypatch.setattr(torch, "cat", watched)
+        first, second = encoder(TILES)[0], encoder(TILES)[0]
+    assert [part.is_contiguous() for part in joined] == [True] * 10
+    assert torch.equal(first, expected)
+    assert first.data_ptr() != second.data_ptr()
 
 
 def test_joined_answers_keep_their_gradients() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -233,17 +234,31 @@ def test_what_is_kept_of_a_block_is_small() -> None:
     assert peak < 64 * 1000 + 100_000
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bool, torch.uint8, torch.int64, torch.float32, torch.bfloat16, torch.float64],
+)
 @pytest.mark.parametrize("tolerance", [Tolerance(1e-6, 0.0), TOLERANCE])
-def test_equal_integers_have_the_figures_of_float64(
-    dtype: torch.dtype, tolerance: Tolerance
+def test_what_is_equal_has_the_figures_of_float64(
+    dtype: torch.dtype, tolerance: Tolerance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mask that is as it should be is not measured element by element, and yet as if it were."""
     values = torch.randint(1, 100, (3, 1000), generator=torch.Generator().manual_seed(1))
     expected = values.to(dtype)
     quick = compare_tensors(expected, expected.clone(), tolerance)
-    assert quick == compare_tensors(expected.double(), expected.double(), tolerance)
+    monkeypatch.setattr(blocks, "equal_bytes", lambda *_: False)
+    exact = compare_tensors(expected.double(), expected.double(), tolerance)
+    assert quick == exact
     assert quick.cosine == 1.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_equal_bytes_of_what_has_no_sum_in_float32_are_measured_exactly(value: float) -> None:
+    """NaN differs from itself, infinities do not, and large numbers are no infinities."""
+    expected = torch.full((3 * blocks._ROWS,), value)
+    found = compare_tensors(expected, expected.clone(), TOLERANCE)
+    assert found.mismatched == (len(expected) if math.isnan(value) else 0)
+    assert (found.cosine == 1.0) == math.isfinite(value)
 
 
 def test_integers_that_differ_in_one_element_are_told() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from snapshot_tool.memory import Lent, unset_memory, without_collection
+from snapshot_tool.memory import Lent, equal_bytes, unset_memory, without_collection
 
 MODULE = "colorsys"  # of the standard library, and used by nobody here
 
@@ -111,6 +111,30 @@ def test_memory_is_of_large_pages_where_the_system_has_them() -> None:
     has_them = setting.exists() and "[never]" not in setting.read_text()
     kept = unset_memory(2**26).fill_(7)
     assert (large_pages_around(kept.data_ptr() + 2**25) > 0) == has_them
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 4099, 2**20])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float32, torch.int64])
+def test_bytes_are_equal_where_the_last_bit_is(size: int, dtype: torch.dtype) -> None:
+    """However many there are, and wherever in memory they begin."""
+    whole = torch.randint(0, 2, (size + 3,), generator=torch.Generator().manual_seed(1)).to(dtype)
+    for start in range(4):
+        one = whole[start : start + size]
+        other = one.clone()
+        assert equal_bytes(one, other)
+        if len(one):
+            other[-1] = 1 - other[-1].to(torch.int64)
+            assert not equal_bytes(one, other)
+
+
+def test_bytes_are_those_of_any_layout() -> None:
+    """A view has the bytes of its elements in their order; zeros of two signs differ in theirs."""
+    table = torch.rand(3, 4)
+    assert equal_bytes(table.T, table.T.contiguous())
+    assert not equal_bytes(table.T.reshape(3, 4), table)
+    assert not equal_bytes(torch.tensor(0.0), torch.tensor(-0.0))
+    nan = torch.tensor([float("nan")] * 2)
+    assert equal_bytes(nan, nan.clone())
 
 
 class Maker:

@@ -106,14 +106,31 @@ def test_tensors_of_every_dtype_are_read_into_memory_of_their_own(tmp_path: Path
 
 
 def test_a_tensor_of_megabytes_is_read_bit_for_bit(tmp_path: Path) -> None:
-    """It has memory of another kind."""
-    tensors = {"large": torch.rand(3, 700_001), "one": torch.rand(1)}
+    """It has memory of another kind, and is read by two threads, of any number of bytes."""
+    tensors = {
+        "bytes": torch.randint(0, 256, (2**22 + 1,), dtype=torch.uint8),
+        "large": torch.rand(3, 700_001),
+        "one": torch.rand(1),
+    }
     save_file(tensors, tmp_path / "file")
     file = open_tensors(tmp_path / "file")
     for key, tensor in tensors.items():
         assert torch.equal(file.read(key), tensor)
         file.read(key).zero_()
         assert torch.equal(file.read(key), tensor)
+
+
+@pytest.mark.parametrize("left", [1, 2**21 + 1, 2**22 + 7])
+def test_a_tensor_of_megabytes_that_was_cut_short_is_golden_damaged(
+    tmp_path: Path, left: int
+) -> None:
+    """In whichever half."""
+    path = tmp_path / "file"
+    save_file({"large": torch.zeros(2**22 + 8, dtype=torch.uint8)}, path)
+    file = open_tensors(path)
+    truncate(path, size=file.spans["large"].start + left)
+    with pytest.raises(GoldenDamaged, match="cut short"):
+        file.read("large")
 
 
 def test_an_open_file_is_read_whatever_its_name_comes_to_mean(tmp_path: Path) -> None:
