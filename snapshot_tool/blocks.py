@@ -68,10 +68,14 @@ def measure_blocks(
     space_of = functools.cache(_Space) if _is_for_float32(expected, actual) else None
     # Closed, so that torch has its threads again even while an error is being told.
     with torch.inference_mode(), closing(_shared_out(_blocks(expected, actual))) as blocks:
-        return [
-            _measure(place, one, other, tolerance, space_of and space_of(one.shape))
-            for place, one, other in blocks
-        ]
+        figures: list[BlockFigures] = []
+        for place, one, other in blocks:
+            found = None
+            if not figures or not figures[-1].max_abs:  # after one that differs, most do
+                found = _if_equal(place, one, other, tolerance)
+            space = space_of and space_of(one.shape)
+            figures.append(found or _measure(place, one, other, tolerance, space))
+        return figures
 
 
 def _blocks(
@@ -158,13 +162,11 @@ def _measure(
     space: _Space | None,
 ) -> BlockFigures:
     """Return the figures of one block: of float32's, in that space, where it decides them."""
-    found = None
-    if expected.dtype == actual.dtype and equal_bytes(expected, actual):
-        numbers = expected.double() if space is None else expected.float()
-        found = _of_equal(start, numbers, tolerance)
-    elif space is not None:
+    if space is not None:
         found = _in_float32(start, expected.float(), actual.float(), tolerance, space)
-    return found or _Exact(expected, actual, tolerance).figures(start)
+        if found is not None:
+            return found
+    return _Exact(expected, actual, tolerance).figures(start)
 
 
 def _total(rows: torch.Tensor) -> float:
@@ -244,10 +246,18 @@ def _in_float32(
     )
 
 
-def _of_equal(start: int, block: torch.Tensor, tolerance: Tolerance) -> BlockFigures | None:
-    """Return the figures of a block that both tensors have alike; None where it has NaN or Inf."""
+def _if_equal(
+    start: int, expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance
+) -> BlockFigures | None:
+    """Return the figures of a block that both tensors have alike, of a mask say; None else.
+
+    Nor of one with NaN or Inf, or with numbers whose sum is.
+    """
     import torch
 
+    if expected.dtype != actual.dtype or not equal_bytes(expected, actual):
+        return None
+    block = expected if expected.dtype == torch.float32 else expected.double()
     norm = sum(row * row for row in torch.linalg.vector_norm(block, dim=1).tolist())
     if not math.isfinite(norm):
         return None
