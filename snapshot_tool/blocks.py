@@ -3,7 +3,7 @@
 A block is measured in float32, in memory that stays in the processor's cache. What float32 does not
 decide is measured in float64: elements at the very edge of the tolerance, blocks with NaN, Inf or
 differences that float32 cannot square, wider dtypes; and tensors of a few elements. Blocks that are
-equal are only summed up.
+equal, as those before them are, are only summed up.
 
 Torch spreads each operation over its own threads: Python's would hand over its lock at each one,
 which takes longer than the operation does. They wait for each other at each one, too, which takes a

@@ -132,6 +132,7 @@ class Checker:
         show = getattr(self.candidate, "weights", None)
         if not callable(show) or not self.request.needs_weights:
             return None
+        self.golden.forget_lent()
         return compare_weights(show())
 
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:

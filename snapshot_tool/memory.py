@@ -88,7 +88,7 @@ def equal_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Tell whether two tensors of one shape, dtype and device have the same bytes.
 
     Eight at a time, where number and place of them allow it: torch compares floating-point numbers
-    one by one, half as quick.
+    one by one, half as quick. What is not contiguous is copied.
     """
     import torch
 

@@ -128,6 +128,7 @@ def _require_method(candidate: Candidate, name: str) -> None:
 
 
 def _preprocessing(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+    golden.forget_lent()  # of the case before
     answer = candidate.preprocess(golden.images(case))
     # Not before: a candidate may answer in the memory that it was lent for another phase.
     inputs = golden.inputs(case, lent=True)

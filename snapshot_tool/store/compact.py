@@ -62,7 +62,7 @@ def compact_tensors(name: str, tensor: torch.Tensor, *, seed: int) -> Tensors:
 def recorded(golden: Golden, case: str, phase: Phase, name: str) -> torch.Tensor | CompactTensor:
     """Return a recorded answer, whole where it is kept whole; vision's is then lent."""
     if f"{name}.{_PARTS[0]}" not in golden.tensor_names(case, phase):
-        # It is large, and what the connector is given next.
+        # It is large, and mostly what a connector is given next.
         lent = phase is Phase.VISION
         return (golden.lend_output if lent else golden.tensor)(case, phase, name)
     shape, sample, moments, sums = (golden.tensor(case, phase, f"{name}.{p}") for p in _PARTS)

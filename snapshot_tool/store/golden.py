@@ -189,7 +189,7 @@ class Golden:
     def lend_pixel_values(self, case: str) -> torch.Tensor | None:
         """Return the case's pixel values, read once for all who ask for them in a row.
 
-        Every phase does, and they are many. Whoever asks must be done with what was lent before.
+        Every phase does, and they are many. All who ask in a row are lent the same memory.
         """
         return self._lent.lend(f"{INPUTS}/{case}", lambda: self.image_input(case, PIXEL_VALUES))
 

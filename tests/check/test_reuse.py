@@ -126,8 +126,11 @@ def test_features_are_read_once_for_vision_and_connector(monkeypatch: pytest.Mon
     request = CheckRequest(GOLDENS, fms_path=CHECKOUT)
     checker = open_checker(request, golden, SilentProgress())
     case = golden.case("two-images")
-    for phase in (Phase.VISION, Phase.CONNECTOR):
-        assert {result.verdict for result in checker.run(case, phase)} == {Verdict.PASS}
+    for phase, run in (
+        (Phase.VISION, checker.run_unasked),  # asked, it may be given pixel values, which are many
+        (Phase.CONNECTOR, checker.run),
+    ):
+        assert {result.verdict for result in run(case, phase)} == {Verdict.PASS}
     assert reads["last_hidden_state"] == 1
 
     calls: Any = vars(checker.candidate)["_candidate"].calls
@@ -139,8 +142,9 @@ def test_features_are_read_once_for_vision_and_connector(monkeypatch: pytest.Mon
         return tokens
 
     monkeypatch.setattr(type(calls), "connector", overwriting)
-    for phase in (Phase.CONNECTOR, Phase.CONNECTOR, Phase.VISION):
-        assert {result.verdict for result in checker.run(case, phase)} == {Verdict.PASS}
+    for _ in range(2):
+        results = checker.run(case, Phase.CONNECTOR)
+        assert {result.verdict for result in results} == {Verdict.PASS}
     assert "connector overwrote its input features" in checker.warnings
 
 
@@ -210,35 +214,60 @@ def test_large_tiles_go_through_the_encoder_in_parts(monkeypatch: pytest.MonkeyP
     assert whole.batches == [5]
 
 
-class Transposed(Encoder):
-    """Answers with a transposed view, as FMS's SigLIP does."""
+class Laid(Encoder):
+    """Answers (tiles, 4, 2, 3) with its dimensions in memory in another order."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.order = order
 
     def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return super().forward(tiles)[0].reshape(len(tiles), 4, -1).transpose(1, 2), None
+        answer = super().forward(tiles)[0][:, :24].reshape(len(tiles), 4, 2, 3)
+        inverse = [self.order.index(d) for d in range(4)]
+        return answer.permute(self.order).contiguous().permute(inverse), None
 
 
-def test_parts_are_put_in_order_once_and_joined_from_then_on(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("order", "at_once"),
+    [
+        (order, at_once)
+        for order in ((0, 1, 2, 3), (0, 3, 1, 2), (0, 2, 3, 1))
+        for at_once in (1, 2, 9)
+    ]
+    + [((1, 2, 0, 3), 2), ((3, 2, 1, 0), 9)],
+)
+def test_what_is_served_lies_in_memory_as_the_encoder_laid_it(
+    order: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Joining views element by element, for each phase, takes four times as long."""
-    monkeypatch.setattr(fms_reuse, "_CHUNK", TILES[0].numel())
-    joined: list[torch.Tensor] = []
-    cat = torch.cat
-
-    def watched(parts: list[torch.Tensor]) -> torch.Tensor:
-        joined.extend(parts)
-        return cat(parts)
-
-    encoder = Transposed()
-    expected = encoder(TILES)[0]
-    assert not expected.is_contiguous()
-    with torch.inference_mode(), Reuse(encoder, None, True).serving("a case", prefill=False):
-        encoder(TILES)
-        monkeypatch.setattr(torch, "cat", watched)
-        first, second = encoder(TILES)[0], encoder(TILES)[0]
-    assert [part.is_contiguous() for part in joined] == [True] * 10
-    assert torch.equal(first, expected)
+    """A port that views a transposed answer as a contiguous one raises, served or not."""
+    monkeypatch.setattr(fms_reuse, "_CHUNK", at_once * TILES[0].numel())
+    encoder = Laid(order)
+    with torch.inference_mode():
+        expected = encoder(TILES)[0]
+        with Reuse(encoder, None, tiles_apart=True).serving("a case", prefill=False):
+            first, second = encoder(TILES)[0], encoder(TILES)[0]
+    for served in (first, second):
+        assert torch.equal(served, expected)
+        assert served.stride() == expected.stride()
     assert first.data_ptr() != second.data_ptr()
+
+
+class Scaled(Encoder):
+    """Returns a number beside its features."""
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return super().forward(tiles)[0], torch.tensor(2.0)
+
+
+def test_an_answer_that_has_a_number_in_it_is_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers cannot be joined."""
+    monkeypatch.setattr(fms_reuse, "_CHUNK", TILES[0].numel())
+    encoder = Scaled()
+    expected = encoder(TILES)[0]
+    with Reuse(encoder, None, tiles_apart=True).serving("a case", prefill=False):
+        features, scale = encoder(TILES)
+    assert torch.equal(features, expected)
+    assert scale == 2.0
 
 
 def test_joined_answers_keep_their_gradients() -> None:
