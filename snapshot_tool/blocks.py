@@ -34,7 +34,7 @@ _BLOCK = _ROWS * 10_000  # elements; four times that of float32 stay in the proc
 _FIRST = 4  # blocks that a single thread measures before others are woken
 _LONG = 0.01  # seconds; a block of float32 takes a thirtieth of it
 _ALONE = 32  # blocks that a single thread measures for each time that one took so long
-_PIECE = 2**22  # elements that are copied at once of a tensor that is not contiguous
+_PIECE = 2**20  # elements that are copied at once of a tensor that is not contiguous
 _FEW = 2**14  # elements whose places are looked at at once: new memory takes longer than they do
 # Differences whose squares float32 holds: neither 0 nor Inf, and their sum over a row neither.
 _LEAST, _MOST = 1e-15, 1e16
@@ -84,7 +84,7 @@ def _blocks(
     """Yield the blocks of both tensors on the CPU, with the place of their first element."""
     for start, *pair in _pieces(expected, actual):
         place = start
-        for one, other in zip(*map(_in_rows, pair), strict=True):
+        for one, other in zip(*(_in_rows(part.reshape(-1)) for part in pair), strict=True):
             yield place, one.to("cpu"), other.to("cpu")
             place += one.numel()
 
@@ -128,7 +128,7 @@ def worst_place(
     for start, one, other in _pieces(expected, actual):
         if start <= block.start < start + one.numel():
             part = slice(block.start - start, block.start - start + _BLOCK)
-            few = (torch.split(whole[part], _FEW) for whole in (one, other))
+            few = (torch.split(whole.reshape(-1)[part], _FEW) for whole in (one, other))
             found = [_Exact(a, b, tolerance).excess.max(dim=0) for a, b in zip(*few, strict=True)]
             greatest = [float(value) for value, _ in found]
             at = greatest.index(max(greatest))
@@ -139,13 +139,13 @@ def worst_place(
 def _pieces(
     expected: torch.Tensor, actual: torch.Tensor, start: int = 0
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield both tensors flat, with the place of their first element.
+    """Yield parts of both tensors, with the place of their first element.
 
-    Tensors that are not contiguous are copied a piece at a time, so that memory stays small.
+    To be made flat one after the other: what is not contiguous is copied then, and memory is small.
     """
     plain = expected.is_contiguous() and actual.is_contiguous()
     if plain or expected.numel() <= _PIECE:
-        yield start, expected.reshape(-1), actual.reshape(-1)
+        yield start, expected, actual
         return
     size = expected[0].numel()
     rows = max(1, _PIECE // max(1, size))
