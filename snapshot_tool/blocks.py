@@ -73,8 +73,9 @@ def measure_blocks(
             found = None
             if not figures or not figures[-1].max_abs:  # after one that differs, most do
                 found = _if_equal(place, one, other, tolerance)
-            space = space_of and space_of(one.shape)
-            figures.append(found or _measure(place, one, other, tolerance, space))
+            figures.append(
+                found or _measure(place, one, other, tolerance, space_of and space_of(one.shape))
+            )
         return figures
 
 
@@ -141,7 +142,7 @@ def _pieces(
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Yield parts of both tensors, with the place of their first element.
 
-    To be made flat one after the other: what is not contiguous is copied then, and memory is small.
+    Making them flat copies what is not contiguous: a piece of it, so that memory stays small.
     """
     plain = expected.is_contiguous() and actual.is_contiguous()
     if plain or expected.numel() <= _PIECE:

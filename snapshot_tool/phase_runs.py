@@ -160,7 +160,11 @@ def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
         # An encoder may have been built without its head.
         if output == name or any(kept.partition(".")[0] == output for kept in there)
         for pair in pairs_with(
-            recorded(golden, case, Phase.VISION, output), named.get(output), output, note
+            # The connector is given it next.
+            recorded(golden, case, Phase.VISION, output, lent=output == name),
+            named.get(output),
+            output,
+            note,
         )
     ]
 

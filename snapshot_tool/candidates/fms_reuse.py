@@ -66,7 +66,7 @@ class Reuse:
             return _copied(self._encoded.ask(compute, given, options))
         answers = [self._encoded.ask(compute, (chunk,), options) for chunk in chunks]
         # Joining copies them; what cannot be joined is asked for as a whole.
-        return _joined(answers) if all(map(_is_plain, answers)) else compute(*given, **options)
+        return _joined(answers) if all(map(_has_batch, answers)) else compute(*given, **options)
 
     def _chunks(self, given: Sequence[Any], options: Mapping[str, Any]) -> Sequence[Any]:
         """Return the tiles in parts, or in one where they cannot be parted."""
@@ -179,10 +179,15 @@ def _tensors(answer: Any) -> list[torch.Tensor]:
 
 
 def _is_plain(answer: Any) -> bool:
-    """Tell whether an answer is tensors in lists and tuples, which can be copied and joined."""
+    """Tell whether an answer is tensors in lists and tuples, which can be copied."""
     if type(answer) in (list, tuple):
         return all(map(_is_plain, answer))
-    return answer is None or (isinstance(answer, torch.Tensor) and answer.ndim > 0)
+    return answer is None or isinstance(answer, torch.Tensor)
+
+
+def _has_batch(answer: Any) -> bool:
+    """Tell whether an answer can be joined with others: plain, and no tensor a number."""
+    return _is_plain(answer) and all(tensor.ndim for tensor in _tensors(answer))
 
 
 def _copied(answer: Any) -> Any:

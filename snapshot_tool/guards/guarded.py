@@ -103,13 +103,15 @@ class Guarded:
     def _look_at_answer(
         self, name: str, inputs: Mapping[str, torch.Tensor], outputs: list[torch.Tensor]
     ) -> None:
-        own = {_memory(output) for output in outputs if output.numel()}
-        for label, tensor in inputs.items():
-            if tensor.numel() and _memory(tensor) in own:
+        answered = {_memory(output) for output in outputs if output.numel()}
+        given = {label: _memory(tensor) for label, tensor in inputs.items() if tensor.numel()}
+        for label, memory in given.items():
+            if memory in answered:
                 self._warn(f"{name} returned the memory of its input {label}")
         if any(output.requires_grad for output in outputs):
             self._warn(f"{name} returned a tensor that requires gradients")
-        self._look_for_reuse(name, outputs, own)
+        # An input may be lent twice: its memory is no buffer of the candidate's.
+        self._look_for_reuse(name, outputs, answered - set(given.values()))
         self._compare_answers(name, outputs)
 
     def _look_for_reuse(

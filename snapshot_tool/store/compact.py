@@ -59,11 +59,14 @@ def compact_tensors(name: str, tensor: torch.Tensor, *, seed: int) -> Tensors:
     return {f"{name}.{part}": value for part, value in zip(_PARTS, parts, strict=True)}
 
 
-def recorded(golden: Golden, case: str, phase: Phase, name: str) -> torch.Tensor | CompactTensor:
-    """Return a recorded answer, whole where it is kept whole; vision's is then lent."""
+def recorded(
+    golden: Golden, case: str, phase: Phase, name: str, *, lent: bool = False
+) -> torch.Tensor | CompactTensor:
+    """Return a recorded answer, whole where it is kept whole.
+
+    lent: a whole one is that of `Golden.lend_output`.
+    """
     if f"{name}.{_PARTS[0]}" not in golden.tensor_names(case, phase):
-        # It is large, and mostly what a connector is given next.
-        lent = phase is Phase.VISION
         return (golden.lend_output if lent else golden.tensor)(case, phase, name)
     shape, sample, moments, sums = (golden.tensor(case, phase, f"{name}.{p}") for p in _PARTS)
     sides = tuple(shape.tolist())

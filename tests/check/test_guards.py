@@ -122,6 +122,14 @@ def test_what_is_wrong_about_a_run_is_named(
     assert len(warnings) == len(set(warnings))
 
 
+def test_an_input_that_is_returned_is_no_buffer(golden: Golden, fms: FmsCandidate) -> None:
+    """Though the next run is lent the same memory."""
+    candidate = wrong.ReturnsItsInput(fms, FOLDER)
+    warnings, results = run(golden, candidate, Phase.CONNECTOR, repeat=2)
+    assert warnings == ("connector returned the memory of its input features",)
+    assert verdicts(results) == {Verdict.FAIL}
+
+
 @pytest.mark.parametrize("kind", [wrong.ReturnsOneBuffer, wrong.ReturnsOneArray])
 def test_one_buffer_for_every_answer_is_named_and_spoils_nothing(
     golden: Golden, fms: FmsCandidate, kind: type[wrong.Passing]

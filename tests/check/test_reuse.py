@@ -260,7 +260,7 @@ class Scaled(Encoder):
 
 
 def test_an_answer_that_has_a_number_in_it_is_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers cannot be joined."""
+    """Numbers cannot be joined; where tiles go through at once nothing is, and it is served."""
     monkeypatch.setattr(fms_reuse, "_CHUNK", TILES[0].numel())
     encoder = Scaled()
     expected = encoder(TILES)[0]
@@ -268,6 +268,12 @@ def test_an_answer_that_has_a_number_in_it_is_of_all_tiles(monkeypatch: pytest.M
         features, scale = encoder(TILES)
     assert torch.equal(features, expected)
     assert scale == 2.0
+    monkeypatch.setattr(fms_reuse, "_CHUNK", TILES.numel())
+    encoder.batches.clear()
+    with torch.inference_mode(), Reuse(encoder, None, True).serving("a case", prefill=False):
+        for _ in range(2):
+            assert torch.equal(encoder(TILES)[0], expected)
+    assert encoder.batches == [5]
 
 
 def test_joined_answers_keep_their_gradients() -> None:
