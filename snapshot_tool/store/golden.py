@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -78,26 +77,17 @@ class Golden:
 
     def open_files(self) -> bool:
         """Open every file and tell whether all are as recorded; nothing is read by name again."""
-        entries = self.manifest.files
-        try:
-            for name in entries:
-                path = set_file(self.folder, name)
-                foreign = name not in allowed_files(self.manifest)
-                if foreign or leaves_root(path, self.folder.parent):
+        for name, entry in self.manifest.files.items():
+            path = set_file(self.folder, name)
+            if name not in allowed_files(self.manifest) or leaves_root(path, self.folder.parent):
+                return False
+            try:
+                file = self._files[name] = open_tensors(path)
+                if file.describe() != entry:
                     return False
-                self._files[name] = open_tensors(path)
-            # Two at a time, the largest first: hashlib and the system let other threads run.
-            names = sorted(entries, key=lambda name: -entries[name].size)
-            with ThreadPoolExecutor(2) as threads:
-                recorded = threads.map(self._is_as_recorded, names)
-                if not all(recorded):
-                    return False
-        except (GoldenDamaged, OSError):
-            return False
-        return INPUTS in entries and not find_misfits(self.manifest)
-
-    def _is_as_recorded(self, file: str) -> bool:
-        return self._files[file].is_as_recorded(self.manifest.files[file])
+            except (GoldenDamaged, OSError):
+                return False
+        return INPUTS in self.manifest.files and not find_misfits(self.manifest)
 
     def case(self, name: str) -> CaseEntry:
         """Return a case's entry by name."""

@@ -186,18 +186,6 @@ class TensorFile:
             }
             return FileEntry(size=size, sha256=whole.result(), tensors=tensors)
 
-    def is_as_recorded(self, entry: FileEntry) -> bool:
-        """Tell whether the file is the one that an entry is of, each byte digested once.
-
-        What an entry says of a tensor's digest adds nothing to that of the whole file.
-        """
-        recorded = {key: (tensor.dtype, tensor.shape) for key, tensor in entry.tensors.items()}
-        here = {key: (span.dtype, span.shape) for key, span in self.spans.items()}
-        size = file_size(self.file)
-        if size != entry.size or here != recorded:
-            return False
-        return _sha256(self.file, self.path, 0, size) == entry.sha256
-
     def read(self, key: str) -> torch.Tensor:
         """Return a tensor; raise GoldenDamaged where it is not there or cannot be read."""
         import torch
