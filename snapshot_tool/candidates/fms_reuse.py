@@ -62,11 +62,11 @@ class Reuse:
 
     def _encode(self, compute: Forward, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
         chunks = self._chunks(given, options)
-        if len(chunks) <= 1:  # none of them: everything was given by name
-            return _copied(self._encoded.ask(compute, given, options))
-        answers = [self._encoded.ask(compute, (chunk,), options) for chunk in chunks]
-        # Joining copies them; what cannot be joined is asked for as a whole.
-        return _joined(answers) if all(map(_has_batch, answers)) else compute(*given, **options)
+        if len(chunks) > 1:  # none of them where everything was given by name
+            answers = [self._encoded.ask(compute, (chunk,), options) for chunk in chunks]
+            if all(map(_has_batch, answers)):
+                return _joined(answers)  # a copy
+        return _copied(self._encoded.ask(compute, given, options))
 
     def _chunks(self, given: Sequence[Any], options: Mapping[str, Any]) -> Sequence[Any]:
         """Return the tiles in parts, or in one where they cannot be parted."""

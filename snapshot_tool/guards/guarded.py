@@ -103,26 +103,28 @@ class Guarded:
     def _look_at_answer(
         self, name: str, inputs: Mapping[str, torch.Tensor], outputs: list[torch.Tensor]
     ) -> None:
-        answered = {_memory(output) for output in outputs if output.numel()}
+        answered = [output for output in outputs if output.numel()]
+        theirs = {_memory(output) for output in answered}
         given = {label: _memory(tensor) for label, tensor in inputs.items() if tensor.numel()}
         for label, memory in given.items():
-            if memory in answered:
+            if memory in theirs:
                 self._warn(f"{name} returned the memory of its input {label}")
         if any(output.requires_grad for output in outputs):
             self._warn(f"{name} returned a tensor that requires gradients")
         # An input may be lent twice: its memory is no buffer of the candidate's.
-        self._look_for_reuse(name, outputs, answered - set(given.values()))
+        own = [output for output in answered if _memory(output) not in given.values()]
+        if own:
+            self._look_for_reuse(name, own)
         self._compare_answers(name, outputs)
 
-    def _look_for_reuse(
-        self, name: str, outputs: list[torch.Tensor], own: set[tuple[str, int]]
-    ) -> None:
+    def _look_for_reuse(self, name: str, outputs: list[torch.Tensor]) -> None:
         """Compare a method's second answer with its first: memory that is still in use twice."""
         if name not in self._first_answers:
-            self._first_answers[name] = [_Answered.of(t) for t in outputs if t.numel()]
+            self._first_answers[name] = [_Answered.of(output) for output in outputs]
             return
         first, self._first_answers[name] = self._first_answers[name], []
-        if any(answered.memory in own and answered.in_use for answered in first):
+        memory = {_memory(output) for output in outputs}
+        if any(answered.memory in memory and answered.in_use for answered in first):
             self._reused.add(name)
             self._warn(f"{name} returns views of one buffer: the next call overwrites the last")
 

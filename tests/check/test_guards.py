@@ -130,6 +130,19 @@ def test_an_input_that_is_returned_is_no_buffer(golden: Golden, fms: FmsCandidat
     assert verdicts(results) == {Verdict.FAIL}
 
 
+def test_an_input_that_becomes_a_buffer_is_named_once_it_is_one(fms: FmsCandidate) -> None:
+    """However often it was lent before."""
+    lent = torch.zeros(1, 4, 3)
+    candidate = Guarded(
+        cast("Candidate", wrong.AdoptsItsInput(fms, FOLDER)), dtype="float32", settings={}
+    )
+    answers = [candidate.connector(given) for given in (lent, lent, lent + 1)]
+    assert list(candidate.warnings) == ["connector returned the memory of its input features"]
+    answers.append(candidate.connector(lent + 2))
+    buffer = "connector returns views of one buffer: the next call overwrites the last"
+    assert list(candidate.warnings[1:]) == [buffer]
+
+
 @pytest.mark.parametrize("kind", [wrong.ReturnsOneBuffer, wrong.ReturnsOneArray])
 def test_one_buffer_for_every_answer_is_named_and_spoils_nothing(
     golden: Golden, fms: FmsCandidate, kind: type[wrong.Passing]

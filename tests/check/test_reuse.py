@@ -259,21 +259,22 @@ class Scaled(Encoder):
         return super().forward(tiles)[0], torch.tensor(2.0)
 
 
-def test_an_answer_that_has_a_number_in_it_is_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers cannot be joined; where tiles go through at once nothing is, and it is served."""
-    monkeypatch.setattr(fms_reuse, "_CHUNK", TILES[0].numel())
+@pytest.mark.parametrize(("at_once", "batches"), [(1, [1, 1, 1, 1, 1, 5]), (5, [5])])
+def test_an_answer_that_has_a_number_in_it_is_of_all_tiles(
+    at_once: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers cannot be joined; the answer about all of them is served."""
+    monkeypatch.setattr(fms_reuse, "_CHUNK", at_once * TILES[0].numel())
     encoder = Scaled()
-    expected = encoder(TILES)[0]
-    with Reuse(encoder, None, tiles_apart=True).serving("a case", prefill=False):
-        features, scale = encoder(TILES)
-    assert torch.equal(features, expected)
-    assert scale == 2.0
-    monkeypatch.setattr(fms_reuse, "_CHUNK", TILES.numel())
-    encoder.batches.clear()
-    with torch.inference_mode(), Reuse(encoder, None, True).serving("a case", prefill=False):
-        for _ in range(2):
-            assert torch.equal(encoder(TILES)[0], expected)
-    assert encoder.batches == [5]
+    with torch.inference_mode():
+        expected = encoder(TILES)[0]
+        encoder.batches.clear()
+        with Reuse(encoder, None, tiles_apart=True).serving("a case", prefill=False):
+            for _ in range(2):
+                features, scale = encoder(TILES)
+                assert torch.equal(features, expected)
+                assert scale == 2.0
+    assert encoder.batches == batches
 
 
 def test_joined_answers_keep_their_gradients() -> None:

@@ -128,6 +128,17 @@ class ReturnsItsInput(Passing):
         return features
 
 
+class AdoptsItsInput(Passing):
+    """What it was given first is its buffer from then on."""
+
+    buffer: torch.Tensor | None = None
+
+    def connector(self, features: torch.Tensor) -> torch.Tensor:
+        if self.buffer is None:
+            self.buffer = features
+        return self.buffer.copy_(features)
+
+
 class ReturnsOneBuffer(Passing):
     """Every answer lies in the same memory."""
 
