@@ -311,6 +311,17 @@ def test_a_manifest_that_names_a_foreign_file_is_refused(folder: Path, name: str
     )
 
 
+def test_a_digest_in_the_manifest_that_is_not_its_tensors_is_refused(folder: Path) -> None:
+    """Whoever compares two sets takes equal digests for equal bytes, and reads neither."""
+    manifest = load_manifest(folder)
+    entry = manifest.files[TAPS]
+    key, tensor = next(iter(entry.tensors.items()))
+    tensors = {**entry.tensors, key: msgspec.structs.replace(tensor, sha256="0" * 64)}
+    files = {**manifest.files, TAPS: msgspec.structs.replace(entry, tensors=tensors)}
+    write_manifest(folder, msgspec.structs.replace(manifest, files=files))
+    assert f"tensor {key} is not the one recorded" in refusal(folder).problem
+
+
 def test_a_manifest_without_inputs_is_refused(folder: Path) -> None:
     """Every case needs its inputs: a manifest that lost them is damage, and no KeyError later."""
     manifest = load_manifest(folder)
