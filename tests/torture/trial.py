@@ -168,6 +168,8 @@ def _in_child(job: Callable[[], Outcome], *, about: str) -> Outcome:
     child = os.fork()
     if child == 0:
         os.close(ours)
+        # A module that is imported here first: Python, and pytest, would keep it beside its source.
+        sys.dont_write_bytecode = True
         try:
             outcome = job()
         except BaseException:
