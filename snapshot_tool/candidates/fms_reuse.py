@@ -62,16 +62,16 @@ class Reuse:
 
     def _encode(self, compute: Forward, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
         chunks = self._chunks(given, options)
-        if len(chunks) > 1:  # none of them where everything was given by name
+        if len(chunks) > 1:
             answers = [self._encoded.ask(compute, (chunk,), options) for chunk in chunks]
             if all(map(_has_batch, answers)):
                 return _joined(answers)  # a copy
         return _copied(self._encoded.ask(compute, given, options))
 
     def _chunks(self, given: Sequence[Any], options: Mapping[str, Any]) -> Sequence[Any]:
-        """Return the tiles in parts, or in one where they cannot be parted."""
+        """Return the tiles in parts; nothing where they cannot be parted."""
         if not self.tiles_apart or len(given) != 1 or any(map(torch.is_tensor, options.values())):
-            return given[:1]
+            return ()
         tiles: torch.Tensor = given[0]
         return torch.split(tiles, max(1, _CHUNK // max(1, tiles[:1].numel())))
 
