@@ -9,4 +9,7 @@ import functools
 @functools.cache
 def function_of_c(name: str) -> ctypes._NamedFuncPointer | None:
     """Return a function of the C library; None where it has none of that name."""
-    return getattr(ctypes.CDLL(None), name, None)
+    try:
+        return getattr(ctypes.CDLL(None), name, None)
+    except OSError:  # a Python that is linked statically opens no library
+        return None

@@ -62,11 +62,13 @@ def _may_hold_data(descriptor: int) -> bool:
 
 
 def _flush() -> None:
-    """Write what Python's standard streams and the C library's still hold."""
+    """Write what Python's standard streams and the C library's still hold; raise where it fails."""
     from snapshot_tool.c_library import function_of_c
 
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         if stream is not None and not getattr(stream, "closed", False):
             stream.flush()
-    if flush := function_of_c("fflush"):
-        flush(None)
+    flush = function_of_c("fflush")
+    if flush is None:
+        raise LookupError("fflush")
+    flush(None)

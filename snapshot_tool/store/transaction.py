@@ -10,7 +10,6 @@ absent, not even for an instant; elsewhere a recording killed between two rename
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snapshot_tool.c_library import function_of_c
 from snapshot_tool.core.errors import GoldenLocked, SnapError
 from snapshot_tool.store.files import leaves_root
 from snapshot_tool.store.layout import WORK_FOLDER, SetLocation
@@ -183,9 +183,8 @@ def _exchange(one: Path, other: Path) -> bool:
     """Swap two folders in one step; return False where the system cannot."""
     if not sys.platform.startswith("linux"):
         return False
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
+    renameat2 = function_of_c("renameat2")
+    if renameat2 is None:
         return False
     names = os.fsencode(one), os.fsencode(other)
     return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)

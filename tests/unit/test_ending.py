@@ -80,6 +80,16 @@ def test_what_was_printed_past_sys_stdout_comes_out() -> None:
     assert (c.returncode, replaced.returncode) == (7, 7)
 
 
+def test_where_the_c_library_cannot_be_asked_python_ends_as_always() -> None:
+    """Whoever prints by C has it flushed then."""
+    ended = end(
+        "import ctypes; ctypes.CDLL(None).printf(b'by C\\n')\n"
+        "from snapshot_tool import c_library; c_library.function_of_c = lambda name: None"
+    )
+    assert sorted(ended.stdout.splitlines()) == ["by C", "registered", "taken apart", "told"]
+    assert (ended.returncode, ended.stderr) == (7, "")
+
+
 def test_output_that_nobody_takes_is_told_by_python() -> None:
     """A full disk: the code is Python's own, not that of a check that passed."""
     ended = end("sys.stdout = open('/dev/full', 'w'); print('lost')")
