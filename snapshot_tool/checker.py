@@ -28,7 +28,7 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.questions import Question
 from snapshot_tool.core.results import Result, Verdict, first_divergence
 from snapshot_tool.core.tolerance import Rule, Tolerance
-from snapshot_tool.core.weights import WeightReport
+from snapshot_tool.core.weights import WeightReport, find_harmful
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
 from snapshot_tool.exploration.probe import require_worked_out
@@ -127,13 +127,27 @@ class Checker:
         """Ask the derived questions that the request gives, or as many as it wants drawn."""
         return _explore(self, cases, progress)
 
-    def compare_weights(self) -> WeightReport | None:
-        """Compare the candidate's weights with the checkpoint's, as they are now."""
+    def compare_weights(
+        self, results: tuple[Result, ...] = (), localisation: Localisation | None = None
+    ) -> WeightReport | None:
+        """Compare the candidate's weights with the checkpoint's, as they are now.
+
+        results, localisation: what was found with them, by which a NaN is traced back.
+        """
         show = getattr(self.candidate, "weights", None)
         if not callable(show) or not self.request.needs_weights:
             return None
         self.golden.forget_lent()
-        return compare_weights(show())
+        unset = self.unset_weights
+        return compare_weights(
+            show(), unset=unset, harmful=find_harmful(unset, results, localisation)
+        )
+
+    @property
+    def unset_weights(self) -> tuple[str, ...]:
+        """The candidate's weights that the checkpoint leaves unset."""
+        unset = getattr(self.candidate, "unset_weights", None)
+        return tuple(unset()) if callable(unset) else ()
 
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:
         """Name the module in which the first divergence of these results arises."""

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from snapshot_tool.core.interfaces import WeightPair
 
 
-def compare_weights(pairs: Iterable[WeightPair]) -> WeightReport:
+def compare_weights(
+    pairs: Iterable[WeightPair],
+    *,
+    unset: tuple[str, ...] = (),
+    harmful: tuple[str, ...] | None = (),
+) -> WeightReport:
     """Compare weights pair by pair, holding one pair at a time.
 
     The checkpoint's are cast to the dtype of the candidate's, as loading casts them. Equal means
@@ -28,7 +33,7 @@ def compare_weights(pairs: Iterable[WeightPair]) -> WeightReport:
         compared += 1
         if found := _difference(pair, pair.actual):
             differing.append(found)
-    return WeightReport(compared, tuple(differing), tuple(left))
+    return WeightReport(compared, tuple(differing), tuple(left), unset, harmful)
 
 
 def _difference(pair: WeightPair, actual: torch.Tensor) -> WeightDifference | None:

@@ -26,7 +26,7 @@ from snapshot_tool.candidates.fms_split import require_split
 from snapshot_tool.candidates.fms_weights import (
     pair_weights,
     read_shapes,
-    require_full_coverage,
+    require_coverage,
 )
 from snapshot_tool.core.errors import (
     CandidateUnavailable,
@@ -43,7 +43,7 @@ from snapshot_tool.core.interfaces import (
     WeightPair,
 )
 from snapshot_tool.families import family_of_config
-from snapshot_tool.families.family import Family, FmsPort, twins_of
+from snapshot_tool.families.family import Family, twins_of
 from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
 from snapshot_tool.families.llama import head_dim
 
@@ -60,6 +60,7 @@ class FmsCandidate:
     source: FmsSource
     family: Family
     request: CandidateRequest
+    unset: tuple[str, ...] = ()
 
     def info(self) -> CandidateInfo:
         """Say which FMS this is."""
@@ -69,6 +70,7 @@ class FmsCandidate:
             version=self.source.version,
             commit=self.source.commit,
             dirty=self.source.dirty,
+            notes=tuple(self.calls.notes),
         )
 
     def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
@@ -137,6 +139,10 @@ class FmsCandidate:
     def weights(self) -> Iterator[WeightPair]:
         """Yield every weight of the checkpoint beside the model's own, as it is now."""
         return pair_weights(self.model, self.request.checkpoint, self.family.fms)
+
+    def unset_weights(self) -> tuple[str, ...]:
+        """Return the model's weights that the checkpoint leaves unset: they are NaN."""
+        return self.unset
 
     def modules(self) -> torch.nn.Module:
         """Return the model itself."""
@@ -218,15 +224,21 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
     require_split(model, architecture=family.fms.architecture)
-    require_full_coverage(model, weights, request.checkpoint, family.fms)
-    return FmsCandidate(model, calls, source, family, request)
+    unset = require_coverage(model, weights, request.checkpoint, family.fms)
+    return FmsCandidate(model, calls, source, family, request, unset)
 
 
 def _loaded(model: Any, request: CandidateRequest) -> LoadedFms:
-    from fms.utils.generation import generate
+    from fms.utils import generation
 
-    module = importlib.import_module(type(model).__module__)
-    return LoadedFms(model.eval(), module, generate, request.checkpoint, request.config)
+    return LoadedFms(
+        model.eval(),
+        importlib.import_module("fms.models"),
+        generation.generate,
+        getattr(generation, "pad_input_ids", None),
+        request.checkpoint,
+        request.config,
+    )
 
 
 def _require_family(request: CandidateRequest) -> Family:
@@ -256,7 +268,7 @@ def _build_model(
 
     architecture = family.fms.architecture
     variant = models.list_variants(architecture)[0]
-    fields = _named_as_fms_does(family.fms, family.fms.config(request.config))
+    fields = family.fms.config(request.config)
     # get_model begins with this, too, but does not end before it has taken the memory.
     without_memory = models._get_model_instance(  # noqa: SLF001 - there is no other way to it
         architecture, variant, device=torch.device("meta"), extra_args=fields
@@ -271,34 +283,25 @@ def _build_model(
         data_type=getattr(torch, request.dtype),
         **fields,
     )
-    _require_taken(fields, model.config, architecture)
+    _require_taken(fields, model.config, architecture, family.fms.absent)
     return model
 
 
-def _named_as_fms_does(port: FmsPort, fields: dict[str, Any]) -> dict[str, Any]:
-    """Rename the fields that this FMS calls otherwise."""
-    if not port.aliases:
-        return fields
-    module = importlib.import_module(f"fms.models.{port.architecture}")
-    known = {field.name for field in dataclasses.fields(getattr(module, port.config_class))}
-    renamed = {}
-    for name, value in fields.items():
-        names = (name, *port.aliases.get(name, ()))
-        renamed[next((n for n in names if n in known), name)] = value
-    return renamed
-
-
-def _require_taken(fields: Mapping[str, Any], config: Any, path: str) -> None:
+def _require_taken(
+    fields: Mapping[str, Any], config: Any, path: str, absent: Mapping[str, Any]
+) -> None:
     """Raise unless FMS's configuration holds every field: unknown ones it ignores in silence."""
     for name, value in fields.items():
         if not hasattr(config, name):
+            if name in absent and absent[name] == value:
+                continue
             raise CandidateUnavailable(
-                f"FMS's {path} configuration has no field {name}",
-                "this branch of FMS is not supported yet",
+                f"FMS's {path} configuration has no field {name}, which is {value!r} here",
+                "check an FMS that has it",
             )
         actual = getattr(config, name)
         if isinstance(value, dict) and name.endswith("_config"):
-            _require_taken(value, actual, f"{path}.{name}")
+            _require_taken(value, actual, f"{path}.{name}", absent)
         elif actual != value:
             raise CandidateUnavailable(
                 f"FMS's {path} configuration took {name}={actual}, not {value} from the checkpoint"

@@ -32,17 +32,24 @@ _FUSED: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def require_full_coverage(
+def require_coverage(
     model: torch.nn.Module, weights: Mapping[str, torch.Tensor], checkpoint: Path, port: FmsPort
-) -> None:
-    """Raise CandidateUnavailable unless model and checkpoint have the same weights.
+) -> tuple[str, ...]:
+    """Return the model's weights that a checkpoint leaves unset, filled with NaN, in its order.
 
-    weights: the checkpoint's, by name, without data; see read_shapes. A head that shares its memory
-    with the embedding needs none of its own.
+    If one of them matters, NaN arrives in a tensor that is compared. FMS itself leaves whatever
+    its memory held. A head that shares its memory with the embedding is set. What the model
+    computes itself, as position ids, is a buffer and not counted.
+
+    weights: the checkpoint's, by name, without data; see read_shapes.
+    Raises CandidateUnavailable where a weight of the checkpoint fits none of the model, and for an
+    unset one that cannot hold NaN.
     """
     adapted = _adapted(model, weights, port)
     own = dict(model.state_dict(keep_vars=True))
-    missing = own.keys() - adapted.keys() - _tied(own, adapted)
+    unset = own.keys() - adapted.keys() - _tied(own, adapted)
+    parameters = {name: w for name, w in model.named_parameters() if name in unset}
+    missing = {name for name, weight in parameters.items() if not weight.is_floating_point()}
     unused = adapted.keys() - own.keys()
     wrong = {
         n for n in own.keys() & adapted.keys() if not takes_weight(own[n].shape, adapted[n].shape)
@@ -59,6 +66,10 @@ def require_full_coverage(
             f"{checkpoint} {'; it '.join(problems)}",
             "compare the checkpoint's names with FMS's adapter for it",
         )
+    with torch.no_grad():
+        for weight in parameters.values():
+            weight.fill_(torch.nan)
+    return tuple(parameters)
 
 
 def pair_weights(model: torch.nn.Module, checkpoint: Path, port: FmsPort) -> Iterator[WeightPair]:

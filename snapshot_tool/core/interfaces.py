@@ -155,6 +155,13 @@ class Weighted(Protocol):
         """Yield every weight of the checkpoint beside the candidate's own, as it is now."""
 
 
+class Incomplete(Protocol):
+    """A candidate that may have weights which the checkpoint does not fill."""
+
+    def unset_weights(self) -> Sequence[str]:
+        """Return the candidate's names of them; each has been filled with NaN."""
+
+
 class Observable(Protocol):
     """A candidate that can be looked into: needed to name the module that a fault is in."""
 

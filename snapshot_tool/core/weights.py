@@ -1,6 +1,15 @@
 """A candidate's weights beside the checkpoint's: what no case uses is judged here alone."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from snapshot_tool.core.localisation import Localisation
+from snapshot_tool.core.results import Result, Verdict
+
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +46,15 @@ class WeightReport:
         compared: how many were compared.
         differing: those that are not the checkpoint's, in the checkpoint's order.
         not_compared: those for which the candidate showed no partner.
+        unset: the candidate's weights that the checkpoint leaves unset, by its own names.
+        harmful: those of them from which NaN came; None where that is not known.
     """
 
     compared: int
     differing: tuple[WeightDifference, ...] = ()
     not_compared: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
+    harmful: tuple[str, ...] | None = ()
 
     def __str__(self) -> str:
         """Count them."""
@@ -49,3 +62,43 @@ class WeightReport:
         left = f", {len(self.not_compared)} not compared" if self.not_compared else ""
         off = f", {len(self.differing)} not" if self.differing else ""
         return f"{equal} as in the checkpoint{off}{left}"
+
+    @property
+    def unset_text(self) -> str:
+        """Name the weights that the checkpoint leaves unset, the first few of them, or return ""."""
+        names = self.harmful or self.unset
+        if not names:
+            return ""
+        use = "unused" if self.harmful == () else "and used" if self.harmful else "and NaN came out"
+        more = f", … {len(names) - _SHOWN} more" if names[_SHOWN:] else ""
+        return f"unset in the checkpoint, {use}: {', '.join(names[:_SHOWN])}{more}"
+
+
+def find_harmful(
+    unset: Sequence[str], results: Sequence[Result], found: Localisation | None
+) -> tuple[str, ...] | None:
+    """Return the unset weights from which NaN came into a result, or None where it is not known.
+
+    unset: the candidate's names; each weight is NaN, and lies in the module named first wrong.
+    """
+    if not unset or not any(map(_is_nan, results)):
+        return ()
+    culprit = found.culprit.candidate if found and found.culprit else ""
+    inside = tuple(name for name in unset if culprit and name.startswith(f"{culprit}."))
+    return inside or None
+
+
+def name_harmful(results: Sequence[Result], harmful: Sequence[str]) -> tuple[Result, ...]:
+    """Return results whose reason says from which unset weight their NaN came."""
+    if not harmful:
+        return tuple(results)
+    source = f"NaN comes from {', '.join(harmful[:_SHOWN])}, which the checkpoint leaves unset"
+    return tuple(
+        replace(result, reason=f"{source}; {result.reason}") if _is_nan(result) else result
+        for result in results
+    )
+
+
+def _is_nan(result: Result) -> bool:
+    worst = result.comparison.worst if result.comparison else None
+    return result.verdict is Verdict.FAIL and worst is not None and math.isnan(worst.actual)

@@ -37,11 +37,10 @@ class _Calls(DecoderCalls):
 
     forward_in_parts = None  # type: ignore[assignment]
 
-    def padding(self, inputs: CaseInputs, *, cached: bool = False) -> dict[str, Any]:
-        """Return mask and position ids of any prompt."""
-        positions = (inputs.attention_mask.cumsum(-1) - 1).clamp(min=0)
-        whole = {"position_ids": positions[:, -inputs.input_ids.shape[1] :]}
-        return {**whole, **super().padding(inputs, cached=cached)}
+    def padded(self, inputs: CaseInputs) -> tuple[CaseInputs, dict[str, Any]]:
+        """Return any prompt with its position ids, a padded one with its mask, too."""
+        padded, seen = super().padded(inputs)
+        return padded, seen or {"position_ids": self.pad(inputs, causal=True)[1]["position_ids"]}
 
 
 _LAYER, _HF_LAYER = r"base_model\.layers\.(\d+)", r"model.layers.\1"

@@ -67,8 +67,8 @@ class FmsPort:
         config: from Hugging Face's configuration to FMS's fields, nested as FMS nests them.
         calls: how FMS's model is called, phase by phase.
         twins: how modules are named on both sides.
-        aliases: other names that an FMS branch may use for a field of `config_class`.
-        config_class: the class of its configuration in FMS's module; needed with aliases alone.
+        absent: what FMS computes with where its configuration has no such field, as in releases
+            from before it; nested fields by their own names.
         not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
         encoder: the module that encodes images within FMS's model; "" where there is none.
         tiles_apart: whether the encoder takes tiles (tiles, channels, height, width) that know
@@ -80,8 +80,7 @@ class FmsPort:
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
     calls: type[FmsCalls]
     twins: tuple[Twin, ...] = ()
-    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    config_class: str = ""
+    absent: Mapping[str, Any] = field(default_factory=dict)
     not_weights: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"position_ids$")
     encoder: str = ""
     tiles_apart: bool = False

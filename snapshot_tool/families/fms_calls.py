@@ -5,8 +5,9 @@ Nothing here imports FMS: the candidate hands in the model, its module and the g
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,17 @@ class LoadedFms:
 
     Args:
         model: FMS's model, in evaluation mode.
-        module: FMS's module of the family.
+        models: the package fms.models.
         loop: fms.utils.generation.generate.
+        pad: fms.utils.generation.pad_input_ids, or None where FMS has none.
         checkpoint: the checkpoint's folder.
         config: Hugging Face's configuration.
     """
 
     model: Any
-    module: Any
+    models: Any
     loop: Callable[..., Any]
+    pad: Callable[..., Any] | None
     checkpoint: Path
     config: Mapping[str, Any]
 
@@ -44,6 +47,46 @@ class FmsCalls:
     def __init__(self, loaded: LoadedFms) -> None:
         self.loaded = loaded
         self.model = loaded.model
+        self.notes: dict[str, None] = {}
+
+    def pad(
+        self, inputs: CaseInputs, *, causal: bool, offset: int = 0
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return prompts as FMS's own pad_input_ids lays them out.
+
+        The ids are (rows, length); with them come `mask`, (rows, length, length) and additive, and
+        `position_ids`, (rows, length), which begin at `offset`.
+        """
+        real = inputs.attention_mask.bool()
+        if self.loaded.pad is None:
+            return inputs.input_ids, _own_padding(real, causal=causal, offset=offset)
+        options = {
+            "min_pad_length": real.shape[1],
+            "is_causal_mask": causal,
+            "position_ids_offset": offset,
+            "pad_token_id": int(inputs.input_ids[~real][0]) if not bool(real.all()) else 0,
+        }
+        known = inspect.signature(self.loaded.pad).parameters
+        rows = [ids[kept] for ids, kept in zip(inputs.input_ids, real, strict=True)]
+        ids, seen = self.loaded.pad(rows, **{n: v for n, v in options.items() if n in known})
+        if _sees_padding(seen["mask"], real):
+            self.notes.setdefault("FMS's pad_input_ids lets tokens attend to padding")
+        return ids, seen
+
+    def pad_parts(self, parts: Sequence[CaseInputs]) -> list[dict[str, torch.Tensor]]:
+        """Return mask and position ids of each part of a prompt, on the cache of those before it.
+
+        A part has its own ids; its attention mask is of all parts up to its end.
+        """
+        import torch
+
+        ids = torch.cat([part.input_ids for part in parts], dim=1)
+        found = []
+        for part in parts:
+            length, new = part.attention_mask.shape[1], part.input_ids.shape[1]
+            _, seen = self.pad(CaseInputs(ids[:, :length], part.attention_mask), causal=True)
+            found.append({name: tensor[:, -new:] for name, tensor in seen.items()})
+        return found
 
 
 class DecoderCalls(FmsCalls):
@@ -51,7 +94,8 @@ class DecoderCalls(FmsCalls):
 
     def forward(self, inputs: CaseInputs) -> torch.Tensor:
         """Return the logits of every position, (1, length, vocabulary)."""
-        logits: torch.Tensor = self.model(self.embed(inputs), **self.padding(inputs))
+        inputs, seen = self.padded(inputs)
+        logits: torch.Tensor = self.model(self.embed(inputs), **seen)
         return logits
 
     def generate(
@@ -81,8 +125,7 @@ class DecoderCalls(FmsCalls):
         import torch
 
         logits, cache = [], None
-        for part in parts:
-            seen = self.padding(part, cached=cache is not None)
+        for part, seen in zip(parts, self.pad_parts(parts), strict=True):
             answer, cache = self.model(
                 self.embed(part), past_key_value_states=cache, use_cache=True, **seen
             )
@@ -90,6 +133,7 @@ class DecoderCalls(FmsCalls):
         return torch.cat(logits, dim=1)
 
     def _loop(self, inputs: CaseInputs, *, max_new_tokens: int, end: int | None) -> torch.Tensor:
+        inputs, seen = self.padded(inputs)
         ids: torch.Tensor = self.loaded.loop(
             self.model,
             inputs.input_ids,
@@ -99,7 +143,7 @@ class DecoderCalls(FmsCalls):
             use_cache=True,
             eos_token_id=end,
             prepare_model_inputs_hook=self.hook(),
-            extra_kwargs={**self.images(inputs), **self.padding(inputs)},
+            extra_kwargs={**self.images(inputs), **seen},
         )
         return ids
 
@@ -115,20 +159,12 @@ class DecoderCalls(FmsCalls):
         """Return what the loop's hook is given of the images."""
         return {}
 
-    def padding(self, inputs: CaseInputs, *, cached: bool = False) -> dict[str, Any]:
-        """Return what FMS's pad_input_ids gives for a padded prompt; nothing for a whole one.
-
-        cached: tokens before these are in the cache, and the attention mask is of them too.
-        """
-        if bool(inputs.attention_mask.all()) and not cached:
-            return {}
-        real = inputs.attention_mask.bool()
-        seen = (real[:, :, None] == real[:, None, :]).tril()
-        new = inputs.input_ids.shape[1]
-        return {
-            "mask": additive_mask(seen, like=next(self.model.parameters()))[:, -new:],
-            "position_ids": (inputs.attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new:],
-        }
+    def padded(self, inputs: CaseInputs) -> tuple[CaseInputs, dict[str, Any]]:
+        """Return padded prompts with their mask and position ids; whole ones need neither."""
+        if bool(inputs.attention_mask.all()):
+            return inputs, {}
+        ids, seen = self.pad(inputs, causal=True)
+        return replace(inputs, input_ids=ids), seen
 
 
 class ImageTextCalls(DecoderCalls):
@@ -167,7 +203,8 @@ class EncoderCalls(FmsCalls):
         base = self.model.base_model
         handle = base.register_forward_hook(lambda _module, _given, out: hidden.append(out))
         try:
-            answer = self.model(inputs.input_ids, **self.padding(inputs))
+            ids, seen = self.padded(inputs)
+            answer = self.model(ids, **seen)
         finally:
             handle.remove()
         return {"last_hidden_state": hidden[0], **self.head_outputs(answer)}
@@ -176,11 +213,11 @@ class EncoderCalls(FmsCalls):
         """Return the head's answer by name: logits of every position."""
         return {"logits": answer}
 
-    def padding(self, inputs: CaseInputs) -> dict[str, Any]:
-        """Return the mask of a padded prompt; nothing for a whole one."""
-        real = inputs.attention_mask.bool()
-        # Rows of padding see all that is real: a row that sees nothing would turn into NaN.
-        return {} if bool(real.all()) else {"mask": real[:, None, :].expand(-1, real.shape[1], -1)}
+    def padded(self, inputs: CaseInputs) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Return the ids, and mask and position ids of a padded prompt."""
+        if bool(inputs.attention_mask.all()):
+            return inputs.input_ids, {}
+        return self.pad(inputs, causal=False)
 
 
 class VisionCalls(FmsCalls):
@@ -194,9 +231,27 @@ class VisionCalls(FmsCalls):
         return {"last_hidden_state": features, "pooler_output": pooled}
 
 
-def additive_mask(seen: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
-    """Return 0 where a token is seen and minus infinity elsewhere, in the dtype of `like`."""
-    return like.new_zeros(seen.shape).masked_fill(~seen, float("-inf"))
+def _own_padding(real: torch.Tensor, *, causal: bool, offset: int) -> dict[str, torch.Tensor]:
+    """Return what pad_input_ids should, for an FMS without it; real: (rows, length) bool.
+
+    Padding attends to padding: a row that attends to nothing would turn into NaN.
+    """
+    import torch
+
+    seen = real[:, :, None] == real[:, None, :]
+    seen = seen.tril() if causal else seen
+    return {
+        "mask": torch.where(seen, 0.0, -torch.inf),
+        "position_ids": (real.cumsum(-1) - 1).clamp(min=0) + offset,
+    }
+
+
+def _sees_padding(mask: torch.Tensor, real: torch.Tensor) -> bool:
+    """Tell whether a mask, additive or boolean, lets a real token attend to padding."""
+    import torch
+
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    return bool((seen & real[:, :, None] & ~real[:, None, :]).any())
 
 
 def cut_after_end(new: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:

@@ -5,6 +5,9 @@ Hugging Face: transformers.models.idefics3. FMS: fms.models.idefics3, on a branc
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,6 @@ from snapshot_tool.families.fms_calls import (
     LoadedFms,
     cut_after_end,
     cut_filled,
-    join_rows,
 )
 from snapshot_tool.families.llama import decoder_twins, llama_config
 from snapshot_tool.families.siglip_vision import VISION_OUTPUT, siglip_config, siglip_twins
@@ -32,29 +34,58 @@ CONNECTOR_OUTPUT = "image_hidden_states"
 
 def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of FMS's Idefics3Config, SiglipVisionConfig and LLaMAConfig."""
+    vision, scale = config["vision_config"], config["scale_factor"]
+    grid = vision["image_size"] // vision["patch_size"]
+    text = llama_config(config["text_config"])
+    pad = config["text_config"].get("pad_token_id")
     return {
-        "vision_config": siglip_config(config["vision_config"]),
-        "text_config": llama_config(config["text_config"]),
+        "vision_config": {
+            **siglip_config(vision),
+            "use_navit_position_buckets": True,  # as Idefics3VisionEmbeddings numbers patches
+        },
+        # FMS's generate puts it in the place of every padding token: it must be in the vocabulary.
+        "text_config": {**text, "pad_id": 0 if pad is None else pad},
         "image_token_id": config["image_token_id"],
-        "scale_factor": config["scale_factor"],
+        "connector_scale": scale,
+        "image_span_len": (grid // scale) ** 2,
     }
 
 
 class _Calls(FmsCalls):
-    """The interface of fms.models.idefics3."""
+    """The interface of fms.models.idefics3, as it was in any commit of FMS's pull request 503."""
 
     def __init__(self, loaded: LoadedFms) -> None:
         super().__init__(loaded)
         vision = loaded.config["vision_config"]
         self.grid = vision["image_size"] // vision["patch_size"]
-        self.preprocessor = loaded.module.load_smolvlm_preprocessor(str(loaded.checkpoint))
 
     def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
-        """Return the tiles of all images, (tiles, channels, height, width)."""
+        """Return the tiles of all images, (tiles, channels, height, width), and their mask."""
         import torch
 
-        batches = [self.preprocessor.preprocess(image)["pixel_values"] for image in images]
-        return {"pixel_values": torch.cat([batch.flatten(0, -4) for batch in batches])}
+        answers = [self._preprocessor.preprocess(image) for image in images]
+        names = ("pixel_values", "pixel_attention_mask")
+        joined = {
+            name: torch.cat([_tiles_of(answer[name], name) for answer in answers])
+            for name in names
+            if all(name in answer for answer in answers)
+        }
+        if "pixel_attention_mask" in joined:
+            joined["pixel_attention_mask"] = joined["pixel_attention_mask"].bool()
+        return joined
+
+    @functools.cached_property
+    def _preprocessor(self) -> Any:
+        """FMS's preprocessor, which wraps Hugging Face's processor: loaded when it is needed."""
+        load = self.loaded.models.idefics3.load_smolvlm_preprocessor
+        try:
+            return load(str(self.loaded.checkpoint))
+        except ImportError as error:
+            if importlib.util.find_spec("transformers"):
+                raise
+            raise PhaseUnsupported(
+                "FMS preprocesses with Hugging Face's processor, and transformers is not installed"
+            ) from error
 
     def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the encoder's last hidden state, (tiles, patches, width)."""
@@ -68,15 +99,14 @@ class _Calls(FmsCalls):
 
     def forward(self, inputs: CaseInputs) -> torch.Tensor:
         """Return the logits of every position, (1, length, vocabulary)."""
-        logits: torch.Tensor = self.model(**self._arguments(inputs))["logits"]
-        return logits
+        return _logits(self.model(**self._arguments([inputs])))
 
     def generate(
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> torch.Tensor:
         """Return the greedy new tokens, the end token included."""
         ids = self.model.generate(
-            **self._arguments(inputs),
+            **self._arguments([inputs]),
             max_new_tokens=max_new_tokens,
             eos_token_id=eos_token_ids[0] if len(eos_token_ids) == 1 else None,
         )
@@ -86,21 +116,22 @@ class _Calls(FmsCalls):
 
     def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
         """Return the logits of prompts padded to one length, (rows, length, vocabulary)."""
-        return self.forward(join_rows(rows))
+        return _logits(self.model(**self._arguments(rows)))
 
     def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
         """Return the logits of all parts of a prompt, each run on the cache of those before it."""
         import torch
 
-        logits, cache = [], None
-        for part in parts:
-            answer = self.model(
-                **self._arguments(part), past_key_value_states=cache, use_cache=True
+        if "position_ids" not in inspect.signature(self.model.forward).parameters:
+            raise PhaseUnsupported(
+                "FMS's forward takes no position_ids: it cannot go on from a key-value cache"
             )
-            if "past_key_value_states" not in answer:
-                raise PhaseUnsupported("this FMS's forward gives out no key-value cache")
-            cache = answer["past_key_value_states"]
-            logits.append(answer["logits"])
+        logits, cache = [], None
+        for part, seen in zip(parts, self.pad_parts(parts), strict=True):
+            given = {**self._arguments([part]), **seen, "attention_mask": None}
+            answer = self.model(**given, past_key_value_states=cache, use_cache=True)
+            cache = _cache(answer)
+            logits.append(_logits(answer))
         return torch.cat(logits, dim=1)
 
     def generate_batch(
@@ -109,7 +140,7 @@ class _Calls(FmsCalls):
         """Return the greedy new tokens of each prompt, its own end token included."""
         end = eos_token_ids[0] if len(eos_token_ids) == 1 else None
         ids = self.model.generate(
-            **self._arguments(join_rows(rows)), max_new_tokens=max_new_tokens, eos_token_id=end
+            **self._arguments(rows), max_new_tokens=max_new_tokens, eos_token_id=end
         )
         rows_new = ids[:, rows[0].input_ids.shape[1] :]
         if end is None:
@@ -118,13 +149,66 @@ class _Calls(FmsCalls):
         filler = [] if pad is None else [pad]
         return [cut_filled(new, end, filler=filler) for new in rows_new]
 
-    def _arguments(self, inputs: CaseInputs) -> dict[str, torch.Tensor | None]:
-        pixels = inputs.pixel_values
-        return {
-            "input_ids": inputs.input_ids,
-            "attention_mask": inputs.attention_mask,
-            "pixel_values": None if pixels is None else pixels.unsqueeze(0),
+    def _arguments(self, rows: Sequence[CaseInputs]) -> dict[str, torch.Tensor | None]:
+        """Return prompts of one length as FMS's forward and generate take them.
+
+        `pixel_values` are (rows, tiles, channels, height, width). A row with fewer tiles than
+        others is filled up; `pixel_attention_mask` is given where it says so, and where a tile is
+        padded: without one, FMS takes all pixels as real.
+        """
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        given: dict[str, torch.Tensor | None] = {
+            "input_ids": torch.cat([row.input_ids for row in rows]),
+            "attention_mask": torch.cat([row.attention_mask for row in rows]),
+            "pixel_values": None,
         }
+        pixels = [row.pixel_values for row in rows]
+        some = next((tiles for tiles in pixels if tiles is not None), None)
+        if some is None:
+            return given
+        masks = [_pixel_mask(row, like=some) for row in rows]
+        given["pixel_values"] = pad_sequence(
+            [some[:0] if tiles is None else tiles for tiles in pixels], batch_first=True
+        )
+        mask = pad_sequence(masks, batch_first=True)
+        if not bool(mask.all()) and self._takes_pixel_mask:
+            given["pixel_attention_mask"] = mask
+        return given
+
+    @property
+    def _takes_pixel_mask(self) -> bool:
+        return "pixel_attention_mask" in inspect.signature(self.model.forward).parameters
+
+
+def _pixel_mask(row: CaseInputs, *, like: torch.Tensor) -> torch.Tensor:
+    """Return which pixels of a row's tiles are real, (tiles, height, width) int64, as HF has it."""
+    if row.pixel_attention_mask is not None:
+        return row.pixel_attention_mask.long()
+    tiles = 0 if row.pixel_values is None else len(row.pixel_values)
+    return like.new_ones((tiles, *like.shape[-2:])).long()
+
+
+def _tiles_of(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Return what a processor gives of one image without the batch that it stands in."""
+    return tensor.flatten(0, -4 if name == "pixel_values" else -3)
+
+
+def _logits(answer: Any) -> torch.Tensor:
+    """Return the logits of what FMS's forward answers with: them, or them among others."""
+    found = answer["logits"] if isinstance(answer, Mapping) else answer
+    logits: torch.Tensor = found[0] if isinstance(found, tuple | list) else found
+    return logits
+
+
+def _cache(answer: Any) -> Any:
+    """Return the key-value cache that FMS's forward answers with."""
+    named = answer.get("past_key_value_states") if isinstance(answer, Mapping) else None
+    cache = answer[1] if isinstance(answer, tuple | list) and len(answer) > 1 else named
+    if cache is None:
+        raise PhaseUnsupported("FMS's forward returns no key-value cache")
+    return cache
 
 
 IDEFICS3 = Family(
@@ -151,15 +235,14 @@ IDEFICS3 = Family(
         _fms_config,
         _Calls,
         (
-            *siglip_twins("vision_tower", "model.vision_model"),
-            Twin(r"connector((?:\..+)?)", r"model.connector\1"),
+            *siglip_twins("vision_tower.base_model", "model.vision_model"),
+            Twin("connector", "model.connector"),
+            Twin(r"connector\.proj", "model.connector.modality_projection"),
+            Twin(r"connector\.proj", "model.connector.modality_projection.proj"),
             *decoder_twins("text_model.base_model", "model.text_model", fms_head="text_model.head"),
         ),
-        aliases={
-            "image_token_id": ("image_token_index",),
-            "scale_factor": ("pixel_shuffle_factor",),
-        },
-        config_class="Idefics3Config",
+        # Before 4383c72e FMS numbered whole tiles alone, and as Hugging Face does.
+        absent={"use_navit_position_buckets": True},
         encoder="vision_tower",
         tiles_apart=True,
         decoder="text_model",

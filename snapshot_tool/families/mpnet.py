@@ -37,12 +37,11 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
 class _Calls(EncoderCalls):
     """FMS counts positions for itself in a whole prompt alone; Hugging Face leaves padding out."""
 
-    def padding(self, inputs: CaseInputs) -> dict[str, Any]:
-        """Return the mask, and positions that are counted over real tokens."""
-        padding = super().padding(inputs)
-        pad = self.model.config.pad_id
-        real = (inputs.input_ids != pad).long()
-        return {**padding, "position_ids": real.cumsum(-1) * real + pad}
+    def padded(self, inputs: CaseInputs) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Return the ids, positions that are counted over real tokens, and a padded one's mask."""
+        ids, seen = self.pad(inputs, causal=False, offset=self.model.config.pad_id + 1)
+        whole = bool(inputs.attention_mask.all())
+        return ids, {"position_ids": seen["position_ids"]} if whole else seen
 
     def head_outputs(self, answer: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the pooled first token, (1, width)."""

@@ -96,6 +96,8 @@ def _weights(found: WeightReport | None) -> dict[str, Any] | None:
     return {
         "compared": found.compared,
         "not_compared": list(found.not_compared),
+        "unset": list(found.unset),
+        "harmful": None if found.harmful is None else list(found.harmful),
         "differing": [
             {
                 "name": weight.name,

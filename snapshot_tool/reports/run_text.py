@@ -35,6 +35,7 @@ def header_lines(report: CheckReport, *, base: str) -> list[str]:
         *([f"shard         {report.shard}"] if report.shard else []),
         *([quick] if report.quick else []),
         *([f"weights       {report.weights}"] if report.weights else []),
+        *([f"weights       {unset}"] if (unset := _unset(report)) else []),
         *(f"recorded on   {difference}" for difference in report.surroundings),
         *(f"warning       {warning}" for warning in report.warnings),
     ]
@@ -84,9 +85,9 @@ def grid(report: CheckReport) -> list[Row]:
 
 
 def _badness(row: Row) -> tuple[int, float]:
-    """Order rows by verdict and excess; what passed stays in the order of the run."""
-    if row.verdict is Verdict.PASS:
-        return _SEVERITY.index(row.verdict), 0.0
+    """Order rows by verdict and excess; what did not fail stays in the order of the run."""
+    if row.verdict in (Verdict.PASS, Verdict.SKIP):
+        return len(_SEVERITY), 0.0
     used = (tolerance_used(result) for result in row.results)
     return _SEVERITY.index(row.verdict), -max((u for u in used if u is not None), default=0.0)
 
@@ -159,6 +160,10 @@ def _oracle_figures(figures: OracleComparison) -> str:
     )
 
 
+def _unset(report: CheckReport) -> str:
+    return report.weights.unset_text if report.weights else ""
+
+
 def weight_lines(report: CheckReport) -> list[str]:
     """Describe the weights that are not the checkpoint's, the first few of them."""
     found = report.weights.differing if report.weights else ()
@@ -168,14 +173,26 @@ def weight_lines(report: CheckReport) -> list[str]:
 
 def problem_lines(report: CheckReport) -> list[str]:
     """Describe what did not pass, weights and the earliest phases first, the first few of each."""
-    problems = [r for r in report.all_results if r.verdict is not Verdict.PASS]
+    problems = [r for r in report.all_results if r.verdict not in (Verdict.PASS, Verdict.SKIP)]
     problems.sort(key=_urgency)
     lines = [f"FAIL weights / {line}" for line in weight_lines(report)]
     lines += [problem_text(result) for result in problems[:_SHOWN_PROBLEMS]]
+    lines += _skip_lines([r for r in report.all_results if r.verdict is Verdict.SKIP])
     left = len(problems) - _SHOWN_PROBLEMS
     if left > 0:
         lines.append(f"… and {left} more: --json FILE has them all")
     return lines
+
+
+def _skip_lines(skips: Sequence[Result]) -> list[str]:
+    """Describe what was skipped, once for each reason and phase."""
+    alike: dict[tuple[Phase, str], list[Result]] = {}
+    for skip in sorted(skips, key=lambda skip: phase_order(skip.phase)):
+        alike.setdefault((skip.phase, skip.reason), []).append(skip)
+    return [
+        problem_text(found[0]) if len(found) == 1 else f"SKIP {phase}, {len(found)} times: {reason}"
+        for (phase, reason), found in alike.items()
+    ]
 
 
 def _urgency(result: Result) -> tuple[int, int, float]:

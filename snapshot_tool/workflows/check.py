@@ -11,6 +11,7 @@ from snapshot_tool.core.interfaces import Progress
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Result, Verdict
+from snapshot_tool.core.weights import name_harmful
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
 from snapshot_tool.guards.surroundings import differing_surroundings
@@ -33,7 +34,8 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     exploration = checker.explore(cases, progress)
     localisation = checker.localise(results)
     # Last: what changes a weight while it runs is then seen as well.
-    weights = checker.compare_weights()
+    weights = checker.compare_weights(results, localisation)
+    results = name_harmful(results, (weights.harmful if weights else ()) or ())
     transformers = Transformers(
         is_importable("transformers"),
         not checker.imported_before and "transformers" in sys.modules,

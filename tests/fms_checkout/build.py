@@ -56,29 +56,99 @@ INSERTIONS = (
         "def build_gpt_bigcode_params(",
         '''def build_idefics3_params(config: PretrainedConfig) -> dict:
     """Param builder for mapping Idefics3ForConditionalGeneration to FMS."""
-    vision, text = config.vision_config, config.text_config
-    activation = {"gelu_pytorch_tanh": "gelu-tanh"}.get(
-        vision.hidden_act, vision.hidden_act
-    )
+    from fms.models.llama import LLaMAConfig
+
+    vision = build_siglip_vision_params(config)
+    text = build_llama_params(config.text_config)
+    grid = vision["image_size"] // vision["patch_size"]
+    pad = config.text_config.pad_token_id
     return {
-        "vision_config": {
-            "hidden_size": vision.hidden_size,
-            "intermediate_size": vision.intermediate_size,
-            "nlayers": vision.num_hidden_layers,
-            "nheads": vision.num_attention_heads,
-            "num_channels": vision.num_channels,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "hidden_act": activation,
-            "layer_norm_eps": vision.layer_norm_eps,
-        },
-        "text_config": build_llama_params(text),
+        "vision_config": SiglipVisionConfig(**vision, use_navit_position_buckets=True),
+        "text_config": LLaMAConfig(**{**text, "pad_id": 0 if pad is None else pad}),
         "image_token_id": config.image_token_id,
-        "scale_factor": config.scale_factor,
+        "connector_scale": config.scale_factor,
+        "image_span_len": (grid // config.scale_factor) ** 2,
     }
 
 
 def build_gpt_bigcode_params(''',
+    ),
+    (
+        "fms/models/llama.py",
+        "        use_cache=False,\n        **attn_kwargs: Unpack[AttentionKwargs],\n    ):\n"
+        "        # Embed the given",
+        "        use_cache=False,\n        inputs_embeds=None,\n"
+        "        **attn_kwargs: Unpack[AttentionKwargs],\n    ):\n        # Embed the given",
+    ),
+    (
+        "fms/models/llama.py",
+        "        x_in = self.embedding(x_in)\n",
+        "        x_in = self.embedding(x_in) if inputs_embeds is None else inputs_embeds\n",
+    ),
+    (
+        "fms/models/siglip_vision.py",
+        "    fused_weights: bool = True\n\n\nclass SiglipVisionEmbeddings",
+        "    fused_weights: bool = True\n    use_navit_position_buckets: bool = False\n\n\n"
+        "class SiglipVisionEmbeddings",
+    ),
+    (
+        "fms/models/siglip_vision.py",
+        "    def forward(self, pixel_values: torch.FloatTensor) -> torch.Tensor:\n",
+        '''    def _positions(self, patch_attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the table's row for each patch of tiles (tiles, grid, grid), 0 for padding."""
+        side = self.image_size // self.patch_size
+        tall = patch_attention_mask.any(2).sum(1).clamp(min=1)[:, None, None]
+        wide = patch_attention_mask.any(1).sum(1).clamp(min=1)[:, None, None]
+        place = torch.arange(side, device=patch_attention_mask.device)
+        rows, columns = place[:, None] * side // tall, place * side // wide
+        return ((rows * side + columns) * patch_attention_mask).flatten(1)
+
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        patch_attention_mask: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+''',
+    ),
+    (
+        "fms/models/siglip_vision.py",
+        "        embeddings = embeddings + self.position_embedding(self.position_ids)\n",
+        """\
+        if patch_attention_mask is not None and self.config.use_navit_position_buckets:
+            positions = self._positions(patch_attention_mask)
+            return embeddings + self.position_embedding(positions)
+        embeddings = embeddings + self.position_embedding(self.position_ids)
+""",
+    ),
+    (
+        "fms/models/siglip_vision.py",
+        "        output_hidden_states=False,\n        **attn_kwargs: Unpack[AttentionKwargs],\n"
+        "    ):\n        hidden_states = self.embeddings(pixel_values)\n",
+        "        patch_attention_mask: Optional[torch.BoolTensor] = None,\n"
+        "        output_hidden_states=False,\n        **attn_kwargs: Unpack[AttentionKwargs],\n"
+        "    ):\n        hidden_states = self.embeddings(pixel_values, patch_attention_mask)\n",
+    ),
+    (
+        "fms/models/siglip_vision.py",
+        """\
+        pixel_values,
+        output_hidden_states=False,
+        **attn_kwargs: Unpack[AttentionKwargs],
+    ):
+        last_hidden_state, hidden_states = self.base_model(
+            pixel_values, output_hidden_states=output_hidden_states, **attn_kwargs
+        )
+""",
+        """\
+        pixel_values,
+        patch_attention_mask: Optional[torch.BoolTensor] = None,
+        output_hidden_states=False,
+        **attn_kwargs: Unpack[AttentionKwargs],
+    ):
+        last_hidden_state, hidden_states = self.base_model(
+            pixel_values, patch_attention_mask, output_hidden_states, **attn_kwargs
+        )
+""",
     ),
 )
 

@@ -124,8 +124,12 @@ class Idefics3ImagePreprocessor:
         self.mean = np.array(config["image_mean"], dtype=np.float32)
         self.std = np.array(config["image_std"], dtype=np.float32)
 
-    def preprocess(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """Return {"pixel_values": (tiles, 3, tile, tile) float32}, the whole image last."""
+    def preprocess(self, image: Image.Image) -> dict[str, Any]:
+        """Return `pixel_values` (1, tiles, 3, tile, tile) float32, the whole image last.
+
+        With it come `pixel_attention_mask` (1, tiles, tile, tile) int64, all ones since tiles are
+        never padded, and `num_patches`, the number of tiles.
+        """
         palette = image.getpalette() if image.mode == "P" else None
         picture = _read(image)
         if self.do_resize:
@@ -133,7 +137,12 @@ class Idefics3ImagePreprocessor:
             picture = picture.resized(*_fit_below(*size, _MAX_IMAGE_SIZE), self.resample)
         tiles = self._tiles(picture)
         values = np.stack([self._normalize(self._to_rgb(t, palette)) for t in tiles])
-        return {"pixel_values": torch.from_numpy(values.transpose(0, 3, 1, 2).copy())}
+        pixels = torch.from_numpy(values.transpose(0, 3, 1, 2).copy())[None]
+        return {
+            "pixel_values": pixels,
+            "pixel_attention_mask": torch.ones_like(pixels[:, :, 0], dtype=torch.int64),
+            "num_patches": pixels.shape[1],
+        }
 
     def _tiles(self, picture: _Picture) -> list[Pixels]:
         side = self.tile
@@ -169,7 +178,7 @@ class Idefics3ImagePreprocessor:
         return (values - self.mean) / self.std if self.do_normalize else values
 
 
-def load_smolvlm_preprocessor(
+def load_own_preprocessor(
     checkpoint: Union[str, os.PathLike],
 ) -> Idefics3ImagePreprocessor:
     """Read a checkpoint folder's preprocessor_config.json."""
