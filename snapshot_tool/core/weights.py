@@ -65,7 +65,7 @@ class WeightReport:
 
     @property
     def unset_text(self) -> str:
-        """Name the weights that the checkpoint leaves unset, the first few of them, or return ""."""
+        """Name the first of the weights that the checkpoint leaves unset, or return "" for none."""
         names = self.harmful or self.unset
         if not names:
             return ""
