@@ -15,7 +15,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fms-checkout demo test check goldens families real drift pictures torture lowest package audit mutants mutants-compact bench clean
+.PHONY: help setup fms-checkout demo test check port goldens families real drift pictures torture lowest package audit mutants mutants-compact bench clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -23,6 +23,7 @@ help:
 	@echo "make demo          record, check, and see a broken port fail"
 	@echo "make test          the whole test suite, in both environments"
 	@echo "make check         format, lint, types, layers"
+	@echo "make port          check FMS's own idefics3 (FMS_REPO=..., SUITE=..., SMOLVLM=...)"
 	@echo "make families      record and check every family, write docs/families.md"
 	@echo "make real          the same with true weights, SmolLM2-135M; minutes, and 700 MB in build/real"
 	@echo "make drift         show what transformers 4.57 and 5 compute otherwise than 4.51"
@@ -93,6 +94,13 @@ check: $(CHECK)/.ready
 	$(CHECK)/bin/mypy
 	cd tests/checkpoints && ../../$(CHECK)/bin/mypy --config-file ../../pyproject.toml .
 	$(CHECK)/bin/lint-imports
+
+# FMS_REPO: a clone of foundation-model-stack that has refs/pull/503/head. SUITE: a clone of
+# hf-fms-parity-public. SMOLVLM: the checkpoint's folder, an hour and 1 GB more.
+port: setup fms-checkout
+	@test -n "$(FMS_REPO)" || { echo "make port FMS_REPO=<a clone of FMS with its pull requests>" >&2; exit 1; }
+	$(CHECK)/bin/python -m tests.port.run --fms-repo $(FMS_REPO) $(if $(SUITE),--suite $(SUITE)) \
+		$(if $(SMOLVLM),--smolvlm $(SMOLVLM))
 
 # atheris has no build for every Python: it is fetched here alone.
 torture: setup fms-checkout

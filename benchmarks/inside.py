@@ -84,12 +84,12 @@ def main() -> None:
 
     def load_timed(*given: Any, **options: Any) -> Any:
         # Not before: torch and FMS are imported while the checkpoint is digested.
-        from snapshot_tool.candidates import fms, fms_reuse
+        from snapshot_tool.candidates import fms, output_cache
 
         methods = ("preprocess", "vision", "connector", "forward", "generate")
         time_functions(candidates_own, fms.FmsCandidate, *methods)
         time_functions(candidates_own, fms, "_build_model")
-        time_functions(snaps_own, fms_reuse, "_digest", "_copied", "_joined")
+        time_functions(snaps_own, output_cache, "_digest", "_copied", "_joined")
         return load(*given, **options)
 
     candidates.load_candidate = load_timed
@@ -108,7 +108,8 @@ def main() -> None:
 
         return add
 
-    tower, decoder = model.vision_tower.post_layernorm, model.text_model.base_model.dec_norm
+    tower = model.vision_tower.base_model.post_layernorm
+    decoder = model.text_model.base_model.dec_norm
     tower.register_forward_pre_hook(count("tiles", 0), with_kwargs=True)
     decoder.register_forward_pre_hook(count("prompts", 1), with_kwargs=True)
 

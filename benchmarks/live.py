@@ -9,6 +9,7 @@ patches otherwise than FMS (README, "Drift"), so the figures it compares differ;
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Live:
         if parts:
             self._compare_parts(images, inputs["pixel_values"][0])
         logits = self.hf(**inputs).logits[0, -1]
-        report("forward", logits, self.fms(**inputs)["logits"][0, -1])
+        report("forward", logits, self.fms(**inputs)[0, -1])
         ids = self.hf.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
         end = self.hf.generation_config.eos_token_id
         own = self.fms.generate(**inputs, max_new_tokens=NEW_TOKENS, eos_token_id=end)
@@ -58,7 +59,8 @@ class Live:
         report("vision", features, self.fms.vision_tower(pixels)[0])
         # The suite's connector test gets its features by itself.
         features = self.hf.model.vision_model(pixels).last_hidden_state
-        connected = self.fms.connector(features, H=self.fms.grid, W=self.fms.grid)
+        grid = math.isqrt(features.shape[1])
+        connected = self.fms.connector(features, H=grid, W=grid)
         report("connector", self.hf.model.connector(features), connected)
 
 

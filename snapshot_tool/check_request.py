@@ -8,13 +8,14 @@ from pathlib import Path
 
 from snapshot_tool.candidates import FMS
 from snapshot_tool.core.errors import GoldenNotFound, UsageError
+from snapshot_tool.core.interfaces import Loading
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.questions import Question
 from snapshot_tool.core.shard import Shard, Share
 from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.golden_choice import GoldenChoice
 from snapshot_tool.store.golden import Golden
-from snapshot_tool.store.layout import INPUTS, ORACLE
+from snapshot_tool.store.layout import ORACLE
 from snapshot_tool.store.manifest import CaseEntry, Manifest
 
 
@@ -45,6 +46,7 @@ class CheckRequest:
     seed: int | None = None
     replay: tuple[Question, ...] = ()
     share: Share | None = None
+    loading: Loading = Loading.SNAP
 
     @property
     def needs_weights(self) -> bool:
@@ -104,24 +106,10 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
         "--explore": str(request.explore),
         "--seed": str(request.seed),
         "--graft": request.graft,
+        "--loading": request.loading.value,
     }
     cases = tuple(case.name for case in select_cases(manifest, request))
     return Shard(request.share, cases, len(_matching_cases(manifest, request)), asked)
-
-
-def shortest_case(manifest: Manifest, request: CheckRequest) -> str:
-    """Return the case of the fewest tokens; "" where one case is all that is checked.
-
-    A port may be right with a cache and wrong without: one case at least is to tell.
-    """
-    cases = select_cases(manifest, request)
-    ids = manifest.files[INPUTS].tensors
-
-    def tokens(case: CaseEntry) -> int:
-        entry = ids.get(f"{case.name}/input_ids")
-        return entry.shape[-1] if entry else 0
-
-    return min(cases, key=tokens).name if len(cases) > 1 else ""
 
 
 def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from snapshot_tool.candidates import import_candidate, load_candidate
-from snapshot_tool.check_request import CheckRequest, choose_rule, shortest_case
+from snapshot_tool.check_request import CheckRequest, choose_rule
 from snapshot_tool.checkpoint import Checkpoint
 from snapshot_tool.core.errors import PhaseUnsupported, SnapError
 from snapshot_tool.core.exploration import Exploration
@@ -56,8 +56,7 @@ class Checker:
         checkpoint: the folder of its weights; where given, tokens are told as text.
         settings: what was set for determinism.
         imported_before: whether transformers was imported before the candidate was loaded.
-        reuse: what serves between the phases of a case; None: every phase computes everything.
-        without_cache: the case whose forward runs without the cache that generate begins with.
+        cache: what is kept between the phases of a case; None: every phase computes everything.
         one_pass: what forward and generate share with --quick.
     """
 
@@ -67,8 +66,7 @@ class Checker:
     checkpoint: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     imported_before: bool = False
-    reuse: Serving | None = None
-    without_cache: str = ""
+    cache: Serving | None = None
     one_pass: OnePass = field(default_factory=OnePass)
 
     @property
@@ -104,11 +102,10 @@ class Checker:
             return run_guarded(self.candidate, phase, once, times=self.request.repeat)
 
     def _serving(self, case: CaseEntry) -> AbstractContextManager[None]:
-        # What is asked again and again is to be computed again and again.
-        if self.reuse is None or self.request.repeat > 1:
+        # A phase that is repeated must compute each time.
+        if self.cache is None or self.request.repeat > 1:
             return nullcontext()
-        generates = not self.request.quick and Phase.GENERATE in self.request.phases
-        return self.reuse.serving(case.name, prefill=generates and case.name != self.without_cache)
+        return self.cache.serving(case.name)
 
     def tolerance_of(self, case: str, phase: Phase) -> Tolerance:
         """Return what a phase of a case, by its name, may differ by."""
@@ -159,7 +156,7 @@ class Checker:
             return None
         from snapshot_tool.grafting import graft_module  # hardly ever asked for
 
-        checker = replace(self, reuse=None)
+        checker = replace(self, cache=None)
         if ORACLE in self.golden.manifest.files:
             # On a small case a fault may stay within the table.
             checker = replace(checker, request=replace(self.request, rule=Rule.ORACLE))
@@ -217,12 +214,13 @@ def load_checker(
                 golden.manifest.checkpoint.config,
                 request.device,
                 dtype,
+                request.loading,
             ),
             fms_path=request.fms_path,
         )
         next(steps)
     guarded = Guarded(candidate, dtype=dtype, settings=settings)
-    reuse = getattr(candidate, "reuse", None)
+    output_cache = getattr(candidate, "output_cache", None)
     return Checker(
         request,
         golden,
@@ -230,8 +228,7 @@ def load_checker(
         checkpoint.folder,
         settings,
         imported_before,
-        reuse=reuse() if callable(reuse) else None,
-        without_cache=shortest_case(golden.manifest, request),
+        cache=output_cache() if callable(output_cache) else None,
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from snapshot_tool.check_request import CheckRequest, select_cases
 from snapshot_tool.checker import Checker
 from snapshot_tool.core.errors import SnapError, UsageError
+from snapshot_tool.core.interfaces import Loading
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
@@ -209,6 +210,7 @@ def make_request(config: pytest.Config) -> CheckRequest:
         rule=Rule(rule) if rule else None,
         quick=option("--snap-quick"),
         share=parse_share(shard) if shard else None,
+        loading=Loading(option("--snap-loading")),
     )
 
 

@@ -42,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option("--snap-shard", metavar="K/N", help="The K-th of N shares of the cases.")
     option("--snap-dtype", metavar="DTYPE", help="What the candidate computes in.")
     option("--snap-tolerance", choices=["table", "oracle"], help="What judges.")
+    option("--snap-loading", choices=["snap", "own"], default="snap", help="Who loads FMS.")
     option("--snap-quick", action="store_true", help="Verify generation in one pass.")
 
 

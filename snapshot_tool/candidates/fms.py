@@ -21,13 +21,14 @@ from snapshot_tool.candidates.fms_bounds import require_few_layers, require_no_m
 from snapshot_tool.candidates.fms_graft import graft_twin
 from snapshot_tool.candidates.fms_import import FmsSource, import_fms
 from snapshot_tool.candidates.fms_observe import observe_twins, twin_output
-from snapshot_tool.candidates.fms_reuse import Reuse
 from snapshot_tool.candidates.fms_split import require_split
 from snapshot_tool.candidates.fms_weights import (
     pair_weights,
     read_shapes,
     require_coverage,
 )
+from snapshot_tool.candidates.output_cache import OutputCache
+from snapshot_tool.candidates.own_loading import load_by_fms
 from snapshot_tool.core.errors import (
     CandidateUnavailable,
     PhaseUnsupported,
@@ -39,6 +40,8 @@ from snapshot_tool.core.interfaces import (
     CandidateInfo,
     CandidateRequest,
     CaseInputs,
+    FieldDifference,
+    Loading,
     Observer,
     WeightPair,
 )
@@ -61,6 +64,7 @@ class FmsCandidate:
     family: Family
     request: CandidateRequest
     unset: tuple[str, ...] = ()
+    mapping: tuple[FieldDifference, ...] = ()
 
     def info(self) -> CandidateInfo:
         """Say which FMS this is."""
@@ -71,6 +75,8 @@ class FmsCandidate:
             commit=self.source.commit,
             dirty=self.source.dirty,
             notes=tuple(self.calls.notes),
+            loading=self.request.loading,
+            mapping=self.mapping,
         )
 
     def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
@@ -163,18 +169,12 @@ class FmsCandidate:
             self.model, self.family.fms.twins, module, output, head_dim=self._head_dim()
         )
 
-    def reuse(self) -> Reuse:
-        """Return what serves between phases; empty, and of one check."""
-        port, family = self.family.fms, self.family
-        # Where padding enters a state, a pass with the cache is not the pass without it.
-        caches = family.generates and not family.recurrent
-        # Another branch of FMS may call them otherwise: nothing is served then.
-        named = dict(self.model.named_modules())
-        return Reuse(
-            named.get(port.encoder) if port.encoder else None,
-            named.get(port.decoder) if caches else None,
-            port.tiles_apart,
-        )
+    def output_cache(self) -> OutputCache | None:
+        """Return an empty cache of the image encoder's output, or None without an encoder."""
+        port = self.family.fms
+        # Another branch of FMS may call it otherwise: nothing is kept then.
+        encoder = dict(self.model.named_modules()).get(port.encoder) if port.encoder else None
+        return None if encoder is None else OutputCache(encoder, port.tiles_apart)
 
     def _method(self, name: str) -> Callable[..., Any]:
         method = getattr(self.calls, name, None)
@@ -211,7 +211,10 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
         with warnings.catch_warnings():
             # A configuration without sense is told once, by the error that it comes to.
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
-            model = _build_model(family, request, weights)
+            if request.loading is Loading.OWN:
+                model, mapping = load_by_fms(family, request)
+            else:
+                model, mapping = _build_model(family, request, weights), ()
         calls = family.fms.calls(_loaded(model, request))
     except SnapError:
         raise
@@ -225,7 +228,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
         ) from error
     require_split(model, architecture=family.fms.architecture)
     unset = require_coverage(model, weights, request.checkpoint, family.fms)
-    return FmsCandidate(model, calls, source, family, request, unset)
+    return FmsCandidate(model, calls, source, family, request, unset, mapping)
 
 
 def _loaded(model: Any, request: CandidateRequest) -> LoadedFms:

@@ -58,8 +58,8 @@ class RanksDiffer(RuntimeError):
 class Led:
     """Passes everything on to the leader's candidate; what runs the model is run everywhere."""
 
-    # A module that one rank is served and another one computes would part them.
-    reuse = None
+    # A module that one rank takes from a cache and another one computes would part them.
+    output_cache = None
 
     def __init__(self, candidate: Any, ranks: Ranks, *, spec: str) -> None:
         self._candidate = candidate

@@ -17,6 +17,7 @@ from snapshot_tool.cli.options import (
     write_text,
 )
 from snapshot_tool.cli.report import html_option, write_html
+from snapshot_tool.core.interfaces import Loading
 from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.devices import DEVICES
 
@@ -34,6 +35,14 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
     default="fms",
     show_default=True,
     help="'fms', or 'module:factory' for anything else. Its code is run.",
+)
+@click.option(
+    "--loading",
+    type=click.Choice([loading.value for loading in Loading]),
+    default=Loading.SNAP.value,
+    show_default=True,
+    help="Map the configuration by snap, or load by FMS's own get_model('hf_pretrained'), which "
+    "needs transformers; fields that it maps otherwise are reported.",
 )
 @click.option("--checkpoint", help="Folder or hub id; by default the one that the golden names.")
 @click.option("--revision", help="Revision of the golden set, or its first digits.")
@@ -117,6 +126,7 @@ def check_command(
     *,
     fms_path: Path | None,
     candidate: str,
+    loading: str,
     checkpoint: str | None,
     revision: str | None,
     device: str,
@@ -167,6 +177,7 @@ def check_command(
         goldens=goldens,
         candidate=candidate,
         fms_path=fms_path,
+        loading=Loading(loading),
         checkpoint=checkpoint,
         revision=revision,
         device=device,

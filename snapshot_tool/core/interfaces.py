@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,6 +40,17 @@ class CaseInputs:
     image_sizes: torch.Tensor | None = None
 
 
+class Loading(StrEnum):
+    """How FMS's model is loaded.
+
+    snap: with snap's mapping of the configuration, without transformers.
+    own: by FMS's get_model("hf_pretrained"), which imports transformers.
+    """
+
+    SNAP = "snap"
+    OWN = "own"
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateRequest:
     """What a candidate is built from.
@@ -48,17 +60,46 @@ class CandidateRequest:
         config: the reference's complete configuration, defaults filled in, as recorded.
         device: "cpu" or "cuda".
         dtype: a torch dtype's name, e.g. "float32".
+        loading: who maps the configuration and loads the weights; it concerns FMS alone.
     """
 
     checkpoint: Path
     config: Mapping[str, Any]
     device: str
     dtype: str
+    loading: Loading = Loading.SNAP
+
+
+@dataclass(frozen=True, slots=True)
+class FieldDifference:
+    """A field that FMS's own mapping of a configuration fills otherwise than it should be.
+
+    Args:
+        field: its dotted name in FMS's configuration.
+        actual: what FMS's mapping made of it.
+        expected: what it should be.
+        sources: the fields of Hugging Face's configuration that it is made from.
+        harmless: whether it has no effect on numbers where the weights fit.
+    """
+
+    field: str
+    actual: str
+    expected: str
+    sources: tuple[str, ...]
+    harmless: bool = False
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        source = f", from Hugging Face's {', '.join(self.sources)}" if self.sources else ""
+        return f"FMS's own mapping has {self.field} {self.actual}, expected {self.expected}{source}"
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateInfo:
-    """Which implementation ran: where its code is, at which commit, with what in its process."""
+    """Which implementation ran: where its code is, at which commit, with what in its process.
+
+    `mapping` is how FMS's own mapping of the configuration differs, with Loading.OWN.
+    """
 
     name: str
     path: str = ""
@@ -66,6 +107,8 @@ class CandidateInfo:
     commit: str = ""
     dirty: bool | None = None
     notes: tuple[str, ...] = ()
+    loading: Loading = Loading.SNAP
+    mapping: tuple[FieldDifference, ...] = ()
 
 
 class Candidate(Protocol):
@@ -192,21 +235,20 @@ class Graftable(Protocol):
 
 
 class Serving(Protocol):
-    """What one phase of a candidate computed, kept for those after it."""
+    """What a module of a candidate returned in one phase, kept for those after it."""
 
-    def serving(self, case: str, *, prefill: bool) -> AbstractContextManager[None]:
-        """Answer from what was computed on the same input, bit for bit, inside the block.
+    def serving(self, case: str) -> AbstractContextManager[None]:
+        """Return what was computed on the same input, bit for bit, inside the block.
 
-        case: the one that is run; what long past ones asked for may be forgotten.
-        prefill: whether forward runs with the cache that generate begins with.
+        case: the one that is run; what others computed is forgotten.
         """
 
 
-class Reusing(Protocol):
+class Caching(Protocol):
     """A candidate whose phases need not compute what another phase of the same case did."""
 
-    def reuse(self) -> Serving:
-        """Return what serves between phases; empty, and of one check."""
+    def output_cache(self) -> Serving | None:
+        """Return an empty cache for one check, or None if nothing can be kept."""
 
 
 class CandidateFactory(Protocol):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.graft import Graft
-from snapshot_tool.core.interfaces import CandidateInfo
+from snapshot_tool.core.interfaces import CandidateInfo, FieldDifference
 from snapshot_tool.core.localisation import Localisation
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import Result, Verdict, first_divergence, overall_verdict
@@ -115,10 +115,19 @@ class CheckReport:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict on the whole run; a weight that is not the checkpoint's fails it."""
-        if self.weights and self.weights.differing:
+        """The verdict on the whole run.
+
+        A weight that is not the checkpoint's fails it, and so does a wrong field of FMS's own
+        mapping.
+        """
+        if (self.weights and self.weights.differing) or self.wrong_fields:
             return Verdict.FAIL
         return overall_verdict(self.all_results)
+
+    @property
+    def wrong_fields(self) -> tuple[FieldDifference, ...]:
+        """The fields that FMS's own mapping fills wrongly, with an effect on numbers."""
+        return tuple(field for field in self.candidate.mapping if not field.harmless)
 
     @property
     def divergence(self) -> Result | None:

@@ -73,7 +73,6 @@ class FmsPort:
         encoder: the module that encodes images within FMS's model; "" where there is none.
         tiles_apart: whether the encoder takes tiles (tiles, channels, height, width) that know
             nothing of each other.
-        decoder: the module that FMS's generation loop calls; "": the model itself.
     """
 
     architecture: str
@@ -84,7 +83,6 @@ class FmsPort:
     not_weights: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"position_ids$")
     encoder: str = ""
     tiles_apart: bool = False
-    decoder: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,6 +245,5 @@ IDEFICS3 = Family(
         absent={"use_navit_position_buckets": True},
         encoder="vision_tower",
         tiles_apart=True,
-        decoder="text_model",
     ),
 )

@@ -5,6 +5,7 @@ JSON has no NaN or infinity: such figures are the strings "nan", "inf" and "-inf
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -57,6 +58,8 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
                 "commit": candidate.commit,
                 "dirty": candidate.dirty,
                 "notes": list(candidate.notes),
+                "loading": candidate.loading.value,
+                "mapping": [dataclasses.asdict(difference) for difference in candidate.mapping],
             },
             "transformers_importable": report.transformers.importable,
             "transformers_imported": report.transformers.imported_by_candidate,

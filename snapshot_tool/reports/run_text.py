@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from snapshot_tool.core.interfaces import CandidateInfo
+from snapshot_tool.core.interfaces import CandidateInfo, Loading
 from snapshot_tool.core.localisation import Localisation, ModuleErrors
 from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.phases import PHASES, Phase, phase_order
@@ -14,6 +14,7 @@ from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.core.tolerance import Rule
 
+_OWN_LOADING = 'loading       by FMS itself: get_model("hf_pretrained")'
 _SHOWN_PROBLEMS = 12
 _SHOWN_WEIGHTS = 4
 _MODULES_AROUND = 3
@@ -30,6 +31,8 @@ def header_lines(report: CheckReport, *, base: str) -> list[str]:
         f"golden        {golden}",
         f"candidate     {candidate_text(report.candidate, base=base)}",
         *(f"note          {note}" for note in report.candidate.notes),
+        *([_OWN_LOADING] if report.candidate.loading is Loading.OWN else []),
+        *(f"loading       {field}" for field in report.candidate.mapping if field.harmless),
         f"device        {device} ({report.environment.get('device', '')}), {report.dtype}{other}",
         f"transformers  {report.transformers}",
         *([f"shard         {report.shard}"] if report.shard else []),
@@ -175,7 +178,8 @@ def problem_lines(report: CheckReport) -> list[str]:
     """Describe what did not pass, weights and the earliest phases first, the first few of each."""
     problems = [r for r in report.all_results if r.verdict not in (Verdict.PASS, Verdict.SKIP)]
     problems.sort(key=_urgency)
-    lines = [f"FAIL weights / {line}" for line in weight_lines(report)]
+    lines = [f"FAIL loading / {field}" for field in report.wrong_fields]
+    lines += [f"FAIL weights / {line}" for line in weight_lines(report)]
     lines += [problem_text(result) for result in problems[:_SHOWN_PROBLEMS]]
     lines += _skip_lines([r for r in report.all_results if r.verdict is Verdict.SKIP])
     left = len(problems) - _SHOWN_PROBLEMS
@@ -305,6 +309,8 @@ def summary_line(report: CheckReport) -> str:
         first = report.divergence
         where = f"case {first.case}" if first in report.results else first.tensor
         line += f"; first divergence: {first.phase.value}, {where}"
+    if report.wrong_fields:
+        line += f"; wrong fields of FMS's own mapping: {len(report.wrong_fields)}"
     if report.weights and report.weights.differing:
         line += f"; weights that are not the checkpoint's: {len(report.weights.differing)}"
     if report.near_ties:

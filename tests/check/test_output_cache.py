@@ -1,4 +1,4 @@
-"""No module works twice on one input, and nothing else is served."""
+"""The encoder runs once for each tile of a case, and nothing else is kept."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from snapshot_tool.candidates import fms_reuse
-from snapshot_tool.candidates.fms_reuse import Reuse
+from snapshot_tool.candidates import output_cache
+from snapshot_tool.candidates.output_cache import OutputCache
 from snapshot_tool.check_request import CheckRequest
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.progress import SilentProgress
@@ -57,7 +57,8 @@ def checked(*, quick: bool = False, repeat: int = 1, case: str = "two-images") -
     cases = [entry for entry in golden.manifest.cases if entry.name == case]
     # Within the modules that are served, whose own forward is another meanwhile.
     with counted(
-        encoder=model.vision_tower.post_layernorm, decoder=model.text_model.base_model.dec_norm
+        encoder=model.vision_tower.base_model.post_layernorm,
+        decoder=model.text_model.base_model.dec_norm,
     ) as runs:
         results = list(check_cases(checker, cases, SilentProgress()))
     assert len(results) > 5
@@ -65,9 +66,9 @@ def checked(*, quick: bool = False, repeat: int = 1, case: str = "two-images") -
     return runs
 
 
-def test_all_phases_of_a_case_take_one_pass_of_encoder_and_decoder() -> None:
-    """The encoder's answer serves vision, forward and generate; forward's cache serves generate."""
-    assert checked() == {"encoder": 1, "decoder": 1}
+def test_all_phases_of_a_case_take_one_pass_of_the_encoder() -> None:
+    """Forward runs without a key-value cache, generate with one: the decoder runs in both."""
+    assert checked() == {"encoder": 1, "decoder": 2}
 
 
 def test_quick_verifies_forward_and_generate_in_one_pass() -> None:
@@ -161,31 +162,12 @@ class Encoder(torch.nn.Module):
         return self.linear(tiles).flatten(1), None
 
 
-class Decoder(torch.nn.Module):
-    """Answers as FMS's decoders do, and remembers whether it was asked for a cache."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[bool] = []
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        past_key_value_states: object = None,
-        use_cache: bool = False,  # noqa: FBT001, FBT002 - as FMS's
-        **attn_kwargs: torch.Tensor,
-    ) -> object:
-        self.asked.append(use_cache)
-        logits = x.cumsum(1) + sum(mask.sum() for mask in attn_kwargs.values())
-        return (logits, [logits]) if use_cache else logits
-
-
 def test_an_encoder_is_served_on_equal_bits_alone_and_by_copies() -> None:
     """What a caller writes into an answer, or another input, changes no later answer."""
     encoder = Encoder()
     expected = encoder(TILES)[0]
-    reuse = Reuse(encoder, None)
-    with torch.inference_mode(), reuse.serving("a case", prefill=True):
+    cache = OutputCache(encoder)
+    with torch.inference_mode(), cache.serving("a case"):
         encoder(TILES)[0].zero_()
         encoder(TILES.clone())[0].zero_()
         assert torch.equal(encoder(TILES)[0], expected)
@@ -197,18 +179,17 @@ def test_an_encoder_is_served_on_equal_bits_alone_and_by_copies() -> None:
     assert encoder.batches == [5, 5, 5, 5]
     encoder(TILES)
     assert encoder.batches[4:] == [5]
-    assert "forward" not in vars(encoder)
 
 
 def test_large_tiles_go_through_the_encoder_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tiles' worth at once, known tiles not again; unless tiles know their neighbours."""
-    monkeypatch.setattr(fms_reuse, "_CHUNK", 2 * TILES[0].numel())
+    monkeypatch.setattr(output_cache, "_CHUNK", 2 * TILES[0].numel())
     apart, whole = Encoder(), Encoder()
     expected = apart(TILES)[0]
-    with Reuse(apart, None, tiles_apart=True).serving("a case", prefill=False):
+    with OutputCache(apart, tiles_apart=True).serving("a case"):
         assert torch.equal(apart(TILES)[0], expected)
         apart(TILES[2:])
-    with Reuse(whole, None).serving("a case", prefill=False):
+    with OutputCache(whole).serving("a case"):
         whole(TILES)
     assert apart.batches == [5, 2, 2, 1]
     assert whole.batches == [5]
@@ -240,11 +221,11 @@ def test_what_is_served_lies_in_memory_as_the_encoder_laid_it(
     order: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A port that views a transposed answer as a contiguous one raises, served or not."""
-    monkeypatch.setattr(fms_reuse, "_CHUNK", at_once * TILES[0].numel())
+    monkeypatch.setattr(output_cache, "_CHUNK", at_once * TILES[0].numel())
     encoder = Laid(order)
     with torch.inference_mode():
         expected = encoder(TILES)[0]
-        with Reuse(encoder, None, tiles_apart=True).serving("a case", prefill=False):
+        with OutputCache(encoder, tiles_apart=True).serving("a case"):
             first, second = encoder(TILES)[0], encoder(TILES)[0]
     for served in (first, second):
         assert torch.equal(served, expected)
@@ -264,12 +245,12 @@ def test_an_answer_that_has_a_number_in_it_is_of_all_tiles(
     at_once: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers cannot be joined; the answer about all of them is served."""
-    monkeypatch.setattr(fms_reuse, "_CHUNK", at_once * TILES[0].numel())
+    monkeypatch.setattr(output_cache, "_CHUNK", at_once * TILES[0].numel())
     encoder = Scaled()
     with torch.inference_mode():
         expected = encoder(TILES)[0]
         encoder.batches.clear()
-        with Reuse(encoder, None, tiles_apart=True).serving("a case", prefill=False):
+        with OutputCache(encoder, tiles_apart=True).serving("a case"):
             for _ in range(2):
                 features, scale = encoder(TILES)
                 assert torch.equal(features, expected)
@@ -281,7 +262,7 @@ def test_joined_answers_keep_their_gradients() -> None:
     """A candidate that switches gradients on is told of it, as without snap."""
     parts = [torch.ones(2, requires_grad=True)]
     with torch.enable_grad():
-        (joined,) = fms_reuse._joined([parts, parts])
+        (joined,) = output_cache._joined([parts, parts])
     assert joined.requires_grad
 
 
@@ -294,69 +275,61 @@ class Named(Encoder):
 
 def test_answers_that_cannot_be_joined_are_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder that answers by name is asked about the whole batch."""
-    monkeypatch.setattr(fms_reuse, "_CHUNK", TILES[0].numel())
+    monkeypatch.setattr(output_cache, "_CHUNK", TILES[0].numel())
     encoder = Named()
     expected = encoder(TILES)["features"]
-    with Reuse(encoder, None, tiles_apart=True).serving("a case", prefill=False):
+    with OutputCache(encoder, tiles_apart=True).serving("a case"):
         assert torch.equal(encoder(TILES)["features"], expected)
 
 
-def test_what_two_cases_in_a_row_do_not_ask_for_is_forgotten() -> None:
-    """The next case is served what this one asked for, and no case after that."""
+def test_another_case_finds_the_cache_empty() -> None:
+    """What one case computed is forgotten when the next one is run."""
     encoder = Encoder()
-    reuse = Reuse(encoder, None)
+    cache = OutputCache(encoder)
     runs = []
-    for case in ("first", "second", "third", "fourth"):
-        with torch.inference_mode(), reuse.serving(case, prefill=False):
-            encoder(TILES if case != "third" else TILES * 2)
+    for case in ("first", "first", "second", "first"):
+        with torch.inference_mode(), cache.serving(case):
+            encoder(TILES)
         runs.append(len(encoder.batches))
     assert runs == [1, 1, 2, 3]
 
 
-def test_no_more_answers_are_kept_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least recently used is computed again."""
-    encoder = Encoder()
-    monkeypatch.setattr(fms_reuse, "_KEPT", 2 * encoder(TILES)[0].nbytes)
-    reuse = Reuse(encoder, None)
-    with torch.inference_mode(), reuse.serving("a case", prefill=False):
-        for factor in (1, 2, 1, 3, 1, 2):
-            encoder(TILES * factor)
-    assert encoder.batches == [5] * 5
+def test_a_default_that_is_passed_is_the_same_call() -> None:
+    """One phase passes no mask, another one None: the encoder cannot tell them apart."""
 
+    class Masked(Encoder):
+        def forward(  # type: ignore[override]
+            self, tiles: torch.Tensor, mask: torch.Tensor | None = None
+        ) -> tuple[torch.Tensor, None]:
+            return super().forward(tiles if mask is None else tiles * mask)
 
-def test_generation_begins_with_the_cache_of_forward_once() -> None:
-    """The same prompt with the same mask; then, and for any other question, it is computed."""
-    decoder = Decoder()
-    x, mask = torch.rand(1, 6, 2), torch.ones(1)
-    with Reuse(None, decoder).serving("a case", prefill=True):
-        logits = decoder(x, mask=mask)
-        served, cache = decoder(x, past_key_value_states=None, use_cache=True, mask=mask)
-        assert torch.equal(served, logits)
-        assert torch.equal(cache[0], logits)
-        assert decoder.asked == [True]
-        decoder(x, past_key_value_states=None, use_cache=True, mask=mask)
-        assert decoder.asked == [True] * 2
-        decoder(x)
-        decoder(x, use_cache=True, mask=mask)
-        assert decoder.asked == [True] * 4
-        decoder(x, past_key_value_states=cache)
-    with Reuse(None, decoder).serving("a case", prefill=False):
-        decoder(x)
-    assert decoder.asked == [True] * 4 + [False] * 2
+    encoder = Masked()
+    with torch.inference_mode(), OutputCache(encoder).serving("a case"):
+        encoder(TILES)
+        encoder(TILES, None)
+        encoder(TILES, mask=None)
+        encoder(TILES, mask=torch.ones(1))
+    assert encoder.batches == [5, 5]
 
 
 def test_an_encoder_that_is_called_by_name_is_served() -> None:
     """Mistral 3's forward names the pixels that it gives its encoder."""
     encoder = torch.nn.Conv2d(3, 4, 2)
-    with torch.inference_mode(), Reuse(encoder, None).serving("a case", prefill=False):
+    with torch.inference_mode(), OutputCache(encoder).serving("a case"):
         assert torch.equal(encoder(input=TILES), encoder(TILES))
 
 
-def test_a_compiled_module_is_left_alone() -> None:
-    """torch.compile traces a module's forward; what serves answers cannot be traced."""
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_compiled_encoder_computes(*, whole: bool) -> None:
+    """Nothing of the cache is traced, whether the encoder or what holds it is compiled."""
     encoder = torch.nn.Conv2d(3, 4, 2)
-    expected = encoder(TILES).detach()
-    encoder.compile(backend="eager")
-    with torch.inference_mode(), Reuse(encoder, None).serving("a case", prefill=False):
-        assert torch.equal(encoder(TILES), expected)
-        assert "forward" not in vars(encoder)
+    model = torch.nn.Sequential(encoder, torch.nn.ReLU())
+    expected = model(TILES).detach()
+    compiled = model if whole else encoder
+    compiled.compile(backend="aot_eager")
+    cache = OutputCache(encoder)
+    for case in ("first", "second"):
+        with torch.inference_mode(), cache.serving(case):
+            assert torch.equal(model(TILES), expected)
+            assert torch.equal(model(TILES), expected)
+    assert torch.equal(model(TILES), expected)

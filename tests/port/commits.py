@@ -1,0 +1,61 @@
+"""The commits of FMS's pull request 503, what a check of each must say, and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+HEAD = "2603441a"
+LAST_OF_SUITE = "cff04250"  # the last commit whose forward returns what the suite takes
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit: its hash, and the first phase and module that must fail; "" if all pass."""
+
+    sha: str
+    phase: str = ""
+    place: str = ""
+    cases: int = 0
+
+
+COMMITS = (
+    Commit("08a7f5b2", "generate", "the generation loop", cases=2),
+    Commit("2da50e04"),
+    Commit("4383c72e", "vision", "model.vision_model.embeddings", cases=12),
+    Commit(LAST_OF_SUITE),
+    Commit("8412bb19"),
+    Commit("7ee2249f"),
+    Commit(HEAD),
+)
+
+# Whose fault it is if a derived question fails, by its kind.
+_ATTENTION = (
+    "FMS's attention (fms.modules.attention): without a cache, a prompt of as many tokens as there "
+    "are key-value heads is taken for transposed already, and attended to the wrong way. Every "
+    "model of that FMS has it."
+)
+_BATCH = (
+    "FMS's idefics3: rows of a batch do not end each at its own end token. Before 7ee2249f a row "
+    "goes on after its end; since then fms.utils.generation.generate stops every row at the first "
+    "one's end."
+)
+_CACHE = (
+    "FMS's idefics3: its first generation loop gives the cache no mask, so new tokens attend to "
+    "the padding on the left."
+)
+_POSITIONS = "FMS's idefics3: patches are numbered 0, 0, 1, 2 and so on."
+
+FAULTS: Mapping[str, Mapping[str, str]] = {
+    "08a7f5b2": {"shorter": _CACHE, "resumed": _CACHE},
+    "4383c72e": dict.fromkeys(("tiles", "split"), _POSITIONS),
+}
+FAULTS_OF_ALL: Mapping[str, str] = {
+    "prefix": _ATTENTION,
+    "padding": _ATTENTION,
+    "batch": _ATTENTION,
+    "generation-batch": _BATCH,
+}
+
+
+def fault_of(sha: str, kind: str) -> str:
+    """Return whose fault a failing kind of question is, or "" if nobody looked into it."""
+    return FAULTS.get(sha, {}).get(kind) or FAULTS_OF_ALL.get(kind, "")
