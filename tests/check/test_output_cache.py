@@ -298,7 +298,7 @@ def test_a_default_that_is_passed_is_the_same_call() -> None:
     """One phase passes no mask, another one None: the encoder cannot tell them apart."""
 
     class Masked(Encoder):
-        def forward(  # type: ignore[override]
+        def forward(
             self, tiles: torch.Tensor, mask: torch.Tensor | None = None
         ) -> tuple[torch.Tensor, None]:
             return super().forward(tiles if mask is None else tiles * mask)
