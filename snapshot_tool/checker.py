@@ -13,7 +13,7 @@ from typing import cast
 from snapshot_tool.candidates import import_candidate, load_candidate
 from snapshot_tool.check_request import CheckRequest, choose_rule
 from snapshot_tool.checkpoint import Checkpoint
-from snapshot_tool.core.errors import PhaseUnsupported, SnapError
+from snapshot_tool.core.errors import EndedProcess, PhaseUnsupported, SnapError
 from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.graft import Graft
 from snapshot_tool.core.interfaces import (
@@ -210,7 +210,8 @@ def load_checker(
         candidate = load_candidate(
             request.candidate,
             CandidateRequest(
-                checkpoint.folder,
+                # Absolute: the candidate may change the working folder.
+                checkpoint.folder.absolute(),
                 golden.manifest.checkpoint.config,
                 request.device,
                 dtype,
@@ -252,7 +253,8 @@ def _check_phase(checker: Checker, case: CaseEntry, phase: Phase) -> list[Result
         raise
     except Exception as error:  # the candidate's code may raise anything
         require_candidates_fault(candidate, error, case=case.name, phase=phase)
-        reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        text = (str(error).strip() or "no message").splitlines()[0]
+        reason = text if isinstance(error, EndedProcess) else f"{type(error).__name__}: {text}"
         seconds = time.perf_counter() - began
         return [Result(case.name, phase, "", Verdict.ERROR, reason, seconds=seconds)]
     return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]

@@ -13,6 +13,7 @@ from typing import Any
 
 from snapshot_tool.core.errors import CandidateUnavailable, as_out_of_memory
 from snapshot_tool.environment import package_version
+from snapshot_tool.foreign_code import foreign_code
 
 DISTRIBUTION = "ibm-fms"
 
@@ -41,7 +42,8 @@ def import_models(fms_path: Path | None) -> Path:
     if fms_path is not None:
         _put_first(fms_path)
     try:
-        importlib.import_module("fms.models")
+        with foreign_code("FMS"):
+            importlib.import_module("fms.models")
     except ModuleNotFoundError as error:
         if error.name == "fms":
             raise CandidateUnavailable(

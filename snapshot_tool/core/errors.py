@@ -91,6 +91,10 @@ class InputRefused(Exception):
     """The reference itself refuses an input: the case is drawn again, not an error of snap."""
 
 
+class EndedProcess(Exception):
+    """Foreign code tried to end the process, or raised what is no Exception; its text says how."""
+
+
 class PhaseUnsupported(Exception):
     """Raised by a candidate's method to say that it has no such phase; its text is the reason."""
 
