@@ -24,10 +24,11 @@ from snapshot_tool.core.interfaces import (
     Serving,
 )
 from snapshot_tool.core.localisation import Localisation
+from snapshot_tool.core.oracle import HALF_DTYPES
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.questions import Question
 from snapshot_tool.core.results import Result, Verdict, first_divergence
-from snapshot_tool.core.tolerance import Rule, Tolerance
+from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.core.weights import WeightReport, find_harmful
 from snapshot_tool.determinism import make_deterministic
 from snapshot_tool.devices import require_device
@@ -87,7 +88,7 @@ class Checker:
         if known or not doubted or self.judge.dtype != self.golden.manifest.dtype:
             return results
         return require_worked_out(
-            self.candidate, self.golden, results, phase=phase, tolerance_of=self.tolerance_of
+            self.candidate, self.golden, results, phase=phase, judge=self.judge
         )
 
     def run_unasked(self, case: CaseEntry, phase: Phase) -> list[Result]:
@@ -106,10 +107,6 @@ class Checker:
         if self.cache is None or self.request.repeat > 1:
             return nullcontext()
         return self.cache.serving(case.name)
-
-    def tolerance_of(self, case: str, phase: Phase) -> Tolerance:
-        """Return what a phase of a case, by its name, may differ by."""
-        return self.judge.tolerance(self.golden.case(case), phase)
 
     @property
     def _modules_run(self) -> int:
@@ -176,6 +173,15 @@ class Checker:
         dtype, rule = choose_rule(self.request, self.golden)
         return Judge(self.golden, dtype, rule, self.request.atol, self.request.rtol)
 
+    @property
+    def allows_near_ties(self) -> bool:
+        """Whether a generation may differ where rounding could have chosen.
+
+        In half precision it often could: a right port may choose the other token.
+        """
+        computed = {self.golden.manifest.dtype, self.judge.dtype}
+        return self.request.allow_near_ties or not computed.isdisjoint(HALF_DTYPES)
+
     def judge_pair(self, case: CaseEntry, phase: Phase, pair: Pair, seconds: float) -> Result:
         """Return the verdict on one tensor; a generation that differs is explained."""
         judge = self.judge
@@ -186,7 +192,7 @@ class Checker:
             self.golden,
             self.checkpoint,
             judge.dtype,
-            allow_near_ties=self.request.allow_near_ties,
+            allow_near_ties=self.allows_near_ties,
         )
         return explainer.explain(result, pair.actual, self.candidate)
 
@@ -283,9 +289,8 @@ def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Ex
             checker.candidate,
             golden,
             request.replay,
-            tolerance_of=checker.tolerance_of,
-            dtype=checker.judge.dtype,
-            allow_near_ties=request.allow_near_ties,
+            judge=checker.judge,
+            allow_near_ties=checker.allows_near_ties,
         )
     with progress.stage("asking", request.explore) as steps:
 
@@ -300,9 +305,8 @@ def _explore(checker: Checker, cases: list[CaseEntry], progress: Progress) -> Ex
             seed=request.seed,
             cases=[case.name for case in cases],
             phases=request.phases,
-            tolerance_of=checker.tolerance_of,
-            dtype=checker.judge.dtype,
-            allow_near_ties=request.allow_near_ties,
+            judge=checker.judge,
+            allow_near_ties=checker.allows_near_ties,
             on_question=on_question,
         )
 

@@ -92,7 +92,7 @@ def equal_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     """
     import torch
 
-    flat = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
+    flat = [flat_bytes(t) for t in (one, other)]
     if all(t.numel() % 8 == 0 and t.storage_offset() % 8 == 0 for t in flat):
         flat = [t.view(torch.int64) for t in flat]
     return torch.equal(*flat)
@@ -130,7 +130,16 @@ class Lent:
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return a tensor's bytes, the last dimension first; its own memory where it lies like that."""
+    return flat_bytes(tensor.to("cpu")).numpy().data
+
+
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's bytes, (bytes,) uint8, on its device; its own memory if it lies like that.
+
+    A tensor of at most one element is contiguous with any stride, but viewed as bytes with 1 alone.
+    """
     import torch
 
-    plain = tensor.detach().to("cpu").contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().contiguous().reshape(-1)
+    plain = flat.as_strided(flat.shape, (1,)) if flat.numel() <= 1 else flat
+    return plain.view(torch.uint8)

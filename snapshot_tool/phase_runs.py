@@ -246,9 +246,7 @@ def _logits(answer: object, golden: Golden, case: str) -> list[Pair]:
     if not isinstance(answer, torch.Tensor) or answer.shape != shape:
         # Compared as it is, so that the mismatch of type or shape is named.
         return [Pair(parts.LOGITS, last.expand(shape), answer)]
-    # The log-sum-exp of half-precision logits must not be rounded to half precision again.
-    wide = answer.float() if answer.dtype in (torch.bfloat16, torch.float16) else answer
-    real = parts.real_rows(wide[0].to("cpu"), inputs)
+    real = parts.real_rows(parts.widened(answer)[0].to("cpu"), inputs)
     records = parts.position_records(
         real,
         topk_ids=kept("position_topk_ids"),

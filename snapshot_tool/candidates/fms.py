@@ -26,6 +26,7 @@ from snapshot_tool.candidates.fms_weights import (
     pair_weights,
     read_shapes,
     require_coverage,
+    stray_files,
 )
 from snapshot_tool.candidates.output_cache import OutputCache
 from snapshot_tool.candidates.own_loading import load_by_fms
@@ -74,10 +75,17 @@ class FmsCandidate:
             version=self.source.version,
             commit=self.source.commit,
             dirty=self.source.dirty,
-            notes=tuple(self.calls.notes),
+            notes=(*self.calls.notes, *self._stray_files()),
             loading=self.request.loading,
             mapping=self.mapping,
         )
+
+    def _stray_files(self) -> list[str]:
+        """Say which files FMS loads weights from besides those of the checkpoint."""
+        return [
+            f"FMS also loads {name}, which is not part of the checkpoint"
+            for name in stray_files(self.request.checkpoint)
+        ]
 
     def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
         """Return the tiles of all images, (tiles, channels, height, width)."""
@@ -144,7 +152,8 @@ class FmsCandidate:
 
     def weights(self) -> Iterator[WeightPair]:
         """Yield every weight of the checkpoint beside the model's own, as it is now."""
-        return pair_weights(self.model, self.request.checkpoint, self.family.fms)
+        request = self.request
+        return pair_weights(self.model, request.checkpoint, self.family.fms, request.config)
 
     def unset_weights(self) -> tuple[str, ...]:
         """Return the model's weights that the checkpoint leaves unset: they are NaN."""
@@ -205,7 +214,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
     source = import_fms(fms_path)
     family = _require_family(request)
     _require_architecture(family, source)
-    weights = read_shapes(request.checkpoint, family.fms)
+    weights = read_shapes(request.checkpoint, family.fms, request.config)
     require_few_layers(request.config, weights, request.checkpoint)
     try:
         with warnings.catch_warnings():

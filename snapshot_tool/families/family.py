@@ -70,6 +70,8 @@ class FmsPort:
         absent: what FMS computes with where its configuration has no such field, as in releases
             from before it; nested fields by their own names.
         not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
+        tied: pattern of the head's key. If the configuration ties it to the embedding, Hugging Face
+            ignores what a checkpoint holds under it.
         encoder: the module that encodes images within FMS's model; "" where there is none.
         tiles_apart: whether the encoder takes tiles (tiles, channels, height, width) that know
             nothing of each other.
@@ -81,8 +83,16 @@ class FmsPort:
     twins: tuple[Twin, ...] = ()
     absent: Mapping[str, Any] = field(default_factory=dict)
     not_weights: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"position_ids$")
+    tied: str = r"^lm_head\.weight$"
     encoder: str = ""
     tiles_apart: bool = False
+
+    def is_weight(self, key: str, config: Mapping[str, Any]) -> bool:
+        """Tell whether the reference holds a checkpoint's tensor after loading, by its key."""
+        text = config.get("text_config")
+        own = text if isinstance(text, Mapping) and text else config
+        ignored = [*self.not_weights, *([self.tied] if own.get("tie_word_embeddings") else [])]
+        return not any(re.search(pattern, key) for pattern in ignored)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,9 @@ class LoadedFms:
     config: Mapping[str, Any]
 
 
+EndToken = int | list[int] | None
+
+
 class FmsCalls:
     """One method for each phase that FMS has of a family; a phase without a method is lacking.
 
@@ -73,6 +76,22 @@ class FmsCalls:
             self.notes.setdefault("FMS's pad_input_ids lets tokens attend to padding")
         return ids, seen
 
+    def end_token(self, generate: Callable[..., Any], ends: Sequence[int]) -> EndToken:
+        """Return what FMS's generation is given as end token: all of them if it takes several.
+
+        None if there is none, or if it takes a single one and there are several: it then generates
+        to the last token, and is cut by whoever calls it. That is noted, since it goes unchecked.
+        """
+        if len(ends) < 2:  # noqa: PLR2004
+            return next(iter(ends), None)
+        if _takes_several(generate, "eos_token_id"):
+            return list(ends)
+        self.notes.setdefault(
+            f"FMS's generation takes one end token, the checkpoint has {len(ends)}: it was given "
+            "none and cut after the first, so where it ends by itself is not checked"
+        )
+        return None
+
     def pad_parts(self, parts: Sequence[CaseInputs]) -> list[dict[str, torch.Tensor]]:
         """Return mask and position ids of each part of a prompt, on the cache of those before it.
 
@@ -102,9 +121,10 @@ class DecoderCalls(FmsCalls):
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> torch.Tensor:
         """Return the greedy new tokens, the end token included."""
-        end = eos_token_ids[0] if len(eos_token_ids) == 1 else None
+        end = self.end_token(self.loaded.loop, eos_token_ids)
         ids = self._loop(inputs, max_new_tokens=max_new_tokens, end=end)
-        return cut_after_end(ids[0, inputs.input_ids.shape[1] :], eos_token_ids)
+        new: torch.Tensor = ids[0, inputs.input_ids.shape[1] :]
+        return cut_after_end(new, eos_token_ids) if end is None else new
 
     def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
         """Return the logits of prompts padded to one length, (rows, length, vocabulary)."""
@@ -132,7 +152,7 @@ class DecoderCalls(FmsCalls):
             logits.append(answer)
         return torch.cat(logits, dim=1)
 
-    def _loop(self, inputs: CaseInputs, *, max_new_tokens: int, end: int | None) -> torch.Tensor:
+    def _loop(self, inputs: CaseInputs, *, max_new_tokens: int, end: EndToken) -> torch.Tensor:
         inputs, seen = self.padded(inputs)
         ids: torch.Tensor = self.loaded.loop(
             self.model,
@@ -231,6 +251,12 @@ class VisionCalls(FmsCalls):
         return {"last_hidden_state": features, "pooler_output": pooled}
 
 
+def _takes_several(function: Callable[..., Any], parameter: str) -> bool:
+    """Tell by its annotation whether a parameter takes a list as well as one value."""
+    annotation = inspect.signature(function).parameters[parameter].annotation
+    return any(word in str(annotation).lower() for word in ("list", "sequence", "iterable"))
+
+
 def _own_padding(real: torch.Tensor, *, causal: bool, offset: int) -> dict[str, torch.Tensor]:
     """Return what pad_input_ids should, for an FMS without it; real: (rows, length) bool.
 
@@ -262,16 +288,16 @@ def cut_after_end(new: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
     return new[: int(places[0]) + 1] if len(places) else new
 
 
-def cut_filled(new: torch.Tensor, end: int, *, filler: Sequence[int]) -> torch.Tensor:
+def cut_filled(new: torch.Tensor, ends: Sequence[int], *, filler: Sequence[int]) -> torch.Tensor:
     """Return a row of a batch up to its end token, where nothing but filler stands after it.
 
     A row that goes on after its end is returned whole: the model was told what ends it.
     """
     import torch
 
-    cut = cut_after_end(new, [end])
+    cut = cut_after_end(new, ends)
     rest = new[len(cut) :]
-    filled = torch.isin(rest, torch.tensor([end, *filler], device=new.device))
+    filled = torch.isin(rest, torch.tensor([*ends, *filler], device=new.device))
     return cut if bool(filled.all()) else new
 
 

@@ -1,5 +1,6 @@
 """Llama, and what other decoders built like it share: configuration and names of modules."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,15 @@ def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
     return {} if kept.get("rope_type") == "default" else kept
 
 
+def grow_factor(inner: int, width: int) -> float:
+    """Return the factor by which FMS widens a feed-forward layer, which takes int(factor * width).
+
+    The quotient alone may be rounded down: int(123 / 60 * 60) is 122.
+    """
+    factor = inner / width
+    return factor if int(factor * width) == inner else math.nextafter(factor, math.inf)
+
+
 def activation(name: str) -> str:
     """Return FMS's name of an activation function, the one that all its releases know."""
     return {"gelu_pytorch_tanh": "gelu-tanh", "silu": "swish"}.get(name, name)
@@ -42,7 +52,7 @@ def decoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "nheads": config["num_attention_heads"],
         "kvheads": config["num_key_value_heads"],
         "nlayers": config["num_hidden_layers"],
-        "hidden_grow_factor": config["intermediate_size"] / config["hidden_size"],
+        "hidden_grow_factor": grow_factor(config["intermediate_size"], config["hidden_size"]),
         "multiple_of": 1,
         "activation_fn": activation(config["hidden_act"]),
         "max_expected_seq_len": config["max_position_embeddings"],

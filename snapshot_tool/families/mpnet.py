@@ -10,6 +10,7 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import EncoderCalls
+from snapshot_tool.families.llama import grow_factor
 from snapshot_tool.families.roberta import ENCODER_PHASES, HIDDEN
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "emb_dim": config["hidden_size"],
         "nheads": config["num_attention_heads"],
         "nlayers": config["num_hidden_layers"],
-        "hidden_grow_factor": config["intermediate_size"] / config["hidden_size"],
+        "hidden_grow_factor": grow_factor(config["intermediate_size"], config["hidden_size"]),
         "activation_fn": config["hidden_act"],
         "layer_norm_eps": config["layer_norm_eps"],
         "max_expected_seq_len": config["max_position_embeddings"],

@@ -9,6 +9,7 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import EncoderCalls
+from snapshot_tool.families.llama import grow_factor
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "emb_dim": config["hidden_size"],
         "nheads": config["num_attention_heads"],
         "nlayers": config["num_hidden_layers"],
-        "hidden_grow_factor": config["intermediate_size"] / config["hidden_size"],
+        "hidden_grow_factor": grow_factor(config["intermediate_size"], config["hidden_size"]),
         "activation_fn": config["hidden_act"],
         "norm_eps": config["layer_norm_eps"],
         "type_vocab_size": config["type_vocab_size"],

@@ -89,6 +89,7 @@ class Guarded:
         arguments = _named_arguments(method, given, options)
         inputs = dict(_tensors_in(arguments))
         before = _fingerprints(inputs, given)
+        drawn = torch.get_rng_state()
         try:
             with foreign_code(_WHO), self._watch.watching(), self._products or nullcontext():
                 answer = method(*given, **options)
@@ -102,6 +103,8 @@ class Guarded:
         except Exception as error:
             setattr(error, _BLAMED, True)
             raise
+        if not torch.equal(drawn, torch.get_rng_state()):
+            self._warn(f"{name} drew random numbers: dropout or sampling is on")
         for label, now in _fingerprints(inputs, given).items():
             if now != before[label]:
                 self._warn(f"{name} overwrote its input {label}")

@@ -139,8 +139,10 @@ class _Keeper:
 
         recorded = self._recorded()
         exact = self._exact()
+        # Three digits of a float32 rounding error say enough; of a half-precision one they do not.
+        kept = torch.bfloat16 if self.dtype == "float32" else torch.float32
         tensors = {
-            delta_key(*name): (exact[name] - value.double()).to(torch.bfloat16)
+            delta_key(*name): (exact[name] - value.double()).to(kept)
             for name, value in recorded.tensors.items()
         }
         tensors |= self._noise(recorded, self.dtype)

@@ -55,7 +55,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         environment=environment,
         dtype=checker.judge.dtype,
         rule=checker.judge.rule,
-        near_ties_allowed=request.allow_near_ties,
+        near_ties_allowed=checker.allows_near_ties,
         graft=checker.graft(results),
         results=results,
         unmet=_unmet(results + (exploration.results if exploration else ()), request.required),
