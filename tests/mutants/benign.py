@@ -114,7 +114,9 @@ def _unfused_family(config: Mapping[str, Any]) -> Family:
     family = family_of_config(config)
 
     def unfused(config: Mapping[str, Any]) -> dict[str, Any]:
-        return {**family.fms.config(config), "fused_weights": False}
+        fields = family.fms.config(config)
+        parts = {n: {**fields[n], "fused_weights": False} for n in ("vision_config", "text_config")}
+        return {**fields, **parts}
 
     return replace(family, fms=replace(family.fms, config=unfused))
 
@@ -130,10 +132,11 @@ def _alter(candidate: FmsCandidate, benign: Benign) -> FmsCandidate:
         tower.forward = _laid_out(tower.forward, benign.layout)
         connector.forward = _laid_out(connector.forward, benign.layout)
     if benign.tiles:
-        tower.encoder.forward = _in_parts(tower.encoder.forward, benign.tiles)
+        encoder = tower.base_model.encoder
+        encoder.forward = _in_parts(encoder.forward, benign.tiles)
     if benign.compiled:
         tower.compile(dynamic=True)
-        model.text_model.compile(dynamic=True)
+        model.text_model.base_model.compile(dynamic=True)
     return candidate
 
 

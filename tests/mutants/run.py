@@ -33,7 +33,7 @@ from tests.mutants.mutant import Change, Mutant
 from tests.mutants.probes import Originals, answers, rounding_of
 from tests.mutants.report import Detection, write_report
 
-_SECONDS = 1200  # a compiled model takes ten minutes on a busy machine
+_SECONDS = 2400  # a compiled model takes more than twenty minutes on a busy machine
 _UNCHANGED = Mutant("unchanged", "", "", "", Change("nothing", lambda _model: None))
 
 T = TypeVar("T")
