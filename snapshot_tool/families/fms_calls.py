@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,17 +52,16 @@ class FmsCalls:
         self.model = loaded.model
         self.notes: dict[str, None] = {}
 
-    def pad(
-        self, inputs: CaseInputs, *, causal: bool, offset: int = 0
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return prompts as FMS's own pad_input_ids lays them out.
+    def pad(self, inputs: CaseInputs, *, causal: bool, offset: int = 0) -> dict[str, torch.Tensor]:
+        """Return `mask` and `position_ids` of prompts, by FMS's own pad_input_ids.
 
-        The ids are (rows, length); with them come `mask`, (rows, length, length) and additive, and
-        `position_ids`, (rows, length), which begin at `offset`.
+        The mask is additive, (rows, length, length); an encoder's padding attends to the text. The
+        positions, (rows, length), begin at `offset`. The ids of the padding are not FMS's choice,
+        which is 0 before 1.10.1: some heads, and Mamba's state, depend on them.
         """
         real = inputs.attention_mask.bool()
         if self.loaded.pad is None:
-            return inputs.input_ids, _own_padding(real, causal=causal, offset=offset)
+            return _own_padding(real, causal=causal, offset=offset)
         options = {
             "min_pad_length": real.shape[1],
             "is_causal_mask": causal,
@@ -71,10 +70,13 @@ class FmsCalls:
         }
         known = inspect.signature(self.loaded.pad).parameters
         rows = [ids[kept] for ids, kept in zip(inputs.input_ids, real, strict=True)]
-        ids, seen = self.loaded.pad(rows, **{n: v for n, v in options.items() if n in known})
+        found = self.loaded.pad(rows, **{n: v for n, v in options.items() if n in known})
+        seen: dict[str, torch.Tensor] = found[1]
         if _sees_padding(seen["mask"], real):
             self.notes.setdefault("FMS's pad_input_ids lets tokens attend to padding")
-        return ids, seen
+        if not causal:
+            seen["mask"] = _with_seeing_padding(seen["mask"], real)
+        return seen
 
     def end_token(self, generate: Callable[..., Any], ends: Sequence[int]) -> EndToken:
         """Return what FMS's generation is given as end token: all of them if it takes several.
@@ -103,7 +105,7 @@ class FmsCalls:
         found = []
         for part in parts:
             length, new = part.attention_mask.shape[1], part.input_ids.shape[1]
-            _, seen = self.pad(CaseInputs(ids[:, :length], part.attention_mask), causal=True)
+            seen = self.pad(CaseInputs(ids[:, :length], part.attention_mask), causal=True)
             found.append({name: tensor[:, -new:] for name, tensor in seen.items()})
         return found
 
@@ -113,8 +115,7 @@ class DecoderCalls(FmsCalls):
 
     def forward(self, inputs: CaseInputs) -> torch.Tensor:
         """Return the logits of every position, (1, length, vocabulary)."""
-        inputs, seen = self.padded(inputs)
-        logits: torch.Tensor = self.model(self.embed(inputs), **seen)
+        logits: torch.Tensor = self.model(self.embed(inputs), **self.padding(inputs))
         return logits
 
     def generate(
@@ -153,7 +154,6 @@ class DecoderCalls(FmsCalls):
         return torch.cat(logits, dim=1)
 
     def _loop(self, inputs: CaseInputs, *, max_new_tokens: int, end: EndToken) -> torch.Tensor:
-        inputs, seen = self.padded(inputs)
         ids: torch.Tensor = self.loaded.loop(
             self.model,
             inputs.input_ids,
@@ -163,7 +163,7 @@ class DecoderCalls(FmsCalls):
             use_cache=True,
             eos_token_id=end,
             prepare_model_inputs_hook=self.hook(),
-            extra_kwargs={**self.images(inputs), **seen},
+            extra_kwargs={**self.images(inputs), **self.padding(inputs)},
         )
         return ids
 
@@ -179,12 +179,9 @@ class DecoderCalls(FmsCalls):
         """Return what the loop's hook is given of the images."""
         return {}
 
-    def padded(self, inputs: CaseInputs) -> tuple[CaseInputs, dict[str, Any]]:
-        """Return padded prompts with their mask and position ids; whole ones need neither."""
-        if bool(inputs.attention_mask.all()):
-            return inputs, {}
-        ids, seen = self.pad(inputs, causal=True)
-        return replace(inputs, input_ids=ids), seen
+    def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
+        """Return mask and position ids of padded prompts; whole ones need neither."""
+        return {} if bool(inputs.attention_mask.all()) else self.pad(inputs, causal=True)
 
 
 class ImageTextCalls(DecoderCalls):
@@ -223,8 +220,7 @@ class EncoderCalls(FmsCalls):
         base = self.model.base_model
         handle = base.register_forward_hook(lambda _module, _given, out: hidden.append(out))
         try:
-            ids, seen = self.padded(inputs)
-            answer = self.model(ids, **seen)
+            answer = self.model(inputs.input_ids, **self.padding(inputs))
         finally:
             handle.remove()
         return {"last_hidden_state": hidden[0], **self.head_outputs(answer)}
@@ -233,11 +229,9 @@ class EncoderCalls(FmsCalls):
         """Return the head's answer by name: logits of every position."""
         return {"logits": answer}
 
-    def padded(self, inputs: CaseInputs) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Return the ids, and mask and position ids of a padded prompt."""
-        if bool(inputs.attention_mask.all()):
-            return inputs.input_ids, {}
-        return self.pad(inputs, causal=False)
+    def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
+        """Return mask and position ids of a padded prompt; a whole one needs neither."""
+        return {} if bool(inputs.attention_mask.all()) else self.pad(inputs, causal=False)
 
 
 class VisionCalls(FmsCalls):
@@ -260,14 +254,13 @@ def _takes_several(function: Callable[..., Any], parameter: str) -> bool:
 def _own_padding(real: torch.Tensor, *, causal: bool, offset: int) -> dict[str, torch.Tensor]:
     """Return what pad_input_ids should, for an FMS without it; real: (rows, length) bool.
 
-    Padding attends to padding: a row that attends to nothing would turn into NaN.
+    A decoder's padding attends to padding: a row that attends to nothing would turn into NaN.
     """
     import torch
 
-    seen = real[:, :, None] == real[:, None, :]
-    seen = seen.tril() if causal else seen
+    seen = (real[:, :, None] == real[:, None, :]).tril() if causal else real[:, None, :]
     return {
-        "mask": torch.where(seen, 0.0, -torch.inf),
+        "mask": torch.where(seen, 0.0, -torch.inf).expand(-1, real.shape[1], -1),
         "position_ids": (real.cumsum(-1) - 1).clamp(min=0) + offset,
     }
 
@@ -278,6 +271,19 @@ def _sees_padding(mask: torch.Tensor, real: torch.Tensor) -> bool:
 
     seen = mask if mask.dtype == torch.bool else mask == 0
     return bool((seen & real[:, :, None] & ~real[:, None, :]).any())
+
+
+def _with_seeing_padding(mask: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Return a mask in which padding attends to all real tokens, as in Hugging Face's encoders.
+
+    A head that reads the first position reads padding if the prompt is padded on the left.
+    """
+    import torch
+
+    if mask.dtype == torch.bool:
+        return torch.where(real[:, :, None], mask, real[:, None, :])
+    rows = torch.where(real[:, None, :], 0.0, -torch.inf).to(mask.dtype)
+    return torch.where(real[:, :, None], mask, rows)
 
 
 def cut_after_end(new: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
