@@ -47,7 +47,7 @@ from snapshot_tool.core.interfaces import (
     WeightPair,
 )
 from snapshot_tool.families import family_of_config
-from snapshot_tool.families.family import Family, twins_of
+from snapshot_tool.families.family import Family, computed_without, twins_of
 from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
 from snapshot_tool.families.llama import head_dim
 
@@ -203,7 +203,9 @@ class FmsCandidate:
         return CaseInputs(**moved)
 
     def _head_dim(self) -> int:
-        """Return the elements of one head of the text model, or of the only model there is."""
+        """Return the elements of one head of the text model; 0 if no twin is rotary."""
+        if not any(twin.rotary for twin in self.family.fms.twins):
+            return 0
         config = self.request.config
         text = config.get("text_config")
         return head_dim(text if isinstance(text, Mapping) and text else config)
@@ -305,7 +307,7 @@ def _require_taken(
     """Raise unless FMS's configuration holds every field: unknown ones it ignores in silence."""
     for name, value in fields.items():
         if not hasattr(config, name):
-            if name in absent and absent[name] == value:
+            if name in absent and value == computed_without(absent, name, fields):
                 continue
             raise CandidateUnavailable(
                 f"FMS's {path} configuration has no field {name}, which is {value!r} here",

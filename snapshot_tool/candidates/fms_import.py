@@ -30,7 +30,7 @@ class FmsSource:
 
 def import_fms(fms_path: Path | None) -> FmsSource:
     """Import FMS, and say which it is; see `import_models`."""
-    return _describe(import_models(fms_path), is_checkout=fms_path is not None)
+    return _describe(import_models(fms_path))
 
 
 def import_models(fms_path: Path | None) -> Path:
@@ -90,18 +90,22 @@ def _broken(fms_path: Path | None, error: Exception) -> CandidateUnavailable:
     )
 
 
-def _describe(package: Path, *, is_checkout: bool) -> FmsSource:
-    """Name an FMS by its git commit, or by the installed version where it is no checkout.
+def _describe(package: Path) -> FmsSource:
+    """Name an FMS by its git commit, or by the version of the metadata beside it.
 
     `fms.__version__` is no help: for a checkout it is that of whatever else is installed.
     """
     root = package.parent
-    if not is_checkout and root.name in ("site-packages", "dist-packages"):
-        return FmsSource(root, package_version(DISTRIBUTION), "", None)
     top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
-    if top != str(root):
-        return FmsSource(root, "", "", None)
-    return FmsSource(root, "", commit, _git(root, "status", "--porcelain", "--", "fms") != "")
+    if top == str(root):
+        return FmsSource(root, "", commit, _git(root, "status", "--porcelain", "--", "fms") != "")
+    return FmsSource(root, _release(root), "", None)
+
+
+def _release(root: Path) -> str:
+    """Return the version of an ibm-fms that pip laid out in a folder, or ""."""
+    found = sorted(root.glob("ibm_fms-*.dist-info"))
+    return importlib.metadata.Distribution.at(found[0]).version if found else ""
 
 
 def _git(root: Path, *arguments: str) -> str:

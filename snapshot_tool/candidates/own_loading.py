@@ -13,7 +13,7 @@ import torch
 
 from snapshot_tool.core.errors import CandidateUnavailable
 from snapshot_tool.core.interfaces import CandidateRequest, FieldDifference
-from snapshot_tool.families.family import Family
+from snapshot_tool.families.family import Family, computed_without
 
 # Fields without an effect on numbers if the weights fit: widths are rounded up to multiple_of,
 # tables of positions may be longer or shorter, the padding token's row comes from the checkpoint.
@@ -120,7 +120,7 @@ def _field(config: Any, name: str, absent: Fields | None = None) -> Any:
     for part in outer:
         config = config.get(part) if isinstance(config, Mapping) else getattr(config, part, None)
     fields = config if isinstance(config, Mapping) else vars(config)
-    return fields.get(last, (absent or {}).get(last))
+    return fields[last] if last in fields else computed_without(absent or {}, last, fields)
 
 
 def _alike(actual: Any, expected: Any) -> bool:

@@ -67,8 +67,9 @@ class FmsPort:
         config: from Hugging Face's configuration to FMS's fields, nested as FMS nests them.
         calls: how FMS's model is called, phase by phase.
         twins: how modules are named on both sides.
-        absent: what FMS computes with where its configuration has no such field, as in releases
-            from before it; nested fields by their own names.
+        absent: what FMS computes with if its configuration has no such field, as in releases from
+            before it: a value, or a function of the fields beside it. Nested fields by their own
+            names.
         not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
         tied: pattern of the head's key. If the configuration ties it to the embedding, Hugging Face
             ignores what a checkpoint holds under it.
@@ -93,6 +94,12 @@ class FmsPort:
         own = text if isinstance(text, Mapping) and text else config
         ignored = [*self.not_weights, *([self.tied] if own.get("tie_word_embeddings") else [])]
         return not any(re.search(pattern, key) for pattern in ignored)
+
+
+def computed_without(absent: Mapping[str, Any], name: str, fields: Mapping[str, Any]) -> Any:
+    """Return what FMS computes with if it has no such field, or None; see FmsPort.absent."""
+    value = absent.get(name)
+    return value(fields) if callable(value) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,7 @@ class ImageTextCalls(DecoderCalls):
     def embed(self, inputs: CaseInputs) -> torch.Tensor:
         """Return the embeddings of the prompt, images written over their placeholders."""
         embedded: torch.Tensor = self.model.prepare_inputs_for_generation(
-            0, inputs.input_ids, self.images(inputs)
+            0, inputs.input_ids, {"use_cache": False, **self.images(inputs)}
         )[0]
         return embedded
 

@@ -53,6 +53,7 @@ GPT_BIGCODE = Family(
             Twin(rf"{_LAYER}\.ff_sub_layer\.a", f"{_HF_LAYER}.mlp.act"),
             Twin(rf"{_LAYER}\.ff_sub_layer\.w2", f"{_HF_LAYER}.mlp.c_proj"),
         ),
+        absent={"tie_heads": True},
         not_weights=(r"\.\d+\.attn\.(masked_)?bias$",),
     ),
 )

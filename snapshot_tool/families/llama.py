@@ -72,6 +72,24 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def even_head_dim(fields: Mapping[str, Any]) -> int | None:
+    """Return the elements of a head if FMS's fields split the width evenly among the heads."""
+    width, heads = fields.get("emb_dim"), fields.get("nheads")
+    return width // heads if width and heads else None
+
+
+# What FMS computed with before its LLaMAConfig had these fields.
+LLAMA_ABSENT: Mapping[str, Any] = {
+    "attn_bias": False,
+    "mlp_bias": False,
+    "tie_heads": False,
+    "rope_theta": 10_000.0,
+    "rope_scaling": {},
+}
+# The same before GraniteConfig and MistralConfig had it.
+EVEN_HEADS: Mapping[str, Any] = {"head_dim": even_head_dim}
+
+
 def decoder_twins(
     fms: str = "base_model",
     hf: str = "model",
@@ -129,5 +147,5 @@ LLAMA = Family(
     name="llama",
     hf_class="LlamaForCausalLM",
     phases=DECODER_PHASES,
-    fms=FmsPort("llama", llama_config, DecoderCalls, decoder_twins()),
+    fms=FmsPort("llama", llama_config, DecoderCalls, decoder_twins(), absent=LLAMA_ABSENT),
 )

@@ -7,6 +7,7 @@ from snapshot_tool.families.family import Family, FmsPort
 from snapshot_tool.families.fms_calls import DecoderCalls
 from snapshot_tool.families.llama import (
     DECODER_PHASES,
+    EVEN_HEADS,
     decoder_config,
     decoder_twins,
     head_dim,
@@ -28,5 +29,5 @@ MISTRAL = Family(
     name="mistral",
     hf_class="MistralForCausalLM",
     phases=DECODER_PHASES,
-    fms=FmsPort("mistral", mistral_config, DecoderCalls, decoder_twins()),
+    fms=FmsPort("mistral", mistral_config, DecoderCalls, decoder_twins(), absent=EVEN_HEADS),
 )

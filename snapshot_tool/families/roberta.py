@@ -48,6 +48,10 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+# Before RoBERTaConfig served BERT, too.
+_ABSENT = {"pos_emb": "roberta"}
+
+
 def _class_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**_fms_config(config), "num_classes": class_count(config)}
 
@@ -119,6 +123,7 @@ ROBERTA = Family(
             Twin(rf"{_HEAD}\.ln", "lm_head.layer_norm"),
             Twin(rf"{_HEAD}\.head", "lm_head.decoder"),
         ),
+        absent=_ABSENT,
     ),
 )
 ROBERTA_CLASSIFICATION = Family(
@@ -138,6 +143,7 @@ ROBERTA_CLASSIFICATION = Family(
             Twin(rf"{_HEAD}\.dense", "classifier.dense"),
             Twin(rf"{_HEAD}\.head", "classifier.out_proj"),
         ),
+        absent=_ABSENT,
     ),
 )
 ROBERTA_QUESTION_ANSWERING = Family(
@@ -152,5 +158,6 @@ ROBERTA_QUESTION_ANSWERING = Family(
         _fms_config,
         _SpanCalls,
         (*encoder_twins("roberta"), Twin("qa_head", "qa_outputs")),
+        absent=_ABSENT,
     ),
 )
