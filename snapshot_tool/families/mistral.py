@@ -11,6 +11,7 @@ from snapshot_tool.families.llama import (
     decoder_config,
     decoder_twins,
     head_dim,
+    rope_scaling,
     rope_theta,
 )
 
@@ -21,6 +22,7 @@ def mistral_config(config: Mapping[str, Any]) -> dict[str, Any]:
         **decoder_config(config),
         "head_dim": head_dim(config),
         "rope_base": rope_theta(config),
+        "rope_scaling": rope_scaling(config),
         "sliding_window": config["sliding_window"],
     }
 
@@ -29,5 +31,11 @@ MISTRAL = Family(
     name="mistral",
     hf_class="MistralForCausalLM",
     phases=DECODER_PHASES,
-    fms=FmsPort("mistral", mistral_config, DecoderCalls, decoder_twins(), absent=EVEN_HEADS),
+    fms=FmsPort(
+        "mistral",
+        mistral_config,
+        DecoderCalls,
+        decoder_twins(),
+        absent={**EVEN_HEADS, "rope_scaling": {}},
+    ),
 )
