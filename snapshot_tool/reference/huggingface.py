@@ -75,7 +75,7 @@ class HuggingFaceReference:
                 local_files_only=True,
                 trust_remote_code=trusts_code,
                 use_safetensors=True,
-                attn_implementation=family.attention,
+                attn_implementation=family.attention or None,
                 output_loading_info=True,
                 **_placement(settings),
                 **{_dtype_argument(): getattr(torch, dtype)},
@@ -105,6 +105,7 @@ class HuggingFaceReference:
             environment={
                 "attention": str(config._attn_implementation),  # noqa: SLF001 - no other name
                 **({"remote_code": "trusted"} if self.settings.trusts_code else {}),
+                **self.family.environment,
                 **_placement_facts(self.settings),
             },
             eos_token_ids=tuple(int(token) for token in eos_ids),
