@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     "--trust-remote-code",
     "trusts_code",
     is_flag=True,
-    help="Run the Python files that the checkpoint brings for its processor; the manifest says so.",
+    help="Run the Python files that the checkpoint brings; the manifest says so.",
 )
 def record_command(
     *,

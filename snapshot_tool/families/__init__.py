@@ -42,6 +42,7 @@ from snapshot_tool.families.roberta import (
     ROBERTA_QUESTION_ANSWERING,
 )
 from snapshot_tool.families.siglip_vision import SIGLIP_VISION
+from snapshot_tool.families.undeclared import undeclared_family
 
 __all__ = [
     "FAMILIES",
@@ -132,7 +133,7 @@ def family_of(name: str) -> Family:
 def find_family(name: str) -> Family | None:
     """Return the family of a name; None for an unknown one."""
     _load_own()
-    return _OWN.get(name) or FAMILIES.get(name)
+    return _OWN.get(name) or FAMILIES.get(name) or undeclared_family(name)
 
 
 def family_of_config(config: Mapping[str, Any]) -> Family:
@@ -147,6 +148,9 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
         fits = not family.language_model or text_type == family.language_model
         if family.hf_class in classes and fits:
             return family
+    undeclared = undeclared_family(classes[0], config) if classes else None
+    if undeclared is not None:
+        return undeclared
     model_type = f"model_type {str(config.get('model_type'))!r}"
     raise _unknown(f"{model_type} with architectures {classes}" if classes else model_type)
 
@@ -162,7 +166,8 @@ def _find_problem(family: Family) -> str:
     captured = {(capture.phase, capture.name) for capture in family.captures}
     problems = {
         "its name is not of letters, digits, '_', '.' and '-'": not _NAME.fullmatch(family.name),
-        "its name is one of snap's own, or a class": family.name in (*FAMILIES, family.hf_class),
+        "its name is one of snap's own, or a class": family.name in (*FAMILIES, family.hf_class)
+        or undeclared_family(family.name) is not None,
         "its phases have neither forward nor vision": not (
             family.takes_text or family.takes_images
         ),

@@ -11,6 +11,8 @@ from snapshot_tool.families.fms_calls import FmsCalls
 
 # What an environment names the file by that declares a family, and what it says is recorded.
 FILE, ANSWERS = "family_file", "family_answers"
+# What an environment says of a model without a declaration, if padding changes no logits.
+PADDING, UNSEEN = "padding", "changes nothing"
 # What explains how a family is declared.
 PAGE = "docs/adding-a-family.md"
 
@@ -121,7 +123,7 @@ class Family:
             prompt for each token that the connector makes of a tile, tile after tile; "" where
             prompts cannot be cut between tiles.
         recurrent: whether it has layers whose state padding enters: what was recorded with padding
-            then holds for that padding alone.
+            then holds for that padding alone. Where there is no declaration, recording tries it.
         language_model: `model_type` of the text model, where one class serves several families.
         digest: SHA-256 of the user's file that declares it, set on loading; "" for snap's own.
     """
@@ -155,6 +157,11 @@ class Family:
         ]
         compared = [f"{phase} compares {name}" for phase, name in self.compared.items()]
         return "; ".join([*self.phases, *["logits"] * self.logits, *kept, *compared])
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether there is a declaration, or nothing but the name of a class."""
+        return self.name != self.hf_class
 
     @property
     def takes_text(self) -> bool:

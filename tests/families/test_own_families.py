@@ -202,6 +202,7 @@ def test_a_file_that_declares_other_answers_is_refused(
         ("import no_such_module", "no_such_module"),
         ("x = 1", "declares no Family"),
         ("F = Family('llama', 'X', P)", "one of snap's own"),
+        ("F = Family('XForCausalLM', 'X', P)", "one of snap's own"),
         ("F = Family('x', 'X', (Phase.VISION,))", "`compared`"),
         ("F = Family('x', 'X', (Phase.GENERATE,))", "neither forward nor vision"),
         ("F = Family('x', 'X', P, logits=False)", "nothing of forward"),
