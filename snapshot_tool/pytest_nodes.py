@@ -21,6 +21,7 @@ from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.core.shard import parse_share
 from snapshot_tool.core.tolerance import Rule
+from snapshot_tool.families.own import name_families
 from snapshot_tool.opening import open_checker
 from snapshot_tool.reports import run_text
 from snapshot_tool.store.golden import Golden, open_golden
@@ -186,6 +187,13 @@ def _load(config: pytest.Config, folder: Path) -> LoadedCandidate:
     checker = open_checker(request, open_golden(folder), SilentProgress())
     name = run_text.candidate_text(checker.info, base=str(config.invocation_params.dir))
     return LoadedCandidate(folder, checker, name)
+
+
+def load_named_families(config: pytest.Config) -> None:
+    """Register what --snap-family names."""
+    names = config.getoption("--snap-family")
+    with _usage_errors():
+        name_families(str(path_of(config, n)) if n.endswith(".py") else n for n in names)
 
 
 def make_request(config: pytest.Config) -> CheckRequest:

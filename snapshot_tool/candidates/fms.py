@@ -47,7 +47,7 @@ from snapshot_tool.core.interfaces import (
     WeightPair,
 )
 from snapshot_tool.families import family_of_config
-from snapshot_tool.families.family import Family, computed_without, twins_of
+from snapshot_tool.families.family import PAGE, Family, computed_without, twins_of
 from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
 from snapshot_tool.families.llama import head_dim
 
@@ -211,6 +211,13 @@ class FmsCandidate:
         return head_dim(text if isinstance(text, Mapping) and text else config)
 
 
+class UnnamedFmsCandidate(FmsCandidate):
+    """FMS's model of a family without twins: which module is which is inferred."""
+
+    __slots__ = ()
+    observe_forward = None  # type: ignore[assignment]
+
+
 def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> FmsCandidate:
     """Build FMS's model of a checkpoint; raise CandidateUnavailable where it cannot."""
     source = import_fms(fms_path)
@@ -239,7 +246,8 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
         ) from error
     require_split(model, architecture=family.fms.architecture)
     unset = require_coverage(model, weights, request.checkpoint, family.fms)
-    return FmsCandidate(model, calls, source, family, request, unset, mapping)
+    kind = FmsCandidate if family.fms.twins else UnnamedFmsCandidate
+    return kind(model, calls, source, family, request, unset, mapping)
 
 
 def _loaded(model: Any, request: CandidateRequest) -> LoadedFms:
@@ -268,9 +276,11 @@ def _require_architecture(family: Family, source: FmsSource) -> None:
 
     known = models.list_models()
     if family.fms.architecture not in known:
+        wanted = family.fms.architecture or f"architecture that is declared for {family.name}"
         raise CandidateUnavailable(
-            f"FMS at {source.path} has no {family.fms.architecture} (it has: {', '.join(known)})",
-            "pass a checkout of a branch that has it: --fms-path DIR",
+            f"FMS at {source.path} has no {wanted} (it has: {', '.join(known)})",
+            "pass a checkout that has it (--fms-path DIR), or another --candidate module:factory; "
+            f"see {PAGE}",
         )
 
 
@@ -287,8 +297,9 @@ def _build_model(
     without_memory = models._get_model_instance(  # noqa: SLF001 - there is no other way to it
         architecture, variant, device=torch.device("meta"), extra_args=fields
     )
+    _require_taken(fields, without_memory.config, architecture, family.fms.absent)
     require_no_more_numbers(without_memory, weights, request.checkpoint)
-    model = models.get_model(
+    return models.get_model(
         architecture,
         variant,
         model_path=str(request.checkpoint),
@@ -297,8 +308,6 @@ def _build_model(
         data_type=getattr(torch, request.dtype),
         **fields,
     )
-    _require_taken(fields, model.config, architecture, family.fms.absent)
-    return model
 
 
 def _require_taken(
@@ -311,7 +320,7 @@ def _require_taken(
                 continue
             raise CandidateUnavailable(
                 f"FMS's {path} configuration has no field {name}, which is {value!r} here",
-                "check an FMS that has it",
+                f"check an FMS that has it, or declare the family otherwise: {PAGE}",
             )
         actual = getattr(config, name)
         if isinstance(value, dict) and name.endswith("_config"):

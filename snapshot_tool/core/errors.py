@@ -31,6 +31,12 @@ class UsageError(SnapError):
     exit_code = 2
 
 
+class FamilyInvalid(SnapError):
+    """What `--family` names is not there, raises, or declares no family that can work."""
+
+    exit_code = 2
+
+
 class GoldenNotFound(SnapError):
     """No golden set answers to what was asked for."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,13 @@ from packaging.version import Version
 from PIL import Image
 from safetensors import SafetensorError
 
-from snapshot_tool.core.errors import CheckpointUnavailable, InputRefused, ReferenceUnavailable
+from snapshot_tool.core.errors import (
+    CheckpointUnavailable,
+    InputRefused,
+    ReferenceUnavailable,
+    SnapError,
+    as_out_of_memory,
+)
 from snapshot_tool.core.interfaces import (
     CaseInputs,
     ForwardPass,
@@ -30,7 +39,7 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.recipes import CaseRecipe
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families import family_of_config
-from snapshot_tool.families.family import Capture, Family
+from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Capture, Family
 from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
 from snapshot_tool.reference.preparation import Preparation
 from snapshot_tool.taps import (
@@ -42,19 +51,24 @@ from snapshot_tool.taps import (
     tap_modules,
 )
 
+_LOGITS = 3  # dimensions: rows, length, vocabulary
 # What the libraries raise about an input that they do not take (as opposed to a fault of ours).
 _REFUSALS = (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceReference:
-    """transformers' own implementation of a checkpoint, in evaluation mode."""
+    """transformers' own implementation of a checkpoint, in evaluation mode.
+
+    `facts` are what was found out by running a model that no family declares.
+    """
 
     family: Family
     model: Any
     processor: Any
     dtype: str
     settings: LoadSettings
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, checkpoint: Path, *, dtype: str, settings: LoadSettings) -> HuggingFaceReference:
@@ -70,12 +84,13 @@ class HuggingFaceReference:
         family = family_of_config(config)
         try:
             processor = Preparation.load(family, checkpoint, trusts_code=trusts_code)
-            model, report = _model_class(family).from_pretrained(
+            kind = _model_class(family, config, trusts_code=trusts_code)
+            model, report = kind.from_pretrained(
                 checkpoint,
                 local_files_only=True,
                 trust_remote_code=trusts_code,
                 use_safetensors=True,
-                attn_implementation=family.attention,
+                attn_implementation=family.attention or None,
                 output_loading_info=True,
                 **_placement(settings),
                 **{_dtype_argument(): getattr(torch, dtype)},
@@ -91,7 +106,10 @@ class HuggingFaceReference:
         model = model.eval() if settings.device_map else model.to(settings.device).eval()
         if dtype == "float64":
             widen_rotary_frequencies(model)
-        return cls(family, model, processor, dtype, settings)
+        reference = cls(family, model, processor, dtype, settings)
+        if family.is_declared:
+            return reference
+        return replace(reference, facts=_try_decoder(reference, checkpoint))
 
     def info(self) -> ReferenceInfo:
         """Say which family answers, with which configuration and end tokens."""
@@ -105,6 +123,8 @@ class HuggingFaceReference:
             environment={
                 "attention": str(config._attn_implementation),  # noqa: SLF001 - no other name
                 **({"remote_code": "trusted"} if self.settings.trusts_code else {}),
+                **self.family.environment,
+                **self.facts,
                 **_placement_facts(self.settings),
             },
             eos_token_ids=tuple(int(token) for token in eos_ids),
@@ -136,8 +156,8 @@ class HuggingFaceReference:
         """Run the model end to end, keeping what the family names."""
         arguments: dict[str, Any] = self._arguments(inputs)
         if self.family.generates:
-            arguments["position_ids"] = _position_ids(arguments["attention_mask"])
             arguments["use_cache"] = continuation is not None
+            arguments |= self._positions(arguments["attention_mask"])
         connector = None if ask_connector is None else self._connector()
         with torch.inference_mode(), self._precision():
             with (
@@ -145,11 +165,11 @@ class HuggingFaceReference:
                 keep_calls(connector[1] if connector else self.model) as calls,
                 tap_modules(self.model, observe),
             ):
-                answer = self.model(**arguments)
+                answer = self._run(self.model, **arguments)
             if connector and calls and ask_connector:
                 features = ask_connector(_widened(self._vision_output(captured)))
                 captured[connector[0]] = _call_again(calls[0], self._cast(features))
-            logits = answer.logits[0] if self.family.logits else None
+            logits = self._logits(answer) if self.family.logits else None
             if logits is not None and continuation is not None and len(continuation):
                 logits = torch.cat([logits, self._continue(answer, arguments, continuation)])
         outputs: dict[Phase, dict[str, torch.Tensor]] = {}
@@ -157,20 +177,63 @@ class HuggingFaceReference:
             outputs.setdefault(capture.phase, {})[capture.name] = _widened(tensor)
         return ForwardPass(outputs, None if logits is None else _widened(logits))
 
+    def _logits(self, answer: Any) -> torch.Tensor:
+        logits = getattr(answer, "logits", None)
+        if not isinstance(logits, torch.Tensor) or logits.dim() != _LOGITS:
+            raise ReferenceUnavailable(
+                f"{self.family.hf_class} gives no logits (1, length, vocabulary)",
+                f"declare it with logits=False and captures; see {PAGE}",
+            )
+        return logits[0]
+
     def _continue(
         self, answer: Any, arguments: dict[str, torch.Tensor], tokens: torch.Tensor
     ) -> torch.Tensor:
-        """Run tokens after a prompt whose cache `answer` holds; return their logits."""
+        """Run tokens after a prompt whose cache `answer` holds; return their logits.
+
+        Another cache than one that grows (a hybrid or a static one, a recurrent state) is not gone
+        on with: the whole is run once more.
+        """
         ids = tokens[None].to(self.settings.device)
+        new = ids.shape[1]
         mask = torch.cat([arguments["attention_mask"], torch.ones_like(ids)], dim=1)
-        logits: torch.Tensor = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=_position_ids(mask)[:, -ids.shape[1] :],
-            past_key_values=answer.past_key_values,
-            use_cache=True,
-        ).logits[0]
+        positions = self._positions(mask)
+        cache = getattr(answer, "past_key_values", None)
+        if not isinstance(cache, transformers.DynamicCache | tuple):
+            whole = torch.cat([arguments["input_ids"], ids], dim=1)
+            again = self._run(
+                self.model, input_ids=whole, attention_mask=mask, use_cache=False, **positions
+            )
+        else:
+            again = self._run(
+                self.model,
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **{name: ids[:, -new:] for name, ids in positions.items()},
+            )
+        logits: torch.Tensor = again.logits[0, -new:]
         return logits
+
+    def _run(self, call: Callable[..., Any], **arguments: Any) -> Any:
+        """Call the model; raise ReferenceUnavailable for whatever it raises itself."""
+        try:
+            return call(**arguments)
+        except Exception as error:
+            if isinstance(error, SnapError | OSError) or as_out_of_memory(error, doing="recording"):
+                raise
+            raise ReferenceUnavailable(
+                f"{self.family.hf_class} of transformers {transformers.__version__} raises "
+                f"{type(error).__name__}: {_first_line(error)}",
+                f"does config.json belong to the weights? If it takes a declaration: {PAGE}",
+            ) from error
+
+    def _positions(self, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return position ids, as transformers' generate gives them to models that take them."""
+        if "position_ids" not in inspect.signature(self.model.forward).parameters:
+            return {}
+        return {"position_ids": _position_ids(attention_mask)}
 
     def _connector(self) -> tuple[Capture, Any] | None:
         """Return the capture of the connector's output and its module, or None without one."""
@@ -209,7 +272,9 @@ class HuggingFaceReference:
         own, self.model.generation_config = self.model.generation_config, settings
         try:
             with torch.inference_mode():
-                answer = self.model.generate(**self._arguments(inputs), generation_config=settings)
+                answer = self._run(
+                    self.model.generate, **self._arguments(inputs), generation_config=settings
+                )
         finally:
             self.model.generation_config = own
         new = answer.sequences[0, inputs.input_ids.shape[1] :].cpu()
@@ -231,7 +296,8 @@ class HuggingFaceReference:
     def _require_taken(self, inputs: CaseInputs) -> None:
         """Raise ValueError where the model itself would: too long, or pixels it cannot place."""
         config = self.model.config.get_text_config()
-        longest = getattr(config, "max_position_embeddings", 0) - self.family.reserved_positions
+        positions = getattr(config, "max_position_embeddings", None) or math.inf
+        longest = positions - self.family.reserved_positions
         if self.family.takes_text and inputs.input_ids.shape[1] > longest:
             raise ValueError(f"{inputs.input_ids.shape[1]} tokens, the model takes {longest}")
         if inputs.pixel_values is not None and not inputs.pixel_values.isfinite().all():
@@ -286,13 +352,17 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", torch.float32) if half else tensor.cpu()
 
 
-def _model_class(family: Family) -> Any:
-    """Return transformers' class of a family; raise where this release does not have it."""
+def _model_class(family: Family, config: Mapping[str, Any], *, trusts_code: bool) -> Any:
+    """Return transformers' class of a family, or the one that a trusted checkpoint brings."""
     found = getattr(transformers, family.hf_class, None)
+    brought = config.get("auto_map") or {} if trusts_code else {}
+    for auto, name in brought.items():
+        if found is None and str(name).endswith(f".{family.hf_class}"):
+            found = getattr(transformers, auto, None)
     if found is None:
         raise ReferenceUnavailable(
             f"transformers {transformers.__version__} has no {family.hf_class}",
-            "record this family with a newer release",
+            "record with a release that has it; if the checkpoint brings it: --trust-remote-code",
         )
     return found
 
@@ -326,6 +396,33 @@ def _require_all_weights(checkpoint: Path, report: dict[str, Any]) -> None:
                 f"{len(report[kind])}",
                 "a recording needs a checkpoint that fills the whole model",
             )
+
+
+def _try_decoder(reference: HuggingFaceReference, checkpoint: Path) -> dict[str, str]:
+    """Return what nobody says of an undeclared model, and what derived questions go by.
+
+    Raises CheckpointUnavailable where a token changes the logits before it.
+    """
+
+    def logits(*ids: int, pads: int = 0) -> torch.Tensor:
+        row = torch.tensor([[reference.info().pad_token_id] * pads + list(ids)])
+        mask = (torch.arange(row.shape[1]) >= pads).long()[None]
+        answer = reference.forward(CaseInputs(row, mask), observe=_look_away)
+        return answer.logits[pads:]  # type: ignore[index]  # it has logits, or has raised
+
+    alike = functools.partial(torch.allclose, rtol=1e-3, atol=1e-3)
+    plain = logits(3, 4)
+    if not alike(plain[0], logits(3, 5)[0]):
+        raise CheckpointUnavailable(
+            f"{reference.family.hf_class} of {checkpoint} is not causal: a token changes the "
+            "logits before it",
+            f"set is_decoder in config.json, or declare a family without generate; see {PAGE}",
+        )
+    return {PADDING: UNSEEN} if alike(plain, logits(3, 4, pads=3)) else {}
+
+
+def _look_away(module: str, side: Side, tensor: torch.Tensor) -> None:
+    """Observe nothing."""
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from snapshot_tool.core.results import Result, Verdict
 from snapshot_tool.core.weights import name_harmful
 from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
+from snapshot_tool.families import family_of
 from snapshot_tool.guards.surroundings import differing_surroundings
 from snapshot_tool.opening import open_checker
 from snapshot_tool.store.golden import Golden
@@ -44,6 +45,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         **describe_machine(),
         **package_versions(),
         **checker.settings,
+        **family_of(golden.manifest.checkpoint.family).environment,
         "device": device_name(request.device),
     }
     return CheckReport(

@@ -60,7 +60,8 @@ def test_a_fault_in_a_compiled_port_is_named(snap: Snap, tmp_path: Path) -> None
 def test_names_are_those_from_before_compilation() -> None:
     """A wrapper and the module inside have one name, which is the module's."""
     inner = torch.nn.Linear(2, 2)
-    model = torch.nn.Sequential(torch.compile(inner, backend="eager"))
+    model = torch.nn.Sequential(inner)
+    model[0] = torch.compile(inner, backend="eager")  # type: ignore[assignment]
     assert plain_modules(model)["0"] is inner
     assert set(plain_names(model.named_parameters())) == {"0.weight", "0.bias"}
 
