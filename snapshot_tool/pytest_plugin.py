@@ -121,7 +121,7 @@ def snap_candidate(pytestconfig: pytest.Config, snap_golden: Golden) -> Candidat
     """Return the loaded candidate, the same one that the golden tests of this process use."""
     from snapshot_tool.pytest_nodes import load_candidate_for
 
-    return load_candidate_for(pytestconfig, snap_golden.folder).checker.candidate
+    return load_candidate_for(pytestconfig, snap_golden.folder).candidate
 
 
 @pytest.fixture

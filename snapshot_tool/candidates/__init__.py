@@ -34,17 +34,6 @@ def load_candidate(spec: str, request: CandidateRequest, *, fms_path: Path | Non
         return cast("Candidate", lead(ranks, build_candidate, spec, request, fms_path))
 
 
-def import_candidate(spec: str, fms_path: Path | None) -> None:
-    """Import the code of the candidate that `spec` names, which takes seconds; raise likewise."""
-    with _ending_refused(spec):
-        if spec == FMS:
-            from snapshot_tool.candidates.fms_import import import_models
-
-            import_models(fms_path)
-        else:
-            _find_factory(spec)
-
-
 @contextmanager
 def _ending_refused(spec: str) -> Iterator[None]:
     """Run the candidate's own code; raise CandidateUnavailable if it tries to end the process."""

@@ -35,7 +35,7 @@ from snapshot_tool.core.errors import (
     PhaseUnsupported,
     SnapError,
     UsageError,
-    as_out_of_memory,
+    is_out_of_memory,
 )
 from snapshot_tool.core.interfaces import (
     CandidateInfo,
@@ -237,9 +237,8 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
     except SnapError:
         raise
     except Exception as error:
-        lack = as_out_of_memory(error, doing=f"loading {request.checkpoint}")
-        if lack is not None:
-            raise lack from error
+        if is_out_of_memory(error):
+            raise
         raise CandidateUnavailable(
             f"FMS at {source.path} cannot load {request.checkpoint}: "
             f"{type(error).__name__}: {_first_line(error)}"

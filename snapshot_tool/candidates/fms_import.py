@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.core.errors import CandidateUnavailable, as_out_of_memory
+from snapshot_tool.core.errors import CandidateUnavailable, is_out_of_memory
 from snapshot_tool.environment import package_version
 from snapshot_tool.foreign_code import foreign_code
 
@@ -52,8 +52,9 @@ def import_models(fms_path: Path | None) -> Path:
             ) from error
         raise _broken(fms_path, error) from error
     except Exception as error:
-        lack = as_out_of_memory(error, doing="importing FMS")
-        raise (lack or _broken(fms_path, error)) from error
+        if is_out_of_memory(error):
+            raise
+        raise _broken(fms_path, error) from error
     # Not in there: what is wrong with it, want of memory say, is no fault of FMS.
     importlib.import_module("torch._dynamo")
     package = Path(str(sys.modules["fms"].__file__)).resolve().parent

@@ -159,17 +159,14 @@ def check_command(
     Hugging Face is not needed and never imported. Exit code 0: all passed; 1: something differs
     or raised; 3: it could not run, or nothing was compared.
     """
-    from snapshot_tool.environment import require_address_space
-
-    require_address_space()  # before anything large is imported
-    from snapshot_tool.check_request import CheckRequest
+    from snapshot_tool.check.request import CheckRequest
+    from snapshot_tool.check.session import check
     from snapshot_tool.cli.progress import TerminalProgress
     from snapshot_tool.core.questions import parse_question
     from snapshot_tool.core.shard import parse_share
     from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.plots import require_plotting
     from snapshot_tool.reports.run_json import run_to_json
-    from snapshot_tool.workflows.check import check
     from snapshot_tool.workflows.ranks import follow_leader, is_follower, leading
 
     name_families(families)

@@ -118,10 +118,8 @@ def record_command(
     --update shows what moved before it writes: on a terminal it asks, elsewhere it wants --yes and
     --reason. Declined, the old set stays, and --resume --update --yes goes on from what is staged.
     """
-    from snapshot_tool.environment import rank_here, require_address_space
-
-    require_address_space()  # before anything large is imported
     from snapshot_tool.cli.progress import TerminalProgress
+    from snapshot_tool.environment import rank_here
     from snapshot_tool.families.own import name_families
     from snapshot_tool.store.manifest import Storage
     from snapshot_tool.workflows.record import RecordRequest, help_to_record, record

@@ -43,6 +43,7 @@ class Guarded:
         self._recorded: list[list[torch.Tensor]] | None = None
         self._replayed: Iterator[list[torch.Tensor]] | None = None
         self._products: CountProducts | None = None
+        self.overwrote = False  # an input, since this was last set
         self._watch.look_at_settings()
 
     @property
@@ -107,6 +108,7 @@ class Guarded:
             self._warn(f"{name} drew random numbers: dropout or sampling is on")
         for label, now in _fingerprints(inputs, given).items():
             if now != before[label]:
+                self.overwrote = True
                 self._warn(f"{name} overwrote its input {label}")
         self._look_at_answer(name, inputs, outputs)
         copied = name in self._reused or self._recorded is not None

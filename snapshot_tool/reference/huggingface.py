@@ -24,7 +24,7 @@ from snapshot_tool.core.errors import (
     InputRefused,
     ReferenceUnavailable,
     SnapError,
-    as_out_of_memory,
+    is_out_of_memory,
 )
 from snapshot_tool.core.interfaces import (
     CaseInputs,
@@ -221,7 +221,7 @@ class HuggingFaceReference:
         try:
             return call(**arguments)
         except Exception as error:
-            if isinstance(error, SnapError | OSError) or as_out_of_memory(error, doing="recording"):
+            if isinstance(error, SnapError | OSError) or is_out_of_memory(error):
                 raise
             raise ReferenceUnavailable(
                 f"{self.family.hf_class} of transformers {transformers.__version__} raises "

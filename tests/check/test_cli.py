@@ -91,7 +91,7 @@ def test_a_check_without_derived_questions_imports_no_hypothesis() -> None:
     """It is for --explore and for recording, and takes its time."""
     options = ["--phase", "connector", "--case", "variant-04"]
     loaded = loaded_modules(["check", "--fms-path", "build/fms-checkout", *options])
-    assert {"fms.models.idefics3", "snapshot_tool.workflows.check"} <= loaded
+    assert {"fms.models.idefics3", "snapshot_tool.check.session"} <= loaded
     assert "hypothesis" not in loaded
 
 

@@ -12,8 +12,8 @@ import torch
 from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
 from snapshot_tool.candidates.fms_graft import redo_rotary_order
 from snapshot_tool.candidates.fms_observe import undo_rotary_order
-from snapshot_tool.check_request import CheckRequest
-from snapshot_tool.checker import Checker
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.session import Session
 from snapshot_tool.core.graft import Graft
 from snapshot_tool.core.interfaces import CandidateRequest
 from snapshot_tool.store.golden import Golden, open_golden
@@ -56,7 +56,7 @@ def weight_off(candidate: FmsCandidate, name: str) -> Iterator[None]:
 
 def graft(candidate: FmsCandidate, golden: Golden, module: str) -> Graft:
     """Graft a module of the one case."""
-    found = Checker(CheckRequest(GOLDENS, graft=module), golden, candidate).graft(())
+    found = Session(CheckRequest(GOLDENS, graft=module), golden, candidate).graft(())
     assert found is not None
     assert found.case == CASE or module in ("model.vision_model", "model.connector")
     return found

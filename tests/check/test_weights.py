@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.check_request import CheckRequest
-from snapshot_tool.checker import Checker
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.session import Session
 from snapshot_tool.core.interfaces import CandidateRequest
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.questions import Prefix, Prompt
@@ -123,7 +123,7 @@ def test_weights_are_read_only_where_a_model_is_asked_for() -> None:
 
     def compared(**wanted: object) -> bool:
         request = dataclasses.replace(CheckRequest(GOLDENS), **wanted)  # type: ignore[arg-type]
-        return Checker(request, golden, candidate).compare_weights() is not None
+        return Session(request, golden, candidate).compare_weights() is not None
 
     assert compared(phases=PHASES)
     assert compared(phases=(Phase.CONNECTOR,))

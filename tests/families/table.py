@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.check_request import CheckRequest
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.session import check
 from snapshot_tool.core.errors import SnapError
 from snapshot_tool.core.phases import PHASES
 from snapshot_tool.core.progress import SilentProgress
@@ -28,7 +29,6 @@ from snapshot_tool.environment import package_version
 from snapshot_tool.reports.run_json import run_to_json
 from snapshot_tool.store.manifest import Manifest, load_manifest
 from snapshot_tool.store.selection import find_goldens
-from snapshot_tool.workflows.check import check
 from tests.families.findings import FINDINGS, FINDINGS_AGAIN, REPAIRS
 from tests.families.record import AGAIN, REFUSED, SECONDS
 

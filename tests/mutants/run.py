@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from snapshot_tool.check_request import CheckRequest
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.session import check
 from snapshot_tool.core.progress import SilentProgress
-from snapshot_tool.workflows.check import check
 from tests.mutants.benign import benign_runs, run_benign
 from tests.mutants.candidates import SPEC
 from tests.mutants.corpus import MUTANTS
