@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from snapshot_tool.compare import judge_tensor
 from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import Result, Verdict
 from snapshot_tool.core.tolerance import Rule, Tolerance, default_rule
-from snapshot_tool.error_map import map_errors
-from snapshot_tool.oracle import compare_with_oracle
+from snapshot_tool.numerics.compare import judge_tensor
+from snapshot_tool.numerics.error_map import map_errors
+from snapshot_tool.numerics.float64_rule import compare_with_oracle
 from snapshot_tool.phase_runs import Pair
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.manifest import CaseEntry

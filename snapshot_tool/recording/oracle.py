@@ -19,7 +19,7 @@ from snapshot_tool.core.sketch import Sketch, relative_error
 from snapshot_tool.core.taps import Sketchbook, Tap
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
-from snapshot_tool.oracle import position_noise
+from snapshot_tool.numerics.float64_rule import position_noise
 from snapshot_tool.recording.plan import Plan
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store import parts
