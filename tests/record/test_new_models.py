@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.conftest import ROOT, Run, Snap, error_lines, set_folder
 
@@ -58,7 +59,7 @@ def manifest_of(goldens: Path) -> Any:
 def test_a_decoder_is_recorded_whatever_its_cache_and_positions(
     snap: Snap, checkpoints: Path, tmp_path: Path, name: str
 ) -> None:
-    """With an oracle, and with what padding does: derived questions go by it."""
+    """With an oracle near to it, and with what padding does: derived questions go by it."""
     run = record(snap, checkpoints / name, tmp_path, "--oracle")
     assert run.code == 0, run.err
     manifest = manifest_of(tmp_path)
@@ -66,6 +67,10 @@ def test_a_decoder_is_recorded_whatever_its_cache_and_positions(
     assert {p for case in manifest["cases"] for p in case["phases"]} == {"forward", "generate"}
     assert ("padding" in manifest["environment"]) == DECODERS[name]
     assert len(manifest["taps"]["modules"]) > 10
+    oracle = load_file(set_folder(tmp_path) / "oracle.safetensors")
+    noise = [oracle[name] for name in oracle if name.endswith("generate.step_noise.float32")]
+    assert len(noise) == 4
+    assert max(float(steps.max()) for steps in noise) < 1e-3
 
 
 def test_a_model_whose_tokens_see_later_ones_is_refused(
