@@ -199,7 +199,7 @@ class HuggingFaceReference:
         mask = torch.cat([arguments["attention_mask"], torch.ones_like(ids)], dim=1)
         positions = self._positions(mask)
         cache = getattr(answer, "past_key_values", None)
-        if not isinstance(cache, transformers.DynamicCache | tuple):
+        if not isinstance(cache, transformers.DynamicCache | tuple | list):
             whole = torch.cat([arguments["input_ids"], ids], dim=1)
             again = self._run(
                 self.model, input_ids=whole, attention_mask=mask, use_cache=False, **positions
