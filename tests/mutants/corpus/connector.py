@@ -5,7 +5,7 @@ from tests.mutants.mutant import Edit, Mutant
 _FILE = "fms/models/idefics3_components/connector.py"
 _HF = "model.connector"
 _PERMUTE = "x = x.permute(0, 1, 3, 2, 4, 5)"
-_PROJECT = "return self.proj(self.pixel_unshuffle(features, H, W))"
+_PROJECT = "return self.proj(self.pixel_unshuffle(patch_embeds, H, W))"
 
 
 def _mutant(
@@ -47,8 +47,8 @@ CONNECTOR = (
         "shuffle-height-and-width-swapped",
         "height and width change places",
         _HF,
-        "self.pixel_unshuffle(features, H, W)",
-        "self.pixel_unshuffle(features, W, H)",
+        "self.pixel_unshuffle(patch_embeds, H, W)",
+        "self.pixel_unshuffle(patch_embeds, W, H)",
     ),
     _mutant(
         "shuffle-wants-contiguous",
@@ -63,7 +63,8 @@ CONNECTOR = (
         "features are normalised once more before the projection",
         _HF,
         _PROJECT,
-        "features = nn.functional.layer_norm(features, features.shape[-1:])\n        " + _PROJECT,
+        "patch_embeds = nn.functional.layer_norm(patch_embeds, patch_embeds.shape[-1:])\n        "
+        + _PROJECT,
     ),
     _mutant(
         "projection-scaled",
@@ -77,7 +78,7 @@ CONNECTOR = (
         "the projection computes in bfloat16",
         _HF,
         _PROJECT,
-        "x, weight = self.pixel_unshuffle(features, H, W), self.proj.weight\n"
+        "x, weight = self.pixel_unshuffle(patch_embeds, H, W), self.proj.weight\n"
         "        return nn.functional.linear(x.bfloat16(), weight.bfloat16()).to(x.dtype)",
     ),
     _mutant(
