@@ -102,7 +102,10 @@ def _hash_files(folder: Path, *, incomplete: str) -> dict[str, str]:
     names = loaded_files(folder)
     for name in names:
         if not (folder / name).is_file():
-            raise CheckpointUnavailable(f"{folder} has no {name}, which {INDEX} names", incomplete)
+            why = (
+                "a link to a missing file" if (folder / name).is_symlink() else f"named by {INDEX}"
+            )
+            raise CheckpointUnavailable(f"{folder / name} is missing: it is {why}", incomplete)
     return {name: file_sha256(folder / name) for name in names}
 
 

@@ -77,10 +77,10 @@ SMALL_FILES = (
 def loaded_files(folder: Path) -> list[str]:
     """Return the names of the files in a folder that are loaded, sorted.
 
-    A file that the index of the weights names is returned whether it is there or not. Raises
-    CheckpointUnavailable for an index that cannot be read.
+    Files that the index of the weights names are returned whether they are there or not, and so is
+    a link to a missing file. Raises CheckpointUnavailable for an index that cannot be read.
     """
-    here = [path for path in folder.iterdir() if path.is_file()]
+    here = [path for path in folder.iterdir() if path.is_file() or path.is_symlink()]
     here += (folder / "additional_chat_templates").glob("*.jinja")
     names = [path.relative_to(folder).as_posix() for path in here]
     return sorted({*filter(is_small_file, names), *weight_files(folder), *code_files(folder)})
@@ -179,7 +179,7 @@ def require_whole(folder: Path, names: Iterable[str]) -> None:
             _parse(path)
         elif name.endswith(".json"):
             read_json(path)
-        elif name.endswith((".jinja", ".txt", ".py")):
+        elif name.endswith(".jinja"):
             _read_text(path)
 
 

@@ -266,7 +266,7 @@ def _generate(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
     actual = candidate.generate(
         golden.inputs(case, lent=True),
         max_new_tokens=generation.max_new_tokens,
-        eos_token_ids=generation.eos_token_ids,
+        eos_token_ids=golden.eos_token_ids(case),
     )
     golden.forget_lent()
     return [Pair(parts.TOKEN_IDS, expected, actual)]

@@ -29,6 +29,9 @@ def _subject(golden: Golden, case: str, family: Family) -> Subject:
     padded = not bool(inputs.attention_mask.all())
     if family.generates and not (family.recurrent and padded):
         phases |= {Phase.FORWARD, Phase.GENERATE} & _recorded(golden, case)
+    if golden.case(case).eos_token_ids is not None:
+        # Questions about a generation have one set of end tokens for all cases.
+        phases.discard(Phase.GENERATE)
     if tiles and _has_tiles_apart(golden, case, family, tiles):
         phases |= {Phase.VISION, Phase.CONNECTOR} & _recorded(golden, case)
     generated = 0

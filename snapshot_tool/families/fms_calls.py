@@ -58,20 +58,29 @@ class FmsCalls:
         `position_ids`, (rows, length), which begin at `offset`.
         """
         real = inputs.attention_mask.bool()
-        if self.loaded.pad is None:
+        side = "left" if bool(real[:, -1].all()) else "right"
+        pad = self._pad_input_ids(side)
+        if pad is None:
             return inputs.input_ids, _own_padding(real, causal=causal, offset=offset)
         options = {
+            "padding_side": side,
             "min_pad_length": real.shape[1],
             "is_causal_mask": causal,
             "position_ids_offset": offset,
             "pad_token_id": int(inputs.input_ids[~real][0]) if not bool(real.all()) else 0,
         }
-        known = inspect.signature(self.loaded.pad).parameters
+        known = inspect.signature(pad).parameters
         rows = [ids[kept] for ids, kept in zip(inputs.input_ids, real, strict=True)]
-        ids, seen = self.loaded.pad(rows, **{n: v for n, v in options.items() if n in known})
+        ids, seen = pad(rows, **{n: v for n, v in options.items() if n in known})
         if _sees_padding(seen["mask"], real):
             self.notes.setdefault("FMS's pad_input_ids lets tokens attend to padding")
         return ids, seen
+
+    def _pad_input_ids(self, side: str) -> Callable[..., Any] | None:
+        """Return FMS's pad_input_ids, or None if it has none that pads on this side."""
+        pad = self.loaded.pad
+        pads_right = pad is not None and "padding_side" in inspect.signature(pad).parameters
+        return pad if side == "left" or pads_right else None
 
     def pad_parts(self, parts: Sequence[CaseInputs]) -> list[dict[str, torch.Tensor]]:
         """Return mask and position ids of each part of a prompt, on the cache of those before it.
@@ -204,7 +213,7 @@ class EncoderCalls(FmsCalls):
         handle = base.register_forward_hook(lambda _module, _given, out: hidden.append(out))
         try:
             ids, seen = self.padded(inputs)
-            answer = self.model(ids, **seen)
+            answer = self.model(ids, **seen, **_token_types(inputs))
         finally:
             handle.remove()
         return {"last_hidden_state": hidden[0], **self.head_outputs(answer)}
@@ -218,6 +227,11 @@ class EncoderCalls(FmsCalls):
         if bool(inputs.attention_mask.all()):
             return inputs.input_ids, {}
         return self.pad(inputs, causal=False)
+
+
+def _token_types(inputs: CaseInputs) -> dict[str, torch.Tensor]:
+    types = inputs.token_type_ids
+    return {} if types is None else {"token_type_ids": types}
 
 
 class VisionCalls(FmsCalls):

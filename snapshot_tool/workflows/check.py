@@ -62,7 +62,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         localisation=localisation,
         exploration=exploration,
         weights=weights,
-        warnings=checker.warnings,
+        warnings=(*golden.manifest.reference_warnings, *checker.warnings),
         surroundings=differing_surroundings(golden.manifest.environment, environment),
         shard=shard_of(golden.manifest, request),
     )

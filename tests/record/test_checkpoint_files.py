@@ -50,7 +50,13 @@ def test_code_of_a_hub_checkpoint_runs_if_it_is_trusted(snap: Snap, tmp_path: Pa
             "--trust-remote-code", HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0",
             HF_HOME=str(tmp_path / "home"),
         )  # fmt: skip
-    assert run.code == 0, run.err
+        assert run.code == 0, run.err
+        traced = snap(
+            "trace", "--impl", "hf", "--checkpoint", REPOSITORY, "--revision", "main",
+            "--prompt", "Hello.", "--out", tmp_path / "trace.safetensors",
+            HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "home"),
+        )  # fmt: skip
+    assert traced.code == 0, traced.err
     manifest = json.loads((set_folder(tmp_path / "goldens") / "manifest.json").read_text("utf-8"))
     assert manifest["environment"]["remote_code"] == "trusted"
     assert manifest["checkpoint"]["files"].keys() == files.keys() - {"original/model.safetensors"}

@@ -101,7 +101,7 @@ def test_any_change_of_a_loaded_file_changes_the_revision(folder: Path, change: 
 @pytest.mark.parametrize(
     ("index", "problem"),
     [
-        (INDEX, "has no one.safetensors"),
+        (INDEX, "one.safetensors is missing"),
         (
             {"weight_map": {"a": "../elsewhere.safetensors"}},
             "which is not a file of the checkpoint",
@@ -122,6 +122,13 @@ def test_an_index_and_files_that_do_not_fit_are_named(
         open_checkpoint(str(folder), revision=None)
     assert problem in caught.value.problem
     assert "model.safetensors.index.json" in caught.value.problem
+
+
+def test_a_link_to_a_missing_file_is_named(folder: Path) -> None:
+    """As in a cache whose blobs are gone: the file would be passed over in silence."""
+    (folder / "generation_config.json").symlink_to(folder / "gone")
+    with pytest.raises(CheckpointUnavailable, match=r"generation_config\.json is missing"):
+        open_checkpoint(str(folder), revision=None)
 
 
 def test_a_set_that_lists_all_files_of_a_folder_is_accepted(folder: Path) -> None:

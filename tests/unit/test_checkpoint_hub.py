@@ -75,7 +75,7 @@ def test_a_download_that_was_cut_short_is_named(tmp_path: Path) -> None:
     (Path(found["folder"]) / "a.safetensors").unlink()
     again = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT, HF_HUB_OFFLINE="1")
     assert again["kind"] == "CheckpointUnavailable"
-    assert "has no a.safetensors" in again["problem"]
+    assert "a.safetensors is missing" in again["problem"]
 
 
 def test_a_checkpoint_without_config_is_refused(tmp_path: Path) -> None:
