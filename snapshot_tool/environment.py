@@ -9,8 +9,6 @@ import platform
 import sys
 from pathlib import Path
 
-from snapshot_tool.core.errors import OutOfMemory
-
 PACKAGES = (
     "torch",
     "transformers",
@@ -77,23 +75,3 @@ def rank_here() -> int | None:
 def is_importable(module: str) -> bool:
     """Tell whether a top-level module could be imported, without importing it."""
     return module in sys.modules or importlib.util.find_spec(module) is not None
-
-
-# The smallest model takes as much. With less, the libraries of numpy and OpenMP may end the process
-# in a way of their own.
-_LEAST_ADDRESS_SPACE = 800 * 2**20
-
-
-def require_address_space() -> None:
-    """Raise OutOfMemory where a limit (ulimit -v) leaves no room for torch and a model."""
-    try:
-        import resource
-    except ImportError:  # not a Unix system: there is no such limit
-        return
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY and limit < _LEAST_ADDRESS_SPACE:
-        raise OutOfMemory(
-            f"not enough memory: {limit // 2**20} MiB are allowed here (ulimit -v), torch and "
-            f"a small model take {_LEAST_ADDRESS_SPACE // 2**20}",
-            "raise the limit",
-        )

@@ -179,13 +179,15 @@ def _with_margin(
     values, ids = (
         _step(golden, case, name, found.step) for name in ("step_topk_values", "step_topk_ids")
     )
-    noise = step_noise(golden, case, dtype=dtype)
+    # The golden's logits are rounded in its own dtype, the candidate's in another.
+    noises = [step_noise(golden, case, dtype=d) for d in (golden.manifest.dtype, dtype)]
+    known = [float(noise[found.step]) for noise in noises if noise is not None]
     return replace(
         found,
         margin=values[0] - values[ids.index(other)] if other in ids else None,
         margin_above=None if other in ids else values[0] - values[-1],
         # Two logits may be off in opposite directions.
-        rounding=None if noise is None else 2 * float(noise[found.step]),
+        rounding=2 * sum(known) if len(known) == len(noises) else None,
     )
 
 

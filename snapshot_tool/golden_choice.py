@@ -21,6 +21,7 @@ from snapshot_tool.core.errors import (
     UsageError,
 )
 from snapshot_tool.families import family_of
+from snapshot_tool.families.family import ANSWERS, PAGE
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.selection import FoundSet, Selection, find_goldens, select_golden
 
@@ -98,19 +99,27 @@ def open_checkpoint_of(golden: Golden, spec: str | None) -> Checkpoint:
 
     Raises RevisionMismatch unless its files are those that the golden was recorded from.
     """
-    _require_known_family(golden)
     checkpoint = _open(golden, spec)
     require_same_files(checkpoint, golden.manifest.checkpoint.files)
+    _require_known_family(golden)  # not before: it may run the user's code
     return checkpoint
 
 
 def _require_known_family(golden: Golden) -> None:
     try:
-        family_of(golden.manifest.checkpoint.family)
+        family = family_of(golden.manifest.checkpoint.family)
     except UsageError as unknown:
         raise ManifestInvalid(
-            f"{golden.folder}: {unknown.problem}", "update snap to check it"
+            f"{golden.folder}: {unknown.problem}",
+            f"name the file that declares it: --family FILE.py (see {PAGE}), or update snap",
         ) from unknown
+    recorded = golden.manifest.environment.get(ANSWERS, family.answers)
+    if recorded != family.answers:
+        raise ManifestInvalid(
+            f"{golden.folder} holds other answers than {family.name} now declares: it has "
+            f"{recorded}; declared are {family.answers}",
+            "name the file that it was recorded with, or record the set again with --update",
+        )
 
 
 def _open(golden: Golden, spec: str | None) -> Checkpoint:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
-from snapshot_tool.compare import judge_tensor
 from snapshot_tool.core.oracle import OracleComparison
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.results import Result, Verdict
-from snapshot_tool.core.tolerance import Rule, Tolerance
-from snapshot_tool.error_map import map_errors
-from snapshot_tool.oracle import compare_with_oracle
+from snapshot_tool.core.tolerance import Rule, Tolerance, default_rule
+from snapshot_tool.numerics.compare import judge_tensor
+from snapshot_tool.numerics.error_map import map_errors
+from snapshot_tool.numerics.float64_rule import compare_with_oracle
 from snapshot_tool.phase_runs import Pair
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.manifest import CaseEntry
-from snapshot_tool.store.oracle import oracle_tensor
+from snapshot_tool.store.oracle import Rows, oracle_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,25 @@ class Judge:
     atol: float | None = None
     rtol: float | None = None
 
-    def judge(self, case: CaseEntry, phase: Phase, pair: Pair, *, seconds: float) -> Result:
-        """Return the verdict on one tensor, with the figures of both rules where there are both."""
+    @classmethod
+    def of(cls, golden: Golden) -> Judge:
+        """Return the judge of a candidate that computes in the golden's own dtype."""
+        dtype = golden.manifest.dtype
+        return cls(golden, dtype, default_rule(dtype, dtype))
+
+    def judge(
+        self,
+        case: CaseEntry,
+        phase: Phase,
+        pair: Pair,
+        *,
+        seconds: float = 0.0,
+        rows: Rows = None,
+    ) -> Result:
+        """Return the verdict on one tensor, with the figures of both rules where there are both.
+
+        rows: which rows of the recorded tensor the pair is about; None: all.
+        """
         pair, tolerance = pair.in_units(self.tolerance(case, phase))
         if pair.actual is None:
             reason = "the candidate returned no such tensor"
@@ -51,7 +68,7 @@ class Judge:
         result = Result(
             case.name, phase, pair.tensor, verdict, reason, tolerance, comparison, seconds
         )
-        result = self._by_oracle(result, pair) if comparison else result
+        result = self._by_oracle(result, pair, rows) if comparison else result
         result = _with_errors(result, pair) if result.verdict is Verdict.FAIL else result
         if result.verdict is not Verdict.PASS and pair.note:
             result = dataclasses.replace(result, reason=f"{pair.note}; {result.reason}")
@@ -67,7 +84,7 @@ class Judge:
             own.rtol if self.rtol is None else self.rtol,
         )
 
-    def _by_oracle(self, result: Result, pair: Pair) -> Result:
+    def _by_oracle(self, result: Result, pair: Pair, rows: Rows) -> Result:
         """Add the oracle's figures and, where it is the rule, its verdict."""
         oracle = oracle_tensor(
             self.golden,
@@ -76,6 +93,7 @@ class Judge:
             result.tensor,
             reference=pair.expected,
             dtype=self.dtype,
+            rows=rows,
         )
         if oracle is None or result.tolerance is None or not isinstance(pair.actual, torch.Tensor):
             return result

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from snapshot_tool.core.compact import CompactTensor, compact
 from snapshot_tool.core.errors import PhaseUnsupported
-from snapshot_tool.core.interfaces import Candidate
+from snapshot_tool.core.interfaces import Candidate, CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.families import family_of
@@ -77,10 +77,31 @@ def pairs_with(
     ]
 
 
-def run_phase(candidate: Candidate, golden: Golden, case: str, phase: Phase) -> list[Pair]:
-    """Run a phase on the golden's own inputs for it; raise PhaseUnsupported where it is lacking."""
+@dataclass(frozen=True, slots=True)
+class RecordedCase:
+    """A case of a golden set, its inputs read once for all phases."""
+
+    golden: Golden
+    name: str
+    kept: CaseInputs
+
+    @property
+    def inputs(self) -> CaseInputs:
+        """Its inputs, each a view: a candidate may reshape what it is given in place."""
+        kept = {field.name: getattr(self.kept, field.name) for field in fields(self.kept)}
+        views = {name: tensor.detach() for name, tensor in kept.items() if tensor is not None}
+        return replace(self.kept, **views)
+
+
+def read_case(golden: Golden, name: str) -> RecordedCase:
+    """Read the inputs of a case."""
+    return RecordedCase(golden, name, golden.inputs(name))
+
+
+def run_phase(candidate: Candidate, case: RecordedCase, phase: Phase) -> list[Pair]:
+    """Run a phase on the golden's own inputs for it; raise PhaseUnsupported if it is lacking."""
     _require_method(candidate, "preprocess" if phase is Phase.PREPROCESSING else phase.value)
-    return _RUNS[phase](candidate, golden, case)
+    return _RUNS[phase](candidate, case)
 
 
 @dataclass(slots=True)
@@ -99,22 +120,22 @@ class OnePass:
         """Tell whether the pass was made for a case and its tokens were not asked for yet."""
         return bool(case) and self._case == case
 
-    def forward(self, candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
+    def forward(self, candidate: Candidate, case: RecordedCase) -> list[Pair]:
         """Run the pass, and return what forward compares of it."""
         _require_method(candidate, Phase.FORWARD.value)
-        answer = candidate.forward(with_golden_tokens(golden, case))
-        self._case, self._steps = case, step_logits(answer, golden, case)
+        answer = candidate.forward(with_golden_tokens(case.golden, case.name))
+        self._case, self._steps = case.name, step_logits(answer, case.golden, case.name)
         if self._steps is not None:
-            prompt = golden.text(case).input_ids.shape[1]
+            prompt = case.inputs.input_ids.shape[1]
             answer = cast("torch.Tensor", answer)[:, :prompt]
-        return _forward_pairs(answer, golden, case)
+        return _forward_pairs(answer, case)
 
-    def generate(self, candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
-        """Return the tokens that the pass chooses; it is run now where forward was not."""
-        if not self.knows(case):
-            self.forward(candidate, golden, case)
+    def generate(self, candidate: Candidate, case: RecordedCase) -> list[Pair]:
+        """Return the tokens that the pass chooses; it is run now if forward was not."""
+        if not self.knows(case.name):
+            self.forward(candidate, case)
         steps, self._case, self._steps = self._steps, "", None
-        expected = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
+        expected = case.golden.tensor(case.name, Phase.GENERATE, parts.TOKEN_IDS)
         if steps is None:
             return [
                 Pair(parts.TOKEN_IDS, expected, None, "forward returned no logits of each token")
@@ -127,14 +148,11 @@ def _require_method(candidate: Candidate, name: str) -> None:
         raise PhaseUnsupported(f"the candidate has no method {name!r}")
 
 
-def _preprocessing(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
-    golden.forget_lent()  # of the case before
-    answer = candidate.preprocess(golden.images(case))
-    # Not before: a candidate may answer in the memory that it was lent for another phase.
-    inputs = golden.inputs(case, lent=True)
+def _preprocessing(candidate: Candidate, case: RecordedCase) -> list[Pair]:
+    answer = candidate.preprocess(case.golden.images(case.name))
     if not isinstance(answer, Mapping):
         answer = {"pixel_values": answer}
-    pairs = []
+    inputs, pairs = case.inputs, []
     if inputs.pixel_values is not None:
         pairs.append(Pair("pixel_values", inputs.pixel_values, answer.get("pixel_values")))
     if inputs.pixel_attention_mask is not None:
@@ -145,14 +163,14 @@ def _preprocessing(candidate: Candidate, golden: Golden, case: str) -> list[Pair
     return pairs
 
 
-def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
-    name = _compared(golden, Phase.VISION)
-    # Not kept: the answer and the golden, read next, are as large as the tiles.
-    answer = candidate.vision(_tiles(golden, case), **_sizes(golden, case))
-    golden.forget_lent()
+def _vision(candidate: Candidate, case: RecordedCase) -> list[Pair]:
+    golden, name = case.golden, _compared(case.golden, Phase.VISION)
+    if case.inputs.pixel_values is None:
+        raise PhaseUnsupported("the case has no images")
+    answer = candidate.vision(case.inputs.pixel_values, **_sizes(case))
     named = answer if isinstance(answer, Mapping) else {name: answer}
-    note = _odd_positions(golden, case)
-    there = golden.tensor_names(case, Phase.VISION)
+    note = _odd_positions(case)
+    there = golden.tensor_names(case.name, Phase.VISION)
     outputs = family_of(golden.manifest.checkpoint.family).judged_outputs(Phase.VISION)
     return [
         pair
@@ -160,30 +178,19 @@ def _vision(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
         # An encoder may have been built without its head.
         if output == name or any(kept.partition(".")[0] == output for kept in there)
         for pair in pairs_with(
-            # The connector is given it next.
-            recorded(golden, case, Phase.VISION, output, lent=output == name),
-            named.get(output),
-            output,
-            note,
+            recorded(golden, case.name, Phase.VISION, output), named.get(output), output, note
         )
     ]
 
 
-def _tiles(golden: Golden, case: str) -> torch.Tensor:
-    tiles = golden.lend_pixel_values(case)
-    if tiles is None:
-        raise PhaseUnsupported("the case has no images")
-    return tiles
-
-
-def _odd_positions(golden: Golden, case: str) -> str:
+def _odd_positions(case: RecordedCase) -> str:
     """Say whether the reference did not number the patches of a whole tile 0, 1, 2 …; else ""."""
     import torch
 
-    if POSITION_IDS not in golden.tensor_names(case, Phase.VISION):
+    golden, mask = case.golden, case.inputs.pixel_attention_mask
+    if POSITION_IDS not in golden.tensor_names(case.name, Phase.VISION):
         return ""
-    ids = golden.tensor(case, Phase.VISION, POSITION_IDS)
-    mask = golden.image_input(case, "pixel_attention_mask")
+    ids = golden.tensor(case.name, Phase.VISION, POSITION_IDS)
     whole = ids if mask is None else ids[mask.flatten(1).all(dim=1)]
     odd = whole[(whole != torch.arange(ids.shape[-1])).any(dim=1)]
     if not len(odd):
@@ -196,59 +203,55 @@ def _odd_positions(golden: Golden, case: str) -> str:
     )
 
 
-def _connector(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
-    features = connector_input(golden, case, _compared(golden, Phase.VISION))
+def _connector(candidate: Candidate, case: RecordedCase) -> list[Pair]:
+    golden = case.golden
+    features = connector_input(golden, case.name, _compared(golden, Phase.VISION))
     if features is None:
         raise PhaseUnsupported("the golden set was recorded without vision, which feeds it")
     name = _compared(golden, Phase.CONNECTOR)
-    actual = candidate.connector(features, **_sizes(golden, case))
-    return pairs_with(recorded(golden, case, Phase.CONNECTOR, name), actual, name)
+    actual = candidate.connector(features, **_sizes(case))
+    return pairs_with(recorded(golden, case.name, Phase.CONNECTOR, name), actual, name)
 
 
-def _sizes(golden: Golden, case: str) -> dict[str, torch.Tensor]:
-    """Return the images' sizes where the family has them: other candidates need not take them."""
-    sizes = golden.image_input(case, "image_sizes")
+def _sizes(case: RecordedCase) -> dict[str, torch.Tensor]:
+    """Return the images' sizes if the family has them: other candidates need not take them."""
+    sizes = case.inputs.image_sizes
     return {} if sizes is None else {"image_sizes": sizes}
 
 
-def _forward(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
-    answer = candidate.forward(golden.inputs(case, lent=True))
-    return _forward_pairs(answer, golden, case)
+def _forward(candidate: Candidate, case: RecordedCase) -> list[Pair]:
+    return _forward_pairs(candidate.forward(case.inputs), case)
 
 
-def _forward_pairs(answer: Any, golden: Golden, case: str) -> list[Pair]:
-    family = family_of(golden.manifest.checkpoint.family)
+def _forward_pairs(answer: Any, case: RecordedCase) -> list[Pair]:
+    family = family_of(case.golden.manifest.checkpoint.family)
     named = answer if isinstance(answer, Mapping) else {parts.LOGITS: answer}
-    pairs = _logits(named.get(parts.LOGITS), golden, case) if family.logits else []
-    return pairs + [p for n in family.whole_outputs for p in _whole_output(n, named, golden, case)]
+    pairs = _logits(named.get(parts.LOGITS), case) if family.logits else []
+    return pairs + [p for name in family.whole_outputs for p in _whole_output(name, named, case)]
 
 
-def _whole_output(
-    name: str, answer: Mapping[str, torch.Tensor], golden: Golden, case: str
-) -> list[Pair]:
+def _whole_output(name: str, answer: Mapping[str, torch.Tensor], case: RecordedCase) -> list[Pair]:
     import torch
 
     actual = answer.get(name)
     if isinstance(actual, torch.Tensor):
-        actual = parts.without_padding(actual, golden.text(case))
-    return pairs_with(recorded(golden, case, Phase.FORWARD, name), actual, name)
+        actual = parts.without_padding(actual, case.inputs)
+    return pairs_with(recorded(case.golden, case.name, Phase.FORWARD, name), actual, name)
 
 
-def _logits(answer: object, golden: Golden, case: str) -> list[Pair]:
+def _logits(answer: object, case: RecordedCase) -> list[Pair]:
     import torch
 
     def kept(name: str) -> torch.Tensor:
-        return golden.tensor(case, Phase.FORWARD, name)
+        return case.golden.tensor(case.name, Phase.FORWARD, name)
 
-    inputs = golden.text(case)
+    inputs = case.inputs
     last = kept(parts.LOGITS)
     shape = (1, inputs.input_ids.shape[1], last.shape[0])
     if not isinstance(answer, torch.Tensor) or answer.shape != shape:
         # Compared as it is, so that the mismatch of type or shape is named.
         return [Pair(parts.LOGITS, last.expand(shape), answer)]
-    # The log-sum-exp of half-precision logits must not be rounded to half precision again.
-    wide = answer.float() if answer.dtype in (torch.bfloat16, torch.float16) else answer
-    real = parts.real_rows(wide[0].to("cpu"), inputs)
+    real = parts.real_rows(parts.widened(answer)[0].to("cpu"), inputs)
     records = parts.position_records(
         real,
         topk_ids=kept("position_topk_ids"),
@@ -260,15 +263,14 @@ def _logits(answer: object, golden: Golden, case: str) -> list[Pair]:
     ]
 
 
-def _generate(candidate: Candidate, golden: Golden, case: str) -> list[Pair]:
-    generation = golden.manifest.generation
-    expected = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
+def _generate(candidate: Candidate, case: RecordedCase) -> list[Pair]:
+    generation = case.golden.manifest.generation
+    expected = case.golden.tensor(case.name, Phase.GENERATE, parts.TOKEN_IDS)
     actual = candidate.generate(
-        golden.inputs(case, lent=True),
+        case.inputs,
         max_new_tokens=generation.max_new_tokens,
-        eos_token_ids=golden.eos_token_ids(case),
+        eos_token_ids=case.golden.eos_token_ids(case.name),
     )
-    golden.forget_lent()
     return [Pair(parts.TOKEN_IDS, expected, actual)]
 
 
@@ -276,7 +278,7 @@ def _compared(golden: Golden, phase: Phase) -> str:
     return family_of(golden.manifest.checkpoint.family).compared[phase]
 
 
-_RUNS: Mapping[Phase, Callable[[Candidate, Golden, str], list[Pair]]] = {
+_RUNS: Mapping[Phase, Callable[[Candidate, RecordedCase], list[Pair]]] = {
     Phase.PREPROCESSING: _preprocessing,
     Phase.VISION: _vision,
     Phase.CONNECTOR: _connector,

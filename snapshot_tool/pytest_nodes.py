@@ -12,16 +12,16 @@ from typing import Any, Self
 
 import pytest
 
-from snapshot_tool.check_request import CheckRequest, select_cases
-from snapshot_tool.checker import Checker
+from snapshot_tool.check.request import CheckRequest, select_cases
+from snapshot_tool.check.session import Session, open_session
 from snapshot_tool.core.errors import SnapError, UsageError
-from snapshot_tool.core.interfaces import Loading
+from snapshot_tool.core.interfaces import Candidate, Loading
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.core.shard import parse_share
 from snapshot_tool.core.tolerance import Rule
-from snapshot_tool.opening import open_checker
+from snapshot_tool.families.own import name_families
 from snapshot_tool.reports import run_text
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.store.layout import MANIFEST
@@ -84,7 +84,7 @@ class GoldenPhase(pytest.Item):
     def runtest(self) -> None:
         """Fail with what `snap check` would say; skip with the reason where nothing compares."""
         loaded = load_candidate_for(self.config, self.path.parent)
-        results = loaded.checker.run(self.case, self.phase)
+        results = loaded.session.run(self.case, self.phase)
         self.user_properties += [(_CANDIDATE, loaded.name), *_figures(results)]
         bad = [result for result in results if result.verdict in _BAD]
         if bad:
@@ -108,7 +108,7 @@ class GoldenWeights(pytest.Item):
         """Fail with the weights that differ; skip where the candidate shows none."""
         loaded = load_candidate_for(self.config, self.path.parent)
         self.user_properties.append((_CANDIDATE, loaded.name))
-        found = loaded.checker.compare_weights()
+        found = loaded.session.compare_weights()
         if found is None:
             pytest.skip("the candidate has no method 'weights'")
         if found.differing:
@@ -149,15 +149,21 @@ class LoadedCandidate:
     """A candidate loaded for a golden set, for all tests of that set in this process."""
 
     folder: Path
-    checker: Checker
+    session: Session
     name: str
     _culprits: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def candidate(self) -> Candidate:
+        """The candidate itself, watched."""
+        candidate: Candidate = self.session.candidate
+        return candidate
 
     def culprit(self, bad: list[Result]) -> list[str]:
         """Return a line that names the module at fault; one forward pass for each failed case."""
         case = bad[0].case
         if case not in self._culprits:
-            found = self.checker.localise(tuple(bad))
+            found = self.session.localise(tuple(bad))
             lines = [run_text.conclusion(found)] if found and found.module else []
             self._culprits[case] = lines
         return self._culprits[case]
@@ -183,9 +189,16 @@ def load_candidate_for(config: pytest.Config, folder: Path) -> LoadedCandidate:
 
 def _load(config: pytest.Config, folder: Path) -> LoadedCandidate:
     request = make_request(config)
-    checker = open_checker(request, open_golden(folder), SilentProgress())
-    name = run_text.candidate_text(checker.info, base=str(config.invocation_params.dir))
-    return LoadedCandidate(folder, checker, name)
+    session = open_session(request, open_golden(folder), SilentProgress())
+    name = run_text.candidate_text(session.info, base=str(config.invocation_params.dir))
+    return LoadedCandidate(folder, session, name)
+
+
+def load_named_families(config: pytest.Config) -> None:
+    """Register what --snap-family names."""
+    names = config.getoption("--snap-family")
+    with _usage_errors():
+        name_families(str(path_of(config, n)) if n.endswith(".py") else n for n in names)
 
 
 def make_request(config: pytest.Config) -> CheckRequest:
@@ -265,11 +278,11 @@ def problems(
     method = "preprocess" if phase == Phase.PREPROCESSING else phase
     candidate: Any = SimpleNamespace(**{method: lambda *_inputs, **_options: output})
     request = replace(make_request(config), case=case, quick=False)
-    checker = Checker(request, golden, candidate)
+    session = Session(request, golden, candidate)
     results = [
         result
         for entry in select_cases(golden.manifest, request)
-        for result in checker.run(entry, Phase(phase))
+        for result in session.run(entry, Phase(phase))
     ]
     return [run_text.problem_text(r) for r in results if r.verdict is not Verdict.PASS]
 

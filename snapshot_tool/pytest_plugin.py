@@ -33,6 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SPEC",
         help="'fms', or 'module:factory' for anything else. Its code is run.",
     )
+    option(
+        "--snap-family",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="A file that declares a model family, or an entry point's name. Its code is run.",
+    )
     option("--snap-checkpoint", metavar="NAME", help="Folder or hub id.")
     option("--snap-revision", metavar="SHA", help="Revision of the golden set.")
     option("--snap-device", default="cpu", choices=devices, help="Where the candidate runs.")
@@ -44,6 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option("--snap-tolerance", choices=["table", "oracle"], help="What judges.")
     option("--snap-loading", choices=["snap", "own"], default="snap", help="Who loads FMS.")
     option("--snap-quick", action="store_true", help="Verify generation in one pass.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the families that --snap-family names, in every process that runs tests."""
+    if config.getoption(_GOLDENS) and config.getoption("--snap-family"):
+        from snapshot_tool.pytest_nodes import load_named_families
+
+        load_named_families(config)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -106,7 +121,7 @@ def snap_candidate(pytestconfig: pytest.Config, snap_golden: Golden) -> Candidat
     """Return the loaded candidate, the same one that the golden tests of this process use."""
     from snapshot_tool.pytest_nodes import load_candidate_for
 
-    return load_candidate_for(pytestconfig, snap_golden.folder).checker.candidate
+    return load_candidate_for(pytestconfig, snap_golden.folder).candidate
 
 
 @pytest.fixture

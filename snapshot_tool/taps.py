@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from snapshot_tool.compiled import plain_modules, run_eagerly
 from snapshot_tool.core.interfaces import Observer
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families.family import Capture
@@ -88,8 +89,8 @@ def watch_modules(modules: Iterable[tuple[str, torch.nn.Module]], watch: Watcher
 
 
 def named_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
-    """Return every module but the model's own, by name."""
-    return [(name, module) for name, module in model.named_modules() if name]
+    """Return every module but the model's own, by its name from before compilation."""
+    return [(name, module) for name, module in plain_modules(model).items() if name]
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def tap_modules(model: torch.nn.Module, observe: Observer) -> Iterator[None]:
             observe(name, side, tensor)
         seen.add((name, side))
 
-    with watch_modules(named_modules(model), watch):
+    with run_eagerly(), watch_modules(named_modules(model), watch):
         yield
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from snapshot_tool.compare import compare_tensors
 from snapshot_tool.core.errors import UsageError
 from snapshot_tool.core.mapping import ModuleMapping
 from snapshot_tool.core.results import Comparison
@@ -15,6 +14,7 @@ from snapshot_tool.core.sketch import Sketch, moments_error, relative_error
 from snapshot_tool.core.taps import Side
 from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.core.trace_comparison import Metric, TraceComparison, TraceRow
+from snapshot_tool.numerics.compare import compare_tensors
 from snapshot_tool.store.trace import Call, Trace, TracedTensor
 from snapshot_tool.trace_mapping import match_modules, module_names, sketch_of
 

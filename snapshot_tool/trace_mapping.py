@@ -12,7 +12,7 @@ from snapshot_tool.core.errors import UsageError
 from snapshot_tool.core.mapping import ModuleMapping
 from snapshot_tool.core.sketch import MAX_DIMENSIONS, Sketch, sketch
 from snapshot_tool.core.taps import Tap
-from snapshot_tool.families import FAMILIES
+from snapshot_tool.families import find_family
 from snapshot_tool.families.family import twins_of
 from snapshot_tool.observation import as_batch, fused_widths, infer, output_shapes, with_inputs
 from snapshot_tool.store.files import open_plain
@@ -44,7 +44,7 @@ def match_modules(
     one, two = reference.header, other.header
     if one.impl == two.impl:
         return ModuleMapping({n: n for n in names if n in set(others)}, by="equal names")
-    family = FAMILIES.get(one.family)
+    family = find_family(one.family)
     if (one.impl, two.impl) == (_REFERENCE, "fms") and family and family.fms.twins:
         twins = {hf: name for name in others for hf, _ in twins_of(name, family.fms.twins)}
         return ModuleMapping({name: twins[name] for name in names if name in twins})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from snapshot_tool.compiled import run_eagerly
 from snapshot_tool.core.errors import SnapError
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.padding import without_padding
@@ -117,7 +118,7 @@ def write_trace(
         raise SnapError(f"cannot write {target}: {error.strerror}", "name another file") from error
     tracer = Tracer(writer, inputs.attention_mask, header.max_elements, header.seed, twin_outputs)
     try:
-        with watch_modules(named_modules(model), tracer):
+        with run_eagerly(), watch_modules(named_modules(model), tracer):
             answer()
         header = msgspec.structs.replace(header, calls=number_runs(tracer.calls))
         writer.finish(header, inputs)

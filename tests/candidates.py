@@ -71,7 +71,7 @@ class UnnamedAndFaulty(Unnamed):
     def __init__(self, request: CandidateRequest) -> None:
         super().__init__(request)
         with torch.no_grad():
-            self.fms.model.vision_tower.encoder.layers[1].mlp.w2.weight.mul_(1.01)
+            self.fms.model.vision_tower.base_model.encoder.layers[1].mlp.w2.weight.mul_(1.01)
 
 
 class RaisesInForward(Unnamed):

@@ -5,6 +5,8 @@ cd "$(dirname "$0")/.."
 checkpoint=tests/checkpoints/tiny-idefics3
 checkout=build/fms-checkout
 work=build/demo
+# The checkout preprocesses with its own code: Hugging Face's processor needs transformers.
+export IDEFICS3_PREPROCESSOR=own
 rm -rf $work
 mkdir -p $work
 

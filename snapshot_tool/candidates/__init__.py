@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 from snapshot_tool.candidates.ranks import joined_ranks
-from snapshot_tool.core.errors import CandidateUnavailable, SnapError, UsageError
+from snapshot_tool.core.errors import CandidateUnavailable, EndedProcess, SnapError, UsageError
 from snapshot_tool.core.interfaces import Candidate, CandidateFactory, CandidateRequest
+from snapshot_tool.foreign_code import foreign_code
 
 FMS = "fms"
 ENTRY_POINTS = "snapshot_tool.candidates"
@@ -23,21 +26,24 @@ def load_candidate(spec: str, request: CandidateRequest, *, fms_path: Path | Non
     Raises UsageError for a spec that names nothing, CandidateUnavailable where it cannot be built.
     """
     ranks = joined_ranks()
-    if ranks is None:
-        return build_candidate(spec, request, fms_path)
-    from snapshot_tool.candidates.led import lead
+    with _ending_refused(spec):
+        if ranks is None:
+            return build_candidate(spec, request, fms_path)
+        from snapshot_tool.candidates.led import lead
 
-    return cast("Candidate", lead(ranks, build_candidate, spec, request, fms_path))
+        return cast("Candidate", lead(ranks, build_candidate, spec, request, fms_path))
 
 
-def import_candidate(spec: str, fms_path: Path | None) -> None:
-    """Import the code of the candidate that `spec` names, which takes seconds; raise likewise."""
-    if spec == FMS:
-        from snapshot_tool.candidates.fms_import import import_models
-
-        import_models(fms_path)
-    else:
-        _find_factory(spec)
+@contextmanager
+def _ending_refused(spec: str) -> Iterator[None]:
+    """Run the candidate's own code; raise CandidateUnavailable if it tries to end the process."""
+    try:
+        with foreign_code(f"--candidate {spec}"):
+            yield
+    except EndedProcess as ended:
+        raise CandidateUnavailable(
+            str(ended), 'run main() under if __name__ == "__main__": alone'
+        ) from ended
 
 
 def build_candidate(spec: str, request: CandidateRequest, fms_path: Path | None) -> Candidate:

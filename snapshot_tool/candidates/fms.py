@@ -26,6 +26,7 @@ from snapshot_tool.candidates.fms_weights import (
     pair_weights,
     read_shapes,
     require_coverage,
+    stray_files,
 )
 from snapshot_tool.candidates.output_cache import OutputCache
 from snapshot_tool.candidates.own_loading import load_by_fms
@@ -34,7 +35,7 @@ from snapshot_tool.core.errors import (
     PhaseUnsupported,
     SnapError,
     UsageError,
-    as_out_of_memory,
+    is_out_of_memory,
 )
 from snapshot_tool.core.interfaces import (
     CandidateInfo,
@@ -46,7 +47,7 @@ from snapshot_tool.core.interfaces import (
     WeightPair,
 )
 from snapshot_tool.families import family_of_config
-from snapshot_tool.families.family import Family, twins_of
+from snapshot_tool.families.family import PAGE, Family, computed_without, twins_of
 from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
 from snapshot_tool.families.llama import head_dim
 
@@ -74,10 +75,17 @@ class FmsCandidate:
             version=self.source.version,
             commit=self.source.commit,
             dirty=self.source.dirty,
-            notes=tuple(self.calls.notes),
+            notes=(*self.calls.notes, *self._stray_files()),
             loading=self.request.loading,
             mapping=self.mapping,
         )
+
+    def _stray_files(self) -> list[str]:
+        """Say which files FMS loads weights from besides those of the checkpoint."""
+        return [
+            f"FMS also loads {name}, which is not part of the checkpoint"
+            for name in stray_files(self.request.checkpoint)
+        ]
 
     def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
         """Return the tiles of all images, (tiles, channels, height, width)."""
@@ -144,7 +152,8 @@ class FmsCandidate:
 
     def weights(self) -> Iterator[WeightPair]:
         """Yield every weight of the checkpoint beside the model's own, as it is now."""
-        return pair_weights(self.model, self.request.checkpoint, self.family.fms)
+        request = self.request
+        return pair_weights(self.model, request.checkpoint, self.family.fms, request.config)
 
     def unset_weights(self) -> tuple[str, ...]:
         """Return the model's weights that the checkpoint leaves unset: they are NaN."""
@@ -194,10 +203,19 @@ class FmsCandidate:
         return CaseInputs(**moved)
 
     def _head_dim(self) -> int:
-        """Return the elements of one head of the text model, or of the only model there is."""
+        """Return the elements of one head of the text model; 0 if no twin is rotary."""
+        if not any(twin.rotary for twin in self.family.fms.twins):
+            return 0
         config = self.request.config
         text = config.get("text_config")
         return head_dim(text if isinstance(text, Mapping) and text else config)
+
+
+class UnnamedFmsCandidate(FmsCandidate):
+    """FMS's model of a family without twins: which module is which is inferred."""
+
+    __slots__ = ()
+    observe_forward = None  # type: ignore[assignment]
 
 
 def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> FmsCandidate:
@@ -205,7 +223,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
     source = import_fms(fms_path)
     family = _require_family(request)
     _require_architecture(family, source)
-    weights = read_shapes(request.checkpoint, family.fms)
+    weights = read_shapes(request.checkpoint, family.fms, request.config)
     require_few_layers(request.config, weights, request.checkpoint)
     try:
         with warnings.catch_warnings():
@@ -219,16 +237,16 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
     except SnapError:
         raise
     except Exception as error:
-        lack = as_out_of_memory(error, doing=f"loading {request.checkpoint}")
-        if lack is not None:
-            raise lack from error
+        if is_out_of_memory(error):
+            raise
         raise CandidateUnavailable(
             f"FMS at {source.path} cannot load {request.checkpoint}: "
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
     require_split(model, architecture=family.fms.architecture)
     unset = require_coverage(model, weights, request.checkpoint, family.fms)
-    return FmsCandidate(model, calls, source, family, request, unset, mapping)
+    kind = FmsCandidate if family.fms.twins else UnnamedFmsCandidate
+    return kind(model, calls, source, family, request, unset, mapping)
 
 
 def _loaded(model: Any, request: CandidateRequest) -> LoadedFms:
@@ -257,9 +275,11 @@ def _require_architecture(family: Family, source: FmsSource) -> None:
 
     known = models.list_models()
     if family.fms.architecture not in known:
+        wanted = family.fms.architecture or f"architecture that is declared for {family.name}"
         raise CandidateUnavailable(
-            f"FMS at {source.path} has no {family.fms.architecture} (it has: {', '.join(known)})",
-            "pass a checkout of a branch that has it: --fms-path DIR",
+            f"FMS at {source.path} has no {wanted} (it has: {', '.join(known)})",
+            "pass a checkout that has it (--fms-path DIR), or another --candidate module:factory; "
+            f"see {PAGE}",
         )
 
 
@@ -276,8 +296,9 @@ def _build_model(
     without_memory = models._get_model_instance(  # noqa: SLF001 - there is no other way to it
         architecture, variant, device=torch.device("meta"), extra_args=fields
     )
+    _require_taken(fields, without_memory.config, architecture, family.fms.absent)
     require_no_more_numbers(without_memory, weights, request.checkpoint)
-    model = models.get_model(
+    return models.get_model(
         architecture,
         variant,
         model_path=str(request.checkpoint),
@@ -286,8 +307,6 @@ def _build_model(
         data_type=getattr(torch, request.dtype),
         **fields,
     )
-    _require_taken(fields, model.config, architecture, family.fms.absent)
-    return model
 
 
 def _require_taken(
@@ -296,11 +315,11 @@ def _require_taken(
     """Raise unless FMS's configuration holds every field: unknown ones it ignores in silence."""
     for name, value in fields.items():
         if not hasattr(config, name):
-            if name in absent and absent[name] == value:
+            if name in absent and value == computed_without(absent, name, fields):
                 continue
             raise CandidateUnavailable(
                 f"FMS's {path} configuration has no field {name}, which is {value!r} here",
-                "check an FMS that has it",
+                f"check an FMS that has it, or declare the family otherwise: {PAGE}",
             )
         actual = getattr(config, name)
         if isinstance(value, dict) and name.endswith("_config"):

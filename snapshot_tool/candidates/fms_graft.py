@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.candidates.fms_observe import twin_output
+from snapshot_tool.compiled import plain_modules, run_eagerly
 from snapshot_tool.core.errors import CandidateUnavailable
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families.family import Twin, twins_of
@@ -52,16 +53,17 @@ def graft_twin(
             )
         return _with_part(answer, twin, output.to(own.device, own.dtype), head_dim=head_dim)
 
-    handle = model.get_submodule(name).register_forward_hook(replace)
+    modules = plain_modules(model)
+    handle = modules[name].register_forward_hook(replace)
     try:
-        with watch_modules(list(model.named_modules()), count):
+        with run_eagerly(), watch_modules(modules.items(), count):
             yield name
     finally:
         handle.remove()
 
 
 def _find_twin(model: torch.nn.Module, twins: Sequence[Twin], module: str) -> tuple[str, Twin]:
-    for name, _ in model.named_modules():
+    for name in plain_modules(model):
         for hf_name, twin in twins_of(name, twins):
             if hf_name == module:
                 return name, twin

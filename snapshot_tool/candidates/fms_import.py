@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.core.errors import CandidateUnavailable, as_out_of_memory
+from snapshot_tool.core.errors import CandidateUnavailable, is_out_of_memory
 from snapshot_tool.environment import package_version
+from snapshot_tool.foreign_code import foreign_code
 
 DISTRIBUTION = "ibm-fms"
 
@@ -29,7 +30,7 @@ class FmsSource:
 
 def import_fms(fms_path: Path | None) -> FmsSource:
     """Import FMS, and say which it is; see `import_models`."""
-    return _describe(import_models(fms_path), is_checkout=fms_path is not None)
+    return _describe(import_models(fms_path))
 
 
 def import_models(fms_path: Path | None) -> Path:
@@ -41,7 +42,8 @@ def import_models(fms_path: Path | None) -> Path:
     if fms_path is not None:
         _put_first(fms_path)
     try:
-        importlib.import_module("fms.models")
+        with foreign_code("FMS"):
+            importlib.import_module("fms.models")
     except ModuleNotFoundError as error:
         if error.name == "fms":
             raise CandidateUnavailable(
@@ -50,8 +52,9 @@ def import_models(fms_path: Path | None) -> Path:
             ) from error
         raise _broken(fms_path, error) from error
     except Exception as error:
-        lack = as_out_of_memory(error, doing="importing FMS")
-        raise (lack or _broken(fms_path, error)) from error
+        if is_out_of_memory(error):
+            raise
+        raise _broken(fms_path, error) from error
     # Not in there: what is wrong with it, want of memory say, is no fault of FMS.
     importlib.import_module("torch._dynamo")
     package = Path(str(sys.modules["fms"].__file__)).resolve().parent
@@ -88,18 +91,22 @@ def _broken(fms_path: Path | None, error: Exception) -> CandidateUnavailable:
     )
 
 
-def _describe(package: Path, *, is_checkout: bool) -> FmsSource:
-    """Name an FMS by its git commit, or by the installed version where it is no checkout.
+def _describe(package: Path) -> FmsSource:
+    """Name an FMS by its git commit, or by the version of the metadata beside it.
 
     `fms.__version__` is no help: for a checkout it is that of whatever else is installed.
     """
     root = package.parent
-    if not is_checkout and root.name in ("site-packages", "dist-packages"):
-        return FmsSource(root, package_version(DISTRIBUTION), "", None)
     top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
-    if top != str(root):
-        return FmsSource(root, "", "", None)
-    return FmsSource(root, "", commit, _git(root, "status", "--porcelain", "--", "fms") != "")
+    if top == str(root):
+        return FmsSource(root, "", commit, _git(root, "status", "--porcelain", "--", "fms") != "")
+    return FmsSource(root, _release(root), "", None)
+
+
+def _release(root: Path) -> str:
+    """Return the version of an ibm-fms that pip laid out in a folder, or ""."""
+    found = sorted(root.glob("ibm_fms-*.dist-info"))
+    return importlib.metadata.Distribution.at(found[0]).version if found else ""
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from snapshot_tool.candidates.fms_split import whole_modules
+from snapshot_tool.compiled import run_eagerly
 from snapshot_tool.core.interfaces import Observer
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families.family import Twin, twins_of
@@ -37,7 +38,7 @@ def observe_twins(
             if tensor is not None:
                 observe(hf_name, side, tensor)
 
-    with watch_modules([(name, named[name]) for name in found], watch):
+    with run_eagerly(), watch_modules([(name, named[name]) for name in found], watch):
         yield {hf_name: name for name, pairs in found.items() for hf_name, _ in pairs}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from snapshot_tool.candidates.ranks import joined_ranks
+from snapshot_tool.compiled import plain_modules
 from snapshot_tool.core.errors import CandidateUnavailable
 
 if TYPE_CHECKING:
@@ -27,13 +28,15 @@ def whole_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     Inside a tensor-parallel module every rank has a shard of it; the module itself joins them.
     """
     inside = tuple(f"{name}." for name in _split_modules(model))
-    return {n: module for n, module in model.named_modules() if not n.startswith(inside)}
+    modules = plain_modules(model)
+    return {name: module for name, module in modules.items() if not name.startswith(inside)}
 
 
 def _split_modules(model: torch.nn.Module) -> list[str]:
     from fms.modules.tp import TPModule
 
-    return [name for name, module in model.named_modules() if isinstance(module, TPModule)]
+    modules = plain_modules(model)
+    return [name for name, module in modules.items() if isinstance(module, TPModule)]
 
 
 def takes_weight(own: Sequence[int], whole: Sequence[int]) -> bool:

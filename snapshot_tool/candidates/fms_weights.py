@@ -6,6 +6,7 @@ The adapter that FMS loads weights through runs here again: for the names on ten
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,13 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from snapshot_tool.candidates.fms_split import takes_weight
+from snapshot_tool.compiled import plain_names
 from snapshot_tool.core.errors import CandidateUnavailable, CheckpointUnavailable
 from snapshot_tool.core.interfaces import WeightPair
 from snapshot_tool.families.family import FmsPort, twins_of
 
 _SHOWN = 3
-# Mistral's own layout of the same weights, which FMS passes over, too.
-_OTHER_LAYOUT = "consolidated.safetensors"
 # What fms.utils.fusion may have taken apart after loading.
 _FUSED: Mapping[str, tuple[str, ...]] = {
     "in_proj.qkv_fused": ("in_proj.query", "in_proj.key", "in_proj.value"),
@@ -46,9 +46,10 @@ def require_coverage(
     unset one that cannot hold NaN.
     """
     adapted = _adapted(model, weights, port)
-    own = dict(model.state_dict(keep_vars=True))
+    own = plain_names(model.state_dict(keep_vars=True).items())
     unset = own.keys() - adapted.keys() - _tied(own, adapted)
-    parameters = {name: w for name, w in model.named_parameters() if name in unset}
+    named = plain_names(model.named_parameters())
+    parameters = {name: weight for name, weight in named.items() if name in unset}
     missing = {name for name, weight in parameters.items() if not weight.is_floating_point()}
     unused = adapted.keys() - own.keys()
     wrong = {
@@ -72,11 +73,13 @@ def require_coverage(
     return tuple(parameters)
 
 
-def pair_weights(model: torch.nn.Module, checkpoint: Path, port: FmsPort) -> Iterator[WeightPair]:
+def pair_weights(
+    model: torch.nn.Module, checkpoint: Path, port: FmsPort, config: Mapping[str, Any]
+) -> Iterator[WeightPair]:
     """Yield the checkpoint's weights, adapted as on loading, beside the model's, by layers."""
-    own = dict(model.state_dict())
+    own = plain_names(model.state_dict().items())
     with _opened(checkpoint) as files:
-        layers = _layers(files.weights(port))
+        layers = _layers(files.weights(port, config))
     for names in layers:
         # Opened for each anew: what was read of mapped files stays in memory until they are closed.
         with _opened(checkpoint) as files:
@@ -116,10 +119,12 @@ def _reference_modules(weight: str, port: FmsPort) -> tuple[str, ...]:
     return tuple(hf_name for hf_name, _ in twins)
 
 
-def read_shapes(checkpoint: Path, port: FmsPort) -> dict[str, torch.Tensor]:
+def read_shapes(
+    checkpoint: Path, port: FmsPort, config: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
     """Return every weight of a checkpoint as a tensor of its shape without data."""
     with _opened(checkpoint) as files:
-        return {name: files.weight(name).to("meta") for name in files.weights(port)}
+        return {name: files.weight(name).to("meta") for name in files.weights(port, config)}
 
 
 def _tied(own: Mapping[str, torch.Tensor], adapted: Mapping[str, Any]) -> set[str]:
@@ -148,9 +153,9 @@ class _Files:
 
     holders: Mapping[str, Any]
 
-    def weights(self, port: FmsPort) -> list[str]:
-        """Return the names of all tensors that are weights."""
-        return [n for n in self.holders if not any(re.search(p, n) for p in port.not_weights)]
+    def weights(self, port: FmsPort, config: Mapping[str, Any]) -> list[str]:
+        """Return the names of all tensors that the reference holds after loading."""
+        return [name for name in self.holders if port.is_weight(name, config)]
 
     def weight(self, name: str) -> torch.Tensor:
         """Return a weight; its memory is the file's until something is computed with it."""
@@ -158,12 +163,46 @@ class _Files:
         return weight
 
 
+def weight_files(checkpoint: Path) -> list[Path]:
+    """Return the files that hold a checkpoint's weights, as transformers chooses them.
+
+    That is model.safetensors, or else the files that model.safetensors.index.json names; other
+    files may be left over from an older save. A folder that has neither, which transformers does
+    not load, has all of its files. Raises CheckpointUnavailable if there are none.
+    """
+    single, index = checkpoint / "model.safetensors", checkpoint / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        try:
+            names = json.loads(index.read_bytes())["weight_map"].values()
+            return [checkpoint / name for name in sorted(set(names))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointUnavailable(f"{index} is not an index of weights: {error}") from error
+    if found := _all_files(checkpoint):
+        return found
+    raise CheckpointUnavailable(
+        f"{checkpoint} has no safetensors weights",
+        "it needs model.safetensors, or model.safetensors.index.json with the files that it names",
+    )
+
+
+def stray_files(checkpoint: Path) -> list[str]:
+    """Return the names of weights' files that FMS reads, though they are not the checkpoint's."""
+    own = weight_files(checkpoint)
+    return [path.name for path in _all_files(checkpoint) if path not in own]
+
+
+def _all_files(checkpoint: Path) -> list[Path]:
+    # FMS passes over Mistral's own layout of the same weights.
+    found = checkpoint.glob("*.safetensors")
+    return sorted(path for path in found if path.name != "consolidated.safetensors")
+
+
 @contextmanager
 def _opened(checkpoint: Path) -> Iterator[_Files]:
     """Open a checkpoint's weights; raise CheckpointUnavailable where they cannot be read."""
-    paths = sorted(p for p in checkpoint.glob("*.safetensors") if p.name != _OTHER_LAYOUT)
-    if not paths:
-        raise CheckpointUnavailable(f"{checkpoint} has no safetensors weights")
+    paths = weight_files(checkpoint)
     holders: dict[str, Any] = {}
     with ExitStack() as stack:
         for path in paths:

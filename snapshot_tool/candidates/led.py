@@ -164,7 +164,7 @@ def _run(ranks: Ranks, what: str, function: Callable[..., Any], *given: Any, **o
     try:
         answer = function(*given, **options)
         ending = f"the answer {_outline(answer)}"
-    except Exception as error:
+    except BaseException as error:  # the other ranks must hear of it, whatever it is
         raised = error
         ending = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
     endings = ranks.tell(ending, what=what, raised=raised is not None)

@@ -13,7 +13,7 @@ import torch
 
 from snapshot_tool.core.errors import CandidateUnavailable
 from snapshot_tool.core.interfaces import CandidateRequest, FieldDifference
-from snapshot_tool.families.family import Family
+from snapshot_tool.families.family import Family, FmsPort, computed_without
 
 # Fields without an effect on numbers if the weights fit: widths are rounded up to multiple_of,
 # tables of positions may be longer or shorter, the padding token's row comes from the checkpoint.
@@ -70,18 +70,18 @@ def compare_mappings(family: Family, request: CandidateRequest) -> tuple[FieldDi
         config: Any = model.config
     except Exception:  # a mapping without sense: what it holds is compared as it is
         config = own
-    expected = family.fms.config(request.config)
-    return tuple(
-        FieldDifference(
-            name,
-            str(actual),
-            str(value),
-            tuple(_sources(family.fms.config, request.config, name)),
-            harmless=name.rpartition(".")[2] in _HARMLESS,
-        )
-        for name, value in _leaves(expected)
-        if not _alike(actual := _field(config, name, family.fms.absent), value)
-    )
+    return tuple(_differences(family.fms, request.config, config))
+
+
+def _differences(port: FmsPort, hf_config: Fields, own: Any) -> Iterator[FieldDifference]:
+    """Yield the fields of `own`, FMS's configuration, that snap's mapping fills otherwise."""
+    for name, value, beside in _leaves(port.config(hf_config)):
+        last = name.rpartition(".")[2]
+        actual = _field(own, name, otherwise=computed_without(port.absent, last, beside))
+        if not _alike(actual, value):
+            sources = tuple(_sources(port.config, hf_config, name))
+            harmless = last in _HARMLESS
+            yield FieldDifference(name, str(actual), str(value), sources, harmless=harmless)
 
 
 def _infer(request: CandidateRequest) -> dict[str, Any]:
@@ -102,25 +102,22 @@ def _infer(request: CandidateRequest) -> dict[str, Any]:
         ) from error
 
 
-def _leaves(fields: Fields, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the fields of a configuration by their dotted names, nested ones one by one."""
+def _leaves(fields: Fields, path: str = "") -> Iterator[tuple[str, Any, Fields]]:
+    """Yield the dotted name of each field, its value and the fields beside it."""
     for name, value in fields.items():
         if isinstance(value, Mapping) and name.endswith("_config"):
             yield from _leaves(value, f"{path}{name}.")
         else:
-            yield f"{path}{name}", value
+            yield f"{path}{name}", value, fields
 
 
-def _field(config: Any, name: str, absent: Fields | None = None) -> Any:
-    """Return a field of a configuration, an object or a mapping.
-
-    absent: what FMS computes with if it has no such field.
-    """
+def _field(config: Any, name: str, *, otherwise: Any = None) -> Any:
+    """Return a field of a configuration, an object or a mapping; `otherwise` if it has none."""
     *outer, last = name.split(".")
     for part in outer:
         config = config.get(part) if isinstance(config, Mapping) else getattr(config, part, None)
     fields = config if isinstance(config, Mapping) else vars(config)
-    return fields.get(last, (absent or {}).get(last))
+    return fields.get(last, otherwise)
 
 
 def _alike(actual: Any, expected: Any) -> bool:
@@ -156,7 +153,7 @@ def _paths(config: Fields, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from _paths(value, (*path, name))
-        elif isinstance(value, int | float | str):
+        elif isinstance(value, int | float | str | list):
             yield (*path, name)
 
 
@@ -168,6 +165,8 @@ def _changed(config: Fields, path: tuple[str, ...]) -> dict[str, Any]:
         return {**config, name: _changed(value, tuple(rest))}
     if isinstance(value, bool):
         return {**config, name: not value}
+    if isinstance(value, list):
+        return {**config, name: value * 2}
     return {**config, name: f"{value}'" if isinstance(value, str) else value * 2 + 1}
 
 

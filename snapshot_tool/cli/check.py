@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from snapshot_tool.cli.options import (
     PHASE_NAMES,
+    family_option,
     fms_path_option,
     goldens_option,
     parse_phases,
@@ -44,6 +45,7 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
     help="Map the configuration by snap, or load by FMS's own get_model('hf_pretrained'), which "
     "needs transformers; fields that it maps otherwise are reported.",
 )
+@family_option
 @click.option("--checkpoint", help="Folder or hub id; by default the one that the golden names.")
 @click.option("--revision", help="Revision of the golden set, or its first digits.")
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
@@ -127,6 +129,7 @@ def check_command(
     fms_path: Path | None,
     candidate: str,
     loading: str,
+    families: tuple[str, ...],
     checkpoint: str | None,
     revision: str | None,
     device: str,
@@ -156,18 +159,17 @@ def check_command(
     Hugging Face is not needed and never imported. Exit code 0: all passed; 1: something differs
     or raised; 3: it could not run, or nothing was compared.
     """
-    from snapshot_tool.environment import require_address_space
-
-    require_address_space()  # before anything large is imported
-    from snapshot_tool.check_request import CheckRequest
+    from snapshot_tool.check.request import CheckRequest
+    from snapshot_tool.check.session import check
     from snapshot_tool.cli.progress import TerminalProgress
     from snapshot_tool.core.questions import parse_question
     from snapshot_tool.core.shard import parse_share
+    from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.plots import require_plotting
     from snapshot_tool.reports.run_json import run_to_json
-    from snapshot_tool.workflows.check import check
     from snapshot_tool.workflows.ranks import follow_leader, is_follower, leading
 
+    name_families(families)
     if is_follower():
         follow_leader(device)
         return 0

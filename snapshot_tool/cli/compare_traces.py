@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from snapshot_tool.cli.options import write_text
+from snapshot_tool.cli.options import family_option, write_text
 
 _TRACE = click.Path(path_type=Path)
 
@@ -21,6 +21,7 @@ _TRACE = click.Path(path_type=Path)
 @click.option(
     "--map", "map_path", type=_TRACE, help="JSON object of module prefixes, ONE's to TWO's."
 )
+@family_option
 @click.option(
     "--compare", type=click.Choice(["inputs", "outputs"]), default="outputs", show_default=True
 )
@@ -45,6 +46,7 @@ def compare_traces_command(
     one: Path,
     two: Path,
     map_path: Path | None,
+    families: tuple[str, ...],
     compare: str,
     metric: str,
     limit: int,
@@ -60,9 +62,11 @@ def compare_traces_command(
     from snapshot_tool.core.localisation import ERROR_LIMIT
     from snapshot_tool.core.taps import Side
     from snapshot_tool.core.trace_comparison import Metric
+    from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.traces import comparison_lines, comparison_to_json
     from snapshot_tool.workflows.compare_traces import CompareTracesRequest, compare_trace_files
 
+    name_families(families)
     found = compare_trace_files(
         CompareTracesRequest(
             one,

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from snapshot_tool.cli.pipes import keep_writing_to_closed_pipes
-from snapshot_tool.core.errors import SnapError, as_out_of_memory
+from snapshot_tool.core.errors import SnapError, is_out_of_memory
 from snapshot_tool.core.text import printable
 
 _COMMANDS = {
@@ -111,30 +111,15 @@ def run(arguments: list[str]) -> None:
 
 def _in_words(error: Exception) -> str:
     """Return what the system refused, or that the fault is ours, in one or two lines."""
-    lack = as_out_of_memory(error, doing="running")
-    if lack is not None:
-        return str(lack)
+    if is_out_of_memory(error):
+        return "not enough memory\nraise the limit, or check fewer cases at a time: --case GLOB"
     if isinstance(error, OSError) and error.strerror:
         where = f": {str(error.filename)[:_SHOWN]}" if error.filename else ""
-        return f"{printable(error.strerror + where)}\nthe system refused it"
+        return f"{printable(error.strerror + where)}\noperating system error"
     text = printable(f"{type(error).__name__}: {error}")
-    if isinstance(error, ImportError | SystemError) and _memory_is_limited():
-        # A library that is refused memory while it loads is left half loaded.
-        return f"not enough memory while running: {text}\nraise the memory limit"
     if any(refusal in text for refusal in _REFUSALS):
-        return f"{text}\nthe system refused it"
+        return f"{text}\noperating system error"
     return f"{text}\nthis is a fault of snap: --debug shows where"
-
-
-def _memory_is_limited() -> bool:
-    """Tell whether `ulimit -v` or its like is set; only Unix knows it."""
-    try:
-        import resource
-    except ModuleNotFoundError:
-        return False
-    except (ImportError, SystemError, MemoryError):
-        return True  # it is there, and cannot be loaded
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _fail(error: BaseException, text: str, code: int, arguments: list[str]) -> Any:

@@ -23,6 +23,13 @@ fms_path_option = click.option(
     type=click.Path(path_type=Path),
     help="Root of an FMS checkout; wins over an installed FMS. Its code is run.",
 )
+family_option = click.option(
+    "--family",
+    "families",
+    multiple=True,
+    metavar="FILE.py",
+    help="A file that declares a model family, or an entry point's name. Its code is run.",
+)
 phase_option = click.option(
     "--phase",
     "phases",

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from snapshot_tool.checkpoint import DEFAULT_CHECKPOINT
-from snapshot_tool.cli.options import PHASE_NAMES, goldens_option, parse_phases, phase_option
+from snapshot_tool.cli.options import (
+    PHASE_NAMES,
+    family_option,
+    goldens_option,
+    parse_phases,
+    phase_option,
+)
 from snapshot_tool.core.errors import UpdateDeclined, UsageError
 from snapshot_tool.core.oracle import ORACLE_DTYPES
 from snapshot_tool.devices import DEVICES
@@ -72,6 +78,7 @@ if TYPE_CHECKING:
     help="Keep large tensors whole, or a sample, moments and signed sums of them.  [default: full]",
 )
 @goldens_option
+@family_option
 @click.option("--redraw", is_flag=True, help="Draw the variants anew, not from stored recipes.")
 @click.option("--update", is_flag=True, help="Replace a recorded set by a new version.")
 @click.option("--reason", default="", help="Why; kept in the set's history.")
@@ -106,7 +113,7 @@ if TYPE_CHECKING:
     "--trust-remote-code",
     "trusts_code",
     is_flag=True,
-    help="Run the Python files that the checkpoint brings for its processor; the manifest says so.",
+    help="Run the Python files that the checkpoint brings; the manifest says so.",
 )
 def record_command(
     *,
@@ -124,6 +131,7 @@ def record_command(
     max_memory: tuple[str, ...],
     storage: str | None,
     goldens: Path,
+    families: tuple[str, ...],
     redraw: bool,
     update: bool,
     reason: str,
@@ -145,14 +153,14 @@ def record_command(
     --update shows what moved before it writes: on a terminal it asks, elsewhere it wants --yes and
     --reason. Declined, the old set stays, and --resume --update --yes goes on from what is staged.
     """
-    from snapshot_tool.environment import rank_here, require_address_space
-
-    require_address_space()  # before anything large is imported
     from snapshot_tool.cli.progress import TerminalProgress
+    from snapshot_tool.environment import rank_here
+    from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.remarks import remarks
     from snapshot_tool.store.manifest import Storage
     from snapshot_tool.workflows.record import RecordRequest, help_to_record, record
 
+    name_families(families)
     if rank_here():
         help_to_record(device)
         return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from snapshot_tool.cli.options import fms_path_option, goldens_option
+from snapshot_tool.cli.options import family_option, fms_path_option, goldens_option
 from snapshot_tool.core.errors import UsageError
 from snapshot_tool.devices import DEVICES
 
@@ -50,6 +50,7 @@ _DTYPES = ["float32", "float64", "bfloat16", "float16"]
 @click.option("--dtype", type=click.Choice(_DTYPES), default="float32", show_default=True)
 @click.option("--golden-device", type=click.Choice(DEVICES), help="Where --case was recorded.")
 @fms_path_option
+@family_option
 @goldens_option
 def trace_command(
     *,
@@ -71,6 +72,7 @@ def trace_command(
     dtype: str,
     golden_device: str | None,
     fms_path: Path | None,
+    families: tuple[str, ...],
     goldens: Path,
 ) -> int:
     """Run a model with every module watched, and write a safetensors file of what was seen.
@@ -79,6 +81,7 @@ def trace_command(
     golden's --case, of another trace (--inputs), or, for --impl hf, a --prompt with --image files.
     """
     from snapshot_tool.cli.progress import TerminalProgress
+    from snapshot_tool.families.own import name_families
     from snapshot_tool.golden_choice import GoldenChoice
     from snapshot_tool.trace_subject import Prompt, TraceOptions, choose_subject
     from snapshot_tool.tracing import Mode, require_free
@@ -91,6 +94,7 @@ def trace_command(
             "trace it there, and take its inputs here: --inputs TRACE",
         )
     require_free(out, force=force)
+    name_families(families)
     given = choose_subject(
         GoldenChoice(goldens, checkpoint, revision, device, golden_device),
         case=case,

@@ -31,6 +31,12 @@ class UsageError(SnapError):
     exit_code = 2
 
 
+class FamilyInvalid(SnapError):
+    """What `--family` names is not there, raises, or declares no family that can work."""
+
+    exit_code = 2
+
+
 class GoldenNotFound(SnapError):
     """No golden set answers to what was asked for."""
 
@@ -99,38 +105,22 @@ class TemplateRefused(InputRefused):
     """The checkpoint has no chat template, or its template raises an error."""
 
 
+class EndedProcess(Exception):
+    """Foreign code tried to end the process, or raised what is no Exception; its text says how."""
+
+
 class PhaseUnsupported(Exception):
     """Raised by a candidate's method to say that it has no such phase; its text is the reason."""
 
 
-class OutOfMemory(SnapError):
-    """The system gave no more memory, to snap, to a library or to the candidate."""
+_MEMORY_SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory")
 
 
-_MEMORY_SIGNS = (
-    "can't allocate memory",
-    "cannot allocate memory",
-    "failed to map segment",
-    "std::bad_alloc",
-    "out of memory",
-    "failed to allocate",
-    "unable to allocate",
-    "can't start new thread",
-    "error return without exception set",
-)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception is a lack of memory, of Python's, the system's or torch's.
 
-
-def as_out_of_memory(error: BaseException, *, doing: str) -> OutOfMemory | None:
-    """Return a lack of memory in snap's words, whichever library says it, or None.
-
-    Under a limit (ulimit -v, a container's) loading a library, starting a thread or allocating a
-    tensor may be the first to fail, each with an exception of its own.
+    torch raises RuntimeError for it on the CPU, and OutOfMemoryError, a kind of it, on a GPU.
     """
-    text = str(error)
-    if not isinstance(error, MemoryError) and not any(s in text.lower() for s in _MEMORY_SIGNS):
-        return None
-    detail = text.strip().partition("\n")[0][:200]
-    return OutOfMemory(
-        f"not enough memory while {doing}" + (f": {detail}" if detail else ""),
-        "raise the memory limit, or take fewer cases at a time: --case GLOB",
-    )
+    if isinstance(error, RuntimeError | OSError):
+        return any(sign in str(error).lower() for sign in _MEMORY_SIGNS)
+    return isinstance(error, MemoryError)

@@ -39,8 +39,9 @@ class TokenDivergence:
         margin: by how much the golden's logits prefer `expected` to `actual`; None where one of
             them is no token, or `actual` is not among the golden's best.
         margin_above: the same as a lower bound, where `actual` is not among the golden's best.
-        rounding: how far rounding can move a margin at this very step: twice the error of a logit
-            that the oracle measured there, in the candidate's dtype; None without an oracle.
+        rounding: how far rounding can part two margins at this very step: twice the error of a
+            logit that the oracle measured there in the golden's dtype, and the same in the
+            candidate's; None without an oracle.
         candidate_margin: the candidate's own margin at this step, given the golden's tokens before
             it; None where its forward cannot tell.
         golden: every token of the golden's generation.

@@ -30,8 +30,8 @@ class OracleTensor:
 
     Args:
         reference: the recorded tensor, float32, (..., width).
-        delta: oracle - reference, of the same shape; bfloat16, since three digits of a rounding
-            error say enough.
+        delta: oracle - reference, of the same shape; bfloat16 in a float32 golden, since three
+            digits of a rounding error say enough, and float32 in others.
         noise: root mean square of (reference in that dtype - oracle) at each position, float32, of
             the shape without the last dimension.
     """

@@ -131,8 +131,12 @@ class CheckReport:
 
     @property
     def divergence(self) -> Result | None:
-        """The first result, in the order of phases, that is not as the golden says."""
-        return first_divergence(self.all_results)
+        """The first result, in the order of phases, that is not as the golden says.
+
+        Derived questions come after all that was recorded.
+        """
+        asked = self.exploration.results if self.exploration else ()
+        return first_divergence(self.results) or first_divergence(asked)
 
     @property
     def place(self) -> str:

@@ -24,6 +24,7 @@ from snapshot_tool.core.questions import (
 )
 from snapshot_tool.exploration.recorded import Recorded, some
 from snapshot_tool.phase_runs import Pair, pairs_with
+from snapshot_tool.store.oracle import Rows
 
 if TYPE_CHECKING:
     import torch
@@ -33,17 +34,19 @@ if TYPE_CHECKING:
 class Answer:
     """A golden tensor of a case and what the candidate returned in its place.
 
-    step: the step of the recorded generation that new tokens begin with.
+    `rows` are those of the recorded tensor, by the pair's name, that the answer is about. `step` is
+    the step of the recorded generation that new tokens begin with.
     """
 
     case: str
     pair: Pair
+    rows: Rows = None
     step: int = 0
 
     @classmethod
     def of(cls, case: str, expected: torch.Tensor, actual: object, step: int = 0) -> Answer:
         """Return the answer that is one tensor."""
-        return cls(case, Pair("", expected, actual), step)
+        return cls(case, Pair("", expected, actual), step=step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +102,16 @@ class Examiner:
         actual = self.candidate.vision(pixels[list(tiles)])  # type: ignore[index]
         if isinstance(actual, Mapping):
             actual = actual.get(self.recorded.compared(Phase.VISION))
-        return [Answer(case, pair) for pair in pairs_with(expected, actual, Phase.VISION)]
+        name = self.recorded.compared(Phase.VISION)
+        return [Answer(case, pair, list(tiles)) for pair in pairs_with(expected, actual, name)]
 
     def ask_connector(self, question: ConnectorTiles) -> list[Answer]:
         """Connect what the golden's connector was given of some tiles."""
         case, tiles = question.case, question.tiles
         expected = self.recorded.features(case, Phase.CONNECTOR, tiles)
         actual = self.candidate.connector(self.recorded.connector_input(case, tiles))
-        return [Answer(case, pair) for pair in pairs_with(expected, actual, Phase.CONNECTOR)]
+        name = self.recorded.compared(Phase.CONNECTOR)
+        return [Answer(case, pair, list(tiles)) for pair in pairs_with(expected, actual, name)]
 
     def ask_shorter(self, question: Shorter) -> list[Answer]:
         """Generate fewer tokens."""
@@ -149,7 +154,7 @@ class Examiner:
         return self.candidate.generate(inputs, max_new_tokens=tokens, eos_token_ids=ends)
 
     def _logits(self, prompts: Sequence[Prompt], answer: object) -> list[Answer]:
-        """Return for each prompt the records of its positions, (length, columns)."""
+        """Return for each prompt the records of its positions."""
         import torch
 
         first = prompts[0]
@@ -158,8 +163,9 @@ class Examiner:
             # Compared as it is, so that the mismatch of type or shape is named.
             return [Answer.of(first.case, torch.zeros(()).expand(shape), answer)]
         return [
-            Answer.of(prompt.case, *self.recorded.position_records(prompt, logits[prompt.pads :]))
+            Answer(prompt.case, pair, slice(prompt.length))
             for prompt, logits in zip(prompts, answer.to("cpu"), strict=True)
+            for pair in self.recorded.position_pairs(prompt, logits[prompt.pads :])
         ]
 
 

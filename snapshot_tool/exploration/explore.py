@@ -11,12 +11,12 @@ from snapshot_tool.core.exploration import Exploration, ExploredKind
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.questions import KINDS, Question
 from snapshot_tool.core.results import Result, Verdict
-from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.exploration.ask import Examiner
-from snapshot_tool.exploration.judge import BAD, QuestionJudge, ToleranceOf
+from snapshot_tool.exploration.judge import BAD, QuestionJudge
 from snapshot_tool.exploration.recorded import Recorded
 from snapshot_tool.exploration.subjects import find_subjects
 from snapshot_tool.families import family_of
+from snapshot_tool.judge import Judge
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.variants.derived import find_smallest_failure, questions_of
 
@@ -31,8 +31,7 @@ def explore(
     seed: int | None = None,
     cases: Sequence[str] | None = None,
     phases: Sequence[Phase] = PHASES,
-    tolerance_of: ToleranceOf | None = None,
-    dtype: str | None = None,
+    judge: Judge | None = None,
     allow_near_ties: bool = False,
     on_question: OnQuestion | None = None,
 ) -> Exploration:
@@ -45,15 +44,12 @@ def explore(
         seed: what they are drawn from; by default the golden's own.
         cases: names of the cases to ask about; by default all.
         phases: the phases to ask about.
-        tolerance_of: the tolerance of a case's phase; by default the golden's own.
-        dtype: what the candidate computes in; by default the golden's own.
+        judge: by what answers are judged; by default as a candidate in the golden's own dtype is.
         allow_near_ties: whether new tokens may leave the golden's where rounding could have chosen.
         on_question: told of every question before it is asked.
     """
     seed = golden.manifest.seed if seed is None else seed
-    judge = _judge(
-        candidate, golden, cases, tolerance_of, dtype=dtype, allow_near_ties=allow_near_ties
-    )
+    questions = _question_judge(candidate, golden, cases, judge, allow_near_ties=allow_near_ties)
     has = family_of(golden.manifest.checkpoint.family).phases
     kinds = [kind for kind in KINDS.values() if kind.phase in phases and kind.phase in has]
     explored: list[ExploredKind] = []
@@ -61,7 +57,7 @@ def explore(
     for place, kind in enumerate(kinds):
         # What a kind with few questions leaves, the kinds after it get.
         share = math.ceil(left / (len(kinds) - place))
-        session = _Session(judge, on_question or _tell_nobody)
+        session = _Session(questions, on_question or _tell_nobody)
         explored.append(_explore_kind(session, kind, share, seed))
         left -= min(share, explored[-1].asked)
     return Exploration(tuple(explored), seed)
@@ -72,46 +68,30 @@ def replay(
     golden: Golden,
     questions: Sequence[Question],
     *,
-    tolerance_of: ToleranceOf | None = None,
-    dtype: str | None = None,
+    judge: Judge | None = None,
     allow_near_ties: bool = False,
 ) -> Exploration:
     """Ask given questions; raise UsageError for one that the golden has no answer to."""
-    judge = _judge(
-        candidate, golden, None, tolerance_of, dtype=dtype, allow_near_ties=allow_near_ties
-    )
+    asked = _question_judge(candidate, golden, None, judge, allow_near_ties=allow_near_ties)
     results: dict[str, list[Result]] = {}
     for question in questions:
-        results.setdefault(question.kind, []).append(judge.result(question))
+        results.setdefault(question.kind, []).append(asked.result(question))
     return Exploration(
         tuple(ExploredKind(kind, len(found), tuple(found)) for kind, found in results.items())
     )
 
 
-def _judge(
+def _question_judge(
     candidate: Any,
     golden: Golden,
     cases: Sequence[str] | None,
-    tolerance_of: ToleranceOf | None,
+    judge: Judge | None,
     *,
-    dtype: str | None,
     allow_near_ties: bool,
 ) -> QuestionJudge:
     names = [case.name for case in golden.manifest.cases] if cases is None else cases
     examiner = Examiner(candidate, Recorded(golden, find_subjects(golden, names)))
-    return QuestionJudge(
-        examiner,
-        tolerance_of or _own_tolerance(golden),
-        dtype or golden.manifest.dtype,
-        allow_near_ties,
-    )
-
-
-def _own_tolerance(golden: Golden) -> ToleranceOf:
-    def tolerance_of(case: str, phase: Phase) -> Tolerance:
-        return golden.manifest.tolerances[phase].for_images(golden.case(case).images)
-
-    return tolerance_of
+    return QuestionJudge(examiner, judge or Judge.of(golden), allow_near_ties)
 
 
 def _explore_kind(session: _Session, kind: type[Question], share: int, seed: int) -> ExploredKind:

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from snapshot_tool.compare import judge_tensor
 from snapshot_tool.core.errors import PhaseUnsupported, SnapError
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.questions import Question
 from snapshot_tool.core.results import Result, Verdict, tolerance_used
-from snapshot_tool.core.tolerance import Tolerance
 from snapshot_tool.exploration.ask import Answer, Examiner
 from snapshot_tool.generation import GenerationExplainer
 from snapshot_tool.guards.blame import require_candidates_fault
+from snapshot_tool.judge import Judge
 from snapshot_tool.store import parts
 
 if TYPE_CHECKING:
     import torch
 
-ToleranceOf = Callable[[str, Phase], Tolerance]
 BAD = (Verdict.FAIL, Verdict.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionJudge:
-    """Asks questions and judges the answers, each by the tolerance of its case and phase.
+    """Asks questions and judges the answers as a check judges recorded tensors.
 
-    dtype: what the candidate computes in, by whose rounding a near-tie is one.
     allow_near_ties: whether new tokens may leave the golden's at near-ties.
     """
 
     examiner: Examiner
-    tolerance_of: ToleranceOf
-    dtype: str
+    judge: Judge
     allow_near_ties: bool = False
 
     def result(self, question: Question) -> Result:
@@ -64,20 +61,16 @@ class QuestionJudge:
         return _worst([self._row(question, answer, seconds) for answer in answers])
 
     def _row(self, question: Question, answer: Answer, seconds: float) -> Result:
-        own = self.tolerance_of(answer.case, question.phase)
-        pair, tolerance = answer.pair.in_units(own)
-        verdict, reason, comparison = judge_tensor(pair.expected, pair.actual, tolerance)
-        result = Result(
-            answer.case,
+        golden = self.examiner.recorded.golden
+        result = self.judge.judge(
+            golden.case(answer.case),
             question.phase,
-            str(question),
-            verdict,
-            reason,
-            tolerance,
-            comparison,
-            seconds,
+            answer.pair,
+            seconds=seconds,
+            rows=answer.rows,
         )
-        return self._explain(result, answer) if verdict is Verdict.FAIL else result
+        result = dataclasses.replace(result, tensor=str(question))
+        return self._explain(result, answer) if result.verdict is Verdict.FAIL else result
 
     def _explain(self, result: Result, answer: Answer) -> Result:
         """Say at which step new tokens leave the golden's, and how sure the golden was there."""
@@ -88,7 +81,7 @@ class QuestionJudge:
             return result
         golden = self.examiner.recorded.golden
         explainer = GenerationExplainer(
-            golden, None, self.dtype, allow_near_ties=self.allow_near_ties
+            golden, None, self.judge.dtype, allow_near_ties=self.allow_near_ties
         )
         recorded = golden.tensor(answer.case, Phase.GENERATE, parts.TOKEN_IDS)
         end = answer.step + len(expected)
@@ -111,6 +104,6 @@ def _unjudged(question: Question, verdict: Verdict, reason: str) -> Result:
 
 
 def _worst(rows: Sequence[Result]) -> Result:
-    """Return the first row that differs, or the one that used most of its tolerance."""
-    bad = next((row for row in rows if row.verdict in BAD), None)
-    return bad or max(rows, key=lambda row: tolerance_used(row) or 0.0)
+    """Return the row that differs most, or the one that used most of its tolerance."""
+    bad = [row for row in rows if row.verdict in BAD]
+    return max(bad or rows, key=lambda row: tolerance_used(row) or 0.0)

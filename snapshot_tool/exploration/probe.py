@@ -23,9 +23,10 @@ from snapshot_tool.core.questions import (
 )
 from snapshot_tool.core.results import Result, Verdict
 from snapshot_tool.exploration.ask import Examiner
-from snapshot_tool.exploration.judge import QuestionJudge, ToleranceOf
+from snapshot_tool.exploration.judge import QuestionJudge
 from snapshot_tool.exploration.recorded import Recorded
 from snapshot_tool.exploration.subjects import find_subjects
+from snapshot_tool.judge import Judge
 from snapshot_tool.store.golden import Golden
 
 
@@ -35,7 +36,7 @@ def require_worked_out(
     results: Sequence[Result],
     *,
     phase: Phase,
-    tolerance_of: ToleranceOf,
+    judge: Judge,
 ) -> list[Result]:
     """Return the results of one case; as failures where all were equal and the next one is wrong.
 
@@ -49,8 +50,7 @@ def require_worked_out(
     if question is None:
         return list(results)
     examiner = Examiner(candidate, Recorded(golden, subjects))
-    judge = QuestionJudge(examiner, tolerance_of, golden.manifest.dtype)
-    answer = judge.result(question)
+    answer = QuestionJudge(examiner, judge).result(question)
     if answer.verdict is not Verdict.FAIL:
         return list(results)
     reason = (

@@ -12,6 +12,7 @@ from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.questions import Prompt, Subject
 from snapshot_tool.families import family_of
+from snapshot_tool.phase_runs import Pair
 from snapshot_tool.store import parts
 from snapshot_tool.store.compact import connector_input, recorded
 from snapshot_tool.store.golden import Golden
@@ -74,23 +75,21 @@ class Recorded:
         """Return how many logits a position has."""
         return len(self.golden.tensor(case, Phase.FORWARD, parts.LOGITS))
 
-    def position_records(
-        self, prompt: Prompt, logits: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what is recorded of a prompt's positions, and the same of logits.
+    def position_pairs(self, prompt: Prompt, logits: torch.Tensor) -> list[Pair]:
+        """Return what is recorded of a prompt's positions beside the same of logits.
 
-        logits: (length, vocabulary), without padding. Both answers: (length, columns).
+        logits: (length, vocabulary), without padding.
         """
         kept = {
-            name: self.golden.tensor(prompt.case, Phase.FORWARD, name)
-            for name in (*parts.POSITION_RECORDS, "position_topk_ids", "position_sample_ids")
+            name: self.golden.tensor(prompt.case, Phase.FORWARD, name)[: prompt.length]
+            for name in (*parts.POSITION_RECORDS, "position_topk_ids")
         }
         actual = parts.position_records(
-            logits,
-            topk_ids=kept["position_topk_ids"][: prompt.length],
-            sample_ids=kept["position_sample_ids"],
+            parts.widened(logits),
+            topk_ids=kept["position_topk_ids"],
+            sample_ids=self.golden.tensor(prompt.case, Phase.FORWARD, "position_sample_ids"),
         )
-        return _columns(kept)[: prompt.length], _columns(actual)
+        return [Pair(name, kept[name], actual[name]) for name in parts.POSITION_RECORDS]
 
     def features(
         self, case: str, phase: Phase, tiles: Sequence[int]
@@ -130,11 +129,3 @@ def some(tensor: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
     if tensor is None or len(tensor[rows]) == 0:
         return None
     return tensor[rows]
-
-
-def _columns(records: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return POSITION_RECORDS side by side, (positions, columns)."""
-    import torch
-
-    columns = [records[name].reshape(len(records[name]), -1) for name in parts.POSITION_RECORDS]
-    return torch.cat(columns, dim=-1)

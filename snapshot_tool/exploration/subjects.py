@@ -8,7 +8,7 @@ from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.questions import Subject
 from snapshot_tool.families import family_of
-from snapshot_tool.families.family import Family
+from snapshot_tool.families.family import PADDING, UNSEEN, Family
 from snapshot_tool.store import parts
 from snapshot_tool.store.compact import recorded_shape
 from snapshot_tool.store.golden import Golden
@@ -27,7 +27,8 @@ def _subject(golden: Golden, case: str, family: Family) -> Subject:
     phases = set()
     # In an encoder every token sees all others: only a decoder's prompts have beginnings.
     padded = not bool(inputs.attention_mask.all())
-    if family.generates and not (family.recurrent and padded):
+    recurrent = family.recurrent and golden.manifest.environment.get(PADDING) != UNSEEN
+    if family.generates and not (recurrent and padded):
         phases |= {Phase.FORWARD, Phase.GENERATE} & _recorded(golden, case)
     if golden.case(case).eos_token_ids is not None:
         # Questions about a generation have one set of end tokens for all cases.
@@ -39,7 +40,7 @@ def _subject(golden: Golden, case: str, family: Family) -> Subject:
         generated = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))
     tile_id = golden.manifest.checkpoint.config.get(family.tile_id_field)
     cuts = _cuts(inputs, tiles, tile_id if isinstance(tile_id, int) else -1)
-    return Subject(case, frozenset(phases), cuts, generated, paddable=not family.recurrent)
+    return Subject(case, frozenset(phases), cuts, generated, paddable=not recurrent)
 
 
 def _recorded(golden: Golden, case: str) -> set[Phase]:

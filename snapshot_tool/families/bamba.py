@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.families.family import Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import DecoderCalls
 from snapshot_tool.families.llama import DECODER_PHASES, decoder_config, gated_mlp_twins, rope_theta
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,10 +40,12 @@ class _Calls(DecoderCalls):
 
     forward_in_parts = None  # type: ignore[assignment]
 
-    def padded(self, inputs: CaseInputs) -> tuple[CaseInputs, dict[str, Any]]:
-        """Return any prompt with its position ids, a padded one with its mask, too."""
-        padded, seen = super().padded(inputs)
-        return padded, seen or {"position_ids": self.pad(inputs, causal=True)[1]["position_ids"]}
+    def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
+        """Return the position ids of any prompt, and a padded one's mask."""
+        seen = self.pad(inputs, causal=True)
+        if bool(inputs.attention_mask.all()):
+            del seen["mask"]
+        return seen
 
 
 _LAYER, _HF_LAYER = r"base_model\.layers\.(\d+)", r"model.layers.\1"

@@ -1,4 +1,4 @@
-"""The declaration that every family fills in: what snap has to know of it, on both sides."""
+"""The declaration of a family: the reference's side of a model, and FMS's."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +8,13 @@ from typing import Any
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families.fms_calls import FmsCalls
+
+# What an environment names the file by that declares a family, and what it says is recorded.
+FILE, ANSWERS = "family_file", "family_answers"
+# What an environment says of a model without a declaration, if padding changes no logits.
+PADDING, UNSEEN = "padding", "changes nothing"
+# What explains how a family is declared.
+PAGE = "docs/adding-a-family.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +74,12 @@ class FmsPort:
         config: from Hugging Face's configuration to FMS's fields, nested as FMS nests them.
         calls: how FMS's model is called, phase by phase.
         twins: how modules are named on both sides.
-        absent: what FMS computes with where its configuration has no such field, as in releases
-            from before it; nested fields by their own names.
+        absent: what FMS computes with if its configuration has no such field, as in releases from
+            before it: a value, or a function of the fields beside it. Nested fields by their own
+            names.
         not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
+        tied: pattern of the head's key. If the configuration ties it to the embedding, Hugging Face
+            ignores what a checkpoint holds under it.
         encoder: the module that encodes images within FMS's model; "" where there is none.
         tiles_apart: whether the encoder takes tiles (tiles, channels, height, width) that know
             nothing of each other.
@@ -81,8 +91,29 @@ class FmsPort:
     twins: tuple[Twin, ...] = ()
     absent: Mapping[str, Any] = field(default_factory=dict)
     not_weights: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"position_ids$")
+    tied: str = r"^lm_head\.weight$"
     encoder: str = ""
     tiles_apart: bool = False
+
+    def is_weight(self, key: str, config: Mapping[str, Any]) -> bool:
+        """Tell whether the reference holds a checkpoint's tensor after loading, by its key."""
+        text = config.get("text_config")
+        own = text if isinstance(text, Mapping) and text else config
+        ignored = [*self.not_weights, *([self.tied] if own.get("tie_word_embeddings") else [])]
+        return not any(re.search(pattern, key) for pattern in ignored)
+
+
+def computed_without(absent: Mapping[str, Any], name: str, fields: Mapping[str, Any]) -> Any:
+    """Return what FMS computes with if it has no such field, or None; see FmsPort.absent."""
+    value = absent.get(name)
+    return value(fields) if callable(value) else value
+
+
+def _no_fields(_config: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+NO_PORT = FmsPort("", _no_fields, FmsCalls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +124,7 @@ class Family:
         name: what golden sets call it.
         hf_class: the transformers class that a checkpoint's config.json names, and that loads it.
         phases: the phases that it has. Without forward it takes no text, without vision no images.
-        fms: how FMS has it.
+        fms: how FMS has it; by default FMS has not, and another candidate is checked.
         captures: what is kept of a forward pass besides the logits.
         compared: for vision and connector, the name of the tensor that a candidate must return, or
             return among others by name: what else is captured of a phase is compared as well.
@@ -101,19 +132,21 @@ class Family:
         pixel_dims: dimensions of the pixel values that Hugging Face's forward takes: 4 for (tiles,
             channels, height, width), 5 for a batch of them.
         reserved_positions: position embeddings that no token can have.
-        attention: the implementation of attention that Hugging Face is asked for.
+        attention: the implementation of attention that Hugging Face is asked for; "" for its own
+            choice.
         tile_id_field: the field of Hugging Face's configuration with the id that stands in a
             prompt for each token that the connector makes of a tile, tile after tile; "" where
             prompts cannot be cut between tiles.
         recurrent: whether it has layers whose state padding enters: what was recorded with padding
-            then holds for that padding alone.
+            then holds for that padding alone. Where there is no declaration, recording tries it.
         language_model: `model_type` of the text model, where one class serves several families.
+        digest: SHA-256 of the user's file that declares it, set on loading; "" for snap's own.
     """
 
     name: str
     hf_class: str
     phases: tuple[Phase, ...]
-    fms: FmsPort
+    fms: FmsPort = NO_PORT
     captures: tuple[Capture, ...] = ()
     compared: Mapping[Phase, str] = field(default_factory=dict)
     logits: bool = True
@@ -123,6 +156,27 @@ class Family:
     tile_id_field: str = ""
     recurrent: bool = False
     language_model: str = ""
+    digest: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a golden set and a report say of a declaration that is not snap's own."""
+        return {FILE: self.digest, ANSWERS: self.answers} if self.digest else {}
+
+    @property
+    def answers(self) -> str:
+        """What a golden set holds of it, on one line."""
+        kept = [
+            f"{c.phase} {c.name} ({c.module} {c.side}{'' if c.judged else ', not judged'})"
+            for c in self.captures
+        ]
+        compared = [f"{phase} compares {name}" for phase, name in self.compared.items()]
+        return "; ".join([*self.phases, *["logits"] * self.logits, *kept, *compared])
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether there is a declaration, or nothing but the name of a class."""
+        return self.name != self.hf_class
 
     @property
     def takes_text(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,9 @@ class LoadedFms:
     config: Mapping[str, Any]
 
 
+EndToken = int | list[int] | None
+
+
 class FmsCalls:
     """One method for each phase that FMS has of a family; a phase without a method is lacking.
 
@@ -49,19 +52,18 @@ class FmsCalls:
         self.model = loaded.model
         self.notes: dict[str, None] = {}
 
-    def pad(
-        self, inputs: CaseInputs, *, causal: bool, offset: int = 0
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return prompts as FMS's own pad_input_ids lays them out.
+    def pad(self, inputs: CaseInputs, *, causal: bool, offset: int = 0) -> dict[str, torch.Tensor]:
+        """Return `mask` and `position_ids` of prompts, by FMS's own pad_input_ids.
 
-        The ids are (rows, length); with them come `mask`, (rows, length, length) and additive, and
-        `position_ids`, (rows, length), which begin at `offset`.
+        The mask is additive, (rows, length, length); an encoder's padding attends to the text. The
+        positions, (rows, length), begin at `offset`. The ids of the padding are not FMS's choice,
+        which is 0 before 1.10.1: some heads, and Mamba's state, depend on them.
         """
         real = inputs.attention_mask.bool()
         side = "left" if bool(real[:, -1].all()) else "right"
         pad = self._pad_input_ids(side)
         if pad is None:
-            return inputs.input_ids, _own_padding(real, causal=causal, offset=offset)
+            return _own_padding(real, causal=causal, offset=offset)
         options = {
             "padding_side": side,
             "min_pad_length": real.shape[1],
@@ -71,10 +73,29 @@ class FmsCalls:
         }
         known = inspect.signature(pad).parameters
         rows = [ids[kept] for ids, kept in zip(inputs.input_ids, real, strict=True)]
-        ids, seen = pad(rows, **{n: v for n, v in options.items() if n in known})
+        found = pad(rows, **{n: v for n, v in options.items() if n in known})
+        seen: dict[str, torch.Tensor] = found[1]
         if _sees_padding(seen["mask"], real):
             self.notes.setdefault("FMS's pad_input_ids lets tokens attend to padding")
-        return ids, seen
+        if not causal:
+            seen["mask"] = _with_seeing_padding(seen["mask"], real)
+        return seen
+
+    def end_token(self, generate: Callable[..., Any], ends: Sequence[int]) -> EndToken:
+        """Return what FMS's generation is given as end token: all of them if it takes several.
+
+        None if there is none, or if it takes a single one and there are several: it then generates
+        to the last token, and is cut by whoever calls it. That is noted, since it goes unchecked.
+        """
+        if len(ends) < 2:  # noqa: PLR2004
+            return next(iter(ends), None)
+        if _takes_several(generate, "eos_token_id"):
+            return list(ends)
+        self.notes.setdefault(
+            f"FMS's generation takes one end token, the checkpoint has {len(ends)}: it was given "
+            "none and cut after the first, so where it ends by itself is not checked"
+        )
+        return None
 
     def _pad_input_ids(self, side: str) -> Callable[..., Any] | None:
         """Return FMS's pad_input_ids, or None if it has none that pads on this side."""
@@ -93,7 +114,7 @@ class FmsCalls:
         found = []
         for part in parts:
             length, new = part.attention_mask.shape[1], part.input_ids.shape[1]
-            _, seen = self.pad(CaseInputs(ids[:, :length], part.attention_mask), causal=True)
+            seen = self.pad(CaseInputs(ids[:, :length], part.attention_mask), causal=True)
             found.append({name: tensor[:, -new:] for name, tensor in seen.items()})
         return found
 
@@ -103,17 +124,17 @@ class DecoderCalls(FmsCalls):
 
     def forward(self, inputs: CaseInputs) -> torch.Tensor:
         """Return the logits of every position, (1, length, vocabulary)."""
-        inputs, seen = self.padded(inputs)
-        logits: torch.Tensor = self.model(self.embed(inputs), **seen)
+        logits: torch.Tensor = self.model(self.embed(inputs), **self.padding(inputs))
         return logits
 
     def generate(
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> torch.Tensor:
         """Return the greedy new tokens, the end token included."""
-        end = eos_token_ids[0] if len(eos_token_ids) == 1 else None
+        end = self.end_token(self.loaded.loop, eos_token_ids)
         ids = self._loop(inputs, max_new_tokens=max_new_tokens, end=end)
-        return cut_after_end(ids[0, inputs.input_ids.shape[1] :], eos_token_ids)
+        new: torch.Tensor = ids[0, inputs.input_ids.shape[1] :]
+        return cut_after_end(new, eos_token_ids) if end is None else new
 
     def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
         """Return the logits of prompts padded to one length, (rows, length, vocabulary)."""
@@ -141,8 +162,7 @@ class DecoderCalls(FmsCalls):
             logits.append(answer)
         return torch.cat(logits, dim=1)
 
-    def _loop(self, inputs: CaseInputs, *, max_new_tokens: int, end: int | None) -> torch.Tensor:
-        inputs, seen = self.padded(inputs)
+    def _loop(self, inputs: CaseInputs, *, max_new_tokens: int, end: EndToken) -> torch.Tensor:
         ids: torch.Tensor = self.loaded.loop(
             self.model,
             inputs.input_ids,
@@ -152,7 +172,7 @@ class DecoderCalls(FmsCalls):
             use_cache=True,
             eos_token_id=end,
             prepare_model_inputs_hook=self.hook(),
-            extra_kwargs={**self.images(inputs), **seen},
+            extra_kwargs={**self.images(inputs), **self.padding(inputs)},
         )
         return ids
 
@@ -168,12 +188,9 @@ class DecoderCalls(FmsCalls):
         """Return what the loop's hook is given of the images."""
         return {}
 
-    def padded(self, inputs: CaseInputs) -> tuple[CaseInputs, dict[str, Any]]:
-        """Return padded prompts with their mask and position ids; whole ones need neither."""
-        if bool(inputs.attention_mask.all()):
-            return inputs, {}
-        ids, seen = self.pad(inputs, causal=True)
-        return replace(inputs, input_ids=ids), seen
+    def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
+        """Return mask and position ids of padded prompts; whole ones need neither."""
+        return {} if bool(inputs.attention_mask.all()) else self.pad(inputs, causal=True)
 
 
 class ImageTextCalls(DecoderCalls):
@@ -188,7 +205,7 @@ class ImageTextCalls(DecoderCalls):
     def embed(self, inputs: CaseInputs) -> torch.Tensor:
         """Return the embeddings of the prompt, images written over their placeholders."""
         embedded: torch.Tensor = self.model.prepare_inputs_for_generation(
-            0, inputs.input_ids, self.images(inputs)
+            0, inputs.input_ids, {"use_cache": False, **self.images(inputs)}
         )[0]
         return embedded
 
@@ -212,8 +229,8 @@ class EncoderCalls(FmsCalls):
         base = self.model.base_model
         handle = base.register_forward_hook(lambda _module, _given, out: hidden.append(out))
         try:
-            ids, seen = self.padded(inputs)
-            answer = self.model(ids, **seen, **_token_types(inputs))
+            padding, types = self.padding(inputs), _token_types(inputs)
+            answer = self.model(inputs.input_ids, **padding, **types)
         finally:
             handle.remove()
         return {"last_hidden_state": hidden[0], **self.head_outputs(answer)}
@@ -222,11 +239,9 @@ class EncoderCalls(FmsCalls):
         """Return the head's answer by name: logits of every position."""
         return {"logits": answer}
 
-    def padded(self, inputs: CaseInputs) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Return the ids, and mask and position ids of a padded prompt."""
-        if bool(inputs.attention_mask.all()):
-            return inputs.input_ids, {}
-        return self.pad(inputs, causal=False)
+    def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
+        """Return mask and position ids of a padded prompt; a whole one needs neither."""
+        return {} if bool(inputs.attention_mask.all()) else self.pad(inputs, causal=False)
 
 
 def _token_types(inputs: CaseInputs) -> dict[str, torch.Tensor]:
@@ -245,17 +260,22 @@ class VisionCalls(FmsCalls):
         return {"last_hidden_state": features, "pooler_output": pooled}
 
 
+def _takes_several(function: Callable[..., Any], parameter: str) -> bool:
+    """Tell by its annotation whether a parameter takes a list as well as one value."""
+    annotation = inspect.signature(function).parameters[parameter].annotation
+    return any(word in str(annotation).lower() for word in ("list", "sequence", "iterable"))
+
+
 def _own_padding(real: torch.Tensor, *, causal: bool, offset: int) -> dict[str, torch.Tensor]:
     """Return what pad_input_ids should, for an FMS without it; real: (rows, length) bool.
 
-    Padding attends to padding: a row that attends to nothing would turn into NaN.
+    A decoder's padding attends to padding: a row that attends to nothing would turn into NaN.
     """
     import torch
 
-    seen = real[:, :, None] == real[:, None, :]
-    seen = seen.tril() if causal else seen
+    seen = (real[:, :, None] == real[:, None, :]).tril() if causal else real[:, None, :]
     return {
-        "mask": torch.where(seen, 0.0, -torch.inf),
+        "mask": torch.where(seen, 0.0, -torch.inf).expand(-1, real.shape[1], -1),
         "position_ids": (real.cumsum(-1) - 1).clamp(min=0) + offset,
     }
 
@@ -268,6 +288,19 @@ def _sees_padding(mask: torch.Tensor, real: torch.Tensor) -> bool:
     return bool((seen & real[:, :, None] & ~real[:, None, :]).any())
 
 
+def _with_seeing_padding(mask: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Return a mask in which padding attends to all real tokens, as in Hugging Face's encoders.
+
+    A head that reads the first position reads padding if the prompt is padded on the left.
+    """
+    import torch
+
+    if mask.dtype == torch.bool:
+        return torch.where(real[:, :, None], mask, real[:, None, :])
+    rows = torch.where(real[:, None, :], 0.0, -torch.inf).to(mask.dtype)
+    return torch.where(real[:, :, None], mask, rows)
+
+
 def cut_after_end(new: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
     """Return new tokens up to the first end token; FMS's loop knows a single one alone."""
     import torch
@@ -276,16 +309,16 @@ def cut_after_end(new: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
     return new[: int(places[0]) + 1] if len(places) else new
 
 
-def cut_filled(new: torch.Tensor, end: int, *, filler: Sequence[int]) -> torch.Tensor:
+def cut_filled(new: torch.Tensor, ends: Sequence[int], *, filler: Sequence[int]) -> torch.Tensor:
     """Return a row of a batch up to its end token, where nothing but filler stands after it.
 
     A row that goes on after its end is returned whole: the model was told what ends it.
     """
     import torch
 
-    cut = cut_after_end(new, [end])
+    cut = cut_after_end(new, ends)
     rest = new[len(cut) :]
-    filled = torch.isin(rest, torch.tensor([end, *filler], device=new.device))
+    filled = torch.isin(rest, torch.tensor([*ends, *filler], device=new.device))
     return cut if bool(filled.all()) else new
 
 

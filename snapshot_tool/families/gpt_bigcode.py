@@ -5,7 +5,7 @@ from typing import Any
 
 from snapshot_tool.families.family import Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import DecoderCalls
-from snapshot_tool.families.llama import DECODER_PHASES, activation
+from snapshot_tool.families.llama import DECODER_PHASES, activation, grow_factor
 
 
 def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "emb_dim": config["n_embd"],
         "nheads": config["n_head"],
         "nlayers": config["n_layer"],
-        "hidden_grow_factor": inner / config["n_embd"],
+        "hidden_grow_factor": grow_factor(inner, config["n_embd"]),
         "activation_fn": activation(config["activation_function"]),
         "max_expected_seq_len": config["n_positions"],
         "multiquery_attn": config["multi_query"],
@@ -53,6 +53,7 @@ GPT_BIGCODE = Family(
             Twin(rf"{_LAYER}\.ff_sub_layer\.a", f"{_HF_LAYER}.mlp.act"),
             Twin(rf"{_LAYER}\.ff_sub_layer\.w2", f"{_HF_LAYER}.mlp.c_proj"),
         ),
+        absent={"tie_heads": True},
         not_weights=(r"\.\d+\.attn\.(masked_)?bias$",),
     ),
 )

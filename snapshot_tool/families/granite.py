@@ -7,6 +7,7 @@ from snapshot_tool.families.family import Family, FmsPort
 from snapshot_tool.families.fms_calls import DecoderCalls
 from snapshot_tool.families.llama import (
     DECODER_PHASES,
+    EVEN_HEADS,
     decoder_config,
     decoder_twins,
     head_dim,
@@ -35,5 +36,5 @@ GRANITE = Family(
     name="granite",
     hf_class="GraniteForCausalLM",
     phases=DECODER_PHASES,
-    fms=FmsPort("granite", granite_config, DecoderCalls, decoder_twins()),
+    fms=FmsPort("granite", granite_config, DecoderCalls, decoder_twins(), absent=EVEN_HEADS),
 )

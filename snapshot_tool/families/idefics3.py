@@ -105,14 +105,12 @@ class _Calls(FmsCalls):
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> torch.Tensor:
         """Return the greedy new tokens, the end token included."""
+        end = self.end_token(self.model.generate, eos_token_ids)
         ids = self.model.generate(
-            **self._arguments([inputs]),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos_token_ids[0] if len(eos_token_ids) == 1 else None,
+            **self._arguments([inputs]), max_new_tokens=max_new_tokens, eos_token_id=end
         )
         new: torch.Tensor = ids[0, inputs.input_ids.shape[1] :]
-        # FMS's generate knows one end token: with several it runs on, and is cut here.
-        return cut_after_end(new, eos_token_ids) if len(eos_token_ids) > 1 else new
+        return cut_after_end(new, eos_token_ids) if end is None else new
 
     def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
         """Return the logits of prompts padded to one length, (rows, length, vocabulary)."""
@@ -138,7 +136,7 @@ class _Calls(FmsCalls):
         self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> list[torch.Tensor]:
         """Return the greedy new tokens of each prompt, its own end token included."""
-        end = eos_token_ids[0] if len(eos_token_ids) == 1 else None
+        end = self.end_token(self.model.generate, eos_token_ids)
         ids = self.model.generate(
             **self._arguments(rows), max_new_tokens=max_new_tokens, eos_token_id=end
         )
@@ -147,7 +145,7 @@ class _Calls(FmsCalls):
             return [cut_after_end(new, eos_token_ids) for new in rows_new]
         pad = self.loaded.config.get("pad_token_id")
         filler = [] if pad is None else [pad]
-        return [cut_filled(new, end, filler=filler) for new in rows_new]
+        return [cut_filled(new, eos_token_ids, filler=filler) for new in rows_new]
 
     def _arguments(self, rows: Sequence[CaseInputs]) -> dict[str, torch.Tensor | None]:
         """Return prompts of one length as FMS's forward and generate take them.

@@ -1,5 +1,6 @@
 """Llama, and what other decoders built like it share: configuration and names of modules."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,15 @@ def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
     return {} if kept.get("rope_type") == "default" else kept
 
 
+def grow_factor(inner: int, width: int) -> float:
+    """Return the factor by which FMS widens a feed-forward layer, which takes int(factor * width).
+
+    The quotient alone may be rounded down: int(123 / 60 * 60) is 122.
+    """
+    factor = inner / width
+    return factor if int(factor * width) == inner else math.nextafter(factor, math.inf)
+
+
 def activation(name: str) -> str:
     """Return FMS's name of an activation function, the one that all its releases know."""
     return {"gelu_pytorch_tanh": "gelu-tanh", "silu": "swish"}.get(name, name)
@@ -42,7 +52,7 @@ def decoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "nheads": config["num_attention_heads"],
         "kvheads": config["num_key_value_heads"],
         "nlayers": config["num_hidden_layers"],
-        "hidden_grow_factor": config["intermediate_size"] / config["hidden_size"],
+        "hidden_grow_factor": grow_factor(config["intermediate_size"], config["hidden_size"]),
         "multiple_of": 1,
         "activation_fn": activation(config["hidden_act"]),
         "max_expected_seq_len": config["max_position_embeddings"],
@@ -60,6 +70,24 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "rope_theta": rope_theta(config),
         "rope_scaling": rope_scaling(config),
     }
+
+
+def even_head_dim(fields: Mapping[str, Any]) -> int | None:
+    """Return the elements of a head if FMS's fields split the width evenly among the heads."""
+    width, heads = fields.get("emb_dim"), fields.get("nheads")
+    return width // heads if width and heads else None
+
+
+# What FMS computed with before its LLaMAConfig had these fields.
+LLAMA_ABSENT: Mapping[str, Any] = {
+    "attn_bias": False,
+    "mlp_bias": False,
+    "tie_heads": False,
+    "rope_theta": 10_000.0,
+    "rope_scaling": {},
+}
+# The same before GraniteConfig and MistralConfig had it.
+EVEN_HEADS: Mapping[str, Any] = {"head_dim": even_head_dim}
 
 
 def decoder_twins(
@@ -119,5 +147,5 @@ LLAMA = Family(
     name="llama",
     hf_class="LlamaForCausalLM",
     phases=DECODER_PHASES,
-    fms=FmsPort("llama", llama_config, DecoderCalls, decoder_twins()),
+    fms=FmsPort("llama", llama_config, DecoderCalls, decoder_twins(), absent=LLAMA_ABSENT),
 )

@@ -10,7 +10,7 @@ from snapshot_tool.core.taps import Side
 from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import ImageTextCalls
 from snapshot_tool.families.granite import granite_config
-from snapshot_tool.families.llama import decoder_twins
+from snapshot_tool.families.llama import EVEN_HEADS, decoder_twins
 from snapshot_tool.families.siglip_vision import siglip_config, siglip_twins
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ LLAVA_NEXT = Family(
                 "language_model.lm_head",
             ),
         ),
+        absent=EVEN_HEADS,
         encoder="vision_tower",
     ),
 )

@@ -7,9 +7,11 @@ from snapshot_tool.families.family import Family, FmsPort
 from snapshot_tool.families.fms_calls import DecoderCalls
 from snapshot_tool.families.llama import (
     DECODER_PHASES,
+    EVEN_HEADS,
     decoder_config,
     decoder_twins,
     head_dim,
+    rope_scaling,
     rope_theta,
 )
 
@@ -20,6 +22,7 @@ def mistral_config(config: Mapping[str, Any]) -> dict[str, Any]:
         **decoder_config(config),
         "head_dim": head_dim(config),
         "rope_base": rope_theta(config),
+        "rope_scaling": rope_scaling(config),
         "sliding_window": config["sliding_window"],
     }
 
@@ -28,5 +31,11 @@ MISTRAL = Family(
     name="mistral",
     hf_class="MistralForCausalLM",
     phases=DECODER_PHASES,
-    fms=FmsPort("mistral", mistral_config, DecoderCalls, decoder_twins()),
+    fms=FmsPort(
+        "mistral",
+        mistral_config,
+        DecoderCalls,
+        decoder_twins(),
+        absent={**EVEN_HEADS, "rope_scaling": {}},
+    ),
 )

@@ -10,6 +10,7 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import EncoderCalls
+from snapshot_tool.families.llama import grow_factor
 from snapshot_tool.families.roberta import ENCODER_PHASES, HIDDEN
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "emb_dim": config["hidden_size"],
         "nheads": config["num_attention_heads"],
         "nlayers": config["num_hidden_layers"],
-        "hidden_grow_factor": config["intermediate_size"] / config["hidden_size"],
+        "hidden_grow_factor": grow_factor(config["intermediate_size"], config["hidden_size"]),
         "activation_fn": config["hidden_act"],
         "layer_norm_eps": config["layer_norm_eps"],
         "max_expected_seq_len": config["max_position_embeddings"],
@@ -37,11 +38,14 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
 class _Calls(EncoderCalls):
     """FMS counts positions for itself in a whole prompt alone; Hugging Face leaves padding out."""
 
-    def padded(self, inputs: CaseInputs) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Return the ids, positions that are counted over real tokens, and a padded one's mask."""
-        ids, seen = self.pad(inputs, causal=False, offset=self.model.config.pad_id + 1)
-        whole = bool(inputs.attention_mask.all())
-        return ids, {"position_ids": seen["position_ids"]} if whole else seen
+    def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
+        """Return positions that are counted over real tokens, and a padded prompt's mask."""
+        padding, pad_id = inputs.attention_mask == 0, self.model.config.pad_id
+        seen = self.pad(inputs, causal=False, offset=pad_id + 1)
+        seen["position_ids"] = seen["position_ids"].masked_fill(padding, pad_id)
+        if not bool(padding.any()):
+            del seen["mask"]
+        return seen
 
     def head_outputs(self, answer: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the pooled first token, (1, width)."""

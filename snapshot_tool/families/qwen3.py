@@ -10,6 +10,7 @@ from snapshot_tool.families.llama import (
     decoder_config,
     decoder_twins,
     head_dim,
+    rope_scaling,
     rope_theta,
 )
 
@@ -21,6 +22,7 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "attn_bias": config["attention_bias"],
         "head_dim": head_dim(config),
         "rope_theta": rope_theta(config),
+        "rope_scaling": rope_scaling(config),
     }
 
 
@@ -40,5 +42,6 @@ QWEN3 = Family(
             Twin(rf"{_ATTENTION}\.in_proj\.key", f"{_HF_ATTENTION}.k_proj", rotary=True),
             Twin(rf"{_ATTENTION}\.in_proj\.value", f"{_HF_ATTENTION}.v_proj"),
         ),
+        absent={"rope_scaling": {}},
     ),
 )

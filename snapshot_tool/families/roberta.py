@@ -9,6 +9,7 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import EncoderCalls
+from snapshot_tool.families.llama import grow_factor
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "emb_dim": config["hidden_size"],
         "nheads": config["num_attention_heads"],
         "nlayers": config["num_hidden_layers"],
-        "hidden_grow_factor": config["intermediate_size"] / config["hidden_size"],
+        "hidden_grow_factor": grow_factor(config["intermediate_size"], config["hidden_size"]),
         "activation_fn": config["hidden_act"],
         "norm_eps": config["layer_norm_eps"],
         "type_vocab_size": config["type_vocab_size"],
@@ -45,6 +46,10 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "max_pos": config["max_position_embeddings"] - _RESERVED,
         "pos_emb": "roberta",
     }
+
+
+# Before RoBERTaConfig served BERT, too.
+_ABSENT = {"pos_emb": "roberta"}
 
 
 def _class_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,6 +123,7 @@ ROBERTA = Family(
             Twin(rf"{_HEAD}\.ln", "lm_head.layer_norm"),
             Twin(rf"{_HEAD}\.head", "lm_head.decoder"),
         ),
+        absent=_ABSENT,
     ),
 )
 ROBERTA_CLASSIFICATION = Family(
@@ -137,6 +143,7 @@ ROBERTA_CLASSIFICATION = Family(
             Twin(rf"{_HEAD}\.dense", "classifier.dense"),
             Twin(rf"{_HEAD}\.head", "classifier.out_proj"),
         ),
+        absent=_ABSENT,
     ),
 )
 ROBERTA_QUESTION_ANSWERING = Family(
@@ -151,5 +158,6 @@ ROBERTA_QUESTION_ANSWERING = Family(
         _fms_config,
         _SpanCalls,
         (*encoder_twins("roberta"), Twin("qa_head", "qa_outputs")),
+        absent=_ABSENT,
     ),
 )

@@ -1,6 +1,6 @@
 """Whose fault an exception is: the candidate's, the machine's, or that of the golden set."""
 
-from snapshot_tool.core.errors import GoldenDamaged, as_out_of_memory
+from snapshot_tool.core.errors import GoldenDamaged, is_out_of_memory
 from snapshot_tool.guards.guarded import Guarded, raised_by_candidate
 
 
@@ -12,9 +12,8 @@ def require_candidates_fault(
     What snap's own code stumbles over, with a guarded candidate, are tensors of the golden set that
     do not belong together. A lack of memory says nothing about the candidate either.
     """
-    lack = as_out_of_memory(error, doing=f"running {phase} of case {case}")
-    if lack is not None:
-        raise lack from error
+    if is_out_of_memory(error):
+        raise error
     if isinstance(candidate, Guarded) and not raised_by_candidate(error):
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise GoldenDamaged(

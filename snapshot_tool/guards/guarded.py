@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from PIL import Image
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from snapshot_tool.core.errors import PhaseUnsupported, SnapError
+from snapshot_tool.foreign_code import foreign_code
 from snapshot_tool.guards.watch import CountProducts, Watch
 from snapshot_tool.memory import fingerprint
 
 _BLAMED = "_raised_by_snaps_candidate"
+_WHO = "the candidate"
 
 
 def raised_by_candidate(error: BaseException) -> bool:
@@ -41,6 +43,7 @@ class Guarded:
         self._recorded: list[list[torch.Tensor]] | None = None
         self._replayed: Iterator[list[torch.Tensor]] | None = None
         self._products: CountProducts | None = None
+        self.overwrote = False  # an input, since this was last set
         self._watch.look_at_settings()
 
     @property
@@ -75,26 +78,37 @@ class Guarded:
         self._recorded = self._replayed = None
 
     def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._candidate, name)
-        if name == "info" or name.startswith("_") or not callable(attribute):
+        with foreign_code(_WHO):
+            attribute = getattr(self._candidate, name)
+        if name.startswith("_") or not callable(attribute):
             return attribute
+        if name == "info":
+            return functools.partial(_run, attribute)
         return functools.partial(self._call, name, attribute)
 
     def _call(self, name: str, method: Callable[..., Any], *given: Any, **options: Any) -> Any:
         arguments = _named_arguments(method, given, options)
         inputs = dict(_tensors_in(arguments))
         before = _fingerprints(inputs, given)
+        drawn = torch.get_rng_state()
         try:
-            with self._watch.watching(), self._products or nullcontext():
+            with foreign_code(_WHO), self._watch.watching(), self._products or nullcontext():
                 answer = method(*given, **options)
+            if isinstance(answer, Iterator):
+                return _each(answer)
+            if isinstance(answer, AbstractContextManager):
+                return _around(answer)
             outputs = [_plain(tensor, name) for _, tensor in _tensors_in({"answer": answer})]
         except (PhaseUnsupported, SnapError):
             raise
         except Exception as error:
             setattr(error, _BLAMED, True)
             raise
+        if not torch.equal(drawn, torch.get_rng_state()):
+            self._warn(f"{name} drew random numbers: dropout or sampling is on")
         for label, now in _fingerprints(inputs, given).items():
             if now != before[label]:
+                self.overwrote = True
                 self._warn(f"{name} overwrote its input {label}")
         self._look_at_answer(name, inputs, outputs)
         copied = name in self._reused or self._recorded is not None
@@ -140,6 +154,31 @@ class Guarded:
 
     def _warn(self, text: str) -> None:
         self._warnings.setdefault(text)
+
+
+def _run(function: Callable[..., Any], *given: Any) -> Any:
+    with foreign_code(_WHO):
+        return function(*given)
+
+
+def _each(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield what a candidate yields, its code run as foreign code."""
+    end = object()
+    while (item := _run(next, items, end)) is not end:
+        yield item
+
+
+@contextmanager
+def _around(context: AbstractContextManager[Any]) -> Iterator[Any]:
+    """Enter and leave a candidate's context, its code run as foreign code."""
+    value = _run(context.__enter__)
+    try:
+        yield value
+    except BaseException as error:
+        if not _run(context.__exit__, type(error), error, error.__traceback__):
+            raise
+    else:
+        _run(context.__exit__, None, None, None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -62,7 +62,8 @@ class Watch:
                 )
 
     def _see(self, module: torch.nn.Module, _arguments: Any) -> None:
-        if torch.compiler.is_compiling():
+        # A compiled graph runs as a module of its own, always in train mode.
+        if torch.compiler.is_compiling() or isinstance(module, torch.fx.GraphModule):
             return
         self.modules_run += 1
         if torch.is_grad_enabled():

@@ -18,6 +18,7 @@ from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.text import printable
 from snapshot_tool.core.tolerance import DEFAULT_TOLERANCES
 from snapshot_tool.drift import diff_goldens
+from snapshot_tool.families.family import ANSWERS
 from snapshot_tool.recording.answers import FORWARD_PASS, generated_text_file, read_notes
 from snapshot_tool.recording.plan import Earlier, Plan, PlannedCase
 from snapshot_tool.recording.staging import Staging
@@ -224,7 +225,10 @@ class Assembly:
 
 
 def _same_answers(old: Manifest, new: Manifest) -> bool:
-    return new.files == old.files and new.generation == old.generation
+    declared = [(m.checkpoint.family, m.environment.get(ANSWERS)) for m in (old, new)]
+    return (
+        new.files == old.files and new.generation == old.generation and declared[0] == declared[1]
+    )
 
 
 def _with_history(new: Manifest, old: Manifest, drift: SetDrift, *, reason: str) -> Manifest:

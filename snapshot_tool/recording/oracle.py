@@ -19,7 +19,7 @@ from snapshot_tool.core.sketch import Sketch, relative_error
 from snapshot_tool.core.taps import Sketchbook, Tap
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
-from snapshot_tool.oracle import position_noise
+from snapshot_tool.numerics.float64_rule import position_noise
 from snapshot_tool.recording.plan import Plan
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store import parts
@@ -151,8 +151,10 @@ class _Keeper:
 
         recorded = self._recorded()
         exact = self._exact()
+        # Three digits of a float32 rounding error say enough; of a half-precision one they do not.
+        kept = torch.bfloat16 if self.dtype == "float32" else torch.float32
         tensors = {
-            delta_key(*name): (exact[name] - value.double()).to(torch.bfloat16)
+            delta_key(*name): (exact[name] - value.double()).to(kept)
             for name, value in recorded.tensors.items()
         }
         tensors |= self._noise(recorded, self.dtype)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.recipes import CaseRecipe
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families import family_of_config
-from snapshot_tool.families.family import Capture, Family
+from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Capture, Family
 from snapshot_tool.reference.configuration import require_computed, unknown_fields
 from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
 from snapshot_tool.reference.preparation import Preparation
@@ -59,6 +61,7 @@ from snapshot_tool.taps import (
     tap_modules,
 )
 
+_LOGITS = 3  # dimensions: rows, length, vocabulary
 _REMEDY = (
     "install what it names as missing, or see that the checkpoint is whole and for transformers "
     f"{transformers.__version__}"
@@ -71,6 +74,7 @@ class HuggingFaceReference:
 
     warned: what it has warned of so far.
     unknown_fields, unused_weights: see ReferenceInfo.
+    facts: what was found out by running a model that no family declares.
     """
 
     family: Family
@@ -81,6 +85,7 @@ class HuggingFaceReference:
     warned: Warned
     unknown_fields: tuple[str, ...] = ()
     unused_weights: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, checkpoint: Path, *, dtype: str, settings: LoadSettings) -> HuggingFaceReference:
@@ -94,9 +99,9 @@ class HuggingFaceReference:
         config = read_json(checkpoint / CONFIG)
         family = family_of_config(config)
         warned = Warned(checkpoint)
-        model_class = _model_class(family)
+        model_class = _model_class(family, config, trusts_code=settings.trusts_code)
         with _loading("the configuration", checkpoint, settings), warned.listening():
-            known = model_class.config_class.from_pretrained(checkpoint, local_files_only=True)
+            known = _configuration(model_class, checkpoint, settings)
             require_computed(config, known, checkpoint / CONFIG)
         with _loading("the processor", checkpoint, settings), warned.listening():
             processor = Preparation.load(family, checkpoint, trusts_code=settings.trusts_code)
@@ -104,9 +109,9 @@ class HuggingFaceReference:
             model, report = model_class.from_pretrained(
                 checkpoint,
                 local_files_only=True,
-                trust_remote_code=settings.trusts_code,
+                **_trust(model_class, settings),
                 use_safetensors=True,
-                attn_implementation=family.attention,
+                attn_implementation=family.attention or None,
                 output_loading_info=True,
                 **_placement(settings),
                 **{_dtype_argument(): getattr(torch, dtype)},
@@ -127,7 +132,9 @@ class HuggingFaceReference:
                 unused_weights=unused_weights(model, report, checkpoint),
             )
             reference.info()  # raises now if a special token is not a number
-        return reference
+        if family.is_declared:
+            return reference
+        return replace(reference, facts=_try_decoder(reference, checkpoint))
 
     def info(self) -> ReferenceInfo:
         """Say which family answers, with which configuration and end tokens."""
@@ -141,6 +148,8 @@ class HuggingFaceReference:
             environment={
                 "attention": str(config._attn_implementation),  # noqa: SLF001 - no other name
                 **({"remote_code": "trusted"} if self.settings.trusts_code else {}),
+                **self.family.environment,
+                **self.facts,
                 **_placement_facts(self.settings),
             },
             eos_token_ids=tuple(int(token) for token in eos_ids),
@@ -184,10 +193,10 @@ class HuggingFaceReference:
         """Run the model end to end, keeping what the family names."""
         arguments: dict[str, Any] = self._arguments(inputs)
         if self.family.generates:
-            arguments["position_ids"] = _position_ids(arguments["attention_mask"])
             arguments["use_cache"] = continuation is not None
+            arguments |= self._positions(arguments["attention_mask"])
         connector = None if ask_connector is None else self._connector()
-        with self._running("forward"), torch.inference_mode(), self._precision():
+        with self._running(), torch.inference_mode(), self._precision():
             with (
                 capture_tensors(self.model, self.family.captures) as captured,
                 keep_calls(connector[1] if connector else self.model) as calls,
@@ -197,7 +206,7 @@ class HuggingFaceReference:
             if connector and calls and ask_connector:
                 features = ask_connector(_widened(self._vision_output(captured)))
                 captured[connector[0]] = _call_again(calls[0], self._cast(features))
-            logits = answer.logits[0] if self.family.logits else None
+            logits = self._logits(answer) if self.family.logits else None
             if logits is not None and continuation is not None and len(continuation):
                 logits = torch.cat([logits, self._continue(answer, arguments, continuation)])
         outputs: dict[Phase, dict[str, torch.Tensor]] = {}
@@ -205,20 +214,47 @@ class HuggingFaceReference:
             outputs.setdefault(capture.phase, {})[capture.name] = _widened(tensor)
         return ForwardPass(outputs, None if logits is None else _widened(logits))
 
+    def _logits(self, answer: Any) -> torch.Tensor:
+        logits = getattr(answer, "logits", None)
+        if not isinstance(logits, torch.Tensor) or logits.dim() != _LOGITS:
+            raise ReferenceUnavailable(
+                f"{self.family.hf_class} gives no logits (1, length, vocabulary)",
+                f"declare it with logits=False and captures; see {PAGE}",
+            )
+        return logits[0]
+
     def _continue(
         self, answer: Any, arguments: dict[str, torch.Tensor], tokens: torch.Tensor
     ) -> torch.Tensor:
-        """Run tokens after a prompt whose cache `answer` holds; return their logits."""
+        """Run tokens after a prompt whose cache `answer` holds; return their logits.
+
+        Another cache than one that grows (a hybrid or a static one, a recurrent state) is not gone
+        on with: the whole is run once more.
+        """
         ids = tokens[None].to(self.settings.device)
+        new = ids.shape[1]
         mask = torch.cat([arguments["attention_mask"], torch.ones_like(ids)], dim=1)
-        logits: torch.Tensor = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=_position_ids(mask)[:, -ids.shape[1] :],
-            past_key_values=answer.past_key_values,
-            use_cache=True,
-        ).logits[0]
+        positions = self._positions(mask)
+        cache = getattr(answer, "past_key_values", None)
+        if not isinstance(cache, transformers.DynamicCache | tuple | list):
+            whole = torch.cat([arguments["input_ids"], ids], dim=1)
+            again = self.model(input_ids=whole, attention_mask=mask, use_cache=False, **positions)
+        else:
+            again = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **{name: ids[:, -new:] for name, ids in positions.items()},
+            )
+        logits: torch.Tensor = again.logits[0, -new:]
         return logits
+
+    def _positions(self, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return position ids, as transformers' generate gives them to models that take them."""
+        if "position_ids" not in inspect.signature(self.model.forward).parameters:
+            return {}
+        return {"position_ids": _position_ids(attention_mask)}
 
     def _connector(self) -> tuple[Capture, Any] | None:
         """Return the capture of the connector's output and its module, or None without one."""
@@ -242,13 +278,14 @@ class HuggingFaceReference:
         return tensor.to(self.settings.device, dtype)
 
     @contextmanager
-    def _running(self, what: str) -> Iterator[None]:
-        """Collect warnings, and name what raises."""
+    def _running(self) -> Iterator[None]:
+        """Collect the model's warnings; raise ReferenceUnavailable for what it raises itself."""
 
         def make(why: str) -> ReferenceUnavailable:
             return ReferenceUnavailable(
-                f"transformers raises in {what}: {why}",
-                "see that the checkpoint fits its configuration, its tokenizer and --dtype",
+                f"{self.family.hf_class} of transformers {transformers.__version__} raises {why}",
+                "see that config.json, the tokenizer and --dtype fit the weights"
+                + ("" if self.family.is_declared else f"; to declare the model: {PAGE}"),
             )
 
         with self.warned.listening(), raised_as(make):
@@ -276,7 +313,7 @@ class HuggingFaceReference:
         # `generate` fills gaps of the settings given from the model's own; these must not count.
         own, self.model.generation_config = self.model.generation_config, settings
         try:
-            with self._running("generate"), torch.inference_mode():
+            with self._running(), torch.inference_mode():
                 answer = self.model.generate(**self._arguments(inputs), generation_config=settings)
         finally:
             self.model.generation_config = own
@@ -420,15 +457,35 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", torch.float32) if half else tensor.cpu()
 
 
-def _model_class(family: Family) -> Any:
-    """Return transformers' class of a family; raise where this release does not have it."""
+def _model_class(family: Family, config: Mapping[str, Any], *, trusts_code: bool) -> Any:
+    """Return transformers' class of a family, or the one that a trusted checkpoint brings."""
     found = getattr(transformers, family.hf_class, None)
+    brought = config.get("auto_map") or {} if trusts_code else {}
+    for auto, name in brought.items():
+        if found is None and str(name).endswith(f".{family.hf_class}"):
+            found = getattr(transformers, auto, None)
     if found is None:
         raise ReferenceUnavailable(
             f"transformers {transformers.__version__} has no {family.hf_class}",
-            "record this family with a newer release",
+            "record with a release that has it; if the checkpoint brings it: --trust-remote-code",
         )
     return found
+
+
+def _configuration(model_class: Any, checkpoint: Path, settings: LoadSettings) -> Any:
+    """Return the configuration as the model's class reads it."""
+    kind = transformers.AutoConfig if _is_auto(model_class) else model_class.config_class
+    return kind.from_pretrained(checkpoint, local_files_only=True, **_trust(model_class, settings))
+
+
+def _is_auto(model_class: Any) -> bool:
+    """Tell whether the class is chosen by the checkpoint, as that of trusted code is."""
+    return getattr(model_class, "config_class", None) is None
+
+
+def _trust(model_class: Any, settings: LoadSettings) -> dict[str, bool]:
+    """Return the argument of Auto classes; transformers warns of it for other classes."""
+    return {"trust_remote_code": settings.trusts_code} if _is_auto(model_class) else {}
 
 
 def _dtype_argument() -> str:
@@ -448,3 +505,30 @@ def _public_fields(config: dict[str, Any]) -> dict[str, Any]:
         for name, value in config.items()
         if not name.startswith("_")
     }
+
+
+def _try_decoder(reference: HuggingFaceReference, checkpoint: Path) -> dict[str, str]:
+    """Return what nobody says of an undeclared model, and what derived questions go by.
+
+    Raises CheckpointUnavailable where a token changes the logits before it.
+    """
+
+    def logits(*ids: int, pads: int = 0) -> torch.Tensor:
+        row = torch.tensor([[reference.info().pad_token_id] * pads + list(ids)])
+        mask = (torch.arange(row.shape[1]) >= pads).long()[None]
+        answer = reference.forward(CaseInputs(row, mask), observe=_look_away)
+        return answer.logits[pads:]  # type: ignore[index]  # it has logits, or has raised
+
+    alike = functools.partial(torch.allclose, rtol=1e-3, atol=1e-3)
+    plain = logits(3, 4)
+    if not alike(plain[0], logits(3, 5)[0]):
+        raise CheckpointUnavailable(
+            f"{reference.family.hf_class} of {checkpoint} is not causal: a token changes the "
+            "logits before it",
+            f"set is_decoder in config.json, or declare a family without generate; see {PAGE}",
+        )
+    return {PADDING: UNSEEN} if alike(plain, logits(3, 4, pads=3)) else {}
+
+
+def _look_away(module: str, side: Side, tensor: torch.Tensor) -> None:
+    """Observe nothing."""

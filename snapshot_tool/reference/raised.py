@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from snapshot_tool.core.errors import InputRefused, SnapError, as_out_of_memory
+from snapshot_tool.core.errors import InputRefused, SnapError, is_out_of_memory
 
 _LONGEST = 300  # characters
 
@@ -20,8 +20,9 @@ def raised_as(make: Callable[[str], Exception]) -> Iterator[None]:
     except BaseException as error:
         # BaseException: a panic in tokenizers is not an Exception, and code of the checkpoint
         # may call sys.exit.
-        lack = as_out_of_memory(error, doing="running Hugging Face's model")
-        raise (lack or make(in_one_line(error))) from error
+        if is_out_of_memory(error):
+            raise
+        raise make(in_one_line(error)) from error
 
 
 def in_one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -114,10 +115,19 @@ def outcome(results: Sequence[Result]) -> tuple[str, Verdict | None]:
     if not results:
         return "", None
     verdict = worst_verdict(results)
-    ratio = max((used for r in results if (used := tolerance_used(r)) is not None), default=None)
-    if ratio is None or verdict not in (Verdict.PASS, Verdict.FAIL):
-        return verdict.value, verdict
-    return f"{verdict.value} {ratio:.2g}x" if ratio else f"{verdict.value} equal", verdict
+    ratios = [used for result in results if (used := tolerance_used(result)) is not None]
+    return f"{verdict.value} {_ratio_text(ratios, verdict)}".rstrip(), verdict
+
+
+def _ratio_text(ratios: Sequence[float], verdict: Verdict) -> str:
+    """Say how much of the tolerance was used at most; nothing if that says nothing."""
+    if not ratios or verdict not in (Verdict.PASS, Verdict.FAIL):
+        return ""
+    if any(map(math.isnan, ratios)):
+        return "NaN"
+    if max(ratios) == 0:
+        return "equal" if verdict is Verdict.PASS else ""
+    return f"{max(ratios):.2g}x" if math.isfinite(max(ratios)) else "Inf"
 
 
 def exploration_lines(report: CheckReport, *, replay: str) -> list[tuple[str, Verdict | None]]:
@@ -150,10 +160,18 @@ def oracle_lines(report: CheckReport) -> list[str]:
         _oracle_figures(figures),
     ]
     if report.rule is Rule.TABLE:
-        stricter = sum(not o.within for r, o in judged if r.verdict is Verdict.PASS)
-        would = f"fail {stricter} more tensors" if stricter else "pass the same tensors"
-        lines.append(f"     --tolerance oracle would {would}")
+        lines.append(f"     --tolerance oracle {_other_verdicts(judged)}")
     return lines
+
+
+def _other_verdicts(judged: Sequence[tuple[Result, OracleComparison]]) -> str:
+    """Say on which tensors the oracle's verdict is not the table's."""
+    failed = [figures.within for result, figures in judged if result.verdict is Verdict.FAIL]
+    stricter = sum(not o.within for result, o in judged if result.verdict is Verdict.PASS)
+    words = [f"would also fail {stricter} tensors"] if stricter else []
+    if sum(failed):
+        words.append(f"would pass {sum(failed)} of the {len(failed)} that fail")
+    return " and ".join(words) or "agrees on all"
 
 
 def _oracle_figures(figures: OracleComparison) -> str:

@@ -59,15 +59,10 @@ def compact_tensors(name: str, tensor: torch.Tensor, *, seed: int) -> Tensors:
     return {f"{name}.{part}": value for part, value in zip(_PARTS, parts, strict=True)}
 
 
-def recorded(
-    golden: Golden, case: str, phase: Phase, name: str, *, lent: bool = False
-) -> torch.Tensor | CompactTensor:
-    """Return a recorded answer, whole where it is kept whole.
-
-    lent: a whole one is that of `Golden.lend_output`.
-    """
+def recorded(golden: Golden, case: str, phase: Phase, name: str) -> torch.Tensor | CompactTensor:
+    """Return a recorded answer, whole if it is kept whole."""
     if f"{name}.{_PARTS[0]}" not in golden.tensor_names(case, phase):
-        return (golden.lend_output if lent else golden.tensor)(case, phase, name)
+        return golden.tensor(case, phase, name)
     shape, sample, moments, sums = (golden.tensor(case, phase, f"{name}.{p}") for p in _PARTS)
     sides = tuple(shape.tolist())
     kept = CompactTensor(
@@ -115,8 +110,7 @@ def make_question(kept: Mapping[str, torch.Tensor], *, seed: int) -> torch.Tenso
 def connector_input(golden: Golden, case: str, vision: str) -> torch.Tensor | None:
     """Return what the connector's recorded answer is the answer to; None where it is not kept.
 
-    vision: the name of the encoder's output, which it is in a set that keeps that whole: then it is
-    lent.
+    vision: the name of the encoder's output, which it is in a set that keeps that whole.
     """
     names = golden.tensor_names(case, Phase.CONNECTOR)
     question = [name for name in names if name.partition(".")[0] == QUESTION]
@@ -129,7 +123,7 @@ def connector_input(golden: Golden, case: str, vision: str) -> torch.Tensor | No
                 f"{golden.folder / phase_file(Phase.CONNECTOR)}: {case}: {error}"
             ) from error
     if vision in golden.tensor_names(case, Phase.VISION):
-        return golden.lend_output(case, Phase.VISION, vision)
+        return golden.tensor(case, Phase.VISION, vision)
     return None
 
 

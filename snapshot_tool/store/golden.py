@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound
 from snapshot_tool.core.interfaces import CaseInputs
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.taps import Tap
-from snapshot_tool.memory import Lent
 from snapshot_tool.store.contents import find_misfits
 from snapshot_tool.store.files import leaves_root
 from snapshot_tool.store.layout import (
@@ -68,7 +67,6 @@ class Golden:
     manifest: Manifest
     _files: dict[str, TensorFile] = field(default_factory=dict, repr=False, compare=False)
     _names: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False, compare=False)
-    _lent: Lent = field(default_factory=Lent, repr=False, compare=False)
 
     @property
     def root(self) -> Path:
@@ -126,17 +124,13 @@ class Golden:
         """Return a tensor by its key in one of the set's files."""
         return self._read(file, key)
 
-    def inputs(self, case: str, *, lent: bool = False) -> CaseInputs:
-        """Return what the case's prompt and images became.
-
-        lent: the pixel values are those of `lend_pixel_values`.
-        """
+    def inputs(self, case: str) -> CaseInputs:
+        """Return what the case's prompt and images became."""
         text = self.text(case)
-        pixels = self.lend_pixel_values(case) if lent else self.image_input(case, PIXEL_VALUES)
         return CaseInputs(
             text.input_ids,
             text.attention_mask,
-            pixel_values=pixels,
+            pixel_values=self.image_input(case, PIXEL_VALUES),
             pixel_attention_mask=self.image_input(case, "pixel_attention_mask"),
             image_sizes=self.image_input(case, "image_sizes"),
             token_type_ids=text.token_type_ids,
@@ -181,8 +175,6 @@ class Golden:
 
     def image_input(self, case: str, name: str) -> torch.Tensor | None:
         """Return a tensor of the case's images by its name; None without one."""
-        if name == PIXEL_VALUES:
-            self.forget_lent()  # what is lent is not kept beside them
         # Unpacked where it is packed.
         key, names = f"{case}/{name}", self.manifest.files[INPUTS].tensors
         if key in names:
@@ -199,24 +191,6 @@ class Golden:
             return unpack(key, read)
         except (ValueError, KeyError) as error:
             raise GoldenDamaged(f"{set_file(self.folder, INPUTS)}: {key}: {error}") from error
-
-    def lend_pixel_values(self, case: str) -> torch.Tensor | None:
-        """Return the case's pixel values, read once for all who ask for them in a row.
-
-        Every phase does, and they are many. All who ask in a row are lent the same memory.
-        """
-        return self._lent.lend(f"{INPUTS}/{case}", lambda: self.image_input(case, PIXEL_VALUES))
-
-    def lend_output(self, case: str, phase: Phase, name: str) -> torch.Tensor:
-        """Return a recorded output likewise."""
-        lent = self._lent.lend(
-            f"{phase_file(phase)}/{case}/{name}", lambda: self.tensor(case, phase, name)
-        )
-        return cast("torch.Tensor", lent)
-
-    def forget_lent(self) -> None:
-        """Give its memory back, where much else is to be in memory before it is asked for."""
-        self._lent.forget()
 
     def image_input_shape(self, case: str, name: str) -> tuple[int, ...]:
         """Return the shape of such a tensor, of which nothing is read; () without one."""

@@ -16,10 +16,15 @@ from snapshot_tool.core.oracle import OracleTensor
 from snapshot_tool.core.phases import Phase
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import ORACLE
+from snapshot_tool.store.manifest import Manifest
 from snapshot_tool.store.parts import TOKEN_IDS
 
 if TYPE_CHECKING:
     import torch
+
+
+# Which rows of a recorded tensor are judged; None: all.
+Rows = slice | list[int] | None
 
 
 def delta_key(phase: Phase, tensor: str) -> str:
@@ -50,20 +55,36 @@ def oracle_tensor(
     *,
     reference: torch.Tensor,
     dtype: str,
+    rows: Rows = None,
 ) -> OracleTensor | None:
     """Return what the oracle knows of a recorded tensor; None where the set has none for it.
 
-    reference: that tensor, which whoever judges has read already.
+    reference: that tensor, which whoever judges has read already, or those rows of it.
     """
     delta = _read(golden, case, delta_key(phase, tensor))
     noise = _read(golden, case, noise_key(phase, tensor, dtype))
     if delta is None or noise is None:
         return None
+    if rows is not None:
+        delta = delta[rows]
+        # One number for all rows of a tensor without a width.
+        noise = noise[rows] if noise.dim() else noise
     _require(
         delta.shape == reference.shape and noise.shape == reference.shape[:-1],
         f"{case} {phase.value} {tensor}",
     )
     return OracleTensor(reference, delta, noise)
+
+
+def has_coarse_oracle(manifest: Manifest) -> bool:
+    """Tell whether distances to the oracle are kept in bfloat16, three digits of them.
+
+    In a float32 set that is enough. In a half-precision set the distances are as large as its
+    rounding, and three digits of them are coarser than float32 rounds.
+    """
+    entries = manifest.files[ORACLE].tensors.items()
+    deltas = [entry.dtype for key, entry in entries if key.endswith(".delta")]
+    return manifest.dtype != "float32" and "BF16" in deltas
 
 
 def step_noise(golden: Golden, case: str, *, dtype: str) -> torch.Tensor | None:

@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from snapshot_tool.memory import flat_bytes
 from snapshot_tool.store.resized import (
     CHANNELS,
     Cut,
@@ -182,7 +183,7 @@ def _levels(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     import torch
 
-    both = [tensor.contiguous().view(torch.uint8) for tensor in (one, other)]
+    both = [flat_bytes(tensor) for tensor in (one, other)]
     return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*both)
 
 

@@ -81,6 +81,13 @@ def real_rows(rows: torch.Tensor, inputs: CaseInputs) -> torch.Tensor:
     return rows if bool(inputs.attention_mask.all()) else rows[real_positions(inputs)]
 
 
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits in at least float32: a log-sum-exp must not be rounded to half precision."""
+    import torch
+
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
 def position_records(
     logits: torch.Tensor, *, topk_ids: torch.Tensor, sample_ids: torch.Tensor
 ) -> Tensors:

@@ -11,16 +11,15 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import numpy as np
 
 from snapshot_tool.core.errors import GoldenDamaged
-from snapshot_tool.memory import tensor_bytes, unset_memory
 from snapshot_tool.store.files import file_size, open_plain, require_bounded_json
 from snapshot_tool.store.manifest import FileEntry, TensorEntry
 
@@ -45,9 +44,6 @@ _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _BLOCK = 2**20
-# While another thread imports code, a block waits twice for Python's lock: 5 ms each time.
-_LARGE_BLOCK = 2**24
-_HALVED = 2**22  # bytes; so many are read, and their memory made ready, by two threads
 
 
 # gc=False: a stranger's header may have a million tensors, and nothing here refers to itself.
@@ -140,13 +136,8 @@ def _spans(header: Mapping[str, msgspec.Raw], *, first: int, size: int) -> dict[
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        # No larger than the file: most files of a checkpoint are small, and a block is zeroed.
-        block = memoryview(bytearray(min(_LARGE_BLOCK, max(1, file_size(file)))))
-        while count := file.readinto(block):
-            digest.update(block[:count])
-    return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -168,23 +159,24 @@ class TensorFile:
     spans: Mapping[str, Span]
 
     def describe(self) -> FileEntry:
-        """Return the file's manifest entry.
-
-        Every byte is digested twice, with its tensor and with the file: at the same time, where
-        there are two cores, since hashlib and the system let other threads run.
-        """
+        """Return the file's manifest entry: one pass feeds the digests of file and tensors."""
+        whole, digests = hashlib.sha256(), {}
+        ordered = sorted(self.spans.items(), key=lambda item: (item[1].start, item[1].end))
+        first = ordered[0][1].start if ordered else file_size(self.file)
+        for block in _blocks(self.file, self.path, 0, first):
+            whole.update(block)
+        for key, span in ordered:  # tensors follow each other without gaps
+            own = hashlib.sha256()
+            for block in _blocks(self.file, self.path, span.start, span.end):
+                own.update(block)
+                whole.update(block)
+            digests[key] = own.hexdigest()
+        tensors = {
+            key: TensorEntry(shape=span.shape, dtype=span.dtype, sha256=digests[key])
+            for key, span in sorted(self.spans.items())
+        }
         size = file_size(self.file)
-        with ThreadPoolExecutor(1) as other:
-            whole = other.submit(_sha256, self.file, self.path, 0, size)
-            tensors = {
-                key: TensorEntry(
-                    shape=span.shape,
-                    dtype=span.dtype,
-                    sha256=_sha256(self.file, self.path, span.start, span.end),
-                )
-                for key, span in sorted(self.spans.items())
-            }
-            return FileEntry(size=size, sha256=whole.result(), tensors=tensors)
+        return FileEntry(size=size, sha256=whole.hexdigest(), tensors=tensors)
 
     def read(self, key: str) -> torch.Tensor:
         """Return a tensor; raise GoldenDamaged where it is not there or cannot be read."""
@@ -193,18 +185,14 @@ class TensorFile:
         if key not in self.spans:
             raise GoldenDamaged(f"{self.path} has no {key}")
         span = self.spans[key]
-        memory = unset_memory(span.end - span.start)
-        left = tensor_bytes(memory)
-        if len(left) >= _HALVED:
-            half = len(left) // 2
-            with ThreadPoolExecutor(1) as other:
-                rest = other.submit(self._fill, left[half:], span.start + half)
-                self._fill(left[:half], span.start)
-                rest.result()
-        else:
-            self._fill(left, span.start)
+        dtype = getattr(torch, TORCH_DTYPES[span.dtype])
+        if span.end == span.start:
+            return torch.empty(span.shape, dtype=dtype)
+        # numpy's: torch fills new memory if algorithms are to be deterministic.
+        memory = np.empty(span.end - span.start, np.uint8)
+        self._fill(memory.data, span.start)
         # The format's bytes are those of memory: little-endian, the last dimension first.
-        return memory.view(getattr(torch, TORCH_DTYPES[span.dtype])).reshape(span.shape)
+        return torch.from_numpy(memory).view(dtype).reshape(span.shape)
 
     def _fill(self, left: memoryview, start: int) -> None:
         """Read bytes of the file from `start` on; raise GoldenDamaged where they are not there."""
@@ -221,13 +209,6 @@ def open_tensors(path: Path) -> TensorFile:
     """Open a safetensors file; raise GoldenDamaged where it is none."""
     file = open_plain(path)
     return TensorFile(path, file, _read_header(file, path)[0])
-
-
-def _sha256(file: BufferedReader, path: Path, start: int, end: int) -> str:
-    digest = hashlib.sha256()
-    for block in _blocks(file, path, start, end):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _blocks(file: BufferedReader, path: Path, start: int, end: int) -> Iterable[bytes]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.candidates import FMS, load_candidate
-from snapshot_tool.core.errors import CandidateUnavailable
+from snapshot_tool.core.errors import CandidateUnavailable, EndedProcess
 from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, Progress
 from snapshot_tool.devices import require_device
 from snapshot_tool.families import family_of
+from snapshot_tool.foreign_code import foreign_code
 from snapshot_tool.store.trace import TraceHeader
 from snapshot_tool.trace_subject import TraceOptions, TraceSubject, describe
 from snapshot_tool.tracing import Mode, write_trace
@@ -47,11 +48,20 @@ def trace_candidate(
     return write_trace(
         out,
         show(),
-        lambda: _answer(loaded, subject, options),
+        lambda: _run(loaded, subject, options, spec=candidate),
         header=_named(header, loaded),
         inputs=subject.inputs,
         twin_outputs=getattr(loaded, "twin_outputs", _no_twins),
     )
+
+
+def _run(candidate: Any, subject: TraceSubject, options: TraceOptions, *, spec: str) -> object:
+    """Run the candidate; raise CandidateUnavailable if it tries to end the process."""
+    try:
+        with foreign_code(f"--candidate {spec}"):
+            return _answer(candidate, subject, options)
+    except EndedProcess as ended:
+        raise CandidateUnavailable(str(ended), "nothing was written") from ended
 
 
 def _answer(candidate: Any, subject: TraceSubject, options: TraceOptions) -> object:

@@ -77,7 +77,6 @@ def test_every_option_of_check_and_record_is_tried_or_told(snap: Snap) -> None:
         ["verify"],
         ["check", "-h"],
         ["pull"],
-        ["check", "--goldens", "no-such-folder"],
     ],
 )
 def test_looking_at_goldens_imports_no_torch(arguments: list[str]) -> None:
@@ -85,14 +84,6 @@ def test_looking_at_goldens_imports_no_torch(arguments: list[str]) -> None:
     loaded = loaded_modules(arguments)
     assert "snapshot_tool.cli" in loaded
     assert not loaded & {"torch", "transformers", "hypothesis", "fms", "numpy", "PIL"}
-
-
-def test_a_check_without_derived_questions_imports_no_hypothesis() -> None:
-    """It is for --explore and for recording, and takes its time."""
-    options = ["--phase", "connector", "--case", "variant-04"]
-    loaded = loaded_modules(["check", "--fms-path", "build/fms-checkout", *options])
-    assert {"fms.models.idefics3", "snapshot_tool.workflows.check"} <= loaded
-    assert "hypothesis" not in loaded
 
 
 def test_every_module_but_the_reference_imports_without_transformers() -> None:

@@ -11,8 +11,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import CHECKOUT, GOLDENS, ROOT, Run, Snap, error_lines, set_folder
+from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
+from snapshot_tool.core.errors import CandidateUnavailable
+from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
+from snapshot_tool.store.manifest import load_manifest
+from tests.conftest import (
+    CHECKOUT,
+    CHECKPOINT,
+    GOLDENS,
+    ROOT,
+    Run,
+    Snap,
+    error_lines,
+    set_folder,
+)
 
 FILES = [
     "inputs.safetensors",
@@ -145,10 +159,9 @@ def test_diff_names_what_moved_beyond_tolerance(
     snap: Snap, goldens_copy: Path, tmp_path: Path
 ) -> None:
     """A golden with one other element differs in that phase, case and tensor alone."""
-    import torch
     from safetensors.torch import load_file, save_file
 
-    from snapshot_tool.store.manifest import encode, load_manifest, to_builtins
+    from snapshot_tool.store.manifest import encode, to_builtins
     from snapshot_tool.store.tensors import describe_file
 
     folder = set_folder(goldens_copy)
@@ -247,10 +260,6 @@ def spoil_weights(folder: Path, change: object) -> None:
     ("change", "problem"),
     [
         (
-            lambda tensors: tensors.pop("model.text_model.norm.weight"),
-            "leaves 1 weights of FMS's model unset: text_model.base_model.dec_norm.weight",
-        ),
-        (
             lambda tensors: tensors.update(extra=tensors["lm_head.weight"].clone()),
             "has 1 weights that nothing takes: extra",
         ),
@@ -261,22 +270,36 @@ def spoil_weights(folder: Path, change: object) -> None:
             "cannot load",
         ),
     ],
-    ids=["missing", "unused", "misshapen"],
+    ids=["unused", "misshapen"],
 )
 def test_a_checkpoint_that_does_not_fill_the_model_is_refused(
     tmp_path: Path, change: object, problem: str
 ) -> None:
-    """FMS is silent about missing and unused weights; snap is not."""
-    from snapshot_tool.candidates.fms import load_fms_candidate
-    from snapshot_tool.core.errors import CandidateUnavailable
-    from snapshot_tool.core.interfaces import CandidateRequest
-    from snapshot_tool.store.manifest import load_manifest
-    from tests.conftest import CHECKPOINT
+    """FMS is silent about weights that it does not take; snap is not."""
+    with pytest.raises(CandidateUnavailable) as raised:
+        load_spoilt(tmp_path, change)
+    assert problem in raised.value.problem
 
+
+def test_a_weight_that_the_checkpoint_lacks_is_nan_and_so_are_the_logits(tmp_path: Path) -> None:
+    """FMS leaves what its memory held. The pooling head, which nothing uses, is unset as well."""
+    candidate = load_spoilt(tmp_path, lambda tensors: tensors.pop("model.text_model.norm.weight"))
+    missing = "text_model.base_model.dec_norm.weight"
+    unset = candidate.unset_weights()
+    assert [name for name in unset if not name.startswith("vision_tower.head.")] == [missing]
+    weights = dict(candidate.model.named_parameters())
+    assert all(bool(weights[name].isnan().all()) for name in unset)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        logits = candidate.forward(CaseInputs(ids, torch.ones_like(ids)))
+    assert bool(logits.isnan().all())
+
+
+def load_spoilt(tmp_path: Path, change: object) -> FmsCandidate:
+    """Load FMS's model from a checkpoint whose weights were changed."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(CHECKPOINT, folder)
     spoil_weights(folder, change)
     config = load_manifest(set_folder(GOLDENS)).checkpoint.config
-    with pytest.raises(CandidateUnavailable) as raised:
-        load_fms_candidate(CandidateRequest(folder, config, "cpu", "float32"), fms_path=CHECKOUT)
-    assert problem in raised.value.problem
+    request = CandidateRequest(folder, config, "cpu", "float32")
+    return load_fms_candidate(request, fms_path=CHECKOUT)

@@ -12,8 +12,8 @@ import torch
 from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
 from snapshot_tool.candidates.fms_graft import redo_rotary_order
 from snapshot_tool.candidates.fms_observe import undo_rotary_order
-from snapshot_tool.check_request import CheckRequest
-from snapshot_tool.checker import Checker
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.session import Session
 from snapshot_tool.core.graft import Graft
 from snapshot_tool.core.interfaces import CandidateRequest
 from snapshot_tool.store.golden import Golden, open_golden
@@ -23,7 +23,8 @@ from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import plant
 
 CASE = "variant-04"  # the committed set keeps its outputs whole
-TEXT, VISION = "text_model.base_model.layers", "vision_tower.encoder.layers"
+TEXT = "text_model.base_model.layers"
+VISION = "vision_tower.base_model.encoder.layers"
 HF_TEXT, HF_VISION = "model.text_model.layers", "model.vision_model.encoder.layers"
 
 
@@ -55,7 +56,7 @@ def weight_off(candidate: FmsCandidate, name: str) -> Iterator[None]:
 
 def graft(candidate: FmsCandidate, golden: Golden, module: str) -> Graft:
     """Graft a module of the one case."""
-    found = Checker(CheckRequest(GOLDENS, graft=module), golden, candidate).graft(())
+    found = Session(CheckRequest(GOLDENS, graft=module), golden, candidate).graft(())
     assert found is not None
     assert found.case == CASE or module in ("model.vision_model", "model.connector")
     return found
@@ -67,8 +68,8 @@ def graft(candidate: FmsCandidate, golden: Golden, module: str) -> Graft:
         (f"{VISION}.0.layer_norm1.weight", f"{HF_VISION}.0.layer_norm1"),
         (f"{VISION}.1.attn.in_proj.qkv_fused.weight", f"{HF_VISION}.1.self_attn"),
         (f"{VISION}.2.mlp.w1.bias", f"{HF_VISION}.2.mlp.fc1"),
-        ("vision_tower.post_layernorm.weight", "model.vision_model"),
-        ("connector.modality_projection.proj.weight", "model.connector"),
+        ("vision_tower.base_model.post_layernorm.weight", "model.vision_model"),
+        ("connector.proj.weight", "model.connector"),
         ("text_model.base_model.embedding.weight", "model.text_model.embed_tokens"),
         (f"{TEXT}.0.ln.weight", f"{HF_TEXT}.0.input_layernorm"),
         (f"{TEXT}.1.attn.dense.weight", f"{HF_TEXT}.1.self_attn.o_proj"),

@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from snapshot_tool.candidates import output_cache
 from snapshot_tool.candidates.output_cache import OutputCache
-from snapshot_tool.check_request import CheckRequest
-from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.session import open_session
+from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.results import Verdict
-from snapshot_tool.opening import open_checker
-from snapshot_tool.store.golden import Golden, open_golden
-from snapshot_tool.workflows.check import check_cases
+from snapshot_tool.store.golden import open_golden
 from tests.candidates import CHECKOUT
 from tests.conftest import GOLDENS, set_folder
 
@@ -52,7 +50,7 @@ def checked(*, quick: bool = False, repeat: int = 1, case: str = "two-images") -
     """Check the checkout, see it pass, and return how often encoder and decoder worked."""
     golden = open_golden(set_folder(GOLDENS))
     request = CheckRequest(GOLDENS, fms_path=CHECKOUT, case=case, quick=quick, repeat=repeat)
-    checker = open_checker(request, golden, SilentProgress())
+    checker = open_session(request, golden, SilentProgress())
     model: Any = vars(checker.candidate)["_candidate"].model
     cases = [entry for entry in golden.manifest.cases if entry.name == case]
     # Within the modules that are served, whose own forward is another meanwhile.
@@ -60,7 +58,7 @@ def checked(*, quick: bool = False, repeat: int = 1, case: str = "two-images") -
         encoder=model.vision_tower.base_model.post_layernorm,
         decoder=model.text_model.base_model.dec_norm,
     ) as runs:
-        results = list(check_cases(checker, cases, SilentProgress()))
+        results = list(checker.check_cases(cases, SilentProgress()))
     assert len(results) > 5
     assert {result.verdict for result in results} == {Verdict.PASS}
     return runs
@@ -81,72 +79,25 @@ def test_what_is_repeated_is_computed_each_time() -> None:
     assert checked(repeat=2) == {"encoder": 6, "decoder": 4}
 
 
-@pytest.mark.parametrize(("phases", "reads"), [(PHASES, 2), ((Phase.FORWARD,), 1)])
-def test_pixel_values_are_read_once_for_two_phases_and_never_twice_in_memory(
-    monkeypatch: pytest.MonkeyPatch, phases: tuple[Phase, ...], reads: int
-) -> None:
-    """Preprocessing lends them to vision, forward to generate; localisation reads its own."""
-    read: list[StorageWeakRef] = []
-    beside: list[int] = []
-    image_input = Golden.image_input
-
-    def in_memory() -> int:
-        return sum(not held.expired() for held in read)  # type: ignore[no-untyped-call]
-
-    def watched(golden: Golden, case: str, name: str) -> torch.Tensor | None:
-        if name != "pixel_values":
-            return image_input(golden, case, name)
-        tensor = image_input(golden, case, name)
-        assert tensor is not None
-        beside.append(in_memory())  # of those before it
-        read.append(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
-        return tensor
-
-    monkeypatch.setattr(Golden, "image_input", watched)
-    golden = open_golden(set_folder(GOLDENS))
-    request = CheckRequest(GOLDENS, fms_path=CHECKOUT, phases=phases, localise=True)
-    checker = open_checker(request, golden, SilentProgress())
-    results = tuple(check_cases(checker, [golden.case("two-images")], SilentProgress()))
-    assert len(read) == reads
-    assert in_memory() == (Phase.GENERATE not in phases)
-    checker.localise(results)
-    assert beside == [0] * (reads + 1)
-
-
-def test_features_are_read_once_for_vision_and_connector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And for the question whether the connector worked; what it writes to is read anew."""
-    reads: Counter[str] = Counter()
-    tensor = Golden.tensor
-
-    def counting(golden: Golden, case: str, phase: Phase, name: str) -> torch.Tensor:
-        reads[name] += phase is Phase.VISION
-        return tensor(golden, case, phase, name)
-
-    monkeypatch.setattr(Golden, "tensor", counting)
+def test_a_case_is_read_again_if_the_candidate_overwrites_an_input() -> None:
+    """The next phase is given what was recorded; what is reshaped in place is no harm."""
     golden = open_golden(set_folder(GOLDENS))
     request = CheckRequest(GOLDENS, fms_path=CHECKOUT)
-    checker = open_checker(request, golden, SilentProgress())
-    case = golden.case("two-images")
-    for phase, run in (
-        (Phase.VISION, checker.run_unasked),  # asked, it may be given pixel values, which are many
-        (Phase.CONNECTOR, checker.run),
-    ):
-        assert {result.verdict for result in run(case, phase)} == {Verdict.PASS}
-    assert reads["last_hidden_state"] == 1
+    session = open_session(request, golden, SilentProgress())
+    calls: Any = vars(session.candidate)["_candidate"].calls
+    vision = calls.vision
 
-    calls: Any = vars(checker.candidate)["_candidate"].calls
-    connector = type(calls).connector
+    def overwriting(pixel_values: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = vision(pixel_values)
+        pixel_values.zero_()
+        pixel_values.unsqueeze_(0)
+        return features
 
-    def overwriting(self: Any, features: torch.Tensor, **sizes: Any) -> torch.Tensor:
-        tokens: torch.Tensor = connector(self, features, **sizes)
-        features.zero_()
-        return tokens
-
-    monkeypatch.setattr(type(calls), "connector", overwriting)
-    for _ in range(2):
-        results = checker.run(case, Phase.CONNECTOR)
+    calls.vision = overwriting
+    for phase in (Phase.VISION, Phase.FORWARD, Phase.VISION):
+        results = session.run(golden.case("one-image"), phase)
         assert {result.verdict for result in results} == {Verdict.PASS}
-    assert "connector overwrote its input features" in checker.warnings
+    assert "vision overwrote its input pixel_values" in session.warnings
 
 
 class Encoder(torch.nn.Module):

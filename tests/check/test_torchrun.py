@@ -92,8 +92,8 @@ def test_a_fault_is_found_in_the_module_in_which_one_process_finds_it(tmp_path: 
 def test_a_model_that_fms_does_not_split_is_refused_in_one_line(tmp_path: Path) -> None:
     """Every rank would hold all of it: nothing is gained."""
     fms = tmp_path / "fms"
-    split = "LLaMA(self.config.text_config, distributed_strategy)"
-    edit = Edit("fms/models/idefics3.py", split, "LLaMA(self.config.text_config)")
+    file = "fms/models/idefics3_components/fms_model.py"
+    edit = Edit(file, "LLaMA(text, distributed_strategy)", "LLaMA(text)")
     plant(edit, checkout=CHECKOUT, out=fms)
     run = launch(tmp_path, "--fms-path", fms, *IDEFICS3)
     assert (run.code, run.report) == (1, None)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.check_request import CheckRequest
-from snapshot_tool.checker import Checker
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.session import Session
 from snapshot_tool.core.interfaces import CandidateRequest
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.questions import Prefix, Prompt
@@ -19,6 +19,8 @@ from snapshot_tool.store.golden import open_golden
 from snapshot_tool.weights import compare_weights
 from tests.candidates import CHECKOUT
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
+from tests.mutants.corpus import edit_of
+from tests.mutants.mutant import plant
 
 EMBEDDING = "text_model.base_model.embedding.weight"
 DOUBLED = "tests.check.wrong_weights:unused_embedding_doubled"
@@ -80,13 +82,48 @@ def test_a_weight_that_no_case_uses_fails_the_check(snap: Snap, tmp_path: Path) 
     assert f"FAIL weights / {EMBEDDING}" in again.out
 
 
+def test_a_weight_that_the_checkpoint_leaves_unset_is_named_by_the_phase_that_uses_it(
+    snap: Snap, tmp_path: Path
+) -> None:
+    """A bias of the connector that the checkpoint lacks: its NaN is traced back to it."""
+    plant(edit_of("projection-with-bias"), checkout=CHECKOUT, out=tmp_path / "checkout")
+    record = tmp_path / "run.json"
+    run = snap(
+        *("check", "--fms-path", tmp_path / "checkout", "--case", "variant-04"),
+        *("--json", record),
+    )
+    assert run.code == 1
+    assert "weights       unset in the checkpoint, and used: connector.proj.bias" in run.out
+    report = json.loads(record.read_text(encoding="utf-8"))
+    first = report["first_divergence"]
+    assert (first["phase"], first["module"]) == (
+        "connector",
+        "model.connector.modality_projection.proj",
+    )
+    source = "NaN comes from connector.proj.bias, which the checkpoint leaves unset"
+    failed = [r for r in report["results"] if r["verdict"] == "fail" and r["phase"] == "connector"]
+    assert failed
+    assert all(source in result["reason"] for result in failed)
+    assert report["weights"]["harmful"] == ["connector.proj.bias"]
+
+
+def test_weights_that_are_unset_and_unused_are_listed_and_pass(snap: Snap) -> None:
+    """The pooling head of FMS's SigLIP, whose answer idefics3 does not take."""
+    run = snap("check", "--fms-path", CHECKOUT, "--case", "variant-04", "--json", "-")
+    assert run.code == 0
+    unset = run.report["weights"]["unset"]
+    assert unset
+    assert all(name.startswith("vision_tower.head.") for name in unset)
+    assert run.report["weights"]["harmful"] == []
+
+
 def test_weights_are_read_only_where_a_model_is_asked_for() -> None:
     """Preprocessing has none, and a replayed question is all that is asked."""
     golden, candidate = open_golden(set_folder(GOLDENS)), load()
 
     def compared(**wanted: object) -> bool:
         request = dataclasses.replace(CheckRequest(GOLDENS), **wanted)  # type: ignore[arg-type]
-        return Checker(request, golden, candidate).compare_weights() is not None
+        return Session(request, golden, candidate).compare_weights() is not None
 
     assert compared(phases=PHASES)
     assert compared(phases=(Phase.CONNECTOR,))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from snapshot_tool.store.manifest import load_manifest
 from snapshot_tool.store.selection import find_goldens
-from tests.families.table import REAL, ROOT, Row, check_set, replace_real, table_lines
+from tests.families.table import REAL, ROOT, Row, check_set, replace_part, table_lines
 
 NAME = "smollm2-135m-instruct"
 
@@ -55,7 +55,7 @@ def main() -> int:
     (manifest,) = (load_manifest(s.folder) for s in find_goldens(out / "goldens"))
     row = check_set(NAME, manifest, out)
     text = section(row)
-    replace_real(arguments.docs, text)
+    replace_part(arguments.docs, text)
     print(text)
     return 0 if row.passed else 1
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.check_request import CheckRequest
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.session import check
 from snapshot_tool.core.errors import SnapError
 from snapshot_tool.core.phases import PHASES
 from snapshot_tool.core.progress import SilentProgress
@@ -27,12 +29,12 @@ from snapshot_tool.environment import package_version
 from snapshot_tool.reports.run_json import run_to_json
 from snapshot_tool.store.manifest import Manifest, load_manifest
 from snapshot_tool.store.selection import find_goldens
-from snapshot_tool.workflows.check import check
 from tests.families.findings import FINDINGS, FINDINGS_AGAIN, REPAIRS
 from tests.families.record import AGAIN, REFUSED, SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
-# The last part of the page, which make real writes.
+# The last parts of the page, which make versions and make real write.
+RELEASES = "## FMS's releases"
 REAL = "## Real weights"
 
 
@@ -234,19 +236,19 @@ def again_section(changed: list[Row], again: list[Row], refused: Mapping[str, st
     return "\n".join(lines) + "\n"
 
 
-def replace_all_but_real(path: Path, text: str) -> None:
-    """Write the page, and keep what make real wrote."""
-    _, _, real = (path.read_text("utf-8") if path.exists() else "").partition(REAL)
-    path.write_text(f"{text}\n{REAL}{real}" if real else text, encoding="utf-8")
+def replace_part(path: Path, text: str) -> None:
+    """Write the first part of the page, or the one that a text's heading names; keep the rest."""
+    headings = ("", RELEASES, REAL)
+    page = path.read_text("utf-8") if path.exists() else ""
+    later = "|".join(re.escape(heading) for heading in headings if heading)
+    parts = {}
+    for part in (*re.split(rf"(?m)^(?={later})", page), text):
+        heading = part.partition("\n")[0]
+        parts[heading if heading in headings else ""] = part.strip()
+    path.write_text("\n\n".join(parts[h] for h in headings if h in parts) + "\n", "utf-8")
 
 
-def replace_real(path: Path, text: str) -> None:
-    """Write the part that make real measures, and keep the rest."""
-    rest, _, _ = path.read_text("utf-8").partition(REAL)
-    path.write_text(f"{rest.rstrip()}\n\n{text}", encoding="utf-8")
-
-
-def _recorded(folder: Path) -> list[tuple[str, Manifest]]:
+def recorded(folder: Path) -> list[tuple[str, Manifest]]:
     """Return the golden sets below a folder, by the names of their checkpoints."""
     found = [load_manifest(s.folder) for s in find_goldens(folder / "goldens")]
     return sorted((m.checkpoint.name.removeprefix("local/"), m) for m in found)
@@ -261,18 +263,18 @@ def main() -> int:
     logging.disable(logging.WARNING)  # FMS's remarks on tied heads
     out: Path = arguments.out.resolve()
     rows = [check_embedded()]
-    for name, manifest in _recorded(out):
+    for name, manifest in recorded(out):
         rows.append(check_set(name, manifest, out))
         if rows[-1].name in REPAIRS:
             rows.append(check_set(rows[-1].name, manifest, out, candidate=REPAIRS[rows[-1].name]))
     seconds = json.loads((out / SECONDS).read_text("utf-8"))
     again = [
-        check_set(name, manifest, out, below=AGAIN) for name, manifest in _recorded(out / AGAIN)
+        check_set(name, manifest, out, below=AGAIN) for name, manifest in recorded(out / AGAIN)
     ]
     changed = changed_rows(rows, again)
     refused = json.loads((out / AGAIN / REFUSED).read_text("utf-8"))
     text = page(rows, seconds) + again_section(changed, again, refused)
-    replace_all_but_real(arguments.docs, text)
+    replace_part(arguments.docs, text)
     print(text)
     unexpected = [r.name for r in rows if not r.passed and r.name not in FINDINGS]
     unexpected += [r.name for r in changed if r.name not in FINDINGS_AGAIN]

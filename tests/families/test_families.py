@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,18 @@ from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.recipes import InputKind, fixed_cases
 from snapshot_tool.families import FAMILIES, family_of_config
 from snapshot_tool.variants.recorded import draw_recipe
-from tests.conftest import ROOT, Run, Snap
+from tests.conftest import ROOT, Run, Snap, error_lines
 from tests.families.findings import FINDINGS, REPAIRS
+from tests.families.table import REAL, RELEASES, replace_part
+from tests.families.versions import VERSIONS
 from tests.fms_checkout.build import installed_fms
 from tests.mutants.mutant import Edit, plant
 
 COMMITTED = Path(__file__).parent
 LLAMA, ROBERTA, LLAVA = "llama", "roberta", "llava-next"
+LLAMA_3, GRANITE, CLASSES, MPNET = "llama-3", "granite", "roberta-classification", "mpnet"
+BIGCODE = "gpt-bigcode"
+RECORDED = (LLAVA, LLAMA_3, GRANITE, CLASSES, MPNET, BIGCODE)
 FAULTS = {
     "llama-rope": (
         LLAMA,
@@ -48,6 +54,16 @@ FAULTS = {
         Edit(
             "fms/models/roberta.py",
             "x = x_emb + token_type_out + position_out", "x = x_emb + position_out",
+        ),
+    ),
+    "bigcode-activation": (
+        BIGCODE,
+        "transformer.h.0.mlp.act",
+        "forward",
+        Edit(
+            "fms/models/gpt_bigcode.py",
+            "activation_fn=str_to_activation(self.config.activation_fn)",
+            'activation_fn=str_to_activation("relu")',
         ),
     ),
     "llava-causal-vision": (
@@ -82,14 +98,52 @@ FAULTS = {
 }  # fmt: skip
 
 
+Former = Mapping[str, Sequence[tuple[str, str]]]
+WITHOUT_ROPE_SCALING: Former = {
+    "models/llama.py": (
+        ("    rope_scaling: dict = field(default_factory=lambda: {})\n", ""),
+        ("self.config.rope_scaling", "{}"),
+    )
+}
+# What older releases of FMS had, and a checkpoint that they are right about.
+FORMER: Sequence[tuple[str, Former]] = (
+    (LLAMA, WITHOUT_ROPE_SCALING),
+    (
+        GRANITE,
+        {
+            "models/granite.py": (
+                ("    head_dim: int = 128", "    #"),
+                ("self.config.head_dim", "self.config.emb_dim // self.config.nheads"),
+            ),
+            "models/llava_next.py": [("    head_dim=64,\n", "")],
+        },
+    ),
+    (LLAVA, {"models/llava_next.py": [('kwargs.get("use_cache")', 'kwargs["use_cache"]')]}),
+    (CLASSES, {"utils/generation.py": [("def pad_input_ids(", "def pad_otherwise(")]}),
+)
+
+
+def former_fms(formerly: Former, out: Path) -> Path:
+    """Lay out the installed FMS with some of its code as it was in older releases."""
+    shutil.copytree(installed_fms(), out / "fms")
+    for file, changes in formerly.items():
+        path = out / "fms" / file
+        source = path.read_text("utf-8")
+        for now, then in changes:
+            assert now in source
+            source = source.replace(now, then)
+        path.write_text(source, "utf-8")
+    return out
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return where each family's golden set is: committed, or recorded now."""
     recorded = tmp_path_factory.mktemp("recorded")
     program = [".venv-record/bin/python", "-m", "tests.families.record"]
-    command = [*program, "--out", str(recorded), "--variants", "1", LLAVA]
+    command = [*program, "--out", str(recorded), "--variants", "1", *RECORDED]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return {LLAMA: COMMITTED, ROBERTA: COMMITTED, LLAVA: recorded}
+    return {LLAMA: COMMITTED, ROBERTA: COMMITTED, **dict.fromkeys(RECORDED, recorded)}
 
 
 def check(snap: Snap, folder: Path, name: str, *options: object) -> Run:
@@ -98,7 +152,7 @@ def check(snap: Snap, folder: Path, name: str, *options: object) -> Run:
     return snap("check", *where, "--json", "-", *options)
 
 
-@pytest.mark.parametrize("name", [LLAMA, ROBERTA, LLAVA])
+@pytest.mark.parametrize("name", [LLAMA, ROBERTA, LLAVA, CLASSES, MPNET, BIGCODE])
 def test_the_installed_fms_passes(snap: Snap, folders: dict[str, Path], name: str) -> None:
     """Everything that FMS has of the family passes; what it lacks is a skip that says so."""
     run = check(snap, folders[name], name)
@@ -109,6 +163,9 @@ def test_the_installed_fms_passes(snap: Snap, folders: dict[str, Path], name: st
         LLAMA: {"forward", "generate"},
         ROBERTA: {"forward"},
         LLAVA: {"vision", "connector", "forward", "generate"},
+        CLASSES: {"forward"},
+        MPNET: {"forward"},
+        BIGCODE: {"forward", "generate"},
     }
     assert passed == expected[name]
     reasons = {r["reason"] for r in run.report["results"] if r["verdict"] == "skip"}
@@ -131,6 +188,39 @@ def test_a_fault_in_a_familys_code_shows_in_its_phase(
     assert run.report["first_divergence"]["phase"] == phase
     if module is not None:
         assert run.report["first_divergence"]["module"] == module
+
+
+@pytest.mark.parametrize(("name", "formerly"), FORMER)
+def test_an_fms_from_before_passes(
+    snap: Snap, folders: dict[str, Path], tmp_path: Path, name: str, formerly: Former
+) -> None:
+    """A field or function that an older FMS lacks is no failure if it computes the same."""
+    run = check(snap, folders[name], name, "--fms-path", former_fms(formerly, tmp_path))
+    assert run.code == 0, run.err
+
+
+def test_a_value_that_an_older_fms_does_not_compute_with_is_refused(
+    snap: Snap, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The field is named: this checkpoint scales its rotary frequencies."""
+    fms = former_fms(WITHOUT_ROPE_SCALING, tmp_path)
+    run = check(snap, folders[LLAMA_3], LLAMA_3, "--fms-path", fms)
+    assert run.code == 3
+    assert "has no field rope_scaling" in error_lines(run)[0]
+
+
+def test_a_release_in_a_folder_is_named_by_its_version(
+    snap: Snap, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The metadata beside the package are read, not those of the FMS that is installed."""
+    shutil.copytree(installed_fms(), tmp_path / "fms")
+    metadata = tmp_path / "ibm_fms-1.2.3.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: ibm-fms\nVersion: 1.2.3\n")
+    run = check(snap, folders[LLAMA], LLAMA, "--fms-path", tmp_path, "--case", "one-*")
+    candidate = run.report["environment"]["candidate"]
+    assert (candidate["path"], candidate["version"]) == (str(tmp_path), "1.2.3")
+    assert candidate["commit"] == ""
 
 
 def test_every_family_says_what_it_is() -> None:
@@ -175,7 +265,7 @@ def test_inputs_are_of_the_familys_kind(kind: InputKind) -> None:
 
 
 def test_the_page_names_every_finding_and_twelve_families() -> None:
-    """docs/families.md is what the command wrote: its rows, its findings, its count."""
+    """docs/families.md is what the commands wrote: its rows, its findings, its releases."""
     text = (ROOT / "docs" / "families.md").read_text("utf-8")
     count = re.search(r"^(\d+) families pass", text, re.MULTILINE)
     assert count is not None
@@ -184,6 +274,22 @@ def test_the_page_names_every_finding_and_twelve_families() -> None:
         assert f"**{name}**" in text
     for name in FAMILIES:
         assert f" {name} |" in text
+    _, _, releases = text.partition(RELEASES)
+    assert f"| checkpoint | {' | '.join(VERSIONS)} | main" in releases
+    for name in (LLAMA, ROBERTA, LLAVA, *FINDINGS):
+        assert f"| {name} |" in releases
+
+
+def test_a_part_of_the_page_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
+    """Three commands write the page, in any order; its parts keep their own."""
+    page = tmp_path / "families.md"
+    replace_part(page, f"{REAL}\n\ntrue weights\n")
+    replace_part(page, "# Families\n\nold\n\n## More\n\nold\n")
+    replace_part(page, f"{RELEASES}\n\n1.13.1\n")
+    replace_part(page, "# Families\n\nnew\n\n## More\n\nnew\n")
+    assert page.read_text("utf-8") == (
+        f"# Families\n\nnew\n\n## More\n\nnew\n\n{RELEASES}\n\n1.13.1\n\n{REAL}\n\ntrue weights\n"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from snapshot_tool.candidates import fms
 from snapshot_tool.candidates.fms import FmsCandidate
-from snapshot_tool.check_request import CheckRequest
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.session import check
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Verdict
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import Family
-from snapshot_tool.workflows.check import check
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
 from tests.mutants.measure import Setup, fails_by_oracle
 
@@ -114,7 +114,9 @@ def _unfused_family(config: Mapping[str, Any]) -> Family:
     family = family_of_config(config)
 
     def unfused(config: Mapping[str, Any]) -> dict[str, Any]:
-        return {**family.fms.config(config), "fused_weights": False}
+        fields = family.fms.config(config)
+        parts = {n: {**fields[n], "fused_weights": False} for n in ("vision_config", "text_config")}
+        return {**fields, **parts}
 
     return replace(family, fms=replace(family.fms, config=unfused))
 
@@ -130,10 +132,11 @@ def _alter(candidate: FmsCandidate, benign: Benign) -> FmsCandidate:
         tower.forward = _laid_out(tower.forward, benign.layout)
         connector.forward = _laid_out(connector.forward, benign.layout)
     if benign.tiles:
-        tower.encoder.forward = _in_parts(tower.encoder.forward, benign.tiles)
+        encoder = tower.base_model.encoder
+        encoder.forward = _in_parts(encoder.forward, benign.tiles)
     if benign.compiled:
         tower.compile(dynamic=True)
-        model.text_model.compile(dynamic=True)
+        model.text_model.base_model.compile(dynamic=True)
     return candidate
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from snapshot_tool.candidates.fms import FmsCandidate
-from snapshot_tool.check_request import CheckRequest
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.session import check
 from snapshot_tool.core.errors import CandidateUnavailable
 from snapshot_tool.core.phases import phase_order
 from snapshot_tool.core.progress import SilentProgress
@@ -21,7 +22,6 @@ from snapshot_tool.core.results import Result, Verdict, tolerance_used
 from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.store.golden import Golden, open_golden
 from snapshot_tool.store.selection import find_goldens
-from snapshot_tool.workflows.check import check
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
 from tests.mutants.exact import exact_answers
 from tests.mutants.mutant import LOADING, Change, Edit, Mutant, plant_linked

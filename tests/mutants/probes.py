@@ -93,7 +93,7 @@ def _pixels(candidate: FmsCandidate, images: Sequence[Image.Image]) -> torch.Ten
 
 def _logits(model: Any, prompt: _Arguments) -> torch.Tensor:
     """Return the logits of the real tokens, (tokens, vocabulary)."""
-    logits: torch.Tensor = model(**prompt)["logits"]
+    logits: torch.Tensor = model(**prompt)
     mask = prompt["attention_mask"]
     assert mask is not None
     return logits[mask.bool()]

@@ -103,7 +103,7 @@ def test_a_faulty_module_is_the_first_row_that_differs(tmp_path: Path) -> None:
     assert found.exit_code == 1
     first = found.differing[0]
     assert first.module == "model.vision_model.encoder.layers.1.mlp.fc2"
-    assert first.partner == "vision_tower.encoder.layers.1.mlp.w2"
+    assert first.partner == "vision_tower.base_model.encoder.layers.1.mlp.w2"
 
 
 def test_a_prompt_traced_with_hugging_face_is_traced_again_without(

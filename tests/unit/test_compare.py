@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from snapshot_tool import blocks
-from snapshot_tool.compare import compare_tensors, judge_tensor
 from snapshot_tool.core.results import Comparison, Verdict, Worst
 from snapshot_tool.core.tolerance import EXACT, Tolerance
+from snapshot_tool.numerics import compare
+from snapshot_tool.numerics.compare import compare_tensors, judge_tensor
 
 INF, NAN = math.inf, math.nan
 TOLERANCES = (
@@ -188,15 +188,14 @@ def test_the_tolerance_is_relative_to_the_expected_value() -> None:
     assert judge([2.0], [1.0], tolerance)[0] is Verdict.PASS
 
 
-@pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 3), (3, 1), (1, 1000), (16, 1)])
+@pytest.mark.parametrize("size", [1, 3, 16, 1000])
 @pytest.mark.parametrize("place", [0, 2, 3, 9])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_a_value_that_is_no_number_is_never_lost_between_blocks(
-    monkeypatch: pytest.MonkeyPatch, rows: int, length: int, place: int, bad: float
+    monkeypatch: pytest.MonkeyPatch, size: int, place: int, bad: float
 ) -> None:
     """One NaN or Inf anywhere fails, is counted once, is the worst, and shows in max_abs."""
-    monkeypatch.setattr(blocks, "_ROWS", rows)
-    monkeypatch.setattr(blocks, "_BLOCK", rows * length)
+    monkeypatch.setattr(compare, "_BLOCK", size)
     expected = torch.arange(10.0)
     actual = expected.clone()
     actual[1] += 100

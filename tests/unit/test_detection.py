@@ -14,7 +14,7 @@ from tests.mutants.forked import Crash, run_forked
 from tests.mutants.measure import Outcome
 from tests.mutants.report import Detection, Fate, fate, is_named
 
-_UNSET = "leaves 1 weights unset: connector.modality_projection.proj.bias"
+_UNTAKEN = "has 1 weights that nothing takes: lm_head.weight"
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_a_mutant_is_found_missed_or_changes_nothing(
         ("rope-base", Outcome("forward", place="model.text_model.layers.0.self_attn"), True),
         ("rope-base", Outcome("forward", place="model.text_model.layers.0"), False),
         ("rope-base", Outcome("forward", place=""), False),
-        ("projection-with-bias", Outcome("loading", place=_UNSET), True),
-        ("projection-with-bias", Outcome("loading", place="no such file"), False),
+        ("head-tied", Outcome("loading", place=_UNTAKEN), True),
+        ("head-tied", Outcome("loading", place="no such file"), False),
         ("mask-of-first-row", Outcome(derived=("padding", "batch")), True),
         ("mask-of-first-row", Outcome(derived=("generation-batch",)), False),
         ("sampled", Outcome("generate", place="the generation loop"), True),

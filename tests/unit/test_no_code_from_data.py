@@ -23,12 +23,13 @@ FORBIDDEN_MODULES = {
     "yaml",
 }
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen"}
-# What is imported by name, and by whom: the command table, --fms-path, and --candidate.
+# What is imported by name, and by whom: the command table, --fms-path, --candidate and --family.
 IMPORTERS = {
     "cli/group.py": "a table of snap's own commands",
     "candidates/__init__.py": "--candidate module:factory",
     "candidates/fms.py": "a family's own module of FMS",
     "candidates/fms_import.py": "FMS, installed or of --fms-path",
+    "families/own.py": "a file or an entry point of --family",
 }
 PROCESSES = {"candidates/fms_import.py", "worktree.py", "workflows/bisect.py"}
 
@@ -84,12 +85,13 @@ def test_no_module_turns_data_into_code() -> None:
 
 
 def test_only_what_the_user_points_at_is_imported_by_name() -> None:
-    """Imports by a name that is computed stand in four modules, none of which reads a golden."""
+    """Imports by a name that is computed stand in five modules, none of which reads a golden."""
     importers = {
         name
         for name, tree in sources()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and called(node).endswith("import_module")
+        if isinstance(node, ast.Call)
+        and called(node).endswith(("import_module", "exec_module", "entry_points"))
     }
     assert importers == set(IMPORTERS)
 

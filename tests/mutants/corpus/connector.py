@@ -1,11 +1,11 @@
 """Faults in the connector."""
 
-from tests.mutants.mutant import LOADING, Edit, Mutant
+from tests.mutants.mutant import Edit, Mutant
 
-_FILE = "fms/models/idefics3.py"
+_FILE = "fms/models/idefics3_components/connector.py"
 _HF = "model.connector"
 _PERMUTE = "x = x.permute(0, 1, 3, 2, 4, 5)"
-_PROJECT = "return self.modality_projection(self.pixel_shuffle(features, H, W))"
+_PROJECT = "return self.proj(self.pixel_unshuffle(patch_embeds, H, W))"
 
 
 def _mutant(
@@ -47,8 +47,8 @@ CONNECTOR = (
         "shuffle-height-and-width-swapped",
         "height and width change places",
         _HF,
-        "self.pixel_shuffle(features, H, W)",
-        "self.pixel_shuffle(features, W, H)",
+        "self.pixel_unshuffle(patch_embeds, H, W)",
+        "self.pixel_unshuffle(patch_embeds, W, H)",
     ),
     _mutant(
         "shuffle-wants-contiguous",
@@ -63,28 +63,29 @@ CONNECTOR = (
         "features are normalised once more before the projection",
         _HF,
         _PROJECT,
-        "features = nn.functional.layer_norm(features, features.shape[-1:])\n        " + _PROJECT,
+        "patch_embeds = nn.functional.layer_norm(patch_embeds, patch_embeds.shape[-1:])\n        "
+        + _PROJECT,
     ),
     _mutant(
         "projection-scaled",
         "tokens are scaled by the root of the text model's width",
-        f"{_HF}.modality_projection",
-        "return self.proj(x)",
-        "return self.proj(x) * self.proj.out_features**0.5",
+        _HF,
+        _PROJECT,
+        f"{_PROJECT} * self.proj.out_features**0.5",
     ),
     _mutant(
         "projection-in-bfloat16",
         "the projection computes in bfloat16",
-        f"{_HF}.modality_projection",
-        "return self.proj(x)",
-        "return nn.functional.linear(x.bfloat16(), self.proj.weight.bfloat16()).to(x.dtype)",
+        _HF,
+        _PROJECT,
+        "x, weight = self.pixel_unshuffle(patch_embeds, H, W), self.proj.weight\n"
+        "        return nn.functional.linear(x.bfloat16(), weight.bfloat16()).to(x.dtype)",
     ),
     _mutant(
         "projection-with-bias",
         "the projection has a bias, which the checkpoint lacks",
         f"{_HF}.modality_projection.proj",
-        "config.text_config.emb_dim, bias=False)",
-        "config.text_config.emb_dim, bias=True)",
-        phase=LOADING,
+        "text_hidden, bias=False)",
+        "text_hidden, bias=True)",
     ),
 )

@@ -8,8 +8,10 @@ import torch
 from tests.mutants.mutant import GENERATION, MODEL, PREPROCESSING, Edit, Mutant
 from tests.mutants.weights import changed, swapped
 
-_IDEFICS3 = "fms/models/idefics3.py"
-_PICTURES = "fms/models/idefics3_preprocessing.py"
+_IDEFICS3 = "fms/models/idefics3_components/fms_model.py"
+_CONNECTOR = "fms/models/idefics3_components/connector.py"
+_PACK = "fms/models/idefics3_components/pack.py"
+_PICTURES = "fms/models/idefics3_components/own_preprocessing.py"
 _SIGLIP = "fms/models/siglip_vision.py"
 _LLAMA = "fms/models/llama.py"
 _ATTENTION = "fms/modules/attention.py"
@@ -127,9 +129,9 @@ FURTHER = (
         "connector",
         "model.connector",
         Edit(
-            _IDEFICS3,
-            "return self.modality_projection(self.pixel_shuffle(features, H, W))",
-            "return self.modality_projection(self.pixel_shuffle(features, H, W)).flip(1)",
+            _CONNECTOR,
+            "return self.proj(self.pixel_unshuffle(features, H, W))",
+            "return self.proj(self.pixel_unshuffle(features, H, W)).flip(1)",
         ),
     ),
     Mutant(
@@ -138,9 +140,9 @@ FURTHER = (
         "connector",
         "model.connector",
         Edit(
-            _IDEFICS3,
-            "return self.modality_projection(self.pixel_shuffle(features, H, W))",
-            "return self.modality_projection(self.pixel_shuffle(features, H, W)).clamp(-3, 3)",
+            _CONNECTOR,
+            "return self.proj(self.pixel_unshuffle(features, H, W))",
+            "return self.proj(self.pixel_unshuffle(features, H, W)).clamp(-3, 3)",
         ),
     ),
     Mutant(
@@ -150,11 +152,8 @@ FURTHER = (
         f"{_TEXT}.layers.0.self_attn",
         Edit(
             _IDEFICS3,
-            "if bool(attention_mask.all()) and new == attention_mask.shape[1]:\n"
-            "            return {}",
-            "if bool(attention_mask.all()) and new == attention_mask.shape[1]:\n"
-            "            seen = torch.ones(1, new, new, dtype=torch.bool).tril().triu(-63)\n"
-            '            return {"mask": torch.where(seen, 0.0, -torch.inf)}',
+            "(real.unsqueeze(-1) == real.unsqueeze(-2)).tril()",
+            "(real.unsqueeze(-1) == real.unsqueeze(-2)).tril().triu(-63)",
         ),
     ),
     Mutant(
@@ -175,8 +174,8 @@ FURTHER = (
         MODEL,
         Edit(
             _IDEFICS3,
-            'return {"logits": output}',
-            'return {"logits": 50 * torch.tanh(output / 50)}',
+            "logits = self.text_model.head(hidden)",
+            "logits = 50 * torch.tanh(self.text_model.head(hidden) / 50)",
         ),
     ),
     Mutant(
@@ -227,9 +226,9 @@ FURTHER = (
         "model",
         Edit(
             _IDEFICS3,
-            "features, _ = self.vision_tower(pixel_values.flatten(0, -4))",
-            "features, _ = self.vision_tower(pixel_values.flatten(0, -4))\n"
-            "        features = features.flip(0) if len(features) > 20 else features",
+            "grid = math.isqrt(features.shape[1])",
+            "features = features.flip(0) if len(features) > 20 else features\n"
+            "        grid = math.isqrt(features.shape[1])",
         ),
     ),
     Mutant(
@@ -238,9 +237,9 @@ FURTHER = (
         "forward",
         "model",
         Edit(
-            _IDEFICS3,
-            "merged[places] = tokens.to(embeddings.dtype)",
-            "merged[places] = tokens.to(embeddings.dtype) * 1.0005",
+            _PACK,
+            "merged[row, places] = tokens[row, :count]",
+            "merged[row, places] = tokens[row, :count] * 1.0005",
         ),
     ),
     _loop(
@@ -317,7 +316,7 @@ FURTHER = (
         "one MLP projection is clipped to two and a half times its spread",
         "vision",
         f"{_VISION}.encoder.layers.1.mlp.fc1",
-        changed("vision_tower.encoder.layers.1.mlp.w1.weight", "clipped", _clipped),
+        changed("vision_tower.base_model.encoder.layers.1.mlp.w1.weight", "clipped", _clipped),
     ),
     Mutant(
         "last-position-moved",
@@ -325,7 +324,7 @@ FURTHER = (
         "vision",
         f"{_VISION}.embeddings.position_embedding",
         changed(
-            "vision_tower.embeddings.position_embedding.weight",
+            "vision_tower.base_model.embeddings.position_embedding.weight",
             "last row + 0.01",
             _with_last_row_moved,
         ),

@@ -3,10 +3,11 @@
 from tests.mutants.mutant import DERIVED, Edit, Mutant
 from tests.mutants.mutant import GENERATION as PLACE
 
-_IDEFICS3 = "fms/models/idefics3.py"
+_IDEFICS3 = "fms/models/idefics3_components/fms_model.py"
 _LOOP = "fms/utils/generation.py"
 _ATTENTION = "fms/modules/attention.py"
-_KWARGS = "extra_kwargs=self._attention_kwargs(attention_mask, input_ids.shape[1]),"
+_KWARGS = "extra_kwargs=self._attention_kwargs(attention_mask),"
+_PIXELS = "pixels = pixel_values if iteration == 0 else None"
 
 
 def _mutant(name: str, what: str, old: str, new: str, *, file: str = _LOOP) -> Mutant:
@@ -30,13 +31,13 @@ GENERATION = (
     ),
     _mutant(
         "padded-position-stays",
-        "with padding, a new token keeps the last one's position",
+        "a new token keeps the last one's position",
         "position_ids = position_ids[:, -1:] + 1",
         "position_ids = position_ids[:, -1:]",
     ),
     _mutant(
         "padded-mask-hides-new-token",
-        "with padding, a new token does not attend to itself",
+        "a new token does not attend to itself",
         "torch.zeros(mask.size(0), 1, 1, device=mask.device)",
         "torch.full((mask.size(0), 1, 1), -torch.inf, device=mask.device)",
         file=_ATTENTION,
@@ -45,14 +46,14 @@ GENERATION = (
         "padding-not-passed",
         "generation is not told of padding",
         _KWARGS,
-        "extra_kwargs={},",
+        "extra_kwargs=self._attention_kwargs(torch.ones_like(input_ids)),",
         file=_IDEFICS3,
     ),
     _mutant(
         "padding-on-the-other-side",
         "generation takes the padding to be on the right",
         _KWARGS,
-        "extra_kwargs=self._attention_kwargs(attention_mask.flip(-1), input_ids.shape[1]),",
+        "extra_kwargs=self._attention_kwargs(attention_mask.flip(-1)),",
         file=_IDEFICS3,
     ),
     _mutant(
@@ -118,15 +119,15 @@ GENERATION = (
     _mutant(
         "images-never-embedded",
         "generation does not see the images",
-        "(self._embed(ids, pixel_values) if iteration == 0 else ids)",
-        "self._embed(ids, None)",
+        _PIXELS,
+        "pixels = None",
         file=_IDEFICS3,
     ),
     _mutant(
         "images-in-every-step",
-        "every step looks for the images' places",
-        "(self._embed(ids, pixel_values) if iteration == 0 else ids)",
-        "self._embed(ids, pixel_values)",
+        "every step looks for the images' places, in the prompt",
+        _PIXELS,
+        "pixels, ids = pixel_values, ids if pixel_values is None else input_ids",
         file=_IDEFICS3,
     ),
     _mutant(

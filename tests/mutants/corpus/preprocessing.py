@@ -4,7 +4,7 @@ from tests.mutants.mutant import PREPROCESSING as PLACE
 from tests.mutants.mutant import Edit, Mutant
 
 _PHASE = "preprocessing"
-_FILE = "fms/models/idefics3_preprocessing.py"
+_FILE = "fms/models/idefics3_components/own_preprocessing.py"
 _LAST_LINE = "return [*tiles, picture.resized(side, side, self.resample).pixels]"
 
 

@@ -2,7 +2,7 @@
 
 from tests.mutants.mutant import DERIVED, MODEL, Edit, Mutant
 
-_IDEFICS3 = "fms/models/idefics3.py"
+_IDEFICS3 = "fms/models/idefics3_components/fms_model.py"
 _LLAMA = "fms/models/llama.py"
 _ATTENTION = "fms/modules/attention.py"
 _POSITIONS = "fms/modules/positions.py"
@@ -121,16 +121,16 @@ TEXT = (
         "not-causal",
         "tokens attend to later ones",
         _SELF_ATTENTION,
-        "attention_mask.shape[1]:\n            return {}",
-        'attention_mask.shape[1]:\n            return {"attn_name": "sdpa_bidirectional"}',
+        "(real.unsqueeze(-1) == real.unsqueeze(-2)).tril()",
+        "(real.unsqueeze(-1) == real.unsqueeze(-2))",
         file=_IDEFICS3,
     ),
     _mutant(
         "padding-ignored",
         "padding is attended to",
         _SELF_ATTENTION,
-        "if attention_mask is None:",
-        "if True:",
+        "real = attention_mask.bool()",
+        "real = torch.ones_like(attention_mask).bool()",
         file=_IDEFICS3,
     ),
     _mutant(
@@ -138,15 +138,15 @@ TEXT = (
         "with padding, tokens see one token ahead",
         _SELF_ATTENTION,
         "(real.unsqueeze(-1) == real.unsqueeze(-2)).tril()",
-        "(real.unsqueeze(-1) == real.unsqueeze(-2)).tril(1)",
+        "(real.unsqueeze(-1) == real.unsqueeze(-2)).tril(0 if bool(real.all()) else 1)",
         file=_IDEFICS3,
     ),
     _mutant(
         "padding-not-counted-out",
         "with padding, positions count from the row's start",
         _SELF_ATTENTION,
-        '"position_ids": (real.cumsum(-1) - 1).clamp(min=0)[:, -new:],',
-        '"position_ids": (torch.ones_like(attention_mask).cumsum(-1) - 1)[:, -new:],',
+        '"position_ids": (real.cumsum(-1) - 1).clamp(min=0),',
+        '"position_ids": torch.ones_like(attention_mask).cumsum(-1) - 1,',
         file=_IDEFICS3,
     ),
     _mutant(
@@ -226,22 +226,25 @@ TEXT = (
         "embeddings-scaled",
         "embeddings are scaled by the root of the width",
         _HF,
-        "x_in = self.embedding(x_in)",
-        "x_in = self.embedding(x_in) * self.config.emb_dim**0.5",
+        "x_in = self.embedding(x_in) if inputs_embeds is None else inputs_embeds",
+        "x_in = self.embedding(x_in) if inputs_embeds is None else inputs_embeds\n"
+        "        x_in = x_in * self.config.emb_dim**0.5",
     ),
     _mutant(
         "logits-scaled",
         "logits are divided by a temperature of 1.01",
         MODEL,
-        "preds = self.head(output)",
-        "preds = self.head(output) / 1.01",
+        "logits = self.text_model.head(hidden)",
+        "logits = self.text_model.head(hidden) / 1.01",
+        file=_IDEFICS3,
     ),
     _mutant(
         "logits-rounded",
         "logits go through bfloat16",
         MODEL,
-        "preds = self.head(output)",
-        "preds = self.head(output).bfloat16().to(output.dtype)",
+        "logits = self.text_model.head(hidden)",
+        "logits = self.text_model.head(hidden).bfloat16().to(hidden.dtype)",
+        file=_IDEFICS3,
     ),
     _derived(
         "length-of-heads",
@@ -256,24 +259,24 @@ TEXT = (
         "mask-of-first-row",
         "in a batch, the first row's mask holds for every row",
         "batch",
-        '"mask": torch.where(mask, 0.0, -torch.inf)[:, -new:],',
-        '"mask": torch.where(mask, 0.0, -torch.inf)[:1, -new:],',
+        '"mask": torch.where(mask, 0.0, -torch.inf),',
+        '"mask": torch.where(mask, 0.0, -torch.inf)[:1],',
         file=_IDEFICS3,
     ),
     _derived(
         "cache-off-by-one",
         "a second part of a prompt takes the positions of the first",
         "split",
-        '"position_ids": (real.cumsum(-1) - 1).clamp(min=0)[:, -new:],',
-        '"position_ids": (real.cumsum(-1) - 1).clamp(min=0)[:, :new],',
+        'own["position_ids"] if position_ids is None else position_ids',
+        'own["position_ids"] if position_ids is None or input_ids.dim() == 2 else position_ids',
         file=_IDEFICS3,
     ),
     _derived(
         "row-takes-first-positions",
         "in a batch, the first row's positions hold for every row",
         "batch",
-        '"position_ids": (real.cumsum(-1) - 1).clamp(min=0)[:, -new:],',
-        '"position_ids": (real.cumsum(-1) - 1).clamp(min=0)[:1, -new:].expand(len(real), -1),',
+        '"position_ids": (real.cumsum(-1) - 1).clamp(min=0),',
+        '"position_ids": (real.cumsum(-1) - 1).clamp(min=0)[:1].expand(len(real), -1),',
         file=_IDEFICS3,
     ),
     Mutant(

@@ -5,7 +5,7 @@ import torch
 from tests.mutants.mutant import Change, Edit, Mutant
 from tests.mutants.weights import all_rounded, changed, rounded, scaled, swapped
 
-_VISION, _HF_VISION = "vision_tower", "model.vision_model"
+_VISION, _HF_VISION = "vision_tower.base_model", "model.vision_model"
 _TEXT, _HF_TEXT = "text_model.base_model", "model.text_model"
 
 
@@ -116,14 +116,14 @@ WEIGHTS = (
         "the projection times 1.001",
         "connector",
         "model.connector.modality_projection.proj",
-        scaled("connector.modality_projection.proj.weight", 1.001),
+        scaled("connector.proj.weight", 1.001),
     ),
     Mutant(
         "connector-rounded",
         "the projection rounded to bfloat16",
         "connector",
         "model.connector.modality_projection.proj",
-        rounded("connector.modality_projection.proj.weight"),
+        rounded("connector.proj.weight"),
     ),
     _text(
         "embedding-rounded",

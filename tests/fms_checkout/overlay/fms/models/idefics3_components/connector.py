@@ -25,6 +25,6 @@ class Idefics3Connector(nn.Module):
         x = x.permute(0, 1, 3, 2, 4, 5)
         return x.reshape(tiles, (H // scale) * (W // scale), width * scale**2)
 
-    def forward(self, features: torch.Tensor, H: int, W: int) -> torch.Tensor:
-        """Return the tokens (tiles, tokens, text width) of features on a grid of H x W patches."""
-        return self.proj(self.pixel_unshuffle(features, H, W))
+    def forward(self, patch_embeds: torch.Tensor, H: int, W: int) -> torch.Tensor:
+        """Return the tokens (tiles, tokens, text width) of the patches on a grid of H x W."""
+        return self.proj(self.pixel_unshuffle(patch_embeds, H, W))

@@ -1,17 +1,22 @@
-"""Measuring a tensor against its golden, and judging the figures."""
+"""Measuring a tensor against its golden, and judging the figures.
+
+Tensors are compared block by block in float64: memory beyond both tensors is bounded, however large
+they are. Integers are exact below 2**53.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from snapshot_tool.blocks import measure_blocks, worst_place
+import torch
+
 from snapshot_tool.core.results import Comparison, Verdict, Worst
 from snapshot_tool.core.tolerance import Tolerance
 
-if TYPE_CHECKING:
-    import torch
+_BLOCK = 2**18  # elements: ten float64 copies of a block take 20 MB
+_PIECE = 2**20  # elements that are copied at once of a tensor that is not contiguous
 
 
 def judge_tensor(
@@ -28,8 +33,6 @@ def judge_tensor(
 
     computed_in: a floating-point dtype that is right, too, where the golden's is another one.
     """
-    import torch
-
     if not isinstance(actual, torch.Tensor):
         return Verdict.FAIL, f"expected a tensor, actual is {type(actual).__name__}", None
     if actual.shape != expected.shape:
@@ -37,11 +40,8 @@ def judge_tensor(
         return Verdict.FAIL, f"shape mismatch: {shapes}", None
     allowed = {expected.dtype, computed_in if expected.is_floating_point() else None}
     if actual.dtype not in allowed:
-        return (
-            Verdict.FAIL,
-            f"dtype mismatch: expected {expected.dtype}, actual {actual.dtype}",
-            None,
-        )
+        dtypes = f"expected {expected.dtype}, actual {actual.dtype}"
+        return Verdict.FAIL, f"dtype mismatch: {dtypes}", None
     if expected.numel() == 0:
         return Verdict.FAIL, "the golden tensor is empty: nothing to compare", None
     comparison = compare_tensors(expected, actual, tolerance)
@@ -52,8 +52,6 @@ def judge_tensor(
 
 def _reason(actual: torch.Tensor, comparison: Comparison, tolerance: Tolerance) -> str:
     """Word a mismatch after torch.testing.assert_close, NaN and Inf by name."""
-    import torch
-
     count, numel = comparison.mismatched, comparison.numel
     reason = f"{count} of {numel} differ ({count / numel:.2%})"
     if actual.is_floating_point():
@@ -74,14 +72,14 @@ def _reason(actual: torch.Tensor, comparison: Comparison, tolerance: Tolerance) 
 def compare_tensors(
     expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance
 ) -> Comparison:
-    """Return the figures of two tensors of one shape, at least one element, on any device.
-
-    Memory beyond both tensors is bounded however large they are. Sums over blocks are taken in
-    float64; integers are compared exactly where below 2**53.
-    """
-    blocks = measure_blocks(expected, actual, tolerance)
-    worst_block = max(blocks, key=lambda block: block.worst_excess)
-    index = unravel(worst_place(expected, actual, tolerance, worst_block), expected.shape)
+    """Return the figures of two tensors of one shape, at least one element, on any device."""
+    with torch.inference_mode():
+        blocks = [
+            _measure(place, one, other, tolerance)
+            for place, one, other in _blocks(expected, actual)
+        ]
+    worst = max(blocks, key=lambda block: block.worst_excess)
+    index = unravel(worst.worst_place, expected.shape)
     numel = expected.numel()
     sum_squares = sum(block.sum_squares for block in blocks)
     return Comparison(
@@ -98,6 +96,84 @@ def compare_tensors(
         numel=numel,
         worst=Worst(index, float(expected[index]), float(actual[index])),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Figures of one block; see core.results.Comparison.
+
+    worst_excess: greatest |actual - expected| - atol - rtol |expected|; inf for stray NaN and Inf.
+    worst_place: the place of that element in the flat tensor.
+    """
+
+    max_abs: float
+    max_rel: float
+    sum_abs: float
+    sum_squares: float
+    norm_expected: float
+    norm_actual: float
+    mismatched: int
+    worst_excess: float
+    worst_place: int
+
+
+def _measure(
+    place: int, expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance
+) -> _Block:
+    """Return the figures of one flat block, whose first element has a place in the tensor."""
+    one, other = (tensor.to("cpu", torch.float64) for tensor in (expected, actual))
+    # Equal infinities differ by NaN and yet agree.
+    same = one == other
+    diff = (other - one).abs().masked_fill_(same, 0.0)
+    # Zero times Inf is NaN: without a relative part nothing is added.
+    allowed = (tolerance.atol + tolerance.rtol * one.abs()).nan_to_num_(
+        nan=tolerance.atol, posinf=math.inf
+    )
+    # `not <=` rather than `>`, and no allowance for Inf: NaN and stray Inf are mismatches.
+    finite = diff.isfinite()
+    bad = ~((diff <= allowed) & finite) & ~same
+    excess = (diff - allowed).nan_to_num_(nan=math.inf, posinf=math.inf)
+    worst, at = excess.masked_fill_(bad & ~finite, math.inf).max(dim=0)
+    return _Block(
+        max_abs=float(diff.max()),
+        max_rel=float((diff / one.abs()).masked_fill_(same, 0.0).max()),
+        sum_abs=float(diff.sum()),
+        sum_squares=float(diff.square().sum()),
+        norm_expected=float(one.square().sum()),
+        norm_actual=float(other.square().sum()),
+        mismatched=int(bad.sum()),
+        worst_excess=float(worst),
+        worst_place=place + int(at),
+    )
+
+
+def _blocks(
+    expected: torch.Tensor, actual: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield the blocks of both tensors, flat, with the place of their first element."""
+    for start, *pair in _pieces(expected, actual):
+        place = start
+        for one, other in zip(*(torch.split(t.reshape(-1), _BLOCK) for t in pair), strict=True):
+            yield place, one, other
+            place += one.numel()
+
+
+def _pieces(
+    expected: torch.Tensor, actual: torch.Tensor, start: int = 0
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield parts of both tensors, with the place of their first element.
+
+    Making them flat copies what is not contiguous: a piece of it, so that memory stays small.
+    """
+    plain = expected.is_contiguous() and actual.is_contiguous()
+    if plain or expected.numel() <= _PIECE:
+        yield start, expected, actual
+        return
+    size = expected[0].numel()
+    rows = max(1, _PIECE // max(1, size))
+    for row in range(0, len(expected), rows):
+        part = slice(row, row + rows) if rows > 1 else row
+        yield from _pieces(expected[part], actual[part], start + row * size)
 
 
 def _cosine(expected: float, actual: float, difference: float) -> float:

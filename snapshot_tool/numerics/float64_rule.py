@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from snapshot_tool.compare import unravel
 from snapshot_tool.core.oracle import (
     CAP,
     ULPS,
@@ -14,6 +13,7 @@ from snapshot_tool.core.oracle import (
     error_multiplier,
 )
 from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.numerics.compare import unravel
 
 if TYPE_CHECKING:
     import torch

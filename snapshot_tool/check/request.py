@@ -12,11 +12,12 @@ from snapshot_tool.core.interfaces import Loading
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.questions import Question
 from snapshot_tool.core.shard import Shard, Share
-from snapshot_tool.core.tolerance import Rule
+from snapshot_tool.core.tolerance import Rule, default_rule
 from snapshot_tool.golden_choice import GoldenChoice
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import ORACLE
-from snapshot_tool.store.manifest import CaseEntry, Manifest
+from snapshot_tool.store.manifest import CaseEntry, Manifest, Storage
+from snapshot_tool.store.oracle import has_coarse_oracle
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,30 +116,30 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
 def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
     """Return the candidate's dtype and what judges it.
 
-    The table of tolerances is made for float32, in the golden as in the candidate: elsewhere the
-    oracle judges.
+    Raises UsageError if the table is to judge half precision, which it is not made for, and
+    GoldenNotFound if there is no oracle, or one that is too coarse.
     """
     own = golden.manifest.dtype
     dtype = request.dtype or own
-    if dtype != own and _asks_for_logits(request):
+    rule = request.rule or default_rule(own, dtype)
+    own_tolerance = request.atol is not None and request.rtol is not None
+    if rule is Rule.TABLE and default_rule(own, dtype) is Rule.ORACLE and not own_tolerance:
         raise UsageError(
-            f"derived questions of all phases but generate are judged in the golden's own {own}",
-            "leave out --dtype, or ask with: --phase generate",
+            f"the table of tolerances is made for float32, not for {dtype} against {own}",
+            "leave out --tolerance table, or pass --atol and --rtol",
         )
-    rule = request.rule or (Rule.TABLE if dtype == own == "float32" else Rule.ORACLE)
     needed = rule is Rule.ORACLE or request.allow_near_ties
     if needed and ORACLE not in golden.manifest.files:
         use = f"judging {dtype}" if rule is Rule.ORACLE else "--allow-near-ties"
+        compact = golden.manifest.storage is Storage.COMPACT
+        storage = " --storage full" if compact else ""
         raise GoldenNotFound(
             f"{golden.manifest.title} has no oracle, which is needed for {use}",
-            "record it with: snap record ... --update --reason TEXT --oracle",
+            f"record it with: snap record ... --update --reason TEXT{storage} --oracle",
+        )
+    if rule is Rule.ORACLE and own != dtype == "float32" and has_coarse_oracle(golden.manifest):
+        raise GoldenNotFound(
+            f"the oracle of {golden.manifest.title} is too coarse to judge {dtype}",
+            "record the set again with this snap: snap record ... --update --reason TEXT --oracle",
         )
     return dtype, rule
-
-
-def _asks_for_logits(request: CheckRequest) -> bool:
-    """Tell whether a derived question is about anything but tokens, which have no tolerance."""
-    asked = {question.phase for question in request.replay}
-    if request.explore and not request.replay:
-        asked = set(request.phases)
-    return bool(asked - {Phase.GENERATE})

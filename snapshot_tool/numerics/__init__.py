@@ -1,0 +1,1 @@
+"""Measuring a tensor against its golden, by the table of tolerances or the float64 reference."""

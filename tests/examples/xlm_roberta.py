@@ -1,0 +1,56 @@
+"""XLM-RoBERTa, whose layers FMS has as its roberta."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from snapshot_tool.families import Capture, EncoderCalls, Family, FmsPort, Phase, Side, Twin
+
+
+def fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of FMS's RoBERTaConfig, from Hugging Face's configuration."""
+    return {
+        "src_vocab_size": config["vocab_size"],
+        "emb_dim": config["hidden_size"],
+        "nheads": config["num_attention_heads"],
+        "nlayers": config["num_hidden_layers"],
+        "hidden_grow_factor": config["intermediate_size"] / config["hidden_size"],
+        "activation_fn": config["hidden_act"],
+        "norm_eps": config["layer_norm_eps"],
+        "type_vocab_size": config["type_vocab_size"],
+        "max_pos": config["max_position_embeddings"] - 2,
+        "pad_id": config["pad_token_id"],
+        "tie_heads": config["tie_word_embeddings"],
+        "pos_emb": "roberta",
+    }
+
+
+LAYER, HF_LAYER = r"base_model\.layers\.(\d+)", r"roberta.encoder.layer.\1"
+
+XLM_ROBERTA = Family(
+    name="xlm_roberta",
+    hf_class="XLMRobertaForMaskedLM",
+    phases=(Phase.FORWARD,),
+    # Besides the logits: the answer of the module `roberta`, whole.
+    captures=(Capture(Phase.FORWARD, "last_hidden_state", "roberta", Side.OUTPUT),),
+    # Positions are counted from after the padding token's id: two embeddings no token can have.
+    reserved_positions=2,
+    fms=FmsPort(
+        architecture="roberta",
+        config=fms_config,
+        calls=EncoderCalls,
+        twins=(
+            Twin(r"base_model\.enc_norm", "roberta.embeddings"),
+            Twin(LAYER, HF_LAYER),
+            # FMS has query, key and value in one module: they are parts 0, 1 and 2 of its output.
+            Twin(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.query", 0),
+            Twin(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.key", 1),
+            Twin(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.value", 2),
+            Twin(rf"{LAYER}\.attn\.dense", f"{HF_LAYER}.attention.output.dense"),
+            Twin(rf"{LAYER}\.ln", f"{HF_LAYER}.attention.output.LayerNorm"),
+            Twin(rf"{LAYER}\.ff_sub_layer\.w1", f"{HF_LAYER}.intermediate.dense"),
+            Twin(rf"{LAYER}\.ff_sub_layer\.w2", f"{HF_LAYER}.output.dense"),
+            Twin(rf"{LAYER}\.ff_ln", f"{HF_LAYER}.output.LayerNorm"),
+            Twin("classification_head", "lm_head"),
+        ),
+    ),
+)

@@ -1,0 +1,124 @@
+"""The right port passes in every dtype, recorded or computed, by every rule; a wrong one fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import CHECKOUT, CHECKPOINT, ROOT, Snap
+from tests.mutants.corpus import edit_of
+from tests.mutants.mutant import plant
+
+pytestmark = pytest.mark.record
+
+DTYPES = ("float32", "bfloat16", "float16")
+LLAMA = ROOT / "tests" / "families" / "checkpoints" / "llama"
+Recorded = Callable[[str, Path], Path]
+
+
+@pytest.fixture(scope="module")
+def recorded(snap: Snap, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """Return what records a checkpoint in a dtype, once, with an oracle."""
+    folder = tmp_path_factory.mktemp("dtypes")
+
+    def record(dtype: str, checkpoint: Path) -> Path:
+        goldens = folder / f"{dtype}-{checkpoint.name}"
+        if not goldens.exists():
+            run = snap(
+                *("record", "--checkpoint", checkpoint, "--goldens", goldens, "--dtype", dtype),
+                *("--oracle", "--variants", 1, "--max-new-tokens", 6),
+            )
+            assert run.code == 0, run.err
+        return goldens
+
+    return record
+
+
+def check(snap: Snap, goldens: Path, *options: object, fms: Path = CHECKOUT) -> Any:
+    """Check a port; return its report."""
+    checkpoint = CHECKPOINT if "idefics3" in goldens.name else LLAMA
+    given = ("--goldens", goldens, "--checkpoint", checkpoint, "--fms-path", fms)
+    return json.loads(snap("check", *given, *options, "--json", "-").out)
+
+
+@pytest.mark.parametrize("computed", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_right_port_passes_and_answers_derived_questions(
+    snap: Snap, recorded: Recorded, dtype: str, computed: str
+) -> None:
+    """Whatever the golden was recorded in, and whatever the port computes in."""
+    report = check(snap, recorded(dtype, LLAMA), "--dtype", computed, "--explore", 40)
+    assert report["verdict"] == "pass"
+    assert report["exploration"]["asked"] >= 30
+
+
+@pytest.mark.parametrize("options", [(), ("--quick",), ("--tolerance", "oracle"), ("--repeat", 2)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_right_port_with_images_passes_in_half_precision(
+    snap: Snap, recorded: Recorded, dtype: str, options: tuple[object, ...]
+) -> None:
+    """Features and image tokens that equal the golden bit for bit were computed, and pass."""
+    report = check(snap, recorded(dtype, CHECKPOINT), "--explore", 20, *options)
+    assert report["verdict"] == "pass"
+    assert not report["warnings"]
+    assert {r["phase"] for r in report["results"]} >= {"vision", "connector", "forward", "generate"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_wrong_port_fails_in_every_dtype(
+    snap: Snap, recorded: Recorded, tmp_path: Path, dtype: str
+) -> None:
+    """With one attention head of the vision encoder dropped."""
+    plant(edit_of("vision-head-dropped"), checkout=CHECKOUT, out=tmp_path / "fms")
+    report = check(snap, recorded(dtype, CHECKPOINT), fms=tmp_path / "fms")
+    assert report["verdict"] == "fail"
+    assert report["first_divergence"]["phase"] == "vision"
+
+
+def test_the_table_does_not_judge_half_precision(snap: Snap, recorded: Recorded) -> None:
+    """It is made for float32: with tolerances of the user's own it does."""
+    given = ("--goldens", recorded("bfloat16", LLAMA), "--checkpoint", LLAMA)
+    refused = snap("check", *given, "--fms-path", CHECKOUT, "--tolerance", "table")
+    assert refused.code == 2
+    options = ("--tolerance", "table", "--atol", 1, "--rtol", 1, "--phase", "forward")
+    report = check(snap, recorded("bfloat16", LLAMA), *options)
+    assert report["verdict"] == "pass"
+
+
+def test_an_oracle_that_is_too_coarse_for_float32_is_refused(
+    snap: Snap, recorded: Recorded, tmp_path: Path
+) -> None:
+    """As those of older half-precision sets are: three digits of a large difference."""
+    goldens = tmp_path / "goldens-llama"
+    shutil.copytree(recorded("bfloat16", LLAMA), goldens)
+    spoil_deltas(goldens)
+    given = ("--goldens", goldens, "--checkpoint", LLAMA, "--fms-path", CHECKOUT)
+    assert snap("check", *given, "--dtype", "float32").code == 3
+    assert snap("check", *given).code == 0
+
+
+def spoil_deltas(goldens: Path) -> None:
+    """Round the distances to the oracle to bfloat16, and describe the file anew."""
+    import msgspec
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from snapshot_tool.store.layout import MANIFEST, ORACLE
+    from snapshot_tool.store.manifest import encode, load_manifest
+    from snapshot_tool.store.tensors import describe_file
+
+    (manifest_path,) = goldens.glob(f"*/*/*/{MANIFEST}")
+    path = manifest_path.parent / ORACLE
+    rounded = {
+        name: tensor.to(torch.bfloat16) if name.endswith(".delta") else tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(rounded, path)
+    manifest = load_manifest(manifest_path.parent)
+    files = {**manifest.files, ORACLE: describe_file(path)}
+    manifest_path.write_bytes(encode(msgspec.structs.replace(manifest, files=files)))
