@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from snapshot_tool.core.recipes import ImageRecipe
+from snapshot_tool.core.recipes import CaseRecipe, ImageRecipe
 from snapshot_tool.families import family_of
 from snapshot_tool.images import render, to_arrays
 from snapshot_tool.reference.preparation import Preparation
@@ -23,8 +23,10 @@ def main() -> None:
     checkpoint, out = map(Path, sys.argv[1:])
     family = family_of("idefics3")
     preparation = Preparation(family, Preparation.load(family, checkpoint), pad_token_id=0)
-    image = render(ImageRecipe("noise", 512, 512, seed=1))
-    inputs = preparation.encode("<image>", [image], left_padding=0)
+    drawn = ImageRecipe("noise", 512, 512, seed=1)
+    image = render(drawn)
+    recipe = CaseRecipe("<image>", (drawn,))
+    inputs = preparation.encode(recipe, recipe.prompt, [image])
     cuts = preparation.image_cuts([image], preparation.image_grids([image]))
     if inputs.pixel_values is None:
         raise SystemExit("the processor made no pixel values")

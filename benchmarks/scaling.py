@@ -16,7 +16,7 @@ from benchmarks.commands import SNAP
 from benchmarks.figures import OUT, ROOT, Cost, Row, publish, run_process
 
 COUNTS = (10, 100, 1000)
-FIXED_CASES = 2  # of a checkpoint without images; the others are variants
+FIXED_CASES = 3  # of a checkpoint without images, end-token included; the others are variants
 CHECKPOINT = ("--checkpoint", "tests/families/checkpoints/llama")
 RECORD = [str(ROOT / ".venv-record" / "bin" / "snap"), "record", *CHECKPOINT]
 CHECK = [*SNAP, "check", *CHECKPOINT, "--json", os.devnull]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from snapshot_tool.checkpoint_files import (
+    CODE,
+    CONFIG,
+    INDEX,
+    SMALL_FILES,
+    WEIGHTS,
+    is_small_file,
+    loaded_files,
+    names_code,
+    weight_files,
+)
 from snapshot_tool.core.errors import CheckpointUnavailable, RevisionMismatch, UsageError
 from snapshot_tool.store.tensors import file_sha256
 
@@ -16,10 +29,9 @@ FOLDER_OWNER = "local"
 _MIN_SHORT_REVISION = 7
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What the system says if a folder takes no file.
+_CACHE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 _HUB_ID = re.compile(rf"{_NAME.pattern}/{_NAME.pattern}")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-# What loading a model and its processor needs: no other frameworks' weights, no ONNX exports.
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +40,9 @@ class Checkpoint:
 
     Args:
         name: "owner/name"; a folder's owner is "local".
-        revision: commit SHA on the hub, SHA-256 over the files of a folder.
+        revision: commit SHA on the hub, SHA-256 over the loaded files of a folder.
         folder: where its files lie.
-        files: SHA-256 of each file, by relative path.
+        files: SHA-256 of each file that is loaded, by relative path.
         resolved_from: the branch or tag that was given for the revision, or "".
     """
 
@@ -82,15 +94,19 @@ def open_checkpoint(spec: str, *, revision: str | None) -> Checkpoint:
     return _open_hub(spec, revision=revision)
 
 
-def hash_files(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder, hidden ones left out, by relative path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    relative = {path: path.relative_to(folder) for path in paths}
-    return {
-        name.as_posix(): file_sha256(path)
-        for path, name in relative.items()
-        if not any(part.startswith(".") for part in name.parts)
-    }
+def _hash_files(folder: Path, *, incomplete: str) -> dict[str, str]:
+    """Return the SHA-256 of every file that is loaded, by relative path.
+
+    incomplete: what to do if one of them is missing.
+    """
+    names = loaded_files(folder)
+    for name in names:
+        if not (folder / name).is_file():
+            why = (
+                "a link to a missing file" if (folder / name).is_symlink() else f"named by {INDEX}"
+            )
+            raise CheckpointUnavailable(f"{folder / name} is missing: it is {why}", incomplete)
+    return {name: file_sha256(folder / name) for name in names}
 
 
 def folder_revision(files: Mapping[str, str]) -> str:
@@ -102,10 +118,10 @@ def folder_revision(files: Mapping[str, str]) -> str:
 def require_same_files(checkpoint: Checkpoint, recorded: Mapping[str, str]) -> None:
     """Raise RevisionMismatch, naming a file, unless the checkpoint is the one recorded.
 
-    Further files are no difference (of a hub checkpoint only a part is downloaded), but further
-    weights are: a model may load them.
+    Only files that are loaded count. Golden sets of earlier versions list all files of a folder.
+    Further small files are no difference, further weights are.
     """
-    added = sorted(n for n in checkpoint.files if n not in recorded and n.endswith(_WEIGHTS))
+    added = sorted(n for n in checkpoint.files if n not in recorded and not is_small_file(n))
     if added:
         raise RevisionMismatch(
             f"{checkpoint.folder / added[0]} was not there when {checkpoint.name} was recorded",
@@ -113,6 +129,9 @@ def require_same_files(checkpoint: Checkpoint, recorded: Mapping[str, str]) -> N
         )
     for name, digest in sorted(recorded.items()):
         if name not in checkpoint.files:
+            # Other weights that are missing are named by the index, which is compared itself.
+            if not (is_small_file(name) or name in (WEIGHTS, INDEX)):
+                continue
             problem = f"{checkpoint.folder / name} is missing"
         elif checkpoint.files[name] != digest:
             problem = f"{checkpoint.folder / name} has changed"
@@ -131,13 +150,13 @@ def _open_folder(folder: Path, *, revision: str | None) -> Checkpoint:
             f"checkpoint {folder} is no folder here and no hub id (owner/name)",
             "pass a folder with config.json, or a hub id",
         )
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise CheckpointUnavailable(
             f"checkpoint {folder} has no config.json",
             "pass the folder that holds the model's files",
         )
     try:
-        files = hash_files(folder)
+        files = _hash_files(folder, incomplete="download the rest of the checkpoint")
     except OSError as error:
         raise CheckpointUnavailable(f"checkpoint {folder} cannot be read: {error}") from error
     found = folder_revision(files)
@@ -151,18 +170,31 @@ def _open_folder(folder: Path, *, revision: str | None) -> Checkpoint:
 
 def _open_hub(name: str, *, revision: str) -> Checkpoint:
     """Download (or find in the cache) a hub checkpoint at a commit."""
+    commit = revision if _COMMIT.fullmatch(revision) else _resolve(name, revision)
+    folder = _download(name, commit, [*SMALL_FILES, WEIGHTS, INDEX])
+    if not (folder / CONFIG).is_file():
+        raise CheckpointUnavailable(f"{name} at {commit} has no config.json")
+    shards = [glob.escape(file) for file in weight_files(folder) if file not in (WEIGHTS, INDEX)]
+    further = [*shards, *([CODE] if names_code(folder) else [])]
+    if further:
+        _download(name, commit, further)
+    files = _hash_files(folder, incomplete="connect to the network to download the rest")
+    return Checkpoint(name, commit, folder, files, "" if commit == revision else revision)
+
+
+def _download(name: str, commit: str, patterns: list[str]) -> Path:
+    """Download the files of a hub checkpoint's top folder that match; return the folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    commit = revision if _COMMIT.fullmatch(revision) else _resolve(name, revision)
+    below = [f"*/{pattern}" for pattern in patterns]
     try:
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=_HUB_FILES))
+        folder = snapshot_download(
+            name, revision=commit, allow_patterns=patterns, ignore_patterns=below
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise _hub_problem(name, commit, error) from error
-    files = hash_files(folder)
-    if "config.json" not in files:
-        raise CheckpointUnavailable(f"{name} at {commit} has no config.json")
-    return Checkpoint(name, commit, folder, files, "" if commit == revision else revision)
+    return Path(folder)
 
 
 def _resolve(name: str, revision: str) -> str:
@@ -220,6 +252,11 @@ def _hub_problem(name: str, revision: str, error: Exception) -> CheckpointUnavai
         case RevisionNotFoundError():
             return CheckpointUnavailable(
                 f"{name} has no revision {revision!r}", "pass a commit SHA, branch or tag of it"
+            )
+        case OSError(errno=number) if number in _CACHE_ERRORS:
+            return CheckpointUnavailable(
+                f"{name} cannot be written to the hub's cache: {error}",
+                "make room, or name another folder with HF_HOME",
             )
         case OfflineModeIsEnabled():
             why = "offline mode is on (HF_HUB_OFFLINE)"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from snapshot_tool.core.drift import INPUTS_PART, Drift, SetDrift, SetIdentity, TextDrift
+from snapshot_tool.core.errors import GoldenDamaged
 from snapshot_tool.core.phases import PHASES, Phase
 from snapshot_tool.core.results import Verdict
 from snapshot_tool.core.tolerance import EXACT, Tolerance
@@ -99,7 +100,10 @@ def _drift(
     for golden, side in zip((one, other), sides, strict=True):
         if side is None:
             return Drift(part, case, name, Verdict.FAIL, f"not in {golden.folder}")
-    expected, actual = (golden.read(part, key) for golden in (one, other))
+    try:
+        expected, actual = (golden.read(part, key) for golden in (one, other))
+    except GoldenDamaged as error:  # as by a NaN in it
+        return Drift(part, case, name, Verdict.FAIL, error.problem)
     tolerance = _tolerance(one, part, case) if expected.is_floating_point() else EXACT
     verdict, reason, comparison = judge_tensor(expected, actual, tolerance)
     if name in PLACES and actual.shape == expected.shape:
@@ -122,9 +126,8 @@ def _texts(one: Golden, other: Golden, drifts: list[Drift]) -> list[TextDrift]:
         if drift.tensor != _TOKENS or drift.part != Phase.GENERATE:
             continue
         key = f"{drift.case}/{_TOKENS}"
-        if any(
-            key not in g.manifest.files[phase_file(Phase.GENERATE)].tensors for g in (one, other)
-        ):
+        files = [golden.manifest.files.get(phase_file(Phase.GENERATE)) for golden in (one, other)]
+        if any(file is None or key not in file.tensors for file in files):
             continue
         before, after = (golden.read(Phase.GENERATE, key).tolist() for golden in (one, other))
         same = [a == b for a, b in zip(before, after, strict=False)]

@@ -276,7 +276,7 @@ def _generate(candidate: Candidate, case: RecordedCase) -> list[Pair]:
     actual = candidate.generate(
         case.inputs,
         max_new_tokens=generation.max_new_tokens,
-        eos_token_ids=generation.eos_token_ids,
+        eos_token_ids=case.golden.eos_token_ids(case.name),
     )
     return [Pair(parts.TOKEN_IDS, expected, actual)]
 

@@ -114,7 +114,7 @@ def subject_of_golden(choice: GoldenChoice, case: str) -> TraceSubject:
         question=f"case {case}",
         seed=manifest.taps.seed,
         max_new_tokens=manifest.generation.max_new_tokens,
-        eos_token_ids=manifest.generation.eos_token_ids,
+        eos_token_ids=golden.eos_token_ids(case),
     )
 
 

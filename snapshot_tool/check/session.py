@@ -90,7 +90,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         localisation=localisation,
         exploration=exploration,
         weights=weights,
-        warnings=session.warnings,
+        warnings=(*golden.manifest.reference_warnings, *session.warnings),
         surroundings=differing_surroundings(golden.manifest.environment, environment),
         shard=shard_of(golden.manifest, request),
     )

@@ -74,6 +74,7 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
 
 
 def _show_facts(manifest: Manifest) -> None:
+    from snapshot_tool.reports.remarks import remarks
     from snapshot_tool.store.manifest import Storage
 
     environment = manifest.environment
@@ -88,6 +89,13 @@ def _show_facts(manifest: Manifest) -> None:
     )
     for reason, count in draws.reasons.items():
         click.echo(f"          {count} x {reason}")
+    for name, reason in draws.left_out.items():
+        click.echo(f"left out  {name}: {reason}")
+    for remark in remarks(manifest):
+        click.echo(f"remark    {remark}")
+    if manifest.checkpoint.unknown_fields:
+        fields = ", ".join(manifest.checkpoint.unknown_fields)
+        click.echo(f"unknown   {fields}: fields of config.json that the reference does not know")
     for entry in manifest.history:
         click.echo(f"version {entry.version} {entry.when}: {entry.reason}")
         for line in entry.moved:
@@ -108,6 +116,8 @@ def _show_cases(manifest: Manifest) -> None:
             f"    {case.name:<12} {case.images} images, {case.tiles} tiles, {case.tokens} tokens: "
             f"{_short(case.text)} -> {_short(case.generated)}"
         )
+        if case.eos_token_ids is not None:
+            click.echo(f"    {'':<12} ends at token {', '.join(map(str, case.eos_token_ids))}")
 
 
 def _short(text: str, width: int = 48) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from snapshot_tool.cli.pipes import keep_writing_to_closed_pipes
 from snapshot_tool.core.errors import SnapError, is_out_of_memory
 from snapshot_tool.core.text import printable
 
@@ -87,6 +88,7 @@ def cli(*, debug: bool) -> None:
 
 def run(arguments: list[str]) -> None:
     """Run `snap`. Every way out has a code of its own: 1 means that something differs."""
+    keep_writing_to_closed_pipes()
     try:
         code = cli.main(
             arguments,
@@ -102,10 +104,6 @@ def run(arguments: list[str]) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("snap: interrupted", err=True)
         sys.exit(_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output (head, less) is gone: nothing is left to say.
-        sys.stderr.close()
-        sys.exit(_CANNOT_RUN)
     except Exception as error:  # the last line of defence: no traceback unless asked for
         _fail(error, _in_words(error), _CANNOT_RUN, arguments)
     sys.exit(code if isinstance(code, int) else 0)

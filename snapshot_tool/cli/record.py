@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from snapshot_tool.checkpoint import DEFAULT_CHECKPOINT
-from snapshot_tool.cli.options import family_option, goldens_option, parse_phases, phase_option
+from snapshot_tool.cli.options import (
+    PHASE_NAMES,
+    family_option,
+    goldens_option,
+    parse_phases,
+    phase_option,
+)
 from snapshot_tool.core.errors import UpdateDeclined, UsageError
 from snapshot_tool.core.oracle import ORACLE_DTYPES
 from snapshot_tool.devices import DEVICES
@@ -79,6 +86,30 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on with a recording that was cut short.")
 @click.option("--fresh", is_flag=True, help="Throw away a recording that was cut short.")
 @click.option(
+    "--prompt",
+    "prompt_files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Record further cases: each line of a text file is a prompt, <image> stands for an image; "
+    "a JSON file has a list of prompts.",
+)
+@click.option(
+    "--long",
+    multiple=True,
+    metavar="N",
+    type=click.IntRange(1, 10_000_000),
+    help="Record a further case with a prompt of at least N tokens.",
+)
+@click.option(
+    "--drop-phase",
+    "dropped",
+    type=click.Choice(PHASE_NAMES),
+    multiple=True,
+    help="With --update: a phase that the new version shall lack.",
+)
+@click.option("--allow-nan", is_flag=True, help="Record answers with NaN or Inf in them.")
+@click.option(
     "--trust-remote-code",
     "trusts_code",
     is_flag=True,
@@ -107,6 +138,10 @@ def record_command(
     yes: bool,
     resume: bool,
     fresh: bool,
+    prompt_files: tuple[Path, ...],
+    long: tuple[int, ...],
+    dropped: tuple[str, ...],
+    allow_nan: bool,
     trusts_code: bool,
 ) -> int:
     """Run the Hugging Face reference and keep what it computes as a golden set.
@@ -121,6 +156,7 @@ def record_command(
     from snapshot_tool.cli.progress import TerminalProgress
     from snapshot_tool.environment import rank_here
     from snapshot_tool.families.own import name_families
+    from snapshot_tool.reports.remarks import remarks
     from snapshot_tool.store.manifest import Storage
     from snapshot_tool.workflows.record import RecordRequest, help_to_record, record
 
@@ -146,6 +182,10 @@ def record_command(
         oracle=oracle,
         whole_outputs=whole_outputs or None,
         storage=Storage(storage) if storage else None,
+        prompts=tuple(prompt for path in prompt_files for prompt in read_prompts(path)),
+        long=long,
+        dropped=parse_phases(dropped),
+        allows_nan=allow_nan,
         trusts_code=trusts_code,
         device_map=device_map or "",
         max_memory=_parse_memory(max_memory, device_map),
@@ -163,9 +203,26 @@ def record_command(
     draws = manifest.draws
     if draws.refused:
         click.echo(f"{draws.refused} drawn inputs were refused by the reference and drawn again")
+    for line in remarks(manifest):
+        click.echo(line, err=True)
     for line in manifest.history[-1].moved:
         click.echo(f"moved: {line}")
     return 0
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the prompts in a file: its lines, or the strings of a JSON list."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        prompts = json.loads(text) if path.suffix == ".json" else re.split(r"\r?\n", text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--prompt {path} cannot be read: {error}", "name a UTF-8 file") from error
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise UsageError(f"--prompt {path} is not a list of prompts", 'write ["first", "second"]')
+    found = [prompt for prompt in prompts if prompt.strip()]
+    if not found:
+        raise UsageError(f"--prompt {path} has no prompts", "write one on each line")
+    return found
 
 
 def _parse_memory(given: tuple[str, ...], device_map: str | None) -> tuple[tuple[str, str], ...]:

@@ -93,8 +93,16 @@ class ReferenceUnavailable(SnapError):
     """The Hugging Face side cannot run here."""
 
 
+class ReferenceWrong(SnapError):
+    """The reference's answers make no golden set."""
+
+
 class InputRefused(Exception):
     """The reference itself refuses an input: the case is drawn again, not an error of snap."""
+
+
+class TemplateRefused(InputRefused):
+    """The checkpoint has no chat template, or its template raises an error."""
 
 
 class EndedProcess(Exception):

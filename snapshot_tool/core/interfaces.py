@@ -31,6 +31,8 @@ class CaseInputs:
             without images.
         image_sizes: (images, 2) int64, height and width in pixels, for families that are told the
             sizes of their images; None for others.
+        token_type_ids: (1, length) int64, 1 for each token of the second of two texts; None if
+            there is one text, or the family does not tell them apart.
     """
 
     input_ids: torch.Tensor
@@ -38,6 +40,7 @@ class CaseInputs:
     pixel_values: torch.Tensor | None = None
     pixel_attention_mask: torch.Tensor | None = None
     image_sizes: torch.Tensor | None = None
+    token_type_ids: torch.Tensor | None = None
 
 
 class Loading(StrEnum):
@@ -315,7 +318,11 @@ class ForwardPass:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceInfo:
-    """What a manifest says of the reference that answered; `modules` in order of definition."""
+    """What a manifest says of the reference that answered; `modules` in order of definition.
+
+    unknown_fields: of config.json, which the reference's class does not know.
+    unused_weights: of the checkpoint, which take part in no answer.
+    """
 
     family: str
     phases: tuple[Phase, ...]
@@ -324,6 +331,8 @@ class ReferenceInfo:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     modules: tuple[str, ...]
+    unknown_fields: tuple[str, ...] = ()
+    unused_weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,8 +362,13 @@ class Reference(Protocol):
     def info(self) -> ReferenceInfo:
         """Say what answers."""
 
-    def prepare(self, recipe: CaseRecipe, images: Sequence[Image.Image]) -> PreparedCase:
-        """Tokenize and preprocess; raise InputRefused for what the reference does not take."""
+    def prepare(
+        self, recipe: CaseRecipe, images: Sequence[Image.Image], *, new_tokens: int = 0
+    ) -> PreparedCase:
+        """Tokenize and preprocess; raise InputRefused for what the reference does not take.
+
+        new_tokens: how many tokens are to be generated after the prompt.
+        """
 
     def forward(
         self,
@@ -372,8 +386,17 @@ class Reference(Protocol):
             for in its place.
         """
 
-    def generate(self, inputs: CaseInputs, *, max_new_tokens: int) -> Generation:
-        """Generate greedily."""
+    def generate(
+        self,
+        inputs: CaseInputs,
+        *,
+        max_new_tokens: int,
+        eos_token_ids: Sequence[int] | None = None,
+    ) -> Generation:
+        """Generate greedily up to one of the end tokens, by default the checkpoint's own."""
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what Hugging Face's libraries have warned of so far, each thing once, sorted."""
 
     def modules(self) -> torch.nn.Module:
         """Return the module that holds all others."""

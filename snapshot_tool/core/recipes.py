@@ -1,7 +1,10 @@
 """A recipe is enough to build a case again without hypothesis: it is what a manifest keeps."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from snapshot_tool.core.phases import Phase
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 - a placeholder in prompts, no secret
 IMAGE_KINDS = ("gradient", "inverse-gradient", "flat", "noise", "checkerboard", "shapes")
@@ -16,15 +19,16 @@ class InputKind(StrEnum):
     """What a family's inputs consist of."""
 
     TEXT = "text"
+    ENCODER_TEXT = "text of an encoder"
     IMAGES = "images"
     BOTH = "text and images"
 
     @classmethod
-    def of(cls, *, text: bool, images: bool) -> "InputKind":
-        """Return the kind of a family that takes these."""
-        if text and images:
-            return cls.BOTH
-        return cls.TEXT if text else cls.IMAGES
+    def of(cls, phases: Collection[Phase]) -> "InputKind":
+        """Return the kind of a family with these phases."""
+        if Phase.VISION in phases:
+            return cls.BOTH if Phase.FORWARD in phases else cls.IMAGES
+        return cls.TEXT if Phase.GENERATE in phases else cls.ENCODER_TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +64,17 @@ class CaseRecipe:
         images: the images that the placeholders stand for.
         chat: whether the prompt is one user turn of the checkpoint's chat template.
         left_padding: pad tokens put before the prompt, with a zero attention mask.
+        right_padding: the same after it; of encoders.
+        second: a second text, given to the tokenizer beside the prompt; "" for none. Of encoders,
+            which tell both apart by token types.
     """
 
     prompt: str
     images: tuple[ImageRecipe, ...] = field(default=())
     chat: bool = False
     left_padding: int = 0
+    right_padding: int = 0
+    second: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a recipe whose prompt and images do not belong together."""
@@ -76,13 +85,20 @@ class CaseRecipe:
             )
         if placeholders > MAX_IMAGES:
             raise ValueError(f"{placeholders} images, allowed are {MAX_IMAGES}")
-        if not 0 <= self.left_padding <= MAX_PADDING:
-            raise ValueError(f"left padding {self.left_padding} is out of range")
+        for side, padding in (("left", self.left_padding), ("right", self.right_padding)):
+            if not 0 <= padding <= MAX_PADDING:
+                raise ValueError(f"{side} padding {padding} is out of range")
 
 
 @dataclass(frozen=True, slots=True)
 class NamedRecipe:
-    """A recipe with the name of its case and where it came from: "fixed" or "variant"."""
+    """A recipe with the name of its case and where it came from.
+
+    Args:
+        name: the case's name.
+        origin: "fixed"; "variant", which hypothesis drew; "end-token", which meets one;
+            "prompt", from the user's file; "long", of a length that the user named.
+    """
 
     name: str
     origin: str
@@ -91,6 +107,14 @@ class NamedRecipe:
 
 _GRADIENT = ImageRecipe("gradient", 512, 512)
 _INVERSE = ImageRecipe("inverse-gradient", 512, 512)
+
+# In which a generation may end by itself, the likeliest first.
+END_PROMPTS = (
+    CaseRecipe("Answer with one word: is water wet?", chat=True),
+    CaseRecipe("Say yes.", chat=True),
+    CaseRecipe("Question: is water wet? Answer: yes."),
+    CaseRecipe("One two three."),
+)
 
 # Of families with text and images; vision encoders leave the words out.
 FIXED_CASES: tuple[NamedRecipe, ...] = (
@@ -105,8 +129,20 @@ _TEXT_CASES: tuple[NamedRecipe, ...] = (
         "left-padded", "fixed", CaseRecipe("Compare the first and the second.", left_padding=5)
     ),
 )
+_ENCODER_CASES: tuple[NamedRecipe, ...] = (
+    *_TEXT_CASES,
+    NamedRecipe(
+        "right-padded", "fixed", CaseRecipe("Compare the first and the second.", right_padding=5)
+    ),
+    NamedRecipe(
+        "two-texts",
+        "fixed",
+        CaseRecipe("Is the sky blue?", right_padding=3, second="The sky is blue."),
+    ),
+)
 
 
 def fixed_cases(kind: InputKind) -> tuple[NamedRecipe, ...]:
     """Return the cases that every recording of a kind of family begins with."""
-    return _TEXT_CASES if kind is InputKind.TEXT else FIXED_CASES
+    cases = {InputKind.TEXT: _TEXT_CASES, InputKind.ENCODER_TEXT: _ENCODER_CASES}
+    return cases.get(kind, FIXED_CASES)

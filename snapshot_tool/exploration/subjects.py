@@ -32,6 +32,9 @@ def _subject(golden: Golden, case: str, family: Family) -> Subject:
     # An encoder's positions depend on padding before them, and its answers on token types.
     if family.logits and not family.generates and not padded and inputs.token_type_ids is None:
         phases |= {Phase.FORWARD} & _recorded(golden, case)
+    if golden.case(case).eos_token_ids is not None:
+        # Questions about a generation have one set of end tokens for all cases.
+        phases.discard(Phase.GENERATE)
     if tiles and _has_tiles_apart(golden, case, family, tiles):
         phases |= {Phase.VISION, Phase.CONNECTOR} & _recorded(golden, case)
     generated = 0

@@ -60,17 +60,20 @@ class FmsCalls:
         which is 0 before 1.10.1: some heads, and Mamba's state, depend on them.
         """
         real = inputs.attention_mask.bool()
-        if self.loaded.pad is None:
+        side = "left" if bool(real[:, -1].all()) else "right"
+        pad = self._pad_input_ids(side)
+        if pad is None:
             return _own_padding(real, causal=causal, offset=offset)
         options = {
+            "padding_side": side,
             "min_pad_length": real.shape[1],
             "is_causal_mask": causal,
             "position_ids_offset": offset,
             "pad_token_id": int(inputs.input_ids[~real][0]) if not bool(real.all()) else 0,
         }
-        known = inspect.signature(self.loaded.pad).parameters
+        known = inspect.signature(pad).parameters
         rows = [ids[kept] for ids, kept in zip(inputs.input_ids, real, strict=True)]
-        found = self.loaded.pad(rows, **{n: v for n, v in options.items() if n in known})
+        found = pad(rows, **{n: v for n, v in options.items() if n in known})
         seen: dict[str, torch.Tensor] = found[1]
         if _sees_padding(seen["mask"], real):
             self.notes.setdefault("FMS's pad_input_ids lets tokens attend to padding")
@@ -93,6 +96,12 @@ class FmsCalls:
             "none and cut after the first, so where it ends by itself is not checked"
         )
         return None
+
+    def _pad_input_ids(self, side: str) -> Callable[..., Any] | None:
+        """Return FMS's pad_input_ids, or None if it has none that pads on this side."""
+        pad = self.loaded.pad
+        pads_right = pad is not None and "padding_side" in inspect.signature(pad).parameters
+        return pad if side == "left" or pads_right else None
 
     def pad_parts(self, parts: Sequence[CaseInputs]) -> list[dict[str, torch.Tensor]]:
         """Return mask and position ids of each part of a prompt, on the cache of those before it.
@@ -220,7 +229,8 @@ class EncoderCalls(FmsCalls):
         base = self.model.base_model
         handle = base.register_forward_hook(lambda _module, _given, out: hidden.append(out))
         try:
-            answer = self.model(inputs.input_ids, **self.padding(inputs))
+            padding, types = self.padding(inputs), _token_types(inputs)
+            answer = self.model(inputs.input_ids, **padding, **types)
         finally:
             handle.remove()
         return {"last_hidden_state": hidden[0], **self.head_outputs(answer)}
@@ -236,6 +246,11 @@ class EncoderCalls(FmsCalls):
     def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
         """Return mask and position ids of a padded prompt; a whole one needs neither."""
         return {} if bool(inputs.attention_mask.all()) else self.pad(inputs, causal=False)
+
+
+def _token_types(inputs: CaseInputs) -> dict[str, torch.Tensor]:
+    types = inputs.token_type_ids
+    return {} if types is None else {"token_type_ids": types}
 
 
 class VisionCalls(FmsCalls):

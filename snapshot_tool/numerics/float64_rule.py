@@ -53,11 +53,15 @@ def compare_with_oracle(
 
 
 def position_noise(values: torch.Tensor, oracle: torch.Tensor) -> torch.Tensor:
-    """Return the root mean square of values - oracle at each position, float32, without a width."""
+    """Return the root mean square of values - oracle at each position, float32, without a width.
+
+    NaN for an infinite one: it must not become a limit that everything keeps.
+    """
     import torch
 
     errors = values.to("cpu", torch.float64) - oracle.to("cpu", torch.float64)
-    return errors.square().mean(-1).sqrt().float()
+    noise = errors.square().mean(-1).sqrt().float()
+    return noise.masked_fill(noise.isinf(), torch.nan)
 
 
 def _position_errors(

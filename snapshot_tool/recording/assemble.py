@@ -19,8 +19,8 @@ from snapshot_tool.core.text import printable
 from snapshot_tool.core.tolerance import DEFAULT_TOLERANCES
 from snapshot_tool.drift import diff_goldens
 from snapshot_tool.families.family import ANSWERS
-from snapshot_tool.recording.answers import FORWARD_PASS, generated_text_file
-from snapshot_tool.recording.plan import Plan, PlannedCase
+from snapshot_tool.recording.answers import FORWARD_PASS, generated_text_file, read_notes
+from snapshot_tool.recording.plan import Earlier, Plan, PlannedCase
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import (
@@ -46,8 +46,6 @@ from snapshot_tool.store.manifest import (
 from snapshot_tool.store.tensors import describe_file, join_files
 from snapshot_tool.store.transaction import commit, make_folder, write_atomically
 
-# They belong to the answers beside them and are never carried over from older ones.
-_EXTRAS = {ORACLE, OUTPUTS}
 _IMAGE_PHASES = (Phase.PREPROCESSING, Phase.VISION, Phase.CONNECTOR)
 
 
@@ -56,8 +54,8 @@ class Assembly:
     """What a golden set is assembled from.
 
     Args:
-        existing: the set that is replaced, or None.
-        siblings: the sets of the same revision on other devices, which share its inputs.
+        earlier: the sets of the same revision.
+        dropped: phases of the replaced set that the new version does not take over.
         reason: why it is recorded; kept in the history of a first version.
         review: asked for the reason of any further version, once what moved is known.
     """
@@ -67,10 +65,15 @@ class Assembly:
     info: ReferenceInfo
     checkpoint: Checkpoint
     location: SetLocation
-    existing: Golden | None
-    siblings: list[Golden]
+    earlier: Earlier
+    dropped: tuple[Phase, ...]
     reason: str
     review: Review
+
+    @property
+    def existing(self) -> Golden | None:
+        """The set that is replaced, or None."""
+        return self.earlier.replaced
 
     def write(self) -> tuple[Manifest, bool]:
         """Put the set in place; return its manifest, and False where nothing had to change.
@@ -96,7 +99,10 @@ class Assembly:
         return manifest, True
 
     def _join(self, folder: Path) -> dict[str, FileEntry]:
-        """Join the parts of each file; carry over what this recording was not asked for."""
+        """Join the parts of each file; carry over what this recording was not asked for.
+
+        An oracle is of all phases and is never carried over.
+        """
         phases = self.plan.settings.phases
         names = [INPUTS, *(phase_file(phase) for phase in PHASES if phase in phases)]
         if FORWARD_PASS & set(phases):
@@ -108,15 +114,31 @@ class Assembly:
             staged = {case.name: self.staging.part(case.name, name) for case in self.plan.cases}
             join_files({case: part for case, part in staged.items() if part.exists()}, target)
             files[name] = describe_file(target)
+        if self.existing is None:
+            return files
         # Answers to other inputs would be no answers to these.
-        if self.existing and self.existing.manifest.files[INPUTS] == files[INPUTS]:
-            for name in self.existing.manifest.files.keys() - files.keys() - _EXTRAS:
-                shutil.copy2(self.existing.folder / name, folder / name)
-                files[name] = self.existing.manifest.files[name]
+        same = self.existing.manifest.files[INPUTS] == files[INPUTS]
+        lost = {ORACLE, *(phase_file(phase) for phase in self.dropped)}
+        if TAPS in files or not self._carries_forward_pass():
+            lost |= {TAPS, OUTPUTS}
+        for name in sorted(self.existing.manifest.files.keys() - files.keys() - lost):
+            if not same:
+                raise GoldenExists(
+                    f"the inputs have changed: {name} of golden version "
+                    f"{self.existing.manifest.golden_version} does not belong to them",
+                    "record --phase all",
+                )
+            shutil.copy2(self.existing.folder / name, folder / name)
+            files[name] = self.existing.manifest.files[name]
         return files
 
+    def _carries_forward_pass(self) -> bool:
+        """Return whether a phase is carried over that the taps belong to."""
+        there = self.existing.manifest.files if self.existing else {}
+        return any(phase_file(p) in there for p in FORWARD_PASS if p not in self.dropped)
+
     def _require_shared_inputs(self, inputs: FileEntry) -> None:
-        for sibling in self.siblings:
+        for sibling in self.earlier.siblings:
             if sibling.manifest.files[INPUTS] != inputs:
                 raise GoldenExists(
                     f"{sibling.manifest.title} shares the inputs of this revision, and these would "
@@ -140,6 +162,8 @@ class Assembly:
                 location=_relative_location(self.checkpoint, self.location.root),
                 files=dict(self.checkpoint.files),
                 config=dict(info.config),
+                unknown_fields=info.unknown_fields,
+                unused_weights=info.unused_weights,
             ),
             device=self.location.device,
             dtype=self.location.dtype,
@@ -156,7 +180,17 @@ class Assembly:
             taps=TapsEntry(seed=settings.seed, modules=info.modules),
             files=files,
             storage=settings.storage,
+            warnings=self._warnings(),
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        """Return what was warned of, also when phases were recorded that are carried over."""
+        found = set(self.plan.warnings)
+        for case in self.plan.cases:
+            found |= set(read_notes(self.staging, case.name).warnings)
+        if self.existing and set(self.plan.settings.phases) != set(self.info.phases):
+            found |= set(self.existing.manifest.warnings)
+        return tuple(sorted(found))
 
     def _case(self, case: PlannedCase, files: dict[str, FileEntry]) -> CaseEntry:
         tensors = files[INPUTS].tensors
@@ -170,7 +204,17 @@ class Assembly:
             tiles=case.tiles,
             tokens=tensors[f"{case.name}/input_ids"].shape[1],
             generated=self._generated_text(case.name),
+            eos_token_ids=case.eos_token_ids,
+            not_finite=self._not_finite(case.name),
         )
+
+    def _not_finite(self, case: str) -> tuple[str, ...]:
+        """Return the answers with NaN or Inf, those that are carried over among them."""
+        recorded = self.plan.settings.phases
+        old = self.existing.manifest.cases if self.existing else ()
+        kept = [n for entry in old if entry.name == case for n in entry.not_finite]
+        carried = [n for n in kept if Phase(n.partition("/")[0]) not in (*recorded, *self.dropped)]
+        return (*carried, *read_notes(self.staging, case).not_finite)
 
     def _generated_text(self, case: str) -> str:
         staged = self.staging.part(case, generated_text_file())

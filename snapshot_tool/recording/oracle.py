@@ -44,6 +44,11 @@ class _Answers:
     tensors: Named
     taps: Mapping[str, Tap]
 
+    @property
+    def are_finite(self) -> bool:
+        """Whether no answer has NaN or Inf in it."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors.values())
+
 
 def stage_oracle(
     staging: Staging,
@@ -69,6 +74,7 @@ def _stage_dtype(
     missing: list[_Keeper], dtype: str, *, load: LoadReference, progress: Progress
 ) -> None:
     reference = load(dtype)
+    overflows = 0
     with progress.stage(f"oracle: {dtype}", len(missing)) as steps:
         for keeper in missing:
             answers = keeper.ask(reference, dtype)
@@ -76,7 +82,13 @@ def _stage_dtype(
                 keeper.save_exact(answers)
             else:
                 keeper.save_noise(answers, dtype)
+            overflows += not answers.are_finite
             next(steps)
+    if overflows:
+        progress.note(
+            f"in {dtype} the reference answers NaN or Inf in {overflows} of {len(missing)} cases: "
+            f"they cannot be checked in {dtype}"
+        )
 
 
 def _part(dtype: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,21 @@ import torch
 import transformers
 from packaging.version import Version
 from PIL import Image
-from safetensors import SafetensorError
 
+from snapshot_tool.checkpoint_files import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    loaded_files,
+    read_json,
+    require_whole,
+    weight_files,
+)
 from snapshot_tool.core.errors import (
     CheckpointUnavailable,
     InputRefused,
     ReferenceUnavailable,
-    SnapError,
-    is_out_of_memory,
+    TemplateRefused,
 )
 from snapshot_tool.core.interfaces import (
     CaseInputs,
@@ -40,8 +46,12 @@ from snapshot_tool.core.recipes import CaseRecipe
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Capture, Family
+from snapshot_tool.reference.configuration import require_computed, unknown_fields
 from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
 from snapshot_tool.reference.preparation import Preparation
+from snapshot_tool.reference.raised import raised_as
+from snapshot_tool.reference.warned import Warned, log_to_handlers_alone
+from snapshot_tool.reference.weights import require_filled, unused_weights
 from snapshot_tool.taps import (
     Call,
     capture_tensors,
@@ -52,15 +62,19 @@ from snapshot_tool.taps import (
 )
 
 _LOGITS = 3  # dimensions: rows, length, vocabulary
-# What the libraries raise about an input that they do not take (as opposed to a fault of ours).
-_REFUSALS = (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError)
+_REMEDY = (
+    "install what it names as missing, or see that the checkpoint is whole and for transformers "
+    f"{transformers.__version__}"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceReference:
     """transformers' own implementation of a checkpoint, in evaluation mode.
 
-    `facts` are what was found out by running a model that no family declares.
+    warned: what it has warned of so far.
+    unknown_fields, unused_weights: see ReferenceInfo.
+    facts: what was found out by running a model that no family declares.
     """
 
     family: Family
@@ -68,6 +82,9 @@ class HuggingFaceReference:
     processor: Any
     dtype: str
     settings: LoadSettings
+    warned: Warned
+    unknown_fields: tuple[str, ...] = ()
+    unused_weights: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -76,37 +93,45 @@ class HuggingFaceReference:
 
         No pickled weights are read, and no code of the checkpoint runs unless it is trusted.
         """
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        log_to_handlers_alone()
         accelerate.utils.set_seed(settings.seed, deterministic=True)
-        trusts_code = settings.trusts_code
-        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        _require_files(checkpoint)
+        config = read_json(checkpoint / CONFIG)
         family = family_of_config(config)
-        try:
-            processor = Preparation.load(family, checkpoint, trusts_code=trusts_code)
-            kind = _model_class(family, config, trusts_code=trusts_code)
-            model, report = kind.from_pretrained(
+        warned = Warned(checkpoint)
+        model_class = _model_class(family, config, trusts_code=settings.trusts_code)
+        with _loading("the configuration", checkpoint, settings), warned.listening():
+            known = _configuration(model_class, checkpoint, settings)
+            require_computed(config, known, checkpoint / CONFIG)
+        with _loading("the processor", checkpoint, settings), warned.listening():
+            processor = Preparation.load(family, checkpoint, trusts_code=settings.trusts_code)
+        with _loading("the model", checkpoint, settings), warned.listening():
+            model, report = model_class.from_pretrained(
                 checkpoint,
                 local_files_only=True,
-                trust_remote_code=trusts_code,
+                **_trust(model_class, settings),
                 use_safetensors=True,
                 attn_implementation=family.attention or None,
                 output_loading_info=True,
                 **_placement(settings),
                 **{_dtype_argument(): getattr(torch, dtype)},
             )
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise CheckpointUnavailable(
-                f"transformers cannot load {checkpoint}: {_first_line(error)}",
-                # transformers 4.51 takes no map that has everything on disk.
-                "allow more with --max-memory" if settings.max_memory else "",
-            ) from error
-        _require_all_weights(checkpoint, report)
-        # A model that accelerate placed stays where it is.
-        model = model.eval() if settings.device_map else model.to(settings.device).eval()
-        if dtype == "float64":
-            widen_rotary_frequencies(model)
-        reference = cls(family, model, processor, dtype, settings)
+            require_filled(model, report, checkpoint)
+            # A model that accelerate placed stays where it is.
+            model = model.eval() if settings.device_map else model.to(settings.device).eval()
+            if dtype == "float64":
+                widen_rotary_frequencies(model)
+            reference = cls(
+                family=family,
+                model=model,
+                processor=processor,
+                dtype=dtype,
+                settings=settings,
+                warned=warned,
+                unknown_fields=unknown_fields(config, known),
+                unused_weights=unused_weights(model, report, checkpoint),
+            )
+            reference.info()  # raises now if a special token is not a number
         if family.is_declared:
             return reference
         return replace(reference, facts=_try_decoder(reference, checkpoint))
@@ -114,7 +139,7 @@ class HuggingFaceReference:
     def info(self) -> ReferenceInfo:
         """Say which family answers, with which configuration and end tokens."""
         config = self.model.config
-        eos, pad = self._token("eos_token_id"), self._token("pad_token_id")
+        eos = self._token("eos_token_id")
         eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
         return ReferenceInfo(
             family=self.family.name,
@@ -128,21 +153,33 @@ class HuggingFaceReference:
                 **_placement_facts(self.settings),
             },
             eos_token_ids=tuple(int(token) for token in eos_ids),
-            pad_token_id=int(pad if pad is not None else 0),
+            pad_token_id=self._pad_token_id(),
             modules=tuple(name for name, _ in self.model.named_modules() if name),
+            unknown_fields=self.unknown_fields,
+            unused_weights=self.unused_weights,
         )
 
-    def prepare(self, recipe: CaseRecipe, images: Sequence[Image.Image]) -> PreparedCase:
+    def warnings(self) -> tuple[str, ...]:
+        """Return what transformers has warned of so far."""
+        return self.warned.texts()
+
+    def prepare(
+        self, recipe: CaseRecipe, images: Sequence[Image.Image], *, new_tokens: int = 0
+    ) -> PreparedCase:
         """Run the checkpoint's own processor on a prompt and its images."""
-        try:
-            preparation = Preparation(self.family, self.processor, self.info().pad_token_id)
-            text = preparation.chat_text(recipe.prompt) if recipe.chat else recipe.prompt
-            inputs = preparation.encode(text, images, left_padding=recipe.left_padding)
-            self._require_taken(inputs)
-            grids = preparation.image_grids(images)
-            cuts = preparation.image_cuts(images, grids)
-        except _REFUSALS as error:
-            raise InputRefused(f"{type(error).__name__}: {_first_line(error)}") from error
+        types = getattr(self.model.config, "type_vocab_size", None) or 1
+        pad = self.info().pad_token_id
+        preparation = Preparation(self.family, self.processor, pad, types)
+        text = recipe.prompt
+        with self.warned.listening():
+            if recipe.chat:
+                with raised_as(lambda why: TemplateRefused(f"the chat template: {why}")):
+                    text = preparation.chat_text(recipe.prompt)
+            with raised_as(InputRefused):
+                inputs = preparation.encode(recipe, text, images)
+                self._require_taken(inputs, new_tokens)
+                grids = preparation.image_grids(images)
+                cuts = preparation.image_cuts(images, grids)
         return PreparedCase(text, inputs, grids, cuts)
 
     def forward(
@@ -159,13 +196,13 @@ class HuggingFaceReference:
             arguments["use_cache"] = continuation is not None
             arguments |= self._positions(arguments["attention_mask"])
         connector = None if ask_connector is None else self._connector()
-        with torch.inference_mode(), self._precision():
+        with self._running(), torch.inference_mode(), self._precision():
             with (
                 capture_tensors(self.model, self.family.captures) as captured,
                 keep_calls(connector[1] if connector else self.model) as calls,
                 tap_modules(self.model, observe),
             ):
-                answer = self._run(self.model, **arguments)
+                answer = self.model(**arguments)
             if connector and calls and ask_connector:
                 features = ask_connector(_widened(self._vision_output(captured)))
                 captured[connector[0]] = _call_again(calls[0], self._cast(features))
@@ -201,12 +238,9 @@ class HuggingFaceReference:
         cache = getattr(answer, "past_key_values", None)
         if not isinstance(cache, transformers.DynamicCache | tuple | list):
             whole = torch.cat([arguments["input_ids"], ids], dim=1)
-            again = self._run(
-                self.model, input_ids=whole, attention_mask=mask, use_cache=False, **positions
-            )
+            again = self.model(input_ids=whole, attention_mask=mask, use_cache=False, **positions)
         else:
-            again = self._run(
-                self.model,
+            again = self.model(
                 input_ids=ids,
                 attention_mask=mask,
                 past_key_values=cache,
@@ -215,19 +249,6 @@ class HuggingFaceReference:
             )
         logits: torch.Tensor = again.logits[0, -new:]
         return logits
-
-    def _run(self, call: Callable[..., Any], **arguments: Any) -> Any:
-        """Call the model; raise ReferenceUnavailable for whatever it raises itself."""
-        try:
-            return call(**arguments)
-        except Exception as error:
-            if isinstance(error, SnapError | OSError) or is_out_of_memory(error):
-                raise
-            raise ReferenceUnavailable(
-                f"{self.family.hf_class} of transformers {transformers.__version__} raises "
-                f"{type(error).__name__}: {_first_line(error)}",
-                f"does config.json belong to the weights? If it takes a declaration: {PAGE}",
-            ) from error
 
     def _positions(self, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return position ids, as transformers' generate gives them to models that take them."""
@@ -256,14 +277,35 @@ class HuggingFaceReference:
         dtype = getattr(torch, self.dtype) if tensor.is_floating_point() else tensor.dtype
         return tensor.to(self.settings.device, dtype)
 
-    def generate(self, inputs: CaseInputs, *, max_new_tokens: int) -> Generation:
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Collect the model's warnings; raise ReferenceUnavailable for what it raises itself."""
+
+        def make(why: str) -> ReferenceUnavailable:
+            return ReferenceUnavailable(
+                f"{self.family.hf_class} of transformers {transformers.__version__} raises {why}",
+                "see that config.json, the tokenizer and --dtype fit the weights"
+                + ("" if self.family.is_declared else f"; to declare the model: {PAGE}"),
+            )
+
+        with self.warned.listening(), raised_as(make):
+            yield
+
+    def generate(
+        self,
+        inputs: CaseInputs,
+        *,
+        max_new_tokens: int,
+        eos_token_ids: Sequence[int] | None = None,
+    ) -> Generation:
         """Generate by argmax alone: none of the checkpoint's sampling or penalty settings."""
         info = self.info()
+        ends = info.eos_token_ids if eos_token_ids is None else eos_token_ids
         settings = transformers.GenerationConfig(
             do_sample=False,
             num_beams=1,
             max_new_tokens=max_new_tokens,
-            eos_token_id=list(info.eos_token_ids) or None,
+            eos_token_id=list(ends) or None,
             pad_token_id=info.pad_token_id,
             return_dict_in_generate=True,
             output_logits=True,
@@ -271,16 +313,22 @@ class HuggingFaceReference:
         # `generate` fills gaps of the settings given from the model's own; these must not count.
         own, self.model.generation_config = self.model.generation_config, settings
         try:
-            with torch.inference_mode():
-                answer = self._run(
-                    self.model.generate, **self._arguments(inputs), generation_config=settings
-                )
+            with self._running(), torch.inference_mode():
+                answer = self.model.generate(**self._arguments(inputs), generation_config=settings)
         finally:
             self.model.generation_config = own
         new = answer.sequences[0, inputs.input_ids.shape[1] :].cpu()
         logits = _widened(torch.stack([step[0] for step in answer.logits]))
+        return Generation(new, logits, self._decode(new))
+
+    def _decode(self, tokens: torch.Tensor) -> str:
+        """Return new tokens as text, for people to read; "" if the tokenizer cannot."""
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        return Generation(new, logits, tokenizer.decode(new))
+        try:
+            with raised_as(InputRefused):
+                return str(tokenizer.decode(tokens))
+        except InputRefused:
+            return ""
 
     def modules(self) -> torch.nn.Module:
         """Return the model itself."""
@@ -293,15 +341,50 @@ class HuggingFaceReference:
         own = getattr(generation, name, None)
         return own if own is not None else getattr(self.model.config, name, None)
 
-    def _require_taken(self, inputs: CaseInputs) -> None:
-        """Raise ValueError where the model itself would: too long, or pixels it cannot place."""
-        config = self.model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or math.inf
-        longest = positions - self.family.reserved_positions
-        if self.family.takes_text and inputs.input_ids.shape[1] > longest:
-            raise ValueError(f"{inputs.input_ids.shape[1]} tokens, the model takes {longest}")
+    def _pad_token_id(self) -> int:
+        """Return what prompts are padded with: the checkpoint's own id if it has an embedding."""
+        pad = self._token("pad_token_id")
+        rows = self._embedded() if self.family.takes_text else 0
+        return int(pad) if pad is not None and 0 <= int(pad) < rows else 0
+
+    def _embedded(self) -> int:
+        """Return how many token ids have an embedding."""
+        return len(self._words().weight)
+
+    def _words(self) -> Any:
+        return self.model.get_input_embeddings()
+
+    def _require_taken(self, inputs: CaseInputs, new_tokens: int) -> None:
+        """Raise InputRefused for what the model cannot compute, or only by accident."""
+        if self.family.takes_text:
+            self._require_length(inputs.input_ids.shape[1], new_tokens)
+            ids, rows = inputs.input_ids, self._embedded()
+            if int(ids.max()) >= rows or int(ids.min()) < 0:
+                wrong = int(ids.max()) if int(ids.max()) >= rows else int(ids.min())
+                raise InputRefused(f"token id {wrong} has no embedding, the model has {rows}")
         if inputs.pixel_values is not None and not inputs.pixel_values.isfinite().all():
-            raise ValueError("the processor's pixel values are not finite")
+            raise InputRefused("the processor's pixel values are not finite")
+
+    def _require_length(self, tokens: int, new_tokens: int) -> None:
+        config = self.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        if not isinstance(positions, int):
+            return
+        longest = positions - self.family.reserved_positions
+        if tokens > longest:
+            raise InputRefused(f"{tokens} tokens, the model takes {longest}")
+        # A table of positions has no row for a token beyond it; computed ones have no end.
+        last = tokens + max(new_tokens - 1, 0)
+        if last > longest and self._has_position_table(positions):
+            raise InputRefused(
+                f"{tokens} tokens and {new_tokens} new ones, the model takes {longest}"
+            )
+
+    def _has_position_table(self, positions: int) -> bool:
+        if self.family.takes_images:
+            return False  # an encoder of images has one of its own
+        tables = (m for m in self.model.modules() if isinstance(m, torch.nn.Embedding))
+        return any(t.num_embeddings >= positions and t is not self._words() for t in tables)
 
     def _arguments(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
         arguments = {}
@@ -316,7 +399,29 @@ class HuggingFaceReference:
             arguments["pixel_attention_mask"] = inputs.pixel_attention_mask.unsqueeze(0)
         if inputs.image_sizes is not None:
             arguments["image_sizes"] = inputs.image_sizes
+        if inputs.token_type_ids is not None:
+            arguments["token_type_ids"] = inputs.token_type_ids
         return {name: self._cast(tensor) for name, tensor in arguments.items()}
+
+
+def _require_files(checkpoint: Path) -> None:
+    """Raise CheckpointUnavailable if a file is missing, cut short or damaged."""
+    if not weight_files(checkpoint):
+        raise CheckpointUnavailable(
+            f"cannot load {checkpoint}: it has no {WEIGHTS} and no {INDEX}",
+            "convert its weights to safetensors: pickled weights are not read",
+        )
+    require_whole(checkpoint, loaded_files(checkpoint))
+
+
+def _loading(what: str, checkpoint: Path, settings: LoadSettings) -> AbstractContextManager[None]:
+    # transformers 4.51 takes no map that has everything on disk.
+    remedy = "allow more with --max-memory" if settings.max_memory else _REMEDY
+    return raised_as(
+        lambda why: CheckpointUnavailable(
+            f"transformers cannot load {what} of {checkpoint}: {why}", remedy
+        )
+    )
 
 
 def _placement(settings: LoadSettings) -> dict[str, Any]:
@@ -367,6 +472,22 @@ def _model_class(family: Family, config: Mapping[str, Any], *, trusts_code: bool
     return found
 
 
+def _configuration(model_class: Any, checkpoint: Path, settings: LoadSettings) -> Any:
+    """Return the configuration as the model's class reads it."""
+    kind = transformers.AutoConfig if _is_auto(model_class) else model_class.config_class
+    return kind.from_pretrained(checkpoint, local_files_only=True, **_trust(model_class, settings))
+
+
+def _is_auto(model_class: Any) -> bool:
+    """Tell whether the class is chosen by the checkpoint, as that of trusted code is."""
+    return getattr(model_class, "config_class", None) is None
+
+
+def _trust(model_class: Any, settings: LoadSettings) -> dict[str, bool]:
+    """Return the argument of Auto classes; transformers warns of it for other classes."""
+    return {"trust_remote_code": settings.trusts_code} if _is_auto(model_class) else {}
+
+
 def _dtype_argument() -> str:
     """Return from_pretrained's name of the dtype, which transformers 4.56 changed."""
     return "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
@@ -384,18 +505,6 @@ def _public_fields(config: dict[str, Any]) -> dict[str, Any]:
         for name, value in config.items()
         if not name.startswith("_")
     }
-
-
-def _require_all_weights(checkpoint: Path, report: dict[str, Any]) -> None:
-    """Raise where transformers would go on with weights that are missing, unused or misshapen."""
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(kind):
-            first = min(str(key) for key in report[kind])
-            raise CheckpointUnavailable(
-                f"{checkpoint}: transformers reports {kind.replace('_', ' ')}: {first}, first of "
-                f"{len(report[kind])}",
-                "a recording needs a checkpoint that fills the whole model",
-            )
 
 
 def _try_decoder(reference: HuggingFaceReference, checkpoint: Path) -> dict[str, str]:
@@ -423,7 +532,3 @@ def _try_decoder(reference: HuggingFaceReference, checkpoint: Path) -> dict[str,
 
 def _look_away(module: str, side: Side, tensor: torch.Tensor) -> None:
     """Observe nothing."""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

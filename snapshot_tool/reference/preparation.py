@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from PIL import Image
 from transformers.image_utils import ChannelDimension
 
 from snapshot_tool.core.interfaces import CaseInputs
-from snapshot_tool.core.recipes import IMAGE_TOKEN
+from snapshot_tool.core.recipes import IMAGE_TOKEN, CaseRecipe
 from snapshot_tool.families.family import Family
-from snapshot_tool.images import to_arrays
 
 _TILED_BATCH = 5  # dimensions: images, tiles, channels, height, width
 
@@ -29,11 +29,13 @@ class Preparation:
         processor: transformers' processor; of families without images a tokenizer, of those
             without text an image processor.
         pad_token_id: what prompts are padded with.
+        token_types: how many kinds of texts the model tells apart.
     """
 
     family: Family
     processor: Any
     pad_token_id: int
+    token_types: int = 1
 
     @staticmethod
     def load(family: Family, checkpoint: Path, *, trusts_code: bool = False) -> Any:
@@ -63,22 +65,40 @@ class Preparation:
             self.processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
         )
 
-    def encode(self, text: str, images: Sequence[Image.Image], *, left_padding: int) -> CaseInputs:
-        """Return the tensors; raise what the libraries raise of an input that they do not take."""
-        batch = self._batch(text, images)
+    def encode(self, recipe: CaseRecipe, text: str, images: Sequence[Image.Image]) -> CaseInputs:
+        """Return the tensors; raise what the libraries raise of an input that they do not take.
+
+        text: what the recipe's prompt became.
+        """
+        batch = self._batch(text, recipe.second, images)
         ids = batch.get("input_ids", torch.zeros((1, 0), dtype=torch.int64))
         if self.family.takes_text and ids.shape[1] == 0:
             raise ValueError("the prompt has no tokens")
         mask = batch.get("attention_mask", torch.ones_like(ids))
-        pad = ids.new_full((1, left_padding), self.pad_token_id)
+        types = self._types(batch) if recipe.second and self.token_types > 1 else None
+
+        def padded(row: torch.Tensor, value: int) -> torch.Tensor:
+            left, right = recipe.left_padding, recipe.right_padding
+            return torch.nn.functional.pad(row, (left, right), value=value)
+
         pixel_mask, sizes = batch.get("pixel_attention_mask"), batch.get("image_sizes")
         return CaseInputs(
-            torch.cat([pad, ids], dim=1),
-            torch.cat([torch.zeros_like(pad), mask], dim=1),
+            padded(ids, self.pad_token_id),
+            padded(mask, 0),
             self._tiles(batch.get("pixel_values"), images),
             None if pixel_mask is None else pixel_mask[0].to(torch.bool).contiguous(),
             None if sizes is None else torch.as_tensor(sizes, dtype=torch.int64),
+            None if types is None else padded(types, 0),
         )
+
+    def _types(self, batch: Any) -> torch.Tensor:
+        """Return which of two texts each token is of, (1, length) int64.
+
+        A tokenizer that does not return it knows all the same where the second text begins.
+        """
+        if "token_type_ids" in batch:
+            return torch.as_tensor(batch["token_type_ids"])
+        return torch.tensor([[int(text or 0) for text in batch.sequence_ids(0)]])
 
     def image_grids(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return rows and columns of tiles, (images, 2) int64; zeros where none are told."""
@@ -103,7 +123,9 @@ class Preparation:
             return None
         if "input_data_format" not in inspect.signature(first_size).parameters:
             return None
-        sizes = [first_size(to_arrays(i)["pixels"], edge, ChannelDimension.LAST) for i in images]
+        # Only the size counts, and not every mode of an image can be an array.
+        blanks = [np.zeros((image.height, image.width, 3), dtype=np.uint8) for image in images]
+        sizes = [first_size(blank, edge, ChannelDimension.LAST) for blank in blanks]
         return torch.cat([torch.tensor(sizes), grids], dim=1)[:, [1, 0, 3, 2]]
 
     @property
@@ -117,11 +139,11 @@ class Preparation:
         declared = getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {})
         return "return_row_col_info" in {*parameters, *declared}
 
-    def _batch(self, text: str, images: Sequence[Image.Image]) -> Any:
+    def _batch(self, text: str, second: str, images: Sequence[Image.Image]) -> Any:
         if not self.family.takes_text:
             return self.processor(list(images), return_tensors="pt")
         if not self.family.takes_images:
-            return self.processor(text, return_tensors="pt")
+            return self.processor(text, second or None, return_tensors="pt")
         # An empty list of images is not "no images" to every processor.
         pictures = {"images": list(images)} if images else {}
         # Recipes have one placeholder for all families.

@@ -28,7 +28,7 @@ _COMPACT: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
 # file -> pattern of a tensor's name -> dtypes, numbers of dimensions
 _LAYOUT: dict[str, dict[str, tuple[tuple[str, ...], tuple[int, ...]]]] = {
     INPUTS: {
-        r"input_ids|attention_mask": (_WORDS, (2,)),
+        r"input_ids|attention_mask|token_type_ids": (_WORDS, (2,)),
         r"pixel_values": (_FLOATS, (3, 4, 5)),
         r"pixel_attention_mask": (("BOOL",), (3,)),
         r".+\.png": (("U8",), (1,)),

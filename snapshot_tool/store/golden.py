@@ -133,6 +133,7 @@ class Golden:
             pixel_values=self.image_input(case, PIXEL_VALUES),
             pixel_attention_mask=self.image_input(case, "pixel_attention_mask"),
             image_sizes=self.image_input(case, "image_sizes"),
+            token_type_ids=text.token_type_ids,
         )
 
     def text(self, case: str) -> CaseInputs:
@@ -145,7 +146,20 @@ class Golden:
             raise GoldenDamaged(
                 f"{set_file(self.folder, INPUTS)}: the ids or the mask of {case} are none"
             )
-        return CaseInputs(ids, mask)
+        types = f"{case}/token_type_ids"
+        has_types = types in self.manifest.files[INPUTS].tensors
+        return CaseInputs(
+            ids, mask, token_type_ids=self._read(INPUTS, types) if has_types else None
+        )
+
+    def stored_inputs(self, case: str) -> dict[str, torch.Tensor]:
+        """Return the case's part of inputs.safetensors as it is kept, packed or not."""
+        names = self._names_in(INPUTS, case)
+        return {name: self._read(INPUTS, f"{case}/{name}") for name in names}
+
+    def eos_token_ids(self, case: str) -> tuple[int, ...]:
+        """Return the tokens that end the case's generation."""
+        return self.manifest.eos_token_ids(self.case(case))
 
     def images(self, case: str) -> Sequence[Image.Image]:
         """Return the case's images, from the pixels kept when recording."""

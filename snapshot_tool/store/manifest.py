@@ -87,11 +87,15 @@ class FileEntry(FileHead, frozen=True, forbid_unknown_fields=True, kw_only=True)
     tensors: dict[TensorKey, TensorEntry]
 
 
-class CheckpointEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class CheckpointEntry(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """The weights that answered.
 
     `location` is where a folder lies, relative to the goldens folder's parent; None for the hub and
     for folders elsewhere. `config` is the reference's own configuration with all defaults.
+    `unknown_fields` are those of config.json that the reference's class does not know,
+    `unused_weights` the names of weights in the files that take part in no answer.
     """
 
     name: CheckpointName
@@ -100,6 +104,8 @@ class CheckpointEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     location: RelativePath | None
     files: dict[RelativePath, Digest]
     config: dict[str, Any]
+    unknown_fields: tuple[Text, ...] = ()
+    unused_weights: tuple[Text, ...] = ()
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -111,12 +117,18 @@ class HistoryEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     moved: tuple[Text, ...]
 
 
-class Draws(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the variants came about: asked for, and how many inputs the reference refused, by why."""
+class Draws(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
+    """How the variants came about: asked for, and how many inputs the reference refused, by why.
+
+    `left_out` has the cases that there are none of, since the reference takes none, and why.
+    """
 
     variants: Count
     refused: Count
     reasons: dict[Text, Count]
+    left_out: dict[CaseName, Text] = {}
 
 
 class CaseSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,8 +137,14 @@ class CaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     name: CaseName
 
 
-class CaseEntry(CaseSummary, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One case: its recipe, the text that the tokenizer was given, and what applies to it."""
+class CaseEntry(
+    CaseSummary, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
+    """One case: its recipe, the text that the tokenizer was given, and what applies to it.
+
+    `eos_token_ids` end this case's generation in place of the set's; None for those of the set.
+    `not_finite` names the recorded answers that have NaN or Inf in them, as phase/tensor.
+    """
 
     origin: Text
     recipe: Any  # decoded in two steps, so that recipes validate themselves: see `case_recipe`
@@ -136,6 +154,8 @@ class CaseEntry(CaseSummary, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tiles: Count
     tokens: Count
     generated: str
+    eos_token_ids: tuple[TokenId, ...] | None = None
+    not_finite: tuple[Text, ...] = ()
 
 
 class GenerationEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -192,11 +212,25 @@ class ManifestSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 class ManifestHead(
     ManifestSummary, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
 ):
-    """All of manifest.json but its tensors."""
+    """All of manifest.json but its tensors.
+
+    `warnings` are what Hugging Face's libraries warned of while the set was recorded.
+    """
 
     environment: dict[Text, Text]
     cases: tuple[CaseEntry, ...]
     taps: TapsEntry
+    warnings: tuple[Text, ...] = ()
+
+    @property
+    def reference_warnings(self) -> tuple[str, ...]:
+        """Each warning, with where it comes from."""
+        return tuple(f"transformers warned: {text}" for text in self.warnings)
+
+    def eos_token_ids(self, case: CaseEntry) -> tuple[int, ...]:
+        """Return the tokens that end a case's generation."""
+        own = case.eos_token_ids
+        return self.generation.eos_token_ids if own is None else own
 
 
 class Manifest(

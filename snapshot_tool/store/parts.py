@@ -53,6 +53,8 @@ def input_tensors(prepared: PreparedCase, images: Sequence[Image.Image]) -> Tens
         tensors["pixel_attention_mask"] = inputs.pixel_attention_mask
     if inputs.image_sizes is not None:
         tensors["image_sizes"] = inputs.image_sizes
+    if inputs.token_type_ids is not None:
+        tensors["token_type_ids"] = inputs.token_type_ids
     for index, image in enumerate(images):
         for part, array in to_arrays(image).items():
             tensors[f"image.{index}.{part}"] = torch.from_numpy(array.copy())
@@ -190,11 +192,16 @@ def read_inputs(path: Path) -> CaseInputs:
     """Return the inputs kept in a case's part of inputs.safetensors."""
     from safetensors.torch import load_file
 
-    tensors = unpack_inputs(load_file(path))
+    return as_inputs(unpack_inputs(load_file(path)))
+
+
+def as_inputs(tensors: Mapping[str, torch.Tensor]) -> CaseInputs:
+    """Return the inputs among a case's unpacked tensors of inputs.safetensors."""
     return CaseInputs(
         tensors["input_ids"],
         tensors["attention_mask"],
         tensors.get("pixel_values"),
         tensors.get("pixel_attention_mask"),
         tensors.get("image_sizes"),
+        tensors.get("token_type_ids"),
     )

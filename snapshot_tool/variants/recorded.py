@@ -69,6 +69,7 @@ def _tiny_sizes() -> SearchStrategy[tuple[int, int]]:
 
 _ANY_IMAGE = _images()
 _NO_CHAT = st.just(False)
+_NO_TEXT = st.just("")
 
 
 @st.composite
@@ -80,6 +81,8 @@ def _case(
     image: SearchStrategy[ImageRecipe] = _ANY_IMAGE,
     chat: SearchStrategy[bool] = _NO_CHAT,
     padding: tuple[int, int] = (0, 0),
+    right_padding: tuple[int, int] = (0, 0),
+    second: SearchStrategy[str] = _NO_TEXT,
 ) -> CaseRecipe:
     """Draw a case: so many images, each placed somewhere between pieces of text."""
     pictures = draw(st.lists(image, min_size=images[0], max_size=images[1]))
@@ -90,6 +93,8 @@ def _case(
         images=tuple(pictures),
         chat=draw(chat),
         left_padding=draw(st.integers(*padding)),
+        right_padding=draw(st.integers(*right_padding)),
+        second=draw(second),
     )
 
 
@@ -134,11 +139,27 @@ _TEXT_THEMES: _Themes = (
     _Theme((0, 0), lambda images: _case(images=images, text=_words(3, 12))),
     _Theme((0, 0), lambda images: _case(images=images, text=_unicode_text())),
     _Theme((0, 0), lambda images: _case(images=images, text=_words(60, 120))),
-    _Theme((0, 0), lambda images: _case(images=images, text=_text(), chat=st.booleans())),
+    _Theme((0, 0), lambda images: _case(images=images, text=_text(), chat=st.just(True))),
     _Theme((0, 0), lambda images: _case(images=images, text=_unicode_text(), padding=(1, 12))),
     _Theme((0, 0), lambda images: _case(images=images, text=_words(1, 1))),
 )
-_NO_TEXT = st.just("")
+_ENCODER_THEMES: _Themes = (
+    _Theme((0, 0), lambda images: _case(images=images, text=_text(), padding=(3, 24))),
+    _Theme(
+        (0, 0),
+        lambda images: _case(images=images, text=_text(), second=_text(), right_padding=(1, 24)),
+    ),
+    _Theme(
+        (0, 0), lambda images: _case(images=images, text=_unicode_text(), right_padding=(1, 12))
+    ),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(60, 120))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(3, 12))),
+    _Theme(
+        (0, 0),
+        lambda images: _case(images=images, text=_words(1, 3), second=_text(), padding=(1, 12)),
+    ),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(1, 1))),
+)
 _IMAGE_THEMES: _Themes = (
     _Theme((1, 1), lambda images: _case(images=images, text=_NO_TEXT)),
     _Theme(
@@ -152,6 +173,7 @@ _IMAGE_THEMES: _Themes = (
 _THEMES: Mapping[InputKind, _Themes] = {
     InputKind.BOTH: _IMAGE_TEXT_THEMES,
     InputKind.TEXT: _TEXT_THEMES,
+    InputKind.ENCODER_TEXT: _ENCODER_THEMES,
     InputKind.IMAGES: _IMAGE_THEMES,
 }
 

@@ -27,11 +27,12 @@ from snapshot_tool.devices import require_device
 from snapshot_tool.environment import describe_machine, device_name, package_versions
 from snapshot_tool.recording.answers import stage_answers
 from snapshot_tool.recording.assemble import Assembly
+from snapshot_tool.recording.cases import changes_inputs, make_plan
 from snapshot_tool.recording.oracle import stage_oracle
-from snapshot_tool.recording.plan import Plan, Settings, make_plan, read_plan
+from snapshot_tool.recording.plan import Earlier, Plan, Settings, read_plan
 from snapshot_tool.recording.staging import Staging
 from snapshot_tool.store.golden import Golden, open_golden
-from snapshot_tool.store.layout import MANIFEST, ORACLE, OUTPUTS, SetLocation
+from snapshot_tool.store.layout import MANIFEST, ORACLE, OUTPUTS, SetLocation, phase_file
 from snapshot_tool.store.manifest import Manifest, Storage
 from snapshot_tool.store.selection import find_goldens
 from snapshot_tool.store.transaction import make_folder, recording_lock
@@ -48,6 +49,8 @@ class RecordRequest:
     None for seed, variants and max_new_tokens: as recorded before, else 42, 12 and 20; for storage:
     as before, else full; for oracle and whole_outputs: as before, else without. whole_outputs are
     globs of cases. redraw draws the variants anew where the set that is replaced has their recipes.
+    prompts and long (numbers of tokens) are further cases. dropped are phases that the new version
+    shall lack. allows_nan records answers with NaN or Inf in them.
     """
 
     checkpoint: str
@@ -67,6 +70,10 @@ class RecordRequest:
     oracle: bool | None = None
     whole_outputs: tuple[str, ...] | None = None
     storage: Storage | None = None
+    prompts: tuple[str, ...] = ()
+    long: tuple[int, ...] = ()
+    dropped: tuple[Phase, ...] = ()
+    allows_nan: bool = False
     trusts_code: bool = False
     device_map: str = ""
     max_memory: tuple[tuple[str, str], ...] = ()
@@ -153,14 +160,14 @@ def _open_staging(request: RecordRequest, location: SetLocation) -> Staging:
     return staging
 
 
-def _siblings(location: SetLocation) -> list[Golden]:
+def _siblings(location: SetLocation) -> tuple[Golden, ...]:
     """Return the whole sets of the same revision on other devices."""
     folders = [found.folder for found in find_goldens(location.root) if found.manifest]
-    return [
+    return tuple(
         open_golden(folder)
         for folder in folders
         if folder.parent == location.revision_folder and folder != location.folder
-    ]
+    )
 
 
 def _record(
@@ -174,8 +181,8 @@ def _record(
     progress: Progress,
     review: Review,
 ) -> RecordOutcome:
-    siblings = _siblings(location)
-    template = existing.manifest if existing else siblings[0].manifest if siblings else None
+    earlier = Earlier(existing, _siblings(location))
+    template = earlier.template.manifest if earlier.template else None
     storage = request.storage or (template.storage if template else Storage.FULL)
     oracle, whole_outputs = _extras(request, existing, storage)
     work = processes.share(
@@ -184,6 +191,7 @@ def _record(
             checkpoint=checkpoint.folder,
             name=checkpoint.name,
             dtype=request.dtype,
+            allows_nan=request.allows_nan,
             load=LoadSettings(
                 device=request.device,
                 seed=_choose(request.seed, template.seed if template else DEFAULT_SEED),
@@ -207,10 +215,12 @@ def _record(
                 request.max_new_tokens,
                 template.generation.max_new_tokens if template else DEFAULT_NEW_TOKENS,
             ),
-            phases=tuple(sorted(set(request.phases) & set(info.phases))),
+            phases=_phases(request, info),
             oracle=oracle,
             whole_outputs=whole_outputs,
             storage=storage,
+            prompts=tuple(dict.fromkeys(request.prompts)),
+            long=tuple(sorted(set(request.long))),
             environment={
                 **describe_machine(),
                 **package_versions(),
@@ -219,12 +229,14 @@ def _record(
                 "device": device_name(request.device),
             },
         )
+        _require_all_phases(request, settings, existing)
         make_folder(staging.folder)
         plan = make_plan(
             staging,
             settings,
             reference=reference,
-            template=None if request.redraw else template,
+            earlier=earlier,
+            redraw=request.redraw,
             progress=progress,
         )
         processes.wait()  # the others read it
@@ -232,7 +244,15 @@ def _record(
 
     plan, info = _ask(work, processes, make, progress)
     assembly = Assembly(
-        staging, plan, info, checkpoint, location, existing, siblings, request.reason, review
+        staging=staging,
+        plan=plan,
+        info=info,
+        checkpoint=checkpoint,
+        location=location,
+        earlier=earlier,
+        dropped=request.dropped,
+        reason=request.reason,
+        review=review,
     )
     manifest, changed = assembly.write()
     staging.discard()
@@ -247,6 +267,7 @@ class _Work:
     checkpoint: Path
     name: str
     dtype: str
+    allows_nan: bool
     load: LoadSettings
 
 
@@ -282,7 +303,9 @@ def _ask(
     info = reference.info()
     plan = planned(reference, flags)
     part = plan.part_for(processes)
-    stage_answers(work.staging, part, reference=reference, progress=progress)
+    stage_answers(
+        work.staging, part, reference=reference, progress=progress, allows_nan=work.allows_nan
+    )
     del reference  # the oracle loads models of its own
     if plan.settings.oracle:
         stage_oracle(
@@ -295,6 +318,41 @@ def _ask(
         )
     processes.wait()  # all parts are staged
     return plan, info
+
+
+def _phases(request: RecordRequest, info: ReferenceInfo) -> tuple[Phase, ...]:
+    """Return the phases to record; raise UsageError if the model has none of those named."""
+    phases = tuple(sorted((set(request.phases) & set(info.phases)) - set(request.dropped)))
+    if not phases:
+        named = ", ".join(phase.value for phase in request.phases)
+        raise UsageError(
+            f"{info.family} has no phase {named}, or it is dropped",
+            f"it has: {', '.join(phase.value for phase in info.phases)}",
+        )
+    return phases
+
+
+def _require_all_phases(
+    request: RecordRequest, settings: Settings, existing: Golden | None
+) -> None:
+    """Raise UsageError if the new version would lack phases of the replaced one unnamed.
+
+    Phases that are not recorded anew are carried over, unless their inputs change.
+    """
+    if existing is None or not (request.redraw or changes_inputs(existing, settings)):
+        return
+    there = existing.manifest.files
+    lost = [
+        phase.value
+        for phase in PHASES
+        if phase_file(phase) in there and phase not in (*settings.phases, *request.dropped)
+    ]
+    if lost:
+        raise UsageError(
+            f"the inputs change, and golden version {existing.manifest.golden_version + 1} would "
+            f"lack: {', '.join(lost)}",
+            f"record --phase all, or name what is to go: --drop-phase {lost[0]}",
+        )
 
 
 def _extras(

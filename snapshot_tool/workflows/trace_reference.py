@@ -78,10 +78,14 @@ def _prepare(prompt: Prompt, checkpoint: Checkpoint, reference: Reference) -> Tr
         # Stand-ins: the pictures are given, not drawn.
         recipe = CaseRecipe(prompt.text, tuple(ImageRecipe("flat", 1, 1) for _ in pictures))
         prepared = reference.prepare(recipe, pictures)
-    except (ValueError, InputRefused) as error:
+    except ValueError as error:
         raise UsageError(
-            f"the prompt is not taken: {error}", "write <image> in it once for each --image FILE"
+            f"--prompt and --image do not fit: {error}", "write <image> once for each --image FILE"
         ) from error
+    except InputRefused as refusal:
+        raise UsageError(
+            f"the reference refuses this prompt: {refusal}", "change --prompt or --image"
+        ) from refusal
     info = reference.info()
     return TraceSubject(
         checkpoint=checkpoint,

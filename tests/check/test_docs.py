@@ -30,7 +30,7 @@ ELSEWHERE = {
     "accelerate launch --multi_gpu --num_processes 2 -m snapshot_tool record --revision "
     "7e3e67edbbed1bf9888184d9df282b700a323964 --device cuda --variants 1000",
     "snap record --checkpoint meta-llama/Llama-3.1-70B --revision SHA --device cuda "
-    "--device-map auto --variants 9998",
+    "--device-map auto --variants 9997",
     "torchrun --standalone --nproc-per-node=8 -m snapshot_tool check --device cuda --shard 1/4 "
     "--json shard-1.json",
     "snap check --loading own --fms-path ../foundation-model-stack",

@@ -56,22 +56,22 @@ def folder(tmp_path: Path) -> Path:
     """Make a small checkpoint folder."""
     folder = tmp_path / "My model"
     (folder / "sub").mkdir(parents=True)
-    (folder / ".cache").mkdir()
     (folder / "config.json").write_text("{}", encoding="utf-8")
-    (folder / "sub" / "b.txt").write_text("b", encoding="utf-8")
-    (folder / ".cache" / "hidden").write_text("x", encoding="utf-8")
+    (folder / "vocab.txt").write_text("b", encoding="utf-8")
+    (folder / "README.md").write_text("x", encoding="utf-8")
+    (folder / "sub" / "model.safetensors").write_text("x", encoding="utf-8")
     return folder
 
 
 def test_a_folders_revision_is_the_digest_of_what_sha256sum_prints(folder: Path) -> None:
-    """Anyone can compute it with coreutils; hidden files do not count."""
+    """Anyone can compute it with coreutils; files that nothing loads do not count."""
     listing = subprocess.run(
-        ["sha256sum", "config.json", "sub/b.txt"], cwd=folder, capture_output=True, check=True
+        ["sha256sum", "config.json", "vocab.txt"], cwd=folder, capture_output=True, check=True
     ).stdout
     total = subprocess.run(["sha256sum"], input=listing, capture_output=True, check=True).stdout
     found = open_checkpoint(str(folder), revision=None)
     assert found.revision == total.decode().split()[0]
-    assert sorted(found.files) == ["config.json", "sub/b.txt"]
+    assert sorted(found.files) == ["config.json", "vocab.txt"]
     assert found.name == checkpoint_name(str(folder)) == "local/My-model"
 
 
@@ -85,19 +85,20 @@ def test_a_folders_revision_must_match_the_one_given(folder: Path) -> None:
 
 
 def test_changed_missing_and_added_files_are_named(folder: Path) -> None:
-    """Weights that were not there are a change, a new text file is none."""
+    """Weights that were not there are a change; a file that nothing loads is none."""
     recorded = open_checkpoint(str(folder), revision=None).files
     (folder / "README.md").write_text("new", encoding="utf-8")
+    (folder / "sub" / "more.safetensors").write_text("new", encoding="utf-8")
     require_same_files(open_checkpoint(str(folder), revision=None), recorded)
-    (folder / "more.safetensors").write_text("new", encoding="utf-8")
-    with pytest.raises(RevisionMismatch, match=r"more\.safetensors was not there"):
+    (folder / "model.safetensors").write_text("new", encoding="utf-8")
+    with pytest.raises(RevisionMismatch, match=r"model\.safetensors was not there"):
         require_same_files(open_checkpoint(str(folder), revision=None), recorded)
-    (folder / "more.safetensors").unlink()
-    (folder / "sub" / "b.txt").write_text("c", encoding="utf-8")
-    with pytest.raises(RevisionMismatch, match=r"b\.txt has changed"):
+    (folder / "model.safetensors").unlink()
+    (folder / "vocab.txt").write_text("c", encoding="utf-8")
+    with pytest.raises(RevisionMismatch, match=r"vocab\.txt has changed"):
         require_same_files(open_checkpoint(str(folder), revision=None), recorded)
-    (folder / "sub" / "b.txt").unlink()
-    with pytest.raises(RevisionMismatch, match=r"b\.txt is missing"):
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(RevisionMismatch, match=r"vocab\.txt is missing"):
         require_same_files(open_checkpoint(str(folder), revision=None), recorded)
 
 

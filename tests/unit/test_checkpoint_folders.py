@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -16,64 +17,127 @@ from snapshot_tool.checkpoint import (
 )
 from snapshot_tool.core.errors import CheckpointUnavailable, RevisionMismatch, UsageError
 
-PIPELINE = (
-    "find . -type f -not -path '*/.*' -printf '%P\\0' | LC_ALL=C sort -z "
-    "| xargs -0 sha256sum | sha256sum"
-)
-FILES = {
+INDEX = {"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "parts/two.safetensors"}}
+LOADED = {
     "config.json": "{}",
-    "B.txt": "upper case sorts first",
-    "a b.txt": "a space",
-    "größe.txt": "no ASCII",
-    "sub/a.txt": "below",
-    "sub-a.txt": "sorts before the slash",
-    "model.safetensors": "weights",
-    ".hidden": "not counted",
-    ".git/config": "not counted",
-    "sub/.cache/x.bin": "not counted",
+    "tokenizer.json": "{}",
+    "tokenizer.4.0.0.json": "{}",
+    "additional_chat_templates/tools.jinja": "{{ messages }}",
+    "model.safetensors.index.json": json.dumps(INDEX),
+    "one.safetensors": "weights",
+    "parts/two.safetensors": "weights",
+}
+NOT_LOADED = {
+    "README.md": "text",
+    "notes.txt": "text",
+    "eval.json": "{}",
+    "helper.py": "no configuration names code",
+    "pytorch_model.bin": "the same weights",
+    "consolidated.safetensors": "the same weights",
+    "model-00001-of-00003.safetensors": "of an earlier save",
+    "original/config.json": "{}",
+    "original/model.safetensors": "the same weights",
+    "onnx/model.onnx": "the same weights",
+    ".hidden": "",
+    ".git/config": "",
 }
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Make a checkpoint folder with names that sort in surprising ways."""
+    """Make a checkpoint folder with more in it than is loaded."""
     folder = tmp_path / "model"
-    for name, text in FILES.items():
+    for name, text in (LOADED | NOT_LOADED).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
-def test_the_revision_is_what_a_pipeline_of_coreutils_prints(folder: Path) -> None:
-    """Find, sort and sha256sum give the same revision, for any names and without hidden files."""
-    answer = subprocess.run(
-        ["bash", "-c", PIPELINE], cwd=folder, capture_output=True, text=True, check=True
-    )
+def test_only_what_is_loaded_counts(folder: Path) -> None:
+    """The weights that the index names, and the files with the names that transformers reads."""
     found = open_checkpoint(str(folder), revision=None)
-    assert found.revision == answer.stdout.split()[0]
-    visible = {name for name in FILES if not name.startswith(".") and "/." not in name}
-    assert found.files.keys() == visible
+    assert found.files.keys() == LOADED.keys()
+    for name in NOT_LOADED:
+        (folder / name).write_text("edited", encoding="utf-8")
+    assert open_checkpoint(str(folder), revision=None) == found
 
 
-def test_hidden_files_do_not_change_the_revision(folder: Path) -> None:
-    """What tools leave beside the weights is not the checkpoint."""
-    before = open_checkpoint(str(folder), revision=None).revision
-    (folder / ".DS_Store").write_text("x", encoding="utf-8")
-    (folder / ".git" / "config").write_text("y", encoding="utf-8")
-    assert open_checkpoint(str(folder), revision=None).revision == before
+def test_the_revision_is_what_sha256sum_prints_for_these_files(folder: Path) -> None:
+    """Anyone can compute it with coreutils, from the manifest's list of files."""
+    command = ["bash", "-c", 'sha256sum "$@" | sha256sum', "", *sorted(LOADED)]
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert open_checkpoint(str(folder), revision=None).revision == answer.stdout.split()[0]
+
+
+def test_one_file_of_weights_is_taken_before_an_index(folder: Path) -> None:
+    """As transformers does it."""
+    (folder / "model.safetensors").write_text("all weights", encoding="utf-8")
+    files = open_checkpoint(str(folder), revision=None).files
+    assert {name for name in files if name.endswith(".safetensors")} == {"model.safetensors"}
+
+
+def test_python_files_count_if_a_configuration_names_code(folder: Path) -> None:
+    """They are what --trust-remote-code runs."""
+    config = {"auto_map": {"AutoProcessor": "own.OwnProcessor"}}
+    (folder / "processor_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "own.py").write_text("", encoding="utf-8")
+    files = open_checkpoint(str(folder), revision=None).files
+    assert files.keys() - LOADED.keys() == {"processor_config.json", "own.py", "helper.py"}
 
 
 @pytest.mark.parametrize("change", ["content", "name", "added"])
-def test_any_other_change_changes_the_revision(folder: Path, change: str) -> None:
+def test_any_change_of_a_loaded_file_changes_the_revision(folder: Path, change: str) -> None:
     """Content, names and the set of files all count."""
     before = open_checkpoint(str(folder), revision=None).revision
     if change == "content":
-        (folder / "sub" / "a.txt").write_text("belov", encoding="utf-8")
+        (folder / "parts" / "two.safetensors").write_text("other", encoding="utf-8")
     elif change == "name":
-        (folder / "sub" / "a.txt").rename(folder / "sub" / "b.txt")
+        (folder / "tokenizer.json").rename(folder / "vocab.json")
     else:
-        (folder / "new.txt").write_text("", encoding="utf-8")
+        (folder / "vocab.txt").write_text("", encoding="utf-8")
     assert open_checkpoint(str(folder), revision=None).revision != before
+
+
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        (INDEX, "one.safetensors is missing"),
+        (
+            {"weight_map": {"a": "../elsewhere.safetensors"}},
+            "which is not a file of the checkpoint",
+        ),
+        ({"weight_map": {"a": "/etc/passwd"}}, "which is not a file of the checkpoint"),
+        ({"weight_map": {"a": ["one.safetensors"]}}, "which is not a file of the checkpoint"),
+        ({"weight_map": {}}, "has no weight_map"),
+        ([], "is not a JSON object"),
+    ],
+)
+def test_an_index_and_files_that_do_not_fit_are_named(
+    folder: Path, index: object, problem: str
+) -> None:
+    """A download that was cut short, or a damaged index: one line with the file."""
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    (folder / "one.safetensors").unlink()
+    with pytest.raises(CheckpointUnavailable) as caught:
+        open_checkpoint(str(folder), revision=None)
+    assert problem in caught.value.problem
+    assert "model.safetensors.index.json" in caught.value.problem
+
+
+def test_a_link_to_a_missing_file_is_named(folder: Path) -> None:
+    """As in a cache whose blobs are gone: the file would be passed over in silence."""
+    (folder / "generation_config.json").symlink_to(folder / "gone")
+    with pytest.raises(CheckpointUnavailable, match=r"generation_config\.json is missing"):
+        open_checkpoint(str(folder), revision=None)
+
+
+def test_a_set_that_lists_all_files_of_a_folder_is_accepted(folder: Path) -> None:
+    """As earlier versions recorded it: only what is loaded is compared."""
+    checkpoint = open_checkpoint(str(folder), revision=None)
+    recorded = {**checkpoint.files, **dict.fromkeys(NOT_LOADED, "0" * 64)}
+    require_same_files(checkpoint, recorded)
+    with pytest.raises(RevisionMismatch, match=r"config\.json has changed"):
+        require_same_files(checkpoint, {**recorded, "config.json": "0" * 64})
 
 
 def test_a_revision_of_seven_digits_is_enough_and_one_of_six_is_not(folder: Path) -> None:
@@ -90,21 +154,22 @@ def test_a_revision_of_seven_digits_is_enough_and_one_of_six_is_not(folder: Path
         assert caught.value.remedy == "leave --revision out to record the folder as it is"
 
 
-@pytest.mark.parametrize("name", ["x.safetensors", "x.bin", "x.pt", "x.pth", "sub/x.bin"])
-def test_added_weights_of_any_format_are_refused(folder: Path, name: str) -> None:
-    """A model may load them, so they are named before anything runs."""
+def test_added_weights_that_would_be_loaded_are_refused(folder: Path) -> None:
+    """They are named before anything runs."""
     recorded = open_checkpoint(str(folder), revision=None).files
-    (folder / name).write_text("more", encoding="utf-8")
+    (folder / "model.safetensors").write_text("more", encoding="utf-8")
     with pytest.raises(RevisionMismatch) as caught:
         require_same_files(open_checkpoint(str(folder), revision=None), recorded)
-    assert caught.value.problem == (f"{folder / name} was not there when local/model was recorded")
+    assert caught.value.problem == (
+        f"{folder / 'model.safetensors'} was not there when local/model was recorded"
+    )
 
 
 def test_the_first_differing_file_is_named_with_what_to_do(folder: Path) -> None:
-    """Of several differences the first by name is told."""
+    """Of several differences the first by name is reported."""
     checkpoint = open_checkpoint(str(folder), revision=None)
     files = {**checkpoint.files, "config.json": "0" * 64}
-    del files["sub/a.txt"]
+    del files["tokenizer.json"]
     with pytest.raises(RevisionMismatch) as caught:
         require_same_files(replace(checkpoint, files=files), checkpoint.files)
     assert caught.value.problem == (

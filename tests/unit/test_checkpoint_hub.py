@@ -14,7 +14,23 @@ import pytest
 from tests.unit.hub import COMMIT, REPOSITORY, serve_hub
 from tests.unit.test_checkpoint import open_on_hub
 
-LARGE = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 10_000, "a/b.json": b"[]"}
+WEIGHTS = bytes(range(256)) * 10_000
+LOADED = {
+    "config.json": b'{"auto_map": {"AutoTokenizer": "own.Own"}}',
+    "own.py": b"class Own: ...",
+    "additional_chat_templates/tools.jinja": b"{{ messages }}",
+    "model.safetensors.index.json": b'{"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}',
+    "a.safetensors": WEIGHTS,
+    "b.safetensors": WEIGHTS[1:],
+}
+NOT_LOADED = {
+    "README.md": b"",
+    "consolidated.safetensors": WEIGHTS,
+    "onnx/config.json": b"{}",
+    "original/model.safetensors": WEIGHTS,
+    "original/own.py": b"",
+    "pytorch_model.bin": WEIGHTS,
+}
 PROGRAM = """
 import sys
 from snapshot_tool.checkpoint import open_checkpoint
@@ -40,13 +56,26 @@ def fail_on_hub(home: Path, name: str, revision: str, **environment: str) -> lis
     return answer.stderr.splitlines()
 
 
-def test_every_file_that_loading_needs_is_downloaded_with_its_digest(tmp_path: Path) -> None:
-    """Files in folders and of several blocks, each with the SHA-256 of its bytes."""
-    with serve_hub(LARGE) as endpoint:
+def test_what_is_loaded_is_downloaded_with_its_digest_and_nothing_else(tmp_path: Path) -> None:
+    """Files in folders, of several blocks, code that a configuration names; no second weights."""
+    with serve_hub(LOADED | NOT_LOADED) as endpoint:
         found = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT)
-    wanted = {name: hashlib.sha256(data).hexdigest() for name, data in LARGE.items()}
+    wanted = {name: hashlib.sha256(data).hexdigest() for name, data in LOADED.items()}
     assert found["files"] == wanted
     assert (found["revision"], found["resolved_from"]) == (COMMIT, "")
+    folder = Path(found["folder"])
+    here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert here == wanted.keys()
+
+
+def test_a_download_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    """Without the hub, what the cache lacks of the weights is named."""
+    with serve_hub(LOADED) as endpoint:
+        found = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT)
+    (Path(found["folder"]) / "a.safetensors").unlink()
+    again = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT, HF_HUB_OFFLINE="1")
+    assert again["kind"] == "CheckpointUnavailable"
+    assert "a.safetensors is missing" in again["problem"]
 
 
 def test_a_checkpoint_without_config_is_refused(tmp_path: Path) -> None:

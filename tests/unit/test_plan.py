@@ -1,51 +1,147 @@
-"""Cases of an earlier recording, rebuilt by a reference that may not take them all."""
+"""Cases of an earlier recording are taken over, whatever the processor makes of them now."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
+import torch
 from PIL import Image
 
-from snapshot_tool.core.errors import InputRefused, ReferenceUnavailable
-from snapshot_tool.core.interfaces import PreparedCase
+from snapshot_tool.core.errors import GoldenExists, InputRefused
+from snapshot_tool.core.interfaces import CaseInputs, PreparedCase
 from snapshot_tool.core.progress import SilentProgress
 from snapshot_tool.core.recipes import CaseRecipe
-from snapshot_tool.recording.plan import Settings, make_plan
+from snapshot_tool.recording.cases import make_plan
+from snapshot_tool.recording.plan import Earlier, Plan, Settings
 from snapshot_tool.recording.staging import Staging
-from snapshot_tool.store.manifest import load_manifest
+from snapshot_tool.store import parts
+from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.store.layout import INPUTS
 from tests.unit.factory import write_golden
 
 
-class RefusesAll:
-    """A reference of another release, which takes none of the inputs."""
+class Notes(SilentProgress):
+    """Keeps what would be printed."""
 
-    def prepare(self, recipe: CaseRecipe, images: Sequence[Image.Image]) -> PreparedCase:
-        raise InputRefused("ValueError: Unsupported number of image dimensions: 2")
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
 
 
-def test_a_stored_case_that_is_refused_names_itself(tmp_path: Path) -> None:
-    """Two lines that say which case and what to do; no case is dropped in silence."""
-    template = load_manifest(write_golden(tmp_path / "goldens"))
+class Processor:
+    """A reference of which only the processor is needed: every prompt becomes these ids."""
+
+    def __init__(self, prepare: Callable[[CaseRecipe], PreparedCase]) -> None:
+        self._prepare = prepare
+
+    def prepare(
+        self, recipe: CaseRecipe, images: Sequence[Image.Image], *, new_tokens: int = 0
+    ) -> PreparedCase:
+        return self._prepare(recipe)
+
+    def warnings(self) -> tuple[str, ...]:
+        return ()
+
+    def info(self) -> object:
+        return type("Info", (), {"phases": ()})()
+
+
+def other_ids(recipe: CaseRecipe) -> PreparedCase:
+    """Return what another tokenizer makes of a prompt."""
+    ids = torch.tensor([[9, 9]])
+    return PreparedCase("other text", CaseInputs(ids, torch.ones_like(ids)), torch.zeros(0, 2))
+
+
+def refuse(recipe: CaseRecipe) -> PreparedCase:
+    """Refuse every prompt, as a processor of another release may."""
+    raise InputRefused("ValueError: Unsupported number of image dimensions: 2")
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Golden:
+    """Write a golden set of two cases, one of them with images."""
+    return open_golden(write_golden(tmp_path / "goldens"))
+
+
+def plan_again(
+    folder: Path, golden: Golden, prepare: Callable[[CaseRecipe], PreparedCase], notes: Notes
+) -> tuple[Plan, Staging]:
+    """Plan a recording that replaces a golden set."""
     settings = Settings(
-        revision=template.checkpoint.revision,
-        seed=template.seed,
-        variants=template.draws.variants,
+        revision=golden.manifest.checkpoint.revision,
+        seed=golden.manifest.seed,
+        variants=golden.manifest.draws.variants,
         max_new_tokens=4,
         phases=(),
         environment={},
     )
+    staging = Staging(folder)
+    staging.folder.mkdir()
+    plan = make_plan(
+        staging,
+        settings,
+        reference=Processor(prepare),  # type: ignore[arg-type]
+        earlier=Earlier(golden),
+        redraw=False,
+        progress=notes,
+    )
+    return plan, staging
+
+
+@pytest.mark.parametrize("prepare", [other_ids, refuse])
+def test_recorded_inputs_are_asked_again_and_what_differs_is_reported_by_case(
+    tmp_path: Path, golden: Golden, prepare: Callable[[CaseRecipe], PreparedCase]
+) -> None:
+    """A tokenizer that makes other ids of a prompt, or takes it no more, changes nothing."""
+    notes = Notes()
+    plan, staging = plan_again(tmp_path / "staging", golden, prepare, notes)
+    assert [case.name for case in plan.cases] == [case.name for case in golden.manifest.cases]
+    assert [case.text for case in plan.cases] == [case.text for case in golden.manifest.cases]
+    for case in plan.cases:
+        staged, recorded = (
+            parts.read_inputs(staging.part(case.name, INPUTS)),
+            golden.inputs(case.name),
+        )
+        assert torch.equal(staged.input_ids, recorded.input_ids)
+        assert torch.equal(staged.attention_mask, recorded.attention_mask)
+        assert (staged.pixel_values is None) == (recorded.pixel_values is None)
+        assert any(f"case {case.name}:" in line for line in notes.lines)
+
+
+def test_sets_that_share_their_inputs_keep_the_same_cases(tmp_path: Path, golden: Golden) -> None:
+    """Before the model runs: a further case would change the inputs of the set beside it."""
+    manifest = golden.manifest
+    settings = Settings(
+        revision=manifest.checkpoint.revision,
+        seed=manifest.seed,
+        variants=manifest.draws.variants,
+        max_new_tokens=4,
+        phases=(),
+        environment={},
+        prompts=("another prompt",),
+    )
     staging = Staging(tmp_path / "staging")
     staging.folder.mkdir()
-    with pytest.raises(ReferenceUnavailable) as refused:
+    with pytest.raises(GoldenExists, match="shares the inputs"):
         make_plan(
             staging,
             settings,
-            reference=RefusesAll(),  # type: ignore[arg-type]
-            template=template,
+            reference=Processor(other_ids),  # type: ignore[arg-type]
+            earlier=Earlier(None, (golden,)),
+            redraw=False,
             progress=SilentProgress(),
         )
-    first = template.cases[0].name
-    assert f"the reference refuses case {first}, which another release took" in str(refused.value)
-    assert not staging.plan.exists()
+
+
+def test_an_end_token_of_a_cases_own_counts_for_that_case_alone(golden: Golden) -> None:
+    """The others end by those of the set."""
+    own, other = golden.manifest.cases
+    own = msgspec.structs.replace(own, eos_token_ids=(7,))
+    manifest = msgspec.structs.replace(golden.manifest, cases=(own, other))
+    assert manifest.eos_token_ids(own) == (7,)
+    assert manifest.eos_token_ids(other) == manifest.generation.eos_token_ids

@@ -1,0 +1,74 @@
+"""What transformers warns of while it loads and runs a model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import transformers
+
+from snapshot_tool.core.text import printable
+
+_LONGEST = 400
+_MOST = 100
+_LOGGER = "transformers"
+_PACKAGE = Path(transformers.__file__).parent
+# About the use of Python interfaces, not about what is computed.
+_ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Collects warnings, each once; `checkpoint` is left out of their text."""
+
+    checkpoint: Path
+    _texts: dict[str, None] = field(default_factory=dict)
+
+    def texts(self) -> tuple[str, ...]:
+        """Return what was collected, sorted: a resumed recording meets it in another order."""
+        return tuple(sorted(self._texts))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Collect what transformers logs and warns of inside the block."""
+        handler = _Handler(self)
+        logger = logging.getLogger(_LOGGER)
+        logger.addHandler(handler)
+        try:
+            with warnings.catch_warnings(record=True) as raised:
+                warnings.simplefilter("always")
+                yield
+        finally:
+            logger.removeHandler(handler)
+            for warning in raised:
+                of_transformers = Path(warning.filename).is_relative_to(_PACKAGE)
+                if of_transformers and not issubclass(warning.category, _ABOUT_CODE):
+                    self.add(str(warning.message))
+
+    def add(self, text: str) -> None:
+        """Keep a warning on one line, without the folder's path, which differs by machine."""
+        line = " ".join(text.replace(str(self.checkpoint), self.checkpoint.name).split())
+        short = line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+        if len(self._texts) < _MOST:
+            self._texts.setdefault(printable(short))
+
+
+class _Handler(logging.Handler):
+    def __init__(self, warned: Warned) -> None:
+        super().__init__(logging.WARNING)
+        self._warned = warned
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._warned.add(record.getMessage())
+
+
+def log_to_handlers_alone() -> None:
+    """Let transformers log its warnings, and write none of them to the terminal."""
+    transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.disable_propagation()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,69 @@
+"""Copies of the committed checkpoints, to be spoilt, and what a recording made of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from snapshot_tool.core.progress import SilentProgress
+from snapshot_tool.store.manifest import Manifest
+from snapshot_tool.workflows.record import RecordRequest, record
+from tests.conftest import CHECKPOINT, ROOT, set_folder
+
+LLAMA = ROOT / "tests" / "families" / "checkpoints" / "llama"
+ROBERTA = ROOT / "tests" / "families" / "checkpoints" / "roberta"
+IDEFICS3 = CHECKPOINT
+SMALL = ("--variants", "2", "--max-new-tokens", "4")
+
+
+class Notes(SilentProgress):
+    """Keeps what `snap record` would print as it goes."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def record_here(
+    checkpoint: Path, goldens: Path, *, notes: Notes | None = None, **options: Any
+) -> Manifest:
+    """Record in this process, two variants and four tokens by default; return the manifest.
+
+    An error that is not a SnapError would be told as a fault of snap.
+    """
+    request = RecordRequest(
+        str(checkpoint), goldens, **{"variants": 2, "max_new_tokens": 4, **options}
+    )
+    return record(request, notes or Notes(), lambda _drift: "because").manifest
+
+
+def copy_checkpoint(source: Path, folder: Path) -> Path:
+    """Copy a checkpoint's folder."""
+    return Path(shutil.copytree(source, folder))
+
+
+def build_checkpoint(name: str, folder: Path, **fields: Any) -> Path:
+    """Build a tiny checkpoint of a family, with other fields in its config.json."""
+    build = ROOT / "tests" / "checkpoints" / "build_families.py"
+    subprocess.run([sys.executable, str(build), str(folder), name], check=True, capture_output=True)
+    edit_json(folder / name / "config.json", **fields)
+    return folder / name
+
+
+def edit_json(path: Path, **fields: Any) -> None:
+    """Change fields of a JSON file; None removes one."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    content |= fields
+    kept = {name: value for name, value in content.items() if value is not None}
+    path.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def manifest_of(goldens: Path) -> Any:
+    """Return the manifest of the one set."""
+    return json.loads((set_folder(goldens) / "manifest.json").read_text(encoding="utf-8"))
