@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,12 +96,20 @@ def require_shapes(
 
 
 def pair_weights(
-    model: torch.nn.Module, checkpoint: Path, port: FmsPort, config: Mapping[str, Any]
+    model: torch.nn.Module,
+    checkpoint: Path,
+    port: FmsPort,
+    config: Mapping[str, Any],
+    *,
+    unused: frozenset[str] = frozenset(),
 ) -> Iterator[WeightPair]:
-    """Yield the checkpoint's weights, adapted as on loading, beside the model's, by layers."""
+    """Yield the checkpoint's weights, adapted as on loading, beside the model's, by layers.
+
+    unused: keys of the checkpoint that take part in no answer of the reference.
+    """
     own = plain_names(model.state_dict().items())
     with _opened(checkpoint) as files:
-        layers = _layers(files.weights(port, config))
+        layers = _layers(name for name in files.weights(port, config) if name not in unused)
     for names in layers:
         # Opened for each anew: what was read of mapped files stays in memory until they are closed.
         with _opened(checkpoint) as files:
@@ -109,6 +117,24 @@ def pair_weights(
             for name, expected in _adapted(model, layer, port).items():
                 actual = _own_weight(own, name)
                 yield WeightPair(name, expected, actual, partial(_reference_modules, name, port))
+
+
+def find_doubles(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], port: FmsPort
+) -> dict[str, list[str]]:
+    """Return the keys of a checkpoint that FMS adapts to one weight, by its name in the model.
+
+    weights: the checkpoint's, by name, without data. Keys that FMS joins to one weight, such as
+    query, key and value, have other shapes than it and are not counted.
+    """
+    found: dict[str, list[str]] = {}
+    own = plain_names(model.state_dict().items())
+    for key, weight in weights.items():
+        with suppress(Exception):  # an adapter may need the keys beside it
+            for name, adapted in _adapted(model, {key: weight}, port).items():
+                if name in own and own[name].shape == adapted.shape:
+                    found.setdefault(name, []).append(key)
+    return {name: sorted(keys) for name, keys in found.items() if len(keys) > 1}
 
 
 def _adapted(
