@@ -79,7 +79,12 @@ class FmsCandidate:
             version=self.source.version,
             commit=self.source.commit,
             dirty=self.source.dirty,
-            notes=(*self.calls.notes, *self._stray_files(), *self._unmapped(), *self.doubles),
+            notes=(
+                *self.calls.notes,
+                *self._stray_files(),
+                *_unmapped(self.family, self.request),
+                *self.doubles,
+            ),
             loading=self.request.loading,
             mapping=self.mapping,
         )
@@ -90,12 +95,6 @@ class FmsCandidate:
             f"FMS also loads {name}, which is not part of the checkpoint"
             for name in stray_files(self.request.checkpoint)
         ]
-
-    def _unmapped(self) -> list[str]:
-        """Name the fields that may change answers and that FMS is not given."""
-        request, port = self.request, self.family.fms
-        fields = unmapped_fields(port.config, request.config, request.changed_fields)
-        return [f"fields that FMS is not given: {', '.join(fields)}"] if fields else []
 
     def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
         """Return the tiles of all images, (tiles, channels, height, width)."""
@@ -251,6 +250,9 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
             else:
                 model, mapping = _build_model(family, request, weights), ()
         calls = family.fms.calls(_loaded(model, request))
+    except CandidateUnavailable as error:
+        missing = _unmapped(family, request)
+        raise CandidateUnavailable("; ".join([error.problem, *missing]), error.remedy) from error
     except SnapError:
         raise
     except Exception as error:
@@ -268,6 +270,12 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
         for own, names in find_doubles(model, every, family.fms).items()
     )
     return kind(model, calls, source, family, request, unset, mapping, doubles)
+
+
+def _unmapped(family: Family, request: CandidateRequest) -> list[str]:
+    """Name the fields that may change answers and that FMS is not given, on one line."""
+    fields = unmapped_fields(family.fms.config, request.config, request.changed_fields)
+    return [f"fields that FMS is not given: {', '.join(fields)}"] if fields else []
 
 
 def _loaded(model: Any, request: CandidateRequest) -> LoadedFms:

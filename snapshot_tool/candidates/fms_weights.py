@@ -26,6 +26,10 @@ from snapshot_tool.families.config_fields import fields_of_shape
 from snapshot_tool.families.family import FmsPort, twins_of
 
 _SHOWN = 3
+_SIZES = (
+    "FMS computes this size from other fields, or the family's declaration maps it wrongly: "
+    "see docs/adding-a-family.md"
+)
 # What fms.utils.fusion may have taken apart after loading.
 _FUSED: Mapping[str, tuple[str, ...]] = {
     "in_proj.qkv_fused": ("in_proj.query", "in_proj.key", "in_proj.value"),
@@ -83,16 +87,38 @@ def require_shapes(
     give the checkpoint's. The model may be on the meta device.
     """
     own = plain_names(model.state_dict().items())
-    for name, weight in _adapted(model, weights, port).items():
+    try:
+        adapted = _adapted(model, weights, port)
+    except RuntimeError as error:
+        key = _misfit(model, weights, port)
+        shape = weights[key].shape if key in weights else ()
+        fields = fields_of_shape(config or {}, shape[:1], (0,))
+        raise CandidateUnavailable(
+            f"FMS cannot lay out {key} {tuple(shape)} of {checkpoint}: {error}"
+            f"{f'; config.json has {fields}' if fields else ''}",
+            _SIZES,
+        ) from error
+    for name, weight in adapted.items():
         if name not in own or takes_weight(own[name].shape, weight.shape):
             continue
         fields = fields_of_shape(config or {}, weight.shape, own[name].shape)
         raise CandidateUnavailable(
             f"{name} is {tuple(weight.shape)} in {checkpoint}, {tuple(own[name].shape)} in FMS's "
             f"model{f'; config.json has {fields}' if fields else ''}",
-            "FMS computes this size otherwise, or the family's declaration maps the field wrongly: "
-            "see docs/adding-a-family.md",
+            _SIZES,
         )
+
+
+def _misfit(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], port: FmsPort) -> str:
+    """Return the first key that FMS's adapter cannot take by its shape, or ""."""
+    for key, weight in weights.items():
+        try:
+            _adapted(model, {key: weight}, port)
+        except RuntimeError:
+            return key
+        except Exception:  # noqa: S112 - an adapter may need the keys beside it
+            continue
+    return ""
 
 
 def pair_weights(
