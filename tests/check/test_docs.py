@@ -96,9 +96,11 @@ def run(command: str, *, cwd: Path) -> subprocess.CompletedProcess[str]:
     programs = environment / "bin" if environment else Path(sys.executable).parent
     variables = {"PATH": f"{programs}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     variables["OMP_NUM_THREADS"] = "1"
+    # A user's environment does not have it: preprocessing is Hugging Face's there.
+    inherited = {n: v for n, v in os.environ.items() if n != "IDEFICS3_PREPROCESSOR"}
     return subprocess.run(
         ["bash", "-c", re.sub(r"^make ", "make --dry-run ", command)],
-        cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True, check=False,
+        cwd=cwd, env={**inherited, **variables}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
