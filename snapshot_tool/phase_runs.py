@@ -87,10 +87,17 @@ class RecordedCase:
 
     @property
     def inputs(self) -> CaseInputs:
-        """Its inputs, each a view: a candidate may reshape what it is given in place."""
+        """Its inputs: a candidate may reshape what it is given in place.
+
+        Ids and masks are copies, since answers are judged by them; pixels, which are large, views.
+        """
         kept = {field.name: getattr(self.kept, field.name) for field in fields(self.kept)}
-        views = {name: tensor.detach() for name, tensor in kept.items() if tensor is not None}
-        return replace(self.kept, **views)
+        given = {
+            name: tensor.clone() if tensor.dim() <= 2 else tensor.detach()  # noqa: PLR2004
+            for name, tensor in kept.items()
+            if tensor is not None
+        }
+        return replace(self.kept, **given)
 
 
 def read_case(golden: Golden, name: str) -> RecordedCase:

@@ -26,6 +26,7 @@ from snapshot_tool.candidates.fms_weights import (
     pair_weights,
     read_shapes,
     require_coverage,
+    require_shapes,
     stray_files,
 )
 from snapshot_tool.candidates.output_cache import OutputCache
@@ -298,6 +299,7 @@ def _build_model(
     )
     _require_taken(fields, without_memory.config, architecture, family.fms.absent)
     require_no_more_numbers(without_memory, weights, request.checkpoint)
+    require_shapes(without_memory, weights, request.checkpoint, family.fms, request.config)
     return models.get_model(
         architecture,
         variant,

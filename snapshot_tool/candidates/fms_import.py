@@ -97,10 +97,12 @@ def _describe(package: Path) -> FmsSource:
     `fms.__version__` is no help: for a checkout it is that of whatever else is installed.
     """
     root = package.parent
+    if release := _release(root):
+        return FmsSource(root, release, "", None)
     top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
     if top == str(root):
         return FmsSource(root, "", commit, _git(root, "status", "--porcelain", "--", "fms") != "")
-    return FmsSource(root, _release(root), "", None)
+    return FmsSource(root, "", "", None)
 
 
 def _release(root: Path) -> str:

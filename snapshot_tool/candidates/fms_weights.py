@@ -22,6 +22,7 @@ from snapshot_tool.candidates.fms_split import takes_weight
 from snapshot_tool.compiled import plain_names
 from snapshot_tool.core.errors import CandidateUnavailable, CheckpointUnavailable
 from snapshot_tool.core.interfaces import WeightPair
+from snapshot_tool.families.config_fields import fields_of_shape
 from snapshot_tool.families.family import FmsPort, twins_of
 
 _SHOWN = 3
@@ -45,6 +46,7 @@ def require_coverage(
     Raises CandidateUnavailable where a weight of the checkpoint fits none of the model, and for an
     unset one that cannot hold NaN.
     """
+    require_shapes(model, weights, checkpoint, port)
     adapted = _adapted(model, weights, port)
     own = plain_names(model.state_dict(keep_vars=True).items())
     unset = own.keys() - adapted.keys() - _tied(own, adapted)
@@ -52,14 +54,9 @@ def require_coverage(
     parameters = {name: weight for name, weight in named.items() if name in unset}
     missing = {name for name, weight in parameters.items() if not weight.is_floating_point()}
     unused = adapted.keys() - own.keys()
-    wrong = {
-        n for n in own.keys() & adapted.keys() if not takes_weight(own[n].shape, adapted[n].shape)
-    }
-    problems = [
-        f"leaves {len(names)} weights of FMS's model {what}: {_listed(names)}"
-        for names, what in ((missing, "unset"), (wrong, "with another shape"))
-        if names
-    ]
+    problems = []
+    if missing:
+        problems.append(f"leaves {len(missing)} weights of FMS's model unset: {_listed(missing)}")
     if unused:
         problems.append(f"has {len(unused)} weights that nothing takes: {_listed(unused)}")
     if problems:
@@ -71,6 +68,31 @@ def require_coverage(
         for weight in parameters.values():
             weight.fill_(torch.nan)
     return tuple(parameters)
+
+
+def require_shapes(
+    model: torch.nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    checkpoint: Path,
+    port: FmsPort,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise CandidateUnavailable if a weight of a checkpoint has another shape than the model's.
+
+    The error names the first such weight, both shapes, and the fields of the configuration that
+    give the checkpoint's. The model may be on the meta device.
+    """
+    own = plain_names(model.state_dict().items())
+    for name, weight in _adapted(model, weights, port).items():
+        if name not in own or takes_weight(own[name].shape, weight.shape):
+            continue
+        fields = fields_of_shape(config or {}, weight.shape, own[name].shape)
+        raise CandidateUnavailable(
+            f"{name} is {tuple(weight.shape)} in {checkpoint}, {tuple(own[name].shape)} in FMS's "
+            f"model{f'; config.json has {fields}' if fields else ''}",
+            "FMS computes this size otherwise, or the family's declaration maps the field wrongly: "
+            "see docs/adding-a-family.md",
+        )
 
 
 def pair_weights(

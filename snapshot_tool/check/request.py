@@ -41,7 +41,7 @@ class CheckRequest:
     rule: Rule | None = None
     allow_near_ties: bool = False
     graft: str = ""
-    required: tuple[Phase, ...] = ()
+    required: tuple[str, ...] = ()
     repeat: int = 1
     explore: int = 0
     seed: int | None = None
@@ -69,7 +69,7 @@ class CheckRequest:
 
 def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
     """Return the share asked for of the cases that `--case` names; raise UsageError for none."""
-    cases = _matching_cases(manifest, request)
+    cases = matching_cases(manifest, request)
     share = request.share
     if share is None:
         return cases
@@ -82,7 +82,8 @@ def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
     return list(share.of(cases))
 
 
-def _matching_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
+def matching_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
+    """Return the cases that `--case` names, of all shards; raise UsageError for none."""
     names = [case.name for case in manifest.cases]
     chosen = set(fnmatch.filter(names, request.case))
     if not chosen:
@@ -110,7 +111,7 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
         "--loading": request.loading.value,
     }
     cases = tuple(case.name for case in select_cases(manifest, request))
-    return Shard(request.share, cases, len(_matching_cases(manifest, request)), asked)
+    return Shard(request.share, cases, len(matching_cases(manifest, request)), asked)
 
 
 def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:

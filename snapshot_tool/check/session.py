@@ -13,7 +13,14 @@ import torch
 
 from snapshot_tool.candidates import load_candidate
 from snapshot_tool.case_localisation import localise_case
-from snapshot_tool.check.request import CheckRequest, choose_rule, select_cases, shard_of
+from snapshot_tool.check.request import (
+    CheckRequest,
+    choose_rule,
+    matching_cases,
+    select_cases,
+    shard_of,
+)
+from snapshot_tool.core.coverage import COVERAGE_NAMES, Coverage
 from snapshot_tool.core.errors import EndedProcess, PhaseUnsupported, SnapError
 from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.graft import Graft
@@ -41,6 +48,7 @@ from snapshot_tool.guards.runs import run_guarded
 from snapshot_tool.guards.surroundings import differing_surroundings
 from snapshot_tool.judge import Judge
 from snapshot_tool.phase_runs import OnePass, Pair, RecordedCase, read_case, run_phase
+from snapshot_tool.store.coverage import coverage
 from snapshot_tool.store.golden import Golden
 from snapshot_tool.store.layout import ORACLE, phase_file
 from snapshot_tool.store.manifest import CaseEntry
@@ -62,6 +70,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     results = name_harmful(results, (weights.harmful if weights else ()) or ())
     graft = session.graft(results) if request.graft else None
     environment = session.environment()
+    reached = coverage(golden.folder, golden.manifest, matching_cases(golden.manifest, request))
     return CheckReport(
         golden=_identity(golden),
         device=request.device,
@@ -74,7 +83,10 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         near_ties_allowed=session.allows_near_ties,
         graft=graft,
         results=results,
-        unmet=_unmet(results + (exploration.results if exploration else ()), request.required),
+        coverage=reached,
+        unmet=_unmet(
+            results + (exploration.results if exploration else ()), reached, request.required
+        ),
         localisation=localisation,
         exploration=exploration,
         weights=weights,
@@ -389,11 +401,18 @@ def _why_nothing(golden: Golden, phase: Phase) -> str:
     return "no selected case has anything to compare"
 
 
-def _unmet(results: tuple[Result, ...], required: tuple[Phase, ...]) -> tuple[Phase, ...]:
-    """Return the required phases that were skipped somewhere, or did not pass anywhere."""
+def _unmet(
+    results: tuple[Result, ...], reached: tuple[Coverage, ...], required: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return what is required and was skipped somewhere, ran nowhere, or was not reached."""
+    missed = {one.name for one in reached if not one.reached}
     unmet = []
-    for phase in required:
-        verdicts = {result.verdict for result in results if result.phase is phase}
-        if Verdict.SKIP in verdicts or not verdicts:
-            unmet.append(phase)
+    for name in required:
+        verdicts = {result.verdict for result in results if result.phase == name}
+        if name in COVERAGE_NAMES:
+            skipped = name in missed
+        else:
+            skipped = Verdict.SKIP in verdicts or not verdicts
+        if skipped:
+            unmet.append(name)
     return tuple(unmet)

@@ -18,6 +18,7 @@ from snapshot_tool.cli.options import (
     write_text,
 )
 from snapshot_tool.cli.report import html_option, write_html
+from snapshot_tool.core.coverage import COVERAGE_NAMES
 from snapshot_tool.core.interfaces import Loading
 from snapshot_tool.core.tolerance import Rule
 from snapshot_tool.devices import DEVICES
@@ -117,9 +118,9 @@ _TOLERANCE = click.FloatRange(min=0, max=1e30)
 @click.option("--rtol", type=_TOLERANCE, help="Relative tolerance in place of the golden's.")
 @click.option(
     "--require",
-    type=click.Choice(PHASE_NAMES),
+    type=click.Choice([*PHASE_NAMES, *COVERAGE_NAMES]),
     multiple=True,
-    help="Exit with 3 if this phase is skipped anywhere.",
+    help="Exit with 3 if this phase is skipped anywhere, or no case reaches this of the model.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
 @html_option
@@ -195,7 +196,7 @@ def check_command(
         graft=graft,
         atol=atol,
         rtol=rtol,
-        required=parse_phases(require),
+        required=tuple(dict.fromkeys(require)),
         explore=explore or 0,
         seed=seed,
         replay=tuple(map(parse_question, replay)),

@@ -55,6 +55,7 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
     GOLDEN is its folder, a part of its path, or the checkpoint's name; it may be left out where
     there is only one.
     """
+    from snapshot_tool.store.coverage import coverage
     from snapshot_tool.store.manifest import encode
     from snapshot_tool.workflows.goldens import find_golden
 
@@ -66,6 +67,8 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
     click.echo(f"folder    {folder}")
     click.echo(f"revision  {manifest.checkpoint.revision}")
     _show_facts(manifest)
+    for one in coverage(folder, manifest, manifest.cases):
+        click.echo(f"{'covered  ' if one.reached else 'not covered'} {one.text}")
     _show_cases(manifest)
     return 0
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from snapshot_tool.core.coverage import Coverage
 from snapshot_tool.core.exploration import Exploration
 from snapshot_tool.core.graft import Graft
 from snapshot_tool.core.interfaces import CandidateInfo, FieldDifference
@@ -75,7 +76,8 @@ class CheckReport:
         rule: what judged floating-point tensors.
         near_ties_allowed: whether a generation may differ where rounding could have chosen.
         graft: what `--graft` proved.
-        unmet: phases that `--require` named and that were skipped.
+        unmet: what `--require` named, phases that were skipped and coverage that was not reached.
+        coverage: what the cases reach of the model.
         warnings: what the candidate did besides answering, each thing once.
         surroundings: where this machine is not as the one that recorded: "torch 2.6, here 2.7".
         exploration: what `--explore` or `--replay` asked besides.
@@ -90,7 +92,8 @@ class CheckReport:
     transformers: Transformers
     environment: Mapping[str, str]
     results: tuple[Result, ...]
-    unmet: tuple[Phase, ...]
+    unmet: tuple[str, ...]
+    coverage: tuple[Coverage, ...] = ()
     localisation: Localisation | None = None
     quick: bool = False
     warnings: tuple[str, ...] = ()

@@ -70,8 +70,8 @@ class WeightReport:
         if not names:
             return ""
         use = "unused" if self.harmful == () else "and used" if self.harmful else "and NaN came out"
-        more = f", … {len(names) - _SHOWN} more" if names[_SHOWN:] else ""
-        return f"unset in the checkpoint, {use}: {', '.join(names[:_SHOWN])}{more}"
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        return f"unset, {use}: {names[0]}{more}"
 
 
 def find_harmful(

@@ -165,7 +165,9 @@ class Examiner:
         return [
             Answer(prompt.case, pair, slice(prompt.length))
             for prompt, logits in zip(prompts, answer.to("cpu"), strict=True)
-            for pair in self.recorded.position_pairs(prompt, logits[prompt.pads :])
+            for pair in self.recorded.position_pairs(
+                prompt, self.recorded.without_padding(prompt, logits)
+            )
         ]
 
 

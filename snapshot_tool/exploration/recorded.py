@@ -57,14 +57,24 @@ class Recorded:
         whole = self.golden.inputs(prompt.case)
         ids = whole.input_ids[:, parts.real_positions(whole)[: prompt.length]]
         pads = ids.new_full((1, prompt.pads), self.golden.manifest.generation.pad_token_id)
+        mask = [torch.zeros_like(pads), torch.ones_like(ids)]
         return CaseInputs(
-            torch.cat([pads, ids], dim=1),
-            torch.cat([torch.zeros_like(pads), torch.ones_like(ids)], dim=1),
+            torch.cat([ids, pads] if self.pads_right else [pads, ids], dim=1),
+            torch.cat(mask[::-1] if self.pads_right else mask, dim=1),
             some(whole.pixel_values, slice(tiles)),
             some(whole.pixel_attention_mask, slice(tiles)),
             # Only whole prompts have sizes: what is told of images cannot be cut between tiles.
             whole.image_sizes,
         )
+
+    @property
+    def pads_right(self) -> bool:
+        """Whether derived padding stands on the right: an encoder counts positions from the left."""
+        return not family_of(self.golden.manifest.checkpoint.family).generates
+
+    def without_padding(self, prompt: Prompt, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows (length, …) of a prompt's own tokens."""
+        return rows[: prompt.length] if self.pads_right else rows[prompt.pads :]
 
     def padded(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Pad prompts to the length of the longest."""

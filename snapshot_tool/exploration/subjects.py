@@ -25,11 +25,13 @@ def _subject(golden: Golden, case: str, family: Family) -> Subject:
     inputs = golden.text(case)
     tiles = next(iter(golden.image_input_shape(case, "pixel_values")), 0)
     phases = set()
-    # In an encoder every token sees all others: only a decoder's prompts have beginnings.
     padded = not bool(inputs.attention_mask.all())
     recurrent = family.recurrent and golden.manifest.environment.get(PADDING) != UNSEEN
     if family.generates and not (recurrent and padded):
         phases |= {Phase.FORWARD, Phase.GENERATE} & _recorded(golden, case)
+    # An encoder's positions depend on padding before them, and its answers on token types.
+    if family.logits and not family.generates and not padded and inputs.token_type_ids is None:
+        phases |= {Phase.FORWARD} & _recorded(golden, case)
     if golden.case(case).eos_token_ids is not None:
         # Questions about a generation have one set of end tokens for all cases.
         phases.discard(Phase.GENERATE)
@@ -39,7 +41,10 @@ def _subject(golden: Golden, case: str, family: Family) -> Subject:
     if Phase.GENERATE in phases:
         generated = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))
     tile_id = golden.manifest.checkpoint.config.get(family.tile_id_field)
-    cuts = _cuts(inputs, tiles, tile_id if isinstance(tile_id, int) else -1)
+    if family.generates or not family.takes_text:
+        cuts = _cuts(inputs, tiles, tile_id if isinstance(tile_id, int) else -1)
+    else:  # every token of an encoder sees all others: its prompts have no beginnings
+        cuts = {inputs.input_ids.shape[1]: 0}
     return Subject(case, frozenset(phases), cuts, generated, paddable=not recurrent)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 # Names, ids, training, caching and generation: nothing in a forward pass depends on them.
@@ -80,3 +80,30 @@ def _value(config: Config, name: str) -> Any:
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def fields_of_shape(config: Config, expected: Sequence[int], actual: Sequence[int]) -> str:
+    """Return the fields that give the sizes by which two shapes differ, as "name=value, …".
+
+    A size is a field's value, or the product of a head's size and a number of heads.
+    """
+    sizes = {e for e, a in zip(expected, actual, strict=False) if e != a}
+    numbers = dict(_sizes(config))
+    exact = [name for name, value in numbers.items() if value in sizes]
+    if not exact:
+        heads = {n: v for n, v in numbers.items() if n.endswith(("_heads", "n_head"))}
+        exact = [
+            name
+            for name, value in numbers.items()
+            if name.endswith("head_dim") and any(value * count in sizes for count in heads.values())
+        ]
+    return ", ".join(f"{name}={numbers[name]}" for name in exact)
+
+
+def _sizes(config: Config, path: str = "") -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers of a configuration, by their dotted names."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and name.endswith("_config"):
+            yield from _sizes(value, f"{path}{name}.")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield f"{path}{name}", value

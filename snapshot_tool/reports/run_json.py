@@ -70,7 +70,10 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
         "results": [_result(result) for result in report.all_results],
         "error_size_bounds": list(SIZE_BOUNDS),
         "weights": _weights(report.weights),
-        "unmet_requirements": [phase.value for phase in report.unmet],
+        "unmet_requirements": list(report.unmet),
+        "coverage": [
+            {"name": one.name, "reached": one.reached, "text": one.text} for one in report.coverage
+        ],
         "first_divergence": _divergence(report),
         "graft": _graft(report.graft),
         "modules": _modules(report.localisation),

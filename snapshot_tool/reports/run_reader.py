@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from snapshot_tool.core.coverage import Coverage
 from snapshot_tool.core.error_map import ErrorMap
 from snapshot_tool.core.errors import SnapError
 from snapshot_tool.core.exploration import Exploration, ExploredKind
@@ -18,7 +19,6 @@ from snapshot_tool.core.interfaces import CandidateInfo
 from snapshot_tool.core.localisation import Localisation, ModuleErrors
 from snapshot_tool.core.mapping import ModuleMapping
 from snapshot_tool.core.oracle import OracleComparison
-from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.core.results import Comparison, Result
 from snapshot_tool.core.shard import Shard, Share
@@ -73,7 +73,8 @@ def _report(data: Mapping[str, Any]) -> CheckReport:
         transformers=transformers,
         environment={str(name): str(value) for name, value in environment.items()},
         results=tuple(result for result in results if id(result) not in asked),
-        unmet=msgspec.convert(data["unmet_requirements"], tuple[Phase, ...]),
+        unmet=msgspec.convert(data["unmet_requirements"], tuple[str, ...]),
+        coverage=msgspec.convert(data.get("coverage", []), tuple[Coverage, ...]),
         localisation=_localisation(data),
         exploration=exploration,
         quick=bool(data["quick"]),

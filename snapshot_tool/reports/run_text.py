@@ -41,6 +41,7 @@ def header_lines(report: CheckReport, *, base: str) -> list[str]:
         *([f"weights       {report.weights}"] if report.weights else []),
         *([f"weights       {unset}"] if (unset := _unset(report)) else []),
         *(f"recorded on   {difference}" for difference in report.surroundings),
+        *(f"not covered   {one.text}" for one in report.coverage if not one.reached),
         *(f"warning       {warning}" for warning in report.warnings),
     ]
 
@@ -334,9 +335,5 @@ def summary_line(report: CheckReport) -> str:
     if report.near_ties:
         line += f"; near-ties allowed: {len(report.near_ties)}"
     if report.unmet:
-        line += f"; required but skipped: {_names(report.unmet)}"
+        line += f"; required but not there: {', '.join(report.unmet)}"
     return line
-
-
-def _names(phases: Iterable[Phase]) -> str:
-    return ", ".join(phase.value for phase in phases)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-import numpy as np
 
 from snapshot_tool.core.errors import GoldenDamaged
 from snapshot_tool.store.files import file_size, open_plain, require_bounded_json
@@ -80,6 +79,25 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return the strings that a safetensors file says of itself; raise GoldenDamaged likewise."""
     with open_plain(path) as file:
         return _read_header(file, path)[1]
+
+
+def read_integers(path: Path, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return some int64 tensors of a safetensors file as numbers, those that are there.
+
+    Raises GoldenDamaged if the file is not a safetensors file, or a tensor has another dtype.
+    """
+    found = {}
+    with open_plain(path) as file:
+        spans, _ = _read_header(file, path)
+        for key in keys:
+            if key not in spans:
+                continue
+            span = spans[key]
+            if span.dtype != "I64":
+                raise GoldenDamaged(f"{path}: {key} is {span.dtype}, not I64")
+            data = b"".join(_blocks(file, path, span.start, span.end))
+            found[key] = struct.unpack(f"<{len(data) // 8}q", data)
+    return found
 
 
 def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, Span], dict[str, str]]:
@@ -180,6 +198,7 @@ class TensorFile:
 
     def read(self, key: str) -> torch.Tensor:
         """Return a tensor; raise GoldenDamaged where it is not there or cannot be read."""
+        import numpy as np
         import torch
 
         if key not in self.spans:

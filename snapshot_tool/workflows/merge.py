@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from snapshot_tool.core.coverage import COVERAGE_NAMES
 from snapshot_tool.core.errors import SnapError
 from snapshot_tool.core.exploration import Exploration, ExploredKind
-from snapshot_tool.core.phases import Phase
 from snapshot_tool.core.report import CheckReport
 from snapshot_tool.core.results import Result, Verdict
 from snapshot_tool.core.shard import Shard
@@ -68,10 +68,10 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
     # A shard has looked into its own first failure: the first of all is the one that counts.
     first = next((s.report for s in shards if s.report.divergence == merged.divergence), None)
     leading = first if first and merged.divergence else shards[0].report
-    unmet = {phase for one in shards for phase in one.report.unmet}
+    unmet = dict.fromkeys(name for one in shards for name in one.report.unmet)
     return replace(
         merged,
-        unmet=tuple(phase for phase in Phase if phase in unmet and _is_unmet(phase, merged)),
+        unmet=tuple(name for name in unmet if name in COVERAGE_NAMES or _is_unmet(name, merged)),
         localisation=leading.localisation,
         graft=leading.graft,
     )
@@ -175,6 +175,6 @@ def _union(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item for group in groups for item in group))
 
 
-def _is_unmet(phase: Phase, merged: CheckReport) -> bool:
-    verdicts = {result.verdict for result in merged.all_results if result.phase is phase}
+def _is_unmet(phase: str, merged: CheckReport) -> bool:
+    verdicts = {result.verdict for result in merged.all_results if result.phase == phase}
     return Verdict.SKIP in verdicts or not verdicts

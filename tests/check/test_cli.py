@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import snapshot_tool
-from snapshot_tool.cli import group
 from snapshot_tool.cli.group import _COMMANDS
 from tests.conftest import ROOT, Snap
 
@@ -195,25 +194,3 @@ def test_the_shell_completes_commands_options_and_phases(words: str, answers: se
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert {line.partition(",")[2] for line in answer.stdout.splitlines()} == answers
-
-
-def test_a_library_that_cannot_be_loaded_is_want_of_memory_not_a_fault_of_snap(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """So is what looks for the limit: it is a library, too."""
-
-    class Refusing:
-        def find_spec(self, name: str, *_arguments: object) -> None:
-            if name == "resource":
-                raise ImportError("resource.so: failed to map segment from shared object")
-
-    def refused(*_arguments: object, **_options: object) -> None:
-        raise SystemError("<built-in function compile> returned NULL without setting an exception")
-
-    monkeypatch.delitem(sys.modules, "resource", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Refusing(), *sys.meta_path])
-    monkeypatch.setattr(group.cli, "main", refused)
-    with pytest.raises(SystemExit) as ended:
-        group.run(["check"])
-    assert ended.value.code == 3
-    assert capsys.readouterr().err.startswith("snap: not enough memory while running: SystemError")

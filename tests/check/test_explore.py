@@ -337,17 +337,11 @@ def test_more_logits_than_tokens_are_named(golden: Golden, candidate: FmsCandida
     assert result.reason == "shape mismatch: expected (1, 3, 480), actual (1, 6, 480)"
 
 
-def test_near_ties_of_derived_generations_are_told_and_can_be_allowed(snap: Snap) -> None:
-    """In half precision only tokens can be asked for; another number of them may follow one."""
+def test_near_ties_of_derived_generations_pass_in_half_precision(snap: Snap) -> None:
+    """They are counted, as those of the recorded generations are."""
     spec = "tests.candidates:TakesTheOtherOfTwo"
     options = ("check", "--candidate", spec, "--dtype", "bfloat16")
     question = ("--replay", "resumed:variant-12:17")
-    strict = snap(*options, *question)
-    assert strict.code == 1
-    assert "expected 338, actual 335 (near-tie; " in strict.out
-    allowed = snap(*options, *question, "--allow-near-ties")
-    assert allowed.code == 0
-    assert allowed.out.splitlines()[-1].endswith("near-ties allowed: 1")
-    refused = snap(*options, "--replay", "prefix:variant-02@1")
-    assert refused.code == 2
-    assert "leave out --dtype, or ask with: --phase generate" in refused.err
+    run = snap(*options, *question)
+    assert run.code == 0
+    assert run.out.splitlines()[-1].endswith("near-ties allowed: 1")

@@ -29,8 +29,8 @@ def test_a_correct_port_passes_by_the_oracle(whole_check: Run) -> None:
     for result in judged:
         figures = result["oracle"]
         assert figures["within"] is True
-        assert figures["error"] < figures["limit"] / 2
-        assert figures["position_error"] < figures["position_limit"] / 2
+        assert figures["error"] < figures["limit"]
+        assert figures["position_error"] < figures["position_limit"]
         assert 0 < figures["reference_error"] < 1e-5
         assert result["max_abs"] is not None
 
@@ -78,7 +78,7 @@ def test_the_text_report_shows_both_figures(snap: Snap) -> None:
     run = snap("check", "--fms-path", CHECKOUT, "--case", "variant-04", "--phase", "vision")
     assert run.code == 0
     assert "oracle: nearest to its limit is vision / variant-04 / last_hidden_state:" in run.out
-    assert "--tolerance oracle would pass the same tensors" in run.out
+    assert "--tolerance oracle agrees on all" in run.out
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -96,18 +96,16 @@ def test_half_precision_is_judged_by_the_reference_in_that_precision(
     assert all(found["kind"] == "near_tie" for found in near_ties)
 
 
-def test_a_near_tie_fails_unless_it_is_allowed(snap: Snap) -> None:
-    """Exact match is the rule; the report has the word near-tie and the option that allows it."""
+def test_near_ties_pass_in_half_precision_and_are_counted(snap: Snap) -> None:
+    """Rounding alone may choose the other token there; the report says how often it did."""
     of_one = ("--candidate", "tests.candidates:TakesTheOtherOfTwo", "--case", "variant-12")
     options = (*of_one, "--dtype", "bfloat16", "--phase", "generate")
-    strict = snap("check", *options, "--json", "-")
-    failed = [r for r in strict.report["results"] if r["verdict"] == "fail"]
-    assert strict.code == 1
-    assert failed
-    assert all("(near-tie; the golden prefers the former by " in r["reason"] for r in failed)
-    allowed = snap("check", *options, "--allow-near-ties")
-    assert allowed.code == 0
-    assert f"near-ties allowed: {len(failed)}" in allowed.out.splitlines()[-1]
+    run = snap("check", *options, "--json", "-")
+    diverging = [r for r in run.report["results"] if r["divergence"]]
+    assert run.code == 0
+    assert run.report["near_ties_allowed"] is True
+    assert [r["divergence"]["kind"] for r in diverging] == ["near_tie"]
+    assert f"near-ties allowed: {len(diverging)}" in snap("check", *options).out.splitlines()[-1]
 
 
 def test_a_real_divergence_is_never_allowed_as_a_near_tie(snap: Snap) -> None:

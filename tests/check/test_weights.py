@@ -93,7 +93,7 @@ def test_a_weight_that_the_checkpoint_leaves_unset_is_named_by_the_phase_that_us
         *("--json", record),
     )
     assert run.code == 1
-    assert "weights       unset in the checkpoint, and used: connector.proj.bias" in run.out
+    assert "weights       unset, and used: connector.proj.bias" in run.out
     report = json.loads(record.read_text(encoding="utf-8"))
     first = report["first_divergence"]
     assert (first["phase"], first["module"]) == (

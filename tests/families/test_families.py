@@ -17,7 +17,7 @@ from snapshot_tool.families import FAMILIES, family_of_config
 from snapshot_tool.variants.recorded import draw_recipe
 from tests.conftest import ROOT, Run, Snap, error_lines
 from tests.families.findings import FINDINGS, REPAIRS
-from tests.families.table import REAL, RELEASES, replace_part
+from tests.families.table import REAL, RELEASES, recorded, replace_part
 from tests.families.versions import VERSIONS
 from tests.fms_checkout.build import installed_fms
 from tests.mutants.mutant import Edit, plant
@@ -139,11 +139,11 @@ def former_fms(formerly: Former, out: Path) -> Path:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return where each family's golden set is: committed, or recorded now."""
-    recorded = tmp_path_factory.mktemp("recorded")
+    out = tmp_path_factory.mktemp("recorded")
     program = [".venv-record/bin/python", "-m", "tests.families.record"]
-    command = [*program, "--out", str(recorded), "--variants", "1", *RECORDED]
+    command = [*program, "--out", str(out), "--variants", "1", *RECORDED]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return {LLAMA: COMMITTED, ROBERTA: COMMITTED, **dict.fromkeys(RECORDED, recorded)}
+    return {LLAMA: COMMITTED, ROBERTA: COMMITTED, **dict.fromkeys(RECORDED, out)}
 
 
 def check(snap: Snap, folder: Path, name: str, *options: object) -> Run:
@@ -188,6 +188,24 @@ def test_a_fault_in_a_familys_code_shows_in_its_phase(
     assert run.report["first_divergence"]["phase"] == phase
     if module is not None:
         assert run.report["first_divergence"]["module"] == module
+
+
+def test_fms_lays_out_padded_prompts_by_itself(
+    snap: Snap, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """A pad_input_ids as before FMS's 32bfbc89, which lets tokens see the padding, fails them."""
+    edit = Edit(
+        "fms/utils/generation.py",
+        "torch.cat((is_pad, non_pads))", "torch.cat((pads.bool(), non_pads))",
+    )  # fmt: skip
+    shutil.copytree(installed_fms(), tmp_path / "installed" / "fms")
+    plant(edit, checkout=tmp_path / "installed", out=tmp_path / "broken")
+    run = check(snap, folders[LLAMA], LLAMA, "--fms-path", tmp_path / "broken")
+    assert run.code == 1
+    failed = {r["case"] for r in run.report["results"] if r["verdict"] == "fail"}
+    (manifest,) = (m for name, m in recorded(folders[LLAMA]) if name == LLAMA)
+    assert failed == {case.name for case in manifest.cases if case.recipe["left_padding"]}
+    assert any("padding" in note for note in run.report["environment"]["candidate"]["notes"])
 
 
 @pytest.mark.parametrize(("name", "formerly"), FORMER)

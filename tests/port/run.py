@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.families.versions import install
 from tests.port import page
 from tests.port.commits import COMMITS, HEAD, LAST_OF_SUITE, Commit, fault_of
 
@@ -89,8 +90,13 @@ def check(python: Path, fms: Path, *options: object) -> tuple[Any, Finished]:
 
 
 def run_suite(suite: Path, fms: Path, checkpoint: Path) -> tuple[str, Finished]:
-    """Return the suite's verdict: its result, or the exception that ended it."""
-    finished = run(RECORD, suite / "test_parity.py", "--fms-path", fms, "--checkpoint", checkpoint)
+    """Return the suite's verdict: its result, or the exception that ended it.
+
+    FMS reads its version from the metadata of an installed ibm-fms, which is put behind --fms-path.
+    """
+    installed = install("1.13.1", BUILD / "ibm-fms")
+    command = (suite / "test_parity.py", "--fms-path", fms, "--checkpoint", checkpoint)
+    finished = run(RECORD, *command, PYTHONPATH=str(installed))
     lines = [line.strip() for line in finished.out.splitlines() if line.strip()]
     result = [line for line in lines if line.startswith("RESULT:")]
     return (result or lines)[-1].removeprefix("RESULT: ").lower(), finished

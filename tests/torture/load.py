@@ -110,25 +110,3 @@ def _watch(process: subprocess.Popen[Any], memory: list[float]) -> None:
             # Resident but not shared: mapped files come and go as the system likes.
             memory.append((int(fields[1]) - int(fields[2])) * page / 1e6)
         time.sleep(0.1)
-
-
-def least_for_python() -> int:
-    """Return the smallest `ulimit -v`, in MB, under which Python starts and imports a little."""
-    for megabytes in range(4, 200):
-        command = f"ulimit -v {megabytes * 1024}; exec {sys.executable} -c 'import re, runpy'"
-        if not subprocess.run(["bash", "-c", command], capture_output=True, check=False).returncode:
-            return megabytes
-    raise AssertionError("Python does not start under 200 MB")
-
-
-def check_with_limit(megabytes: int) -> tuple[int, str]:
-    """Run a check of the committed golden under `ulimit -v`; return exit code and stderr."""
-    command = (
-        f"ulimit -v {megabytes * 1024}; exec {sys.executable} -m snapshot_tool check "
-        f"--fms-path {CHECKOUT} --case two-images"
-    )
-    answer = subprocess.run(
-        ["bash", "-c", command],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return answer.returncode, answer.stderr

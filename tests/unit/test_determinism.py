@@ -9,13 +9,16 @@ import pytest
 
 _SETTLED = """
 import sys
+import torch
+before = set(sys.modules)
 from snapshot_tool.determinism import make_deterministic
 settings = make_deterministic(1, strict={strict})
-compiler = "torch._inductor" in sys.modules or "torch._dynamo" in sys.modules
-import torch
+new = set(sys.modules) - before
+compiler = any(name.startswith(("torch._inductor", "torch._dynamo")) for name in new)
 import torch._inductor.config as inductor
+# torch 2.5 does not have the last one.
 print(torch.get_deterministic_debug_mode(), settings["deterministic_algorithms"], compiler,
-      inductor.deterministic)
+      getattr(inductor, "deterministic", True))
 """
 
 

@@ -130,8 +130,8 @@ FURTHER = (
         "model.connector",
         Edit(
             _CONNECTOR,
-            "return self.proj(self.pixel_unshuffle(features, H, W))",
-            "return self.proj(self.pixel_unshuffle(features, H, W)).flip(1)",
+            "return self.proj(self.pixel_unshuffle(patch_embeds, H, W))",
+            "return self.proj(self.pixel_unshuffle(patch_embeds, H, W)).flip(1)",
         ),
     ),
     Mutant(
@@ -141,8 +141,8 @@ FURTHER = (
         "model.connector",
         Edit(
             _CONNECTOR,
-            "return self.proj(self.pixel_unshuffle(features, H, W))",
-            "return self.proj(self.pixel_unshuffle(features, H, W)).clamp(-3, 3)",
+            "return self.proj(self.pixel_unshuffle(patch_embeds, H, W))",
+            "return self.proj(self.pixel_unshuffle(patch_embeds, H, W)).clamp(-3, 3)",
         ),
     ),
     Mutant(
