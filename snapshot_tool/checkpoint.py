@@ -22,7 +22,7 @@ from snapshot_tool.checkpoint_files import (
     weight_files,
 )
 from snapshot_tool.core.errors import CheckpointUnavailable, RevisionMismatch, UsageError
-from snapshot_tool.store.tensors import file_sha256
+from snapshot_tool.store.files import file_sha256
 
 DEFAULT_CHECKPOINT = "HuggingFaceTB/SmolVLM-256M-Instruct"
 FOLDER_OWNER = "local"

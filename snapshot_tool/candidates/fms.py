@@ -23,6 +23,7 @@ from snapshot_tool.candidates.fms_import import FmsSource, import_fms
 from snapshot_tool.candidates.fms_observe import observe_twins, twin_output
 from snapshot_tool.candidates.fms_split import require_split
 from snapshot_tool.candidates.fms_weights import (
+    find_doubles,
     pair_weights,
     read_shapes,
     require_coverage,
@@ -48,6 +49,7 @@ from snapshot_tool.core.interfaces import (
     WeightPair,
 )
 from snapshot_tool.families import family_of_config
+from snapshot_tool.families.config_fields import unmapped_fields
 from snapshot_tool.families.family import PAGE, Family, computed_without, twins_of
 from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
 from snapshot_tool.families.llama import head_dim
@@ -67,6 +69,7 @@ class FmsCandidate:
     request: CandidateRequest
     unset: tuple[str, ...] = ()
     mapping: tuple[FieldDifference, ...] = ()
+    doubles: tuple[str, ...] = ()
 
     def info(self) -> CandidateInfo:
         """Say which FMS this is."""
@@ -76,7 +79,12 @@ class FmsCandidate:
             version=self.source.version,
             commit=self.source.commit,
             dirty=self.source.dirty,
-            notes=(*self.calls.notes, *self._stray_files()),
+            notes=(
+                *self.calls.notes,
+                *self._stray_files(),
+                *_unmapped(self.family, self.request),
+                *self.doubles,
+            ),
             loading=self.request.loading,
             mapping=self.mapping,
         )
@@ -154,7 +162,13 @@ class FmsCandidate:
     def weights(self) -> Iterator[WeightPair]:
         """Yield every weight of the checkpoint beside the model's own, as it is now."""
         request = self.request
-        return pair_weights(self.model, request.checkpoint, self.family.fms, request.config)
+        return pair_weights(
+            self.model,
+            request.checkpoint,
+            self.family.fms,
+            request.config,
+            unused=request.unused_weights,
+        )
 
     def unset_weights(self) -> tuple[str, ...]:
         """Return the model's weights that the checkpoint leaves unset: they are NaN."""
@@ -224,7 +238,8 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
     source = import_fms(fms_path)
     family = _require_family(request)
     _require_architecture(family, source)
-    weights = read_shapes(request.checkpoint, family.fms, request.config)
+    every = read_shapes(request.checkpoint, family.fms, request.config)
+    weights = {name: shape for name, shape in every.items() if name not in request.unused_weights}
     require_few_layers(request.config, weights, request.checkpoint)
     try:
         with warnings.catch_warnings():
@@ -235,6 +250,9 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
             else:
                 model, mapping = _build_model(family, request, weights), ()
         calls = family.fms.calls(_loaded(model, request))
+    except CandidateUnavailable as error:
+        missing = _unmapped(family, request)
+        raise CandidateUnavailable("; ".join([error.problem, *missing]), error.remedy) from error
     except SnapError:
         raise
     except Exception as error:
@@ -247,7 +265,17 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
     require_split(model, architecture=family.fms.architecture)
     unset = require_coverage(model, weights, request.checkpoint, family.fms)
     kind = FmsCandidate if family.fms.twins else UnnamedFmsCandidate
-    return kind(model, calls, source, family, request, unset, mapping)
+    doubles = tuple(
+        f"FMS loads {' and '.join(names)} into one weight, {own}"
+        for own, names in find_doubles(model, every, family.fms).items()
+    )
+    return kind(model, calls, source, family, request, unset, mapping, doubles)
+
+
+def _unmapped(family: Family, request: CandidateRequest) -> list[str]:
+    """Name the fields that may change answers and that FMS is not given, on one line."""
+    fields = unmapped_fields(family.fms.config, request.config, request.changed_fields)
+    return [f"fields that FMS is not given: {', '.join(fields)}"] if fields else []
 
 
 def _loaded(model: Any, request: CandidateRequest) -> LoadedFms:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,10 @@ from snapshot_tool.families.config_fields import fields_of_shape
 from snapshot_tool.families.family import FmsPort, twins_of
 
 _SHOWN = 3
+_SIZES = (
+    "FMS computes this size from other fields, or the family's declaration maps it wrongly: "
+    "see docs/adding-a-family.md"
+)
 # What fms.utils.fusion may have taken apart after loading.
 _FUSED: Mapping[str, tuple[str, ...]] = {
     "in_proj.qkv_fused": ("in_proj.query", "in_proj.key", "in_proj.value"),
@@ -83,25 +87,55 @@ def require_shapes(
     give the checkpoint's. The model may be on the meta device.
     """
     own = plain_names(model.state_dict().items())
-    for name, weight in _adapted(model, weights, port).items():
+    try:
+        adapted = _adapted(model, weights, port)
+    except RuntimeError as error:
+        key = _misfit(model, weights, port)
+        shape = weights[key].shape if key in weights else ()
+        fields = fields_of_shape(config or {}, shape[:1], (0,))
+        raise CandidateUnavailable(
+            f"FMS cannot lay out {key} {tuple(shape)} of {checkpoint}: {error}"
+            f"{f'; config.json has {fields}' if fields else ''}",
+            _SIZES,
+        ) from error
+    for name, weight in adapted.items():
         if name not in own or takes_weight(own[name].shape, weight.shape):
             continue
         fields = fields_of_shape(config or {}, weight.shape, own[name].shape)
         raise CandidateUnavailable(
             f"{name} is {tuple(weight.shape)} in {checkpoint}, {tuple(own[name].shape)} in FMS's "
             f"model{f'; config.json has {fields}' if fields else ''}",
-            "FMS computes this size otherwise, or the family's declaration maps the field wrongly: "
-            "see docs/adding-a-family.md",
+            _SIZES,
         )
 
 
+def _misfit(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], port: FmsPort) -> str:
+    """Return the first key that FMS's adapter cannot take by its shape, or ""."""
+    for key, weight in weights.items():
+        try:
+            _adapted(model, {key: weight}, port)
+        except RuntimeError:
+            return key
+        except Exception:  # noqa: S112 - an adapter may need the keys beside it
+            continue
+    return ""
+
+
 def pair_weights(
-    model: torch.nn.Module, checkpoint: Path, port: FmsPort, config: Mapping[str, Any]
+    model: torch.nn.Module,
+    checkpoint: Path,
+    port: FmsPort,
+    config: Mapping[str, Any],
+    *,
+    unused: frozenset[str] = frozenset(),
 ) -> Iterator[WeightPair]:
-    """Yield the checkpoint's weights, adapted as on loading, beside the model's, by layers."""
+    """Yield the checkpoint's weights, adapted as on loading, beside the model's, by layers.
+
+    unused: keys of the checkpoint that take part in no answer of the reference.
+    """
     own = plain_names(model.state_dict().items())
     with _opened(checkpoint) as files:
-        layers = _layers(files.weights(port, config))
+        layers = _layers(name for name in files.weights(port, config) if name not in unused)
     for names in layers:
         # Opened for each anew: what was read of mapped files stays in memory until they are closed.
         with _opened(checkpoint) as files:
@@ -109,6 +143,24 @@ def pair_weights(
             for name, expected in _adapted(model, layer, port).items():
                 actual = _own_weight(own, name)
                 yield WeightPair(name, expected, actual, partial(_reference_modules, name, port))
+
+
+def find_doubles(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], port: FmsPort
+) -> dict[str, list[str]]:
+    """Return the keys of a checkpoint that FMS adapts to one weight, by its name in the model.
+
+    weights: the checkpoint's, by name, without data. Keys that FMS joins to one weight, such as
+    query, key and value, have other shapes than it and are not counted.
+    """
+    found: dict[str, list[str]] = {}
+    own = plain_names(model.state_dict().items())
+    for key, weight in weights.items():
+        with suppress(Exception):  # an adapter may need the keys beside it
+            for name, adapted in _adapted(model, {key: weight}, port).items():
+                if name in own and own[name].shape == adapted.shape:
+                    found.setdefault(name, []).append(key)
+    return {name: sorted(keys) for name, keys in found.items() if len(keys) > 1}
 
 
 def _adapted(

@@ -124,8 +124,12 @@ def _alike(actual: Any, expected: Any) -> bool:
     """Tell whether two values mean the same to FMS: it has several names for an activation."""
     if isinstance(actual, str) and isinstance(expected, str):
         return actual == expected or _activation(actual) == _activation(expected) is not None
-    # None and {} both say that a feature is off.
-    return bool(actual == expected) or (actual in (None, {}) and expected in (None, {}))
+    return bool(actual == expected) or (_off(actual) and _off(expected))
+
+
+def _off(value: Any) -> bool:
+    """Tell whether a value says that a feature is off."""
+    return value is None or value is False or value == {}
 
 
 def _activation(name: str) -> type | None:

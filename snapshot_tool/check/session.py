@@ -116,6 +116,8 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
                 request.device,
                 dtype,
                 request.loading,
+                golden.manifest.checkpoint.changed_fields,
+                frozenset(golden.manifest.checkpoint.unused_weights),
             ),
             fms_path=request.fms_path,
         )

@@ -64,6 +64,8 @@ class CandidateRequest:
         device: "cpu" or "cuda".
         dtype: a torch dtype's name, e.g. "float32".
         loading: who maps the configuration and loads the weights; it concerns FMS alone.
+        changed_fields: of the configuration, which are not what its class makes of all others.
+        unused_weights: of the checkpoint, which take part in no answer of the reference.
     """
 
     checkpoint: Path
@@ -71,6 +73,8 @@ class CandidateRequest:
     device: str
     dtype: str
     loading: Loading = Loading.SNAP
+    changed_fields: tuple[str, ...] = ()
+    unused_weights: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +325,7 @@ class ReferenceInfo:
     """What a manifest says of the reference that answered; `modules` in order of definition.
 
     unknown_fields: of config.json, which the reference's class does not know.
+    changed_fields: of the configuration, which are not what its class makes of all others.
     unused_weights: of the checkpoint, which take part in no answer.
     """
 
@@ -332,6 +337,7 @@ class ReferenceInfo:
     pad_token_id: int
     modules: tuple[str, ...]
     unknown_fields: tuple[str, ...] = ()
+    changed_fields: tuple[str, ...] = ()
     unused_weights: tuple[str, ...] = ()
 
 

@@ -24,6 +24,7 @@ from snapshot_tool.core.questions import (
 )
 from snapshot_tool.exploration.recorded import Recorded, some
 from snapshot_tool.phase_runs import Pair, pairs_with
+from snapshot_tool.store import parts
 from snapshot_tool.store.oracle import Rows
 
 if TYPE_CHECKING:
@@ -77,7 +78,10 @@ class Examiner:
     def ask_forward(self, question: Prefix | Padding) -> list[Answer]:
         """Run one prompt."""
         prompt = question.prompt
-        return self._logits([prompt], self.candidate.forward(self.recorded.inputs(prompt)))
+        answer = self.candidate.forward(self.recorded.inputs(prompt))
+        if isinstance(answer, Mapping):
+            answer = answer.get(parts.LOGITS)
+        return self._logits([prompt], answer)
 
     def ask_parts(self, question: Split) -> list[Answer]:
         """Run one prompt in two parts."""
@@ -85,8 +89,8 @@ class Examiner:
         if not question.first < prompt.length:
             raise UsageError(f"{question}: nothing is left for the second part")
         tiles = self.recorded.tiles_within(prompt.case, question.first)
-        parts = _split(self.recorded.inputs(prompt), prompt.pads + question.first, tiles=tiles)
-        return self._logits([prompt], self.candidate.forward_in_parts(parts))
+        inputs = _split(self.recorded.inputs(prompt), prompt.pads + question.first, tiles=tiles)
+        return self._logits([prompt], self.candidate.forward_in_parts(inputs))
 
     def ask_batch(self, question: Batch) -> list[Answer]:
         """Run several prompts at once."""

@@ -69,7 +69,7 @@ class Recorded:
 
     @property
     def pads_right(self) -> bool:
-        """Whether derived padding stands on the right: an encoder counts positions from the left."""
+        """Whether derived padding is on the right: an encoder counts positions from the left."""
         return not family_of(self.golden.manifest.checkpoint.family).generates
 
     def without_padding(self, prompt: Prompt, rows: torch.Tensor) -> torch.Tensor:

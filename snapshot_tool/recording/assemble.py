@@ -163,6 +163,7 @@ class Assembly:
                 files=dict(self.checkpoint.files),
                 config=dict(info.config),
                 unknown_fields=info.unknown_fields,
+                changed_fields=info.changed_fields,
                 unused_weights=info.unused_weights,
             ),
             device=self.location.device,

@@ -45,6 +45,31 @@ def unknown_fields(given: Mapping[str, Any], config: Any) -> tuple[str, ...]:
     return tuple(sorted(printable(field) for field, _ in _unknown(given, config)))
 
 
+def changed_fields(config: Any) -> tuple[str, ...]:
+    """Return the fields that are not what their class makes of all others, sorted.
+
+    config: a transformers configuration. Fields of nested configurations have their place before
+    them. A size that follows from others, such as head_dim, is not changed.
+    """
+    return tuple(sorted(printable(field) for field in _changed(config)))
+
+
+def _changed(config: Any, place: str = "") -> Iterator[str]:
+    kind, given = type(config), config.to_dict()
+    for field in sorted(set(inspect.signature(kind).parameters) & set(given)):
+        value = getattr(config, field, None)
+        if isinstance(value, transformers.PretrainedConfig):
+            yield from _changed(value, f"{place}{field}.")
+            continue
+        others = {name: other for name, other in given.items() if name != field}
+        try:
+            default = getattr(kind(**others), field, None)
+        except Exception:
+            default = None
+        if value != default:
+            yield f"{place}{field}"
+
+
 def require_computed(given: Mapping[str, Any], config: Any, path: Path) -> None:
     """Raise CheckpointUnavailable for a config.json that only a newer release computes by."""
     installed = Version(transformers.__version__)

@@ -46,7 +46,11 @@ from snapshot_tool.core.recipes import CaseRecipe
 from snapshot_tool.core.taps import Side
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Capture, Family
-from snapshot_tool.reference.configuration import require_computed, unknown_fields
+from snapshot_tool.reference.configuration import (
+    changed_fields,
+    require_computed,
+    unknown_fields,
+)
 from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
 from snapshot_tool.reference.preparation import Preparation
 from snapshot_tool.reference.raised import raised_as
@@ -73,7 +77,7 @@ class HuggingFaceReference:
     """transformers' own implementation of a checkpoint, in evaluation mode.
 
     warned: what it has warned of so far.
-    unknown_fields, unused_weights: see ReferenceInfo.
+    unknown_fields, changed_fields, unused_weights: see ReferenceInfo.
     facts: what was found out by running a model that no family declares.
     """
 
@@ -84,6 +88,7 @@ class HuggingFaceReference:
     settings: LoadSettings
     warned: Warned
     unknown_fields: tuple[str, ...] = ()
+    changed_fields: tuple[str, ...] = ()
     unused_weights: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
 
@@ -129,6 +134,7 @@ class HuggingFaceReference:
                 settings=settings,
                 warned=warned,
                 unknown_fields=unknown_fields(config, known),
+                changed_fields=changed_fields(model.config),
                 unused_weights=unused_weights(model, report, checkpoint),
             )
             reference.info()  # raises now if a special token is not a number
@@ -156,6 +162,7 @@ class HuggingFaceReference:
             pad_token_id=self._pad_token_id(),
             modules=tuple(name for name, _ in self.model.named_modules() if name),
             unknown_fields=self.unknown_fields,
+            changed_fields=self.changed_fields,
             unused_weights=self.unused_weights,
         )
 

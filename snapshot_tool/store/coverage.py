@@ -31,7 +31,7 @@ def coverage(folder: Path, manifest: Manifest, cases: Sequence[CaseEntry]) -> tu
 
     Only what the recorded model has is listed: a model without a sliding window has no line for it.
     """
-    found = []
+    found: list[Coverage] = []
     if Phase.GENERATE in manifest.tolerances:
         found += _end_tokens(folder, manifest, cases)
     if Phase.FORWARD in manifest.tolerances:

@@ -1,5 +1,6 @@
 """Opening a golden set's files, which may be a stranger's: plain files alone, JSON in bounds."""
 
+import hashlib
 import os
 import stat
 from io import BufferedReader, FileIO
@@ -62,3 +63,9 @@ def leaves_root(path: Path, root: Path) -> bool:
         return False
     # realpath, since Path.resolve raises where links go round in a circle.
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

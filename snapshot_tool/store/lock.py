@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from snapshot_tool.core.errors import GoldenNotFound, LockInvalid
+from snapshot_tool.store.files import file_sha256
 from snapshot_tool.store.layout import INPUTS, MANIFEST, SetLocation
 from snapshot_tool.store.manifest import (
     CheckpointName,
@@ -22,7 +23,6 @@ from snapshot_tool.store.manifest import (
     Revision,
 )
 from snapshot_tool.store.manifest import encode as encode_json
-from snapshot_tool.store.tensors import file_sha256
 
 # A name in the set's own folder (or inputs beside it): no folders, nothing hidden.
 FileName = Annotated[

@@ -95,6 +95,7 @@ class CheckpointEntry(
     `location` is where a folder lies, relative to the goldens folder's parent; None for the hub and
     for folders elsewhere. `config` is the reference's own configuration with all defaults.
     `unknown_fields` are those of config.json that the reference's class does not know,
+    `changed_fields` those that are not what the class makes of all others,
     `unused_weights` the names of weights in the files that take part in no answer.
     """
 
@@ -105,6 +106,7 @@ class CheckpointEntry(
     files: dict[RelativePath, Digest]
     config: dict[str, Any]
     unknown_fields: tuple[Text, ...] = ()
+    changed_fields: tuple[Text, ...] = ()
     unused_weights: tuple[Text, ...] = ()
 
 

@@ -152,12 +152,6 @@ def _spans(header: Mapping[str, msgspec.Raw], *, first: int, size: int) -> dict[
     return spans
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def describe_file(path: Path) -> FileEntry:
     """Return a safetensors file's manifest entry, digests included."""
     opened = open_tensors(path)

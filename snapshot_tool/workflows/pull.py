@@ -16,11 +16,11 @@ from snapshot_tool.remote import (
     count_megabytes,
     open_remote,
 )
+from snapshot_tool.store.files import file_sha256
 from snapshot_tool.store.layout import INPUTS, MANIFEST, SetLocation
 from snapshot_tool.store.lock import LockedFile, LockedSet, load_lock, lock_path, lock_set
 from snapshot_tool.store.manifest import Manifest, ManifestSummary, load_manifest
 from snapshot_tool.store.selection import find_goldens
-from snapshot_tool.store.tensors import file_sha256
 from snapshot_tool.store.transaction import commit, link_or_copy, make_folder, recording_lock
 from snapshot_tool.store.verify import find_damage, require_whole, set_file
 

@@ -32,6 +32,24 @@ FINDINGS_AGAIN: Mapping[str, str] = {
     "bamba": "it answers prompts with padding on the left otherwise than it did",
     "llava-next": "it no longer divides Granite's logits by `logits_scaling`, FMS does",
 }
+_WIDTH = "multiple_of stays 256, so the MLP of this checkpoint, 96 wide, is taken for 256"
+# FMS's own mapping of configurations, fms.models.hf.config_utils.param_builders.
+FINDINGS_OWN: Mapping[str, str] = {
+    "bamba": "the mapping leaves out attn_layer_indices and rope_theta: the model has those of "
+    "FMS's variant",
+    "gpt-bigcode": "the mapping divides n_inner, which is null here: Hugging Face takes four times "
+    "the hidden size then",
+    "gpt-oss (repaired)": "the mapping reads rope_base, which Hugging Face's configuration does "
+    "not have, and takes 150000",
+    "ministral3": _WIDTH,
+    "ministral3-yarn": _WIDTH,
+    "mistral": _WIDTH,
+    "mistral-window": _WIDTH,
+    "mistral3": _WIDTH,
+    "mpnet": "FMS has no mapping for this class",
+    "qwen3": "the mapping fills rope_base, the model's field is rope_theta; " + _WIDTH,
+    "siglip-vision": "FMS has no mapping for this class",
+}
 REPAIRS: Mapping[str, str] = {
     "gpt-oss": "tests.families.repairs:gpt_oss",
     "mixtral": "tests.families.repairs:mixtral",

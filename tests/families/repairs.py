@@ -63,6 +63,7 @@ def _load_from(weights: dict[str, torch.Tensor], request: CandidateRequest) -> F
     # The candidate compares its weights with these files when all else is done.
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     save_file(weights, folder / "model.safetensors")
+    shutil.copy(request.checkpoint / "config.json", folder)  # for FMS's own loading
     moved = dataclasses.replace(request, checkpoint=folder)
     return load_fms_candidate(moved, fms_path=None)
 

@@ -30,12 +30,21 @@ from snapshot_tool.reports.run_json import run_to_json
 from snapshot_tool.store.manifest import Manifest, load_manifest
 from snapshot_tool.store.selection import find_goldens
 from tests.families.findings import FINDINGS, FINDINGS_AGAIN, REPAIRS
+from tests.families.own_loading import (
+    OwnLoading,
+    check_checkout,
+    check_own_loading,
+    problem_lines,
+)
 from tests.families.record import AGAIN, REFUSED, SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 # The last parts of the page, which make versions and make real write.
 RELEASES = "## FMS's releases"
 REAL = "## Real weights"
+
+
+NOT_CHECKED = OwnLoading("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,7 @@ class Row:
     problem: str
     seconds: float
     repair: str = ""
+    own: OwnLoading = NOT_CHECKED
 
     @property
     def passed(self) -> bool:
@@ -75,7 +85,10 @@ class Row:
 def check_set(
     name: str, manifest: Manifest, out: Path, *, candidate: str = "fms", below: str = ""
 ) -> Row:
-    """Check one golden set, of those in `out` or in a folder there, with the installed FMS."""
+    """Check one golden set, of those in `out` or in a folder there, with the installed FMS.
+
+    Those in `out` itself are also checked as FMS loads them by itself.
+    """
     began = time.perf_counter()
     request = CheckRequest(
         out / below / "goldens", candidate=candidate, checkpoint=str(out / "checkpoints" / name)
@@ -86,7 +99,11 @@ def check_set(
         problem = ""
     except SnapError as error:
         report, problem = None, error.problem.replace(f"{ROOT}/", "")
-    return Row(name, manifest, report, problem, time.perf_counter() - began, repair)
+    seconds = time.perf_counter() - began
+    if below:
+        return Row(name, manifest, report, problem, seconds, repair)
+    own = check_own_loading(name, manifest.environment["transformers"], out, candidate=repair)
+    return Row(name, manifest, report, problem, seconds, repair, own)
 
 
 def check_embedded() -> Row:
@@ -98,7 +115,8 @@ def check_embedded() -> Row:
     )
     (found,) = (load_manifest(s.folder) for s in find_goldens(ROOT / "goldens"))
     seconds = time.perf_counter() - began
-    return Row("tiny-idefics3", found, json.loads(answer.stdout), "", seconds)
+    report = json.loads(answer.stdout)
+    return Row("tiny-idefics3", found, report, "", seconds, own=check_checkout())
 
 
 def _ratio(result: Any) -> float:
@@ -110,12 +128,13 @@ def _ratio(result: Any) -> float:
 
 
 def table_lines(rows: list[Row], record_seconds: dict[str, float]) -> list[str]:
-    """Return the table of all rows."""
+    """Return the table of all rows; with a column of FMS's own loading if that was checked."""
+    own = any(row.own is not NOT_CHECKED for row in rows)
     head = (
         "| checkpoint | family | transformers | phases compared | cases | verdict "
-        "| worst, in tolerances | seconds to record, to check |"
+        f"| worst, in tolerances |{' own loading |' * own} seconds to record, to check |"
     )
-    lines = [head, "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [head, "| --- " * (8 + own) + "|"]
     for row in rows:
         took = record_seconds.get(row.name)
         cells = [
@@ -126,6 +145,7 @@ def table_lines(rows: list[Row], record_seconds: dict[str, float]) -> list[str]:
             str(len(row.manifest.cases)),
             _verdict(row),
             "-" if row.report is None else f"{row.ratio:.2g}",
+            *([row.own.cell] if own else []),
             f"{'-' if took is None else f'{took:.1f}'}, {row.seconds:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -207,6 +227,15 @@ def page(rows: list[Row], record_seconds: dict[str, float]) -> str:
         "## Where FMS differs",
         "",
         *difference_lines(rows, FINDINGS),
+        "",
+        "## FMS's own loading",
+        "",
+        "The column is of `snap check --loading own`: FMS loads the checkpoint by "
+        '`get_model("hf_pretrained")`, with transformers 4.57.6, or 5.24.0 if only that has the '
+        "model. The columns before it are of snap's mapping. A tiny checkpoint shows what a "
+        "published one may not: sizes that are not multiples of 256, for one.",
+        "",
+        *problem_lines([(row.name + (" (repaired)" * bool(row.repair)), row.own) for row in rows]),
     ]
     return "\n".join(lines) + "\n"
 

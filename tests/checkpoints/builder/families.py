@@ -299,18 +299,17 @@ UNDECLARED: Mapping[str, Tiny] = {
         {**_DECODER, "head_dim": 24, "sliding_window": 8, "tie_word_embeddings": True},
     ),
 }  # fmt: skip
-_ALL = {**TINY, **UNDECLARED}
 
 
 def available(name: str) -> bool:
     """Tell whether this release of transformers has a checkpoint's class."""
-    tiny = _ALL[name]
+    tiny = {**UNDECLARED, **TINY}[name]
     return hasattr(transformers, tiny.model) and hasattr(transformers, tiny.needs or tiny.model)
 
 
 def build_checkpoint(name: str, *, seed: int) -> tuple[Any, Any]:
     """Return the model, with random weights, and its processor."""
-    tiny = _ALL[name]
+    tiny = {**UNDECLARED, **TINY}[name]
     parts = {
         f"{part}_config": dict(fields)
         for part, fields in (("text", tiny.text), ("vision", tiny.vision))
