@@ -391,7 +391,7 @@ def _with_images(prompt: str, kind: InputKind) -> CaseRecipe:
         return CaseRecipe(prompt, tuple(pictures[place % 2] for place in range(count)))
     except ValueError as error:
         raise UsageError(
-            f"--prompt {prompt[:40]!r}: {error}", "this model takes text alone"
+            f"--prompt {prompt[:40]!r}: {error}", "this model takes no images"
         ) from error
 
 

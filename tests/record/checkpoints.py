@@ -35,7 +35,7 @@ def record_here(
 ) -> Manifest:
     """Record in this process, two variants and four tokens by default; return the manifest.
 
-    An error that is not a SnapError would be told as a fault of snap.
+    An error that is not a SnapError would be reported as a fault of snap.
     """
     request = RecordRequest(
         str(checkpoint), goldens, **{"variants": 2, "max_new_tokens": 4, **options}

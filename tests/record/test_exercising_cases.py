@@ -48,7 +48,7 @@ def test_every_set_has_a_generation_that_an_end_token_stops(
     assert new[-1] in stops
     assert not set(new[:-1]) & set(stops)
     if case.eos_token_ids is not None and ends == [2, 7, 9]:
-        # The last one of several: a port that knows the first alone goes on.
+        # The last one of several: a port that knows only the first goes on.
         assert stops[:-1] == (2, 7, 9)
         assert new[-1] == stops[-1]
 
@@ -94,7 +94,7 @@ def test_prompts_of_a_file_and_of_a_length_are_cases(snap: Snap, tmp_path: Path)
 
 
 def test_prompts_can_be_added_to_a_recorded_set(tmp_path: Path) -> None:
-    """The other cases are asked the same; those that are there already are not doubled."""
+    """The other cases keep their inputs; those that are there already are not doubled."""
     goldens = tmp_path / "goldens"
     before = record_here(LLAMA, goldens, prompts=("one prompt",))
     after = record_here(
@@ -107,7 +107,7 @@ def test_prompts_can_be_added_to_a_recorded_set(tmp_path: Path) -> None:
 
 
 def test_a_prompt_with_a_placeholder_has_an_image(tmp_path: Path) -> None:
-    """One of the fixed cases' images; a model of text alone takes it for text."""
+    """One of the fixed cases' images; to a model without images it is text."""
     manifest = record_here(
         IDEFICS3, tmp_path / "goldens", variants=0, max_new_tokens=1, prompts=("Is <image> red?",)
     )
@@ -130,7 +130,7 @@ def test_a_file_without_prompts_is_refused(
 
 
 def test_a_prompt_longer_than_the_model_takes_is_refused_by_name(tmp_path: Path) -> None:
-    """It was asked for: it is not left out."""
+    """The user named it: it is not left out."""
     with pytest.raises(UsageError, match=r"refuses case long-5000: \d+ tokens, the model takes"):
         record_here(LLAMA, tmp_path / "goldens", variants=0, long=(5000,))
 
@@ -153,7 +153,7 @@ def test_encoders_are_padded_on_both_sides_and_tell_two_texts_apart(tmp_path: Pa
 
 
 def without_types(folder: Path, golden: Golden) -> torch.Tensor:
-    """Return what BERT makes of the two texts if it is not told which is which."""
+    """Return what BERT makes of the two texts without token types."""
     from transformers import BertForMaskedLM
 
     inputs = golden.inputs("two-texts")

@@ -115,9 +115,10 @@ def test_another_seed_draws_other_variants(snap: Snap, small: Path, tmp_path: Pa
         {case["name"]: case["recipe"] for case in manifest_of(goldens)["cases"]}
         for goldens in (small, tmp_path / "goldens")
     ]
-    assert list(recipes[0]) == ["one-image", "two-images", "variant-01", "variant-02"]
+    names = ["one-image", "two-images", "variant-01", "variant-02", "end-token"]
+    assert list(recipes[0]) == names
     same = {name for name in recipes[0] if recipes[0][name] == recipes[1][name]}
-    assert same == {"one-image", "two-images"}
+    assert same == {"one-image", "two-images", "end-token"}
 
 
 def test_recording_over_a_golden_needs_update_and_a_reason(snap: Snap, small_copy: Path) -> None:
@@ -294,7 +295,7 @@ def test_a_checkpoint_with_a_missing_weight_is_refused(snap: Snap, tmp_path: Pat
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     run = snap("record", "--checkpoint", folder, "--goldens", tmp_path / "goldens")
     assert run.code == 3
-    assert "missing keys: model.text_model.norm.weight" in error_lines(run)[0]
+    assert "does not have: model.text_model.norm.weight" in error_lines(run)[0]
 
 
 def test_an_unwritable_goldens_folder_is_an_error_of_two_lines(snap: Snap, tmp_path: Path) -> None:

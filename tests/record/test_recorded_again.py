@@ -1,4 +1,4 @@
-"""A golden recorded again is asked the same, and loses no phase unnamed."""
+"""A golden recorded again keeps its inputs, and loses no phase unnamed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_update_of_one_phase_keeps_the_inputs_and_the_other_phases(
     assert "text, input_ids" in line
 
 
-def test_another_dtype_is_asked_the_same(dated: Path, tmp_path: Path) -> None:
+def test_another_dtype_keeps_the_inputs(dated: Path, tmp_path: Path) -> None:
     """Both sets share their inputs, whatever the time is."""
     goldens = tmp_path / "goldens"
     one = record_here(dated, goldens, variants=5)
@@ -65,7 +65,7 @@ def test_another_dtype_is_asked_the_same(dated: Path, tmp_path: Path) -> None:
 
 
 def test_pixels_are_taken_over_into_another_storage(tmp_path: Path) -> None:
-    """A full set that becomes compact is asked the same pixels, and back."""
+    """A full set that becomes compact keeps the pixels, and back."""
     goldens = tmp_path / "goldens"
     record_here(IDEFICS3, goldens, variants=1, max_new_tokens=1)
     full = open_set(goldens).inputs("one-image")
@@ -93,7 +93,7 @@ def test_pixels_are_taken_over_into_another_storage(tmp_path: Path) -> None:
 def test_an_update_that_would_lose_a_phase_is_refused(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """Answers to other inputs cannot be carried over; a phase is dropped by name alone."""
+    """Answers to other inputs cannot be carried over; a phase is dropped only by name."""
     goldens = tmp_path / "goldens"
     record_here(LLAMA, goldens)
     with pytest.raises(UsageError, match="would lack: forward"):

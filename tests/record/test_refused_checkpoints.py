@@ -144,7 +144,7 @@ def test_a_case_that_the_reference_refuses_is_left_out_with_its_reason(
 def test_a_model_of_images_is_not_recorded_without_one(
     tmp_path: Path, fields: dict[str, object]
 ) -> None:
-    """A case of text alone would leave its encoder unjudged."""
+    """Cases without images would leave its encoder unjudged."""
     folder = copy_checkpoint(IDEFICS3, tmp_path / "ck")
     edit_json(folder / "preprocessor_config.json", **fields)
     with pytest.raises(ReferenceUnavailable, match="case one-image"):

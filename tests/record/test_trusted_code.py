@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CHECKPOINT, Snap, error_lines, set_folder
+from tests.unit.hub import REPOSITORY, serve_hub
 
 pytestmark = pytest.mark.record
 
@@ -55,6 +56,40 @@ def test_code_of_a_checkpoint_runs_only_when_it_is_trusted(
         said[name] = json.loads(manifest.read_text(encoding="utf-8"))["environment"]
     assert "remote_code" not in said["careful"]
     assert said["trusting"]["remote_code"] == "trusted"
+
+
+def test_options_work_for_a_hub_id_as_for_a_folder(
+    snap: Snap, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Trusted code is downloaded with the files that name it, and a prompt can be traced."""
+    files = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    model = ("--checkpoint", REPOSITORY, "--revision", "main")
+    with serve_hub(files) as address:
+        environment = {
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_OFFLINE": "0",
+        }
+        recorded = snap(
+            "record", *model, *_SMALL, "--goldens", tmp_path / "goldens", "--trust-remote-code",
+            "--prompt", _prompts(tmp_path), "--long", 40, **environment,
+        )  # fmt: skip
+        assert recorded.code == 0, recorded.err
+        traced = snap(
+            "trace", "--impl", "hf", *model, "--prompt", "Hello", "--out", tmp_path / "hf.st",
+            **environment,
+        )  # fmt: skip
+        assert traced.code == 0, traced.err
+    assert (tmp_path / "canary").exists()
+    manifest = json.loads((set_folder(tmp_path / "goldens") / "manifest.json").read_text("utf-8"))
+    assert manifest["checkpoint"]["name"] == REPOSITORY
+    assert "own.py" in manifest["checkpoint"]["files"]
+    assert {"prompt-01", "long-40"} <= {case["name"] for case in manifest["cases"]}
+
+
+def _prompts(folder: Path) -> Path:
+    (folder / "prompts.txt").write_text("a prompt\n", encoding="utf-8")
+    return folder / "prompts.txt"
 
 
 def test_pickled_weights_are_not_read(snap: Snap, tmp_path: Path) -> None:
