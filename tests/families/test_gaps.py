@@ -13,16 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.candidates.fms_weights import read_shapes, require_shapes
-from snapshot_tool.core.coverage import END_TOKEN, ROPE, WINDOW
-from snapshot_tool.core.errors import CandidateUnavailable
-from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
-from snapshot_tool.core.results import Verdict
-from snapshot_tool.exploration.explore import explore
+from snapshot_tool.base.coverage import END_TOKEN, ROPE, WINDOW
+from snapshot_tool.base.errors import CandidateUnavailable
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
+from snapshot_tool.base.results import Verdict
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
+from snapshot_tool.candidates.fms.weights import read_shapes, require_shapes
+from snapshot_tool.explore.explore import explore
 from snapshot_tool.families.llama import LLAMA
-from snapshot_tool.store.coverage import coverage
-from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.goldens.coverage import coverage
+from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.conftest import CHECKOUT, Snap
 
 FOLDER = Path(__file__).parent
