@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.figures import OUT, ROOT, Row, best_seconds, publish
-from snapshot_tool.store.layout import OUTPUTS, find_set_folders
-from snapshot_tool.store.manifest import Manifest, encode, load_manifest
-from snapshot_tool.store.tensors import Span, describe_file, write_file
+from snapshot_tool.goldens.layout import OUTPUTS, find_set_folders
+from snapshot_tool.goldens.manifest import Manifest, encode, load_manifest
+from snapshot_tool.goldens.tensors import Span, describe_file, write_file
 
 SNAP = [str(Path(sys.executable).with_name("snap"))]
 SETS = (10, 100, 1000)

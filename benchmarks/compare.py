@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.figures import OUT, ROOT, Row, publish
-from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.base.tolerance import Tolerance
 from snapshot_tool.numerics.compare import compare_tensors
 
 ELEMENTS = 50_000_000

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from snapshot_tool.core.sketch import MAX_DIMENSIONS, MOMENTS, PROJECTION_SIZE, SAMPLE_SIZE
-from snapshot_tool.store.parts import TOP_K
+from snapshot_tool.base.sketch import MAX_DIMENSIONS, MOMENTS, PROJECTION_SIZE, SAMPLE_SIZE
+from snapshot_tool.goldens.parts import TOP_K
 
 MANIFEST_CASE = 5_100  # bytes of a text case's entries, as recorded by benchmarks/scaling.py
 # One H100: float32 without TF32, and its memory's bandwidth.

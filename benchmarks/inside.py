@@ -73,18 +73,19 @@ def main() -> None:
     """Check the fixed cases and write the figures."""
     checkpoint, goldens, checkout, out = sys.argv[1:]
     from snapshot_tool import candidates
+    from snapshot_tool.base.phases import Phase
+    from snapshot_tool.base.progress import SilentProgress
+    from snapshot_tool.base.results import Verdict
     from snapshot_tool.check.request import CheckRequest
     from snapshot_tool.check.session import open_session
-    from snapshot_tool.core.phases import Phase
-    from snapshot_tool.core.progress import SilentProgress
-    from snapshot_tool.core.results import Verdict
 
     candidates_own, snaps_own = Clock(), Clock()
     load = candidates.load_candidate
 
     def load_timed(*given: Any, **options: Any) -> Any:
         # Not before: torch and FMS are imported while the checkpoint is digested.
-        from snapshot_tool.candidates import fms, output_cache
+        from snapshot_tool.candidates import output_cache
+        from snapshot_tool.candidates.fms import candidate as fms
 
         methods = ("preprocess", "vision", "connector", "forward", "generate")
         time_functions(candidates_own, fms.FmsCandidate, *methods)

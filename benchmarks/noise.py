@@ -9,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
-from snapshot_tool.core.recipes import CaseRecipe, ImageRecipe
+from snapshot_tool.base.images import render, to_arrays
+from snapshot_tool.base.recipes import CaseRecipe, ImageRecipe
 from snapshot_tool.families import family_of
-from snapshot_tool.images import render, to_arrays
+from snapshot_tool.goldens.packed import pack_inputs
 from snapshot_tool.reference.preparation import Preparation
-from snapshot_tool.store.packed import pack_inputs
 
 
 def main() -> None:

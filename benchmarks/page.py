@@ -7,7 +7,7 @@ import os
 import sys
 
 from benchmarks.figures import OUT, ROOT, table
-from snapshot_tool.environment import describe_machine, package_versions
+from snapshot_tool.base.environment import describe_machine, package_versions
 
 PARTS = ("check", "quick", "compare", "commands", "storage", "scaling")
 PAGE = ROOT / "docs" / "performance.md"

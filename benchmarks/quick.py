@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.figures import Row, publish
+from snapshot_tool.base.errors import CandidateUnavailable
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.results import Verdict
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
-from snapshot_tool.core.errors import CandidateUnavailable
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.progress import SilentProgress
-from snapshot_tool.core.results import Verdict
 from tests.mutants.candidates import SPEC
 from tests.mutants.corpus import MUTANTS
 from tests.mutants.forked import Crash, run_forked

@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 
 from benchmarks.figures import OUT, ROOT, Row, publish, run_process
-from snapshot_tool.store.layout import find_set_folders
-from snapshot_tool.store.manifest import Manifest, load_manifest
-from snapshot_tool.store.tensors import read_header
-from snapshot_tool.store.verify import set_file
+from snapshot_tool.goldens.layout import find_set_folders
+from snapshot_tool.goldens.manifest import Manifest, load_manifest
+from snapshot_tool.goldens.tensors import read_header
+from snapshot_tool.goldens.verify import set_file
 
 CHECKPOINT = OUT / "true-shape"
 SETS = {"full": OUT / "goldens", "compact": OUT / "compact"}

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.core.errors import PhaseUnsupported
-from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, CaseInputs
+from snapshot_tool.base.errors import PhaseUnsupported
+from snapshot_tool.base.protocol import CandidateInfo, CandidateRequest, CaseInputs
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 
 CHECKOUT = Path(__file__).parent.parent / "build" / "fms-checkout"
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
+from snapshot_tool.base.errors import CandidateUnavailable, EndedProcess, SnapError, UsageError
+from snapshot_tool.base.foreign_code import foreign_code
+from snapshot_tool.base.protocol import Candidate, CandidateFactory, CandidateRequest
 from snapshot_tool.candidates.ranks import joined_ranks
-from snapshot_tool.core.errors import CandidateUnavailable, EndedProcess, SnapError, UsageError
-from snapshot_tool.core.interfaces import Candidate, CandidateFactory, CandidateRequest
-from snapshot_tool.foreign_code import foreign_code
 
 FMS = "fms"
 ENTRY_POINTS = "snapshot_tool.candidates"
@@ -29,7 +29,7 @@ def load_candidate(spec: str, request: CandidateRequest, *, fms_path: Path | Non
     with _ending_refused(spec):
         if ranks is None:
             return build_candidate(spec, request, fms_path)
-        from snapshot_tool.candidates.led import lead
+        from snapshot_tool.candidates.distributed import lead
 
         return cast("Candidate", lead(ranks, build_candidate, spec, request, fms_path))
 
@@ -49,7 +49,7 @@ def _ending_refused(spec: str) -> Iterator[None]:
 def build_candidate(spec: str, request: CandidateRequest, fms_path: Path | None) -> Candidate:
     """Build a candidate in this process."""
     if spec == FMS:
-        from snapshot_tool.candidates.fms import load_fms_candidate
+        from snapshot_tool.candidates.fms.candidate import load_fms_candidate
 
         return load_fms_candidate(request, fms_path=fms_path)
     if fms_path is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.memory import fingerprint
+from snapshot_tool.base.memory import fingerprint
 
 Forward = Callable[..., Any]
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.core.errors import CandidateUnavailable
+from snapshot_tool.base.errors import CandidateUnavailable
 
 if TYPE_CHECKING:
     import torch.distributed as dist

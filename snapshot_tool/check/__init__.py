@@ -1,1 +1,1 @@
-"""Checking a candidate against a golden set, read from top to bottom in session.py."""
+"""Checking a candidate, bisecting, merging shards, and what the environment can do."""

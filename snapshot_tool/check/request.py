@@ -6,18 +6,18 @@ import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
 
+from snapshot_tool.base.errors import GoldenNotFound, UsageError
+from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.protocol import Loading
+from snapshot_tool.base.questions import Question
+from snapshot_tool.base.shard import Shard, Share
+from snapshot_tool.base.tolerance import Rule, default_rule
 from snapshot_tool.candidates import FMS
-from snapshot_tool.core.errors import GoldenNotFound, UsageError
-from snapshot_tool.core.interfaces import Loading
-from snapshot_tool.core.phases import PHASES, Phase
-from snapshot_tool.core.questions import Question
-from snapshot_tool.core.shard import Shard, Share
-from snapshot_tool.core.tolerance import Rule, default_rule
-from snapshot_tool.golden_choice import GoldenChoice
-from snapshot_tool.store.golden import Golden
-from snapshot_tool.store.layout import ORACLE
-from snapshot_tool.store.manifest import CaseEntry, Manifest, Storage
-from snapshot_tool.store.oracle import has_coarse_oracle
+from snapshot_tool.goldens.choice import GoldenChoice
+from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.layout import ORACLE
+from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage
+from snapshot_tool.goldens.oracle import has_coarse_oracle
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,31 @@ from typing import Any
 
 import torch
 
+from snapshot_tool.base.coverage import COVERAGE_NAMES, Coverage
+from snapshot_tool.base.determinism import make_deterministic
+from snapshot_tool.base.devices import require_device
+from snapshot_tool.base.environment import (
+    describe_machine,
+    device_name,
+    is_importable,
+    package_versions,
+)
+from snapshot_tool.base.errors import EndedProcess, PhaseUnsupported, SnapError
+from snapshot_tool.base.exploration import Exploration
+from snapshot_tool.base.graft import Graft
+from snapshot_tool.base.localisation import Localisation
+from snapshot_tool.base.oracle import HALF_DTYPES
+from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.protocol import CandidateInfo, CandidateRequest, Progress, Serving
+from snapshot_tool.base.questions import Question
+from snapshot_tool.base.report import CheckReport, GoldenIdentity, Transformers
+from snapshot_tool.base.results import Result, Verdict, first_divergence
+from snapshot_tool.base.tolerance import Rule
+from snapshot_tool.base.weights import WeightReport, find_harmful, name_harmful
 from snapshot_tool.candidates import load_candidate
-from snapshot_tool.case_localisation import localise_case
+from snapshot_tool.check.copied import require_worked_out
+from snapshot_tool.check.graft import graft_module
+from snapshot_tool.check.localise_case import localise_case
 from snapshot_tool.check.request import (
     CheckRequest,
     choose_rule,
@@ -20,39 +43,21 @@ from snapshot_tool.check.request import (
     select_cases,
     shard_of,
 )
-from snapshot_tool.core.coverage import COVERAGE_NAMES, Coverage
-from snapshot_tool.core.errors import EndedProcess, PhaseUnsupported, SnapError
-from snapshot_tool.core.exploration import Exploration
-from snapshot_tool.core.graft import Graft
-from snapshot_tool.core.interfaces import CandidateInfo, CandidateRequest, Progress, Serving
-from snapshot_tool.core.localisation import Localisation
-from snapshot_tool.core.oracle import HALF_DTYPES
-from snapshot_tool.core.phases import PHASES, Phase
-from snapshot_tool.core.questions import Question
-from snapshot_tool.core.report import CheckReport, GoldenIdentity, Transformers
-from snapshot_tool.core.results import Result, Verdict, first_divergence
-from snapshot_tool.core.tolerance import Rule
-from snapshot_tool.core.weights import WeightReport, find_harmful, name_harmful
-from snapshot_tool.determinism import make_deterministic
-from snapshot_tool.devices import require_device
-from snapshot_tool.environment import describe_machine, device_name, is_importable, package_versions
-from snapshot_tool.exploration.explore import explore, replay
-from snapshot_tool.exploration.probe import require_worked_out
+from snapshot_tool.explore.explore import explore, replay
 from snapshot_tool.families import family_of
-from snapshot_tool.generation import GenerationExplainer
-from snapshot_tool.golden_choice import open_checkpoint_of
-from snapshot_tool.grafting import graft_module
-from snapshot_tool.guards.blame import require_candidates_fault
-from snapshot_tool.guards.guarded import Guarded
-from snapshot_tool.guards.runs import run_guarded
-from snapshot_tool.guards.surroundings import differing_surroundings
-from snapshot_tool.judge import Judge
-from snapshot_tool.phase_runs import OnePass, Pair, RecordedCase, read_case, run_phase
-from snapshot_tool.store.coverage import coverage
-from snapshot_tool.store.golden import Golden
-from snapshot_tool.store.layout import ORACLE, phase_file
-from snapshot_tool.store.manifest import CaseEntry
-from snapshot_tool.weights import compare_weights
+from snapshot_tool.goldens.choice import open_checkpoint_of
+from snapshot_tool.goldens.coverage import coverage
+from snapshot_tool.goldens.differences import differing_surroundings
+from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.layout import ORACLE, phase_file
+from snapshot_tool.goldens.manifest import CaseEntry
+from snapshot_tool.judge.blame import require_candidates_fault
+from snapshot_tool.judge.generation import GenerationExplainer
+from snapshot_tool.judge.phases import OnePass, Pair, RecordedCase, read_case, run_phase
+from snapshot_tool.judge.repeat import run_guarded
+from snapshot_tool.judge.verdicts import Judge
+from snapshot_tool.judge.watched import Guarded
+from snapshot_tool.judge.weights import compare_weights
 
 
 def check(request: CheckRequest, progress: Progress) -> CheckReport:

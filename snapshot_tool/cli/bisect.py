@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from snapshot_tool.workflows.bisect import BisectOutcome, Trial
+    from snapshot_tool.check.bisect import BisectOutcome, Trial
 
 _INCONCLUSIVE = 3
 
@@ -33,8 +33,8 @@ def bisect_command(*, fms_path: Path, good: str, bad: str, check_options: tuple[
     What stands after -- is given to snap check, e.g. -- --case one-image --phase vision. Commits
     that do not import are skipped. Exit code 0: found; 3: it could not be told.
     """
+    from snapshot_tool.check.bisect import BisectRequest, bisect
     from snapshot_tool.cli.progress import TerminalProgress
-    from snapshot_tool.workflows.bisect import BisectRequest, bisect
 
     outcome = bisect(BisectRequest(fms_path, good, bad, check_options), TerminalProgress())
     if outcome.first_bad is None:

@@ -8,6 +8,10 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from snapshot_tool.base.coverage import COVERAGE_NAMES
+from snapshot_tool.base.devices import DEVICES
+from snapshot_tool.base.protocol import Loading
+from snapshot_tool.base.tolerance import Rule
 from snapshot_tool.cli.options import (
     PHASE_NAMES,
     family_option,
@@ -18,10 +22,6 @@ from snapshot_tool.cli.options import (
     write_text,
 )
 from snapshot_tool.cli.report import html_option, write_html
-from snapshot_tool.core.coverage import COVERAGE_NAMES
-from snapshot_tool.core.interfaces import Loading
-from snapshot_tool.core.tolerance import Rule
-from snapshot_tool.devices import DEVICES
 
 _TOLERANCE = click.FloatRange(min=0, max=1e30)
 
@@ -160,15 +160,15 @@ def check_command(
     Hugging Face is not needed and never imported. Exit code 0: all passed; 1: something differs
     or raised; 3: it could not run, or nothing was compared.
     """
+    from snapshot_tool.base.questions import parse_question
+    from snapshot_tool.base.shard import parse_share
+    from snapshot_tool.check.ranks import follow_leader, is_follower, leading
     from snapshot_tool.check.request import CheckRequest
     from snapshot_tool.check.session import check
     from snapshot_tool.cli.progress import TerminalProgress
-    from snapshot_tool.core.questions import parse_question
-    from snapshot_tool.core.shard import parse_share
     from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.plots import require_plotting
     from snapshot_tool.reports.run_json import run_to_json
-    from snapshot_tool.workflows.ranks import follow_leader, is_follower, leading
 
     name_families(families)
     if is_follower():

@@ -59,12 +59,12 @@ def compare_traces_command(
     the family's names, or else by shapes, order and values. Exit code 0: all agree; 1: a shape or a
     value differs, or the mapping names what the other trace lacks; 3: nothing could be compared.
     """
-    from snapshot_tool.core.localisation import ERROR_LIMIT
-    from snapshot_tool.core.taps import Side
-    from snapshot_tool.core.trace_comparison import Metric
+    from snapshot_tool.base.localisation import ERROR_LIMIT
+    from snapshot_tool.base.tap import Side
+    from snapshot_tool.base.trace_comparison import Metric
     from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.traces import comparison_lines, comparison_to_json
-    from snapshot_tool.workflows.compare_traces import CompareTracesRequest, compare_trace_files
+    from snapshot_tool.traces.compare_files import CompareTracesRequest, compare_trace_files
 
     name_families(families)
     found = compare_trace_files(

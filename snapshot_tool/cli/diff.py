@@ -28,12 +28,12 @@ def diff_command(
     transformers versions, two devices. Exit code 0 where all differences are within ONE's
     tolerances, 1 where some are not.
     """
-    from snapshot_tool.drift import diff_folders
+    from snapshot_tool.check.sets import find_golden, locate_drift
+    from snapshot_tool.diagnose.diff import diff_folders
     from snapshot_tool.reports.diff_html import diff_to_html
     from snapshot_tool.reports.diff_json import diff_to_json
     from snapshot_tool.reports.diff_text import diff_lines
     from snapshot_tool.reports.run_text import localisation_lines
-    from snapshot_tool.workflows.goldens import find_golden, locate_drift
 
     folders = [find_golden(goldens, spec)[0] for spec in (one, other)]
     drift = diff_folders(*folders)

@@ -25,7 +25,7 @@ def doctor_command(*, fms_path: Path | None, as_json: bool, goldens: Path) -> in
 
     No model runs. Exit code 0 where checking or recording is possible, 3 where neither is.
     """
-    from snapshot_tool.workflows.doctor import diagnose
+    from snapshot_tool.check.doctor import diagnose
 
     diagnosis = diagnose(goldens, fms_path=fms_path)
     works = diagnosis.can_check or diagnosis.can_record

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from snapshot_tool.core.phases import PHASES
-from snapshot_tool.core.report import CheckReport
-from snapshot_tool.core.results import Verdict
+from snapshot_tool.base.phases import PHASES
+from snapshot_tool.base.report import CheckReport
+from snapshot_tool.base.results import Verdict
 from snapshot_tool.reports import run_text
 
 _COLOURS = {

@@ -10,8 +10,8 @@ import click
 from snapshot_tool.cli.options import goldens_option
 
 if TYPE_CHECKING:
-    from snapshot_tool.store.manifest import Manifest
-    from snapshot_tool.store.selection import FoundSet
+    from snapshot_tool.goldens.find import FoundSet
+    from snapshot_tool.goldens.manifest import Manifest
 
 _DAMAGED = 3
 
@@ -23,7 +23,7 @@ def list_command(*, goldens: Path) -> int:
 
     A damaged set may be listed as a sound one: snap verify tells them apart.
     """
-    from snapshot_tool.workflows.goldens import list_goldens
+    from snapshot_tool.check.sets import list_goldens
 
     found = list_goldens(goldens)
     if not found:
@@ -55,9 +55,9 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
     GOLDEN is its folder, a part of its path, or the checkpoint's name; it may be left out where
     there is only one.
     """
-    from snapshot_tool.store.coverage import coverage
-    from snapshot_tool.store.manifest import encode
-    from snapshot_tool.workflows.goldens import find_golden
+    from snapshot_tool.check.sets import find_golden
+    from snapshot_tool.goldens.coverage import coverage
+    from snapshot_tool.goldens.manifest import encode
 
     folder, manifest = find_golden(goldens, golden)
     if as_json:
@@ -74,8 +74,8 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
 
 
 def _show_facts(manifest: Manifest) -> None:
+    from snapshot_tool.goldens.manifest import Storage
     from snapshot_tool.reports.remarks import remarks
-    from snapshot_tool.store.manifest import Storage
 
     environment = manifest.environment
     if manifest.storage is not Storage.FULL:
@@ -135,7 +135,7 @@ def verify_command(*, golden: str | None, goldens: Path) -> int:
 
     No model runs and nothing is changed. Exit code 3 where a file is missing or altered.
     """
-    from snapshot_tool.workflows.goldens import verify_goldens
+    from snapshot_tool.check.sets import verify_goldens
 
     verifications = verify_goldens(goldens, golden)
     for verification in verifications:

@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
+from snapshot_tool.base.errors import SnapError, is_out_of_memory
+from snapshot_tool.base.text import printable
 from snapshot_tool.cli.pipes import keep_writing_to_closed_pipes
-from snapshot_tool.core.errors import SnapError, is_out_of_memory
-from snapshot_tool.core.text import printable
 
 _COMMANDS = {
     "record": ("record", "Record a golden set from the Hugging Face reference."),

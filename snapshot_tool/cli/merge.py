@@ -35,9 +35,9 @@ def merge_command(
     It is the report that one process would have made of all cases, and so is the exit code. Exit
     code 3: a shard is missing or there twice, or two are not of one check.
     """
+    from snapshot_tool.check.shards import merge_reports
     from snapshot_tool.reports.run_json import run_to_json
     from snapshot_tool.reports.run_reader import read_run
-    from snapshot_tool.workflows.merge import merge_reports
 
     report = merge_reports([(str(run), read_run(run)) for run in runs])
     if str(json_path) != "-":

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from snapshot_tool.core.errors import SnapError
-from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.base.errors import SnapError
+from snapshot_tool.base.phases import PHASES, Phase
 
 PHASE_NAMES = [phase.value for phase in PHASES]
 

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snapshot_tool.checkpoint import DEFAULT_CHECKPOINT
+from snapshot_tool.base.checkpoint import DEFAULT_CHECKPOINT
+from snapshot_tool.base.devices import DEVICES
+from snapshot_tool.base.errors import UpdateDeclined, UsageError
+from snapshot_tool.base.oracle import ORACLE_DTYPES
 from snapshot_tool.cli.options import (
     PHASE_NAMES,
     family_option,
@@ -18,12 +21,9 @@ from snapshot_tool.cli.options import (
     parse_phases,
     phase_option,
 )
-from snapshot_tool.core.errors import UpdateDeclined, UsageError
-from snapshot_tool.core.oracle import ORACLE_DTYPES
-from snapshot_tool.devices import DEVICES
 
 if TYPE_CHECKING:
-    from snapshot_tool.core.drift import Review, SetDrift
+    from snapshot_tool.base.diff import Review, SetDrift
 
 
 @click.command(
@@ -153,12 +153,12 @@ def record_command(
     --update shows what moved before it writes: on a terminal it asks, elsewhere it wants --yes and
     --reason. Declined, the old set stays, and --resume --update --yes goes on from what is staged.
     """
+    from snapshot_tool.base.environment import rank_here
     from snapshot_tool.cli.progress import TerminalProgress
-    from snapshot_tool.environment import rank_here
     from snapshot_tool.families.own import name_families
+    from snapshot_tool.goldens.manifest import Storage
+    from snapshot_tool.record.workflow import RecordRequest, help_to_record, record
     from snapshot_tool.reports.remarks import remarks
-    from snapshot_tool.store.manifest import Storage
-    from snapshot_tool.workflows.record import RecordRequest, help_to_record, record
 
     name_families(families)
     if rank_here():

@@ -10,7 +10,7 @@ import click
 from snapshot_tool.cli.options import write_text
 
 if TYPE_CHECKING:
-    from snapshot_tool.core.report import CheckReport
+    from snapshot_tool.base.report import CheckReport
 
 html_option = click.option(
     "--html", "html_path", type=click.Path(path_type=Path), help="Write a report to look at."
@@ -50,7 +50,7 @@ def report_command(*, run: Path, html_path: Path | None, goldens: Path | None) -
 def write_html(path: Path, report: CheckReport, goldens: Path | None) -> None:
     """Write the HTML report of a check, with what its golden set tells of the cases."""
     from snapshot_tool.reports.run_html import run_to_html
-    from snapshot_tool.workflows.report import find_stories
+    from snapshot_tool.reports.saved import find_stories
 
     stories = find_stories(report, goldens) if goldens else {}
     write_text(path, run_to_html(report, stories, base=str(Path.cwd())))

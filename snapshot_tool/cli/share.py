@@ -33,8 +33,8 @@ def push_command(*, remote: str | None, only: str, again: bool, goldens: Path) -
     goldens.lock, which lies beside the goldens folder. Commit that file: snap pull reads it.
     """
     from snapshot_tool.cli.progress import TerminalProgress
-    from snapshot_tool.store.lock import lock_path
-    from snapshot_tool.workflows.push import PushRequest, push
+    from snapshot_tool.goldens.lock import lock_path
+    from snapshot_tool.goldens.push import PushRequest, push
 
     shared = push(PushRequest(goldens, remote, only, again), TerminalProgress())
     for item in shared.sets:
@@ -57,7 +57,7 @@ def pull_command(*, remote: str | None, only: str, replace: bool, goldens: Path)
     other bytes are refused with exit code 3, and nothing is put in place.
     """
     from snapshot_tool.cli.progress import TerminalProgress
-    from snapshot_tool.workflows.pull import PullRequest, pull
+    from snapshot_tool.goldens.pull import PullRequest, pull
 
     shared = pull(PullRequest(goldens, remote, only, replace), TerminalProgress())
     for item in shared.sets:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from snapshot_tool.base.devices import DEVICES
+from snapshot_tool.base.errors import UsageError
 from snapshot_tool.cli.options import family_option, fms_path_option, goldens_option
-from snapshot_tool.core.errors import UsageError
-from snapshot_tool.devices import DEVICES
 
 _DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
@@ -82,9 +82,9 @@ def trace_command(
     """
     from snapshot_tool.cli.progress import TerminalProgress
     from snapshot_tool.families.own import name_families
-    from snapshot_tool.golden_choice import GoldenChoice
-    from snapshot_tool.trace_subject import Prompt, TraceOptions, choose_subject
-    from snapshot_tool.tracing import Mode, require_free
+    from snapshot_tool.goldens.choice import GoldenChoice
+    from snapshot_tool.traces.subject import Prompt, TraceOptions, choose_subject
+    from snapshot_tool.traces.write import Mode, require_free
 
     if impl == "hf" and (candidate or fms_path):
         raise UsageError("--candidate and --fms-path go with --impl fms", "leave them out")
@@ -104,11 +104,11 @@ def trace_command(
     options = TraceOptions(Mode(mode), first_pass_only, max_elements, max_new_tokens, device, dtype)
     if isinstance(given, Prompt) or impl == "hf":
         # Here alone: it imports transformers.
-        from snapshot_tool.workflows.trace_reference import trace_reference
+        from snapshot_tool.traces.reference import trace_reference
 
         header = trace_reference(out, given, options, TerminalProgress())
     else:
-        from snapshot_tool.workflows.trace import trace_candidate
+        from snapshot_tool.traces.workflow import trace_candidate
 
         header = trace_candidate(
             out,

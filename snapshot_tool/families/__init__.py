@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from snapshot_tool.core.errors import FamilyInvalid, UsageError
-from snapshot_tool.core.interfaces import CaseInputs
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.taps import Side
+from snapshot_tool.base.errors import FamilyInvalid, UsageError
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import CaseInputs
+from snapshot_tool.base.tap import Side
 from snapshot_tool.families.bamba import BAMBA
 from snapshot_tool.families.bert import BERT, BERT_CLASSIFICATION
 from snapshot_tool.families.family import PAGE, Capture, Family, FmsPort, Twin

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.core.interfaces import CaseInputs
+from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.families.family import Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import DecoderCalls
 from snapshot_tool.families.llama import DECODER_PHASES, decoder_config, gated_mlp_twins, rope_theta

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.taps import Side
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.tap import Side
 from snapshot_tool.families.fms_calls import FmsCalls
 
 # What an environment names the file by that declares a family, and what it says is recorded.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.core.interfaces import CaseInputs
+from snapshot_tool.base.protocol import CaseInputs
 
 if TYPE_CHECKING:
     import torch

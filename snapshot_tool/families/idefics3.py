@@ -11,17 +11,12 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.core.errors import PhaseUnsupported
-from snapshot_tool.core.interfaces import CaseInputs
-from snapshot_tool.core.phases import PHASES, Phase
-from snapshot_tool.core.taps import Side
+from snapshot_tool.base.errors import PhaseUnsupported
+from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.protocol import CaseInputs
+from snapshot_tool.base.tap import Side
 from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
-from snapshot_tool.families.fms_calls import (
-    FmsCalls,
-    LoadedFms,
-    cut_after_end,
-    cut_filled,
-)
+from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms, cut_after_end, cut_filled
 from snapshot_tool.families.llama import decoder_twins, llama_config
 from snapshot_tool.families.siglip_vision import VISION_OUTPUT, siglip_config, siglip_twins
 

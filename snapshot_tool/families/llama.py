@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from snapshot_tool.core.phases import Phase
+from snapshot_tool.base.phases import Phase
 from snapshot_tool.families.family import Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import DecoderCalls
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.core.phases import PHASES, Phase
-from snapshot_tool.core.taps import Side
+from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.tap import Side
 from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import ImageTextCalls
 from snapshot_tool.families.granite import granite_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.core.phases import PHASES, Phase
+from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.families.family import Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import ImageTextCalls
 from snapshot_tool.families.llama import (

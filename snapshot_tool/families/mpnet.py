@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.core.interfaces import CaseInputs
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.taps import Side
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import CaseInputs
+from snapshot_tool.base.tap import Side
 from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import EncoderCalls
 from snapshot_tool.families.llama import grow_factor

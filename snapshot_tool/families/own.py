@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from snapshot_tool.core.errors import FamilyInvalid
+from snapshot_tool.base.errors import FamilyInvalid
 from snapshot_tool.families import FAMILIES, register, register_later
 from snapshot_tool.families.family import PAGE, Family
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.taps import Side
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.tap import Side
 from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
 from snapshot_tool.families.fms_calls import VisionCalls
 from snapshot_tool.families.llama import activation, attention_twins

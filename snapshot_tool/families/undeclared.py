@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from snapshot_tool.core.errors import CandidateUnavailable
+from snapshot_tool.base.errors import CandidateUnavailable
 from snapshot_tool.families.family import NO_PORT, PAGE, Family, FmsPort
 from snapshot_tool.families.fms_calls import DecoderCalls, LoadedFms
 from snapshot_tool.families.llama import (

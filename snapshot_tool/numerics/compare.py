@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from snapshot_tool.core.results import Comparison, Verdict, Worst
-from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.base.results import Comparison, Verdict, Worst
+from snapshot_tool.base.tolerance import Tolerance
 
 _BLOCK = 2**18  # elements: ten float64 copies of a block take 20 MB
 _PIECE = 2**20  # elements that are copied at once of a tensor that is not contiguous

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from snapshot_tool.core.error_map import SIZE_BOUNDS, ErrorMap
-from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.base.error_map import SIZE_BOUNDS, ErrorMap
+from snapshot_tool.base.tolerance import Tolerance
 
 if TYPE_CHECKING:
     import torch

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from snapshot_tool.core.errors import ReferenceUnavailable
-from snapshot_tool.core.interfaces import LoadSettings, Reference
-from snapshot_tool.core.processes import OneProcess, Processes
-from snapshot_tool.environment import rank_here
+from snapshot_tool.base.environment import rank_here
+from snapshot_tool.base.errors import ReferenceUnavailable
+from snapshot_tool.base.processes import OneProcess, Processes
+from snapshot_tool.base.protocol import LoadSettings, Reference
 
 
 def load_reference(checkpoint: Path, *, dtype: str, settings: LoadSettings) -> Reference:

@@ -10,8 +10,8 @@ from typing import Any
 import transformers
 from packaging.version import InvalidVersion, Version
 
-from snapshot_tool.core.errors import CheckpointUnavailable
-from snapshot_tool.core.text import printable
+from snapshot_tool.base.errors import CheckpointUnavailable
+from snapshot_tool.base.text import printable
 
 _SHOWN = 8
 

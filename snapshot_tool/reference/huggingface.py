@@ -17,7 +17,7 @@ import transformers
 from packaging.version import Version
 from PIL import Image
 
-from snapshot_tool.checkpoint_files import (
+from snapshot_tool.base.checkpoint_files import (
     CONFIG,
     INDEX,
     WEIGHTS,
@@ -26,13 +26,14 @@ from snapshot_tool.checkpoint_files import (
     require_whole,
     weight_files,
 )
-from snapshot_tool.core.errors import (
+from snapshot_tool.base.errors import (
     CheckpointUnavailable,
     InputRefused,
     ReferenceUnavailable,
     TemplateRefused,
 )
-from snapshot_tool.core.interfaces import (
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import (
     CaseInputs,
     ForwardPass,
     Generation,
@@ -41,22 +42,17 @@ from snapshot_tool.core.interfaces import (
     PreparedCase,
     ReferenceInfo,
 )
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.recipes import CaseRecipe
-from snapshot_tool.core.taps import Side
+from snapshot_tool.base.recipes import CaseRecipe
+from snapshot_tool.base.tap import Side
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Capture, Family
-from snapshot_tool.reference.configuration import (
-    changed_fields,
-    require_computed,
-    unknown_fields,
-)
+from snapshot_tool.reference.configuration import changed_fields, require_computed, unknown_fields
 from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
 from snapshot_tool.reference.preparation import Preparation
 from snapshot_tool.reference.raised import raised_as
 from snapshot_tool.reference.warned import Warned, log_to_handlers_alone
 from snapshot_tool.reference.weights import require_filled, unused_weights
-from snapshot_tool.taps import (
+from snapshot_tool.taps.hooks import (
     Call,
     capture_tensors,
     first_tensor,

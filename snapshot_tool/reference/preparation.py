@@ -14,8 +14,8 @@ import transformers
 from PIL import Image
 from transformers.image_utils import ChannelDimension
 
-from snapshot_tool.core.interfaces import CaseInputs
-from snapshot_tool.core.recipes import IMAGE_TOKEN, CaseRecipe
+from snapshot_tool.base.protocol import CaseInputs
+from snapshot_tool.base.recipes import IMAGE_TOKEN, CaseRecipe
 from snapshot_tool.families.family import Family
 
 _TILED_BATCH = 5  # dimensions: images, tiles, channels, height, width

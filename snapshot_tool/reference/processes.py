@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from snapshot_tool.core.errors import ReferenceUnavailable
+from snapshot_tool.base.errors import ReferenceUnavailable
 
 # Shares of a recording may end hours apart.
 _PATIENCE = dt.timedelta(days=7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from snapshot_tool.core.errors import InputRefused, SnapError, is_out_of_memory
+from snapshot_tool.base.errors import InputRefused, SnapError, is_out_of_memory
 
 _LONGEST = 300  # characters
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import transformers
 
-from snapshot_tool.core.text import printable
+from snapshot_tool.base.text import printable
 
 _LONGEST = 400
 _MOST = 100

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from snapshot_tool.checkpoint_files import weight_files
-from snapshot_tool.core.errors import CheckpointUnavailable
-from snapshot_tool.core.text import printable
+from snapshot_tool.base.checkpoint_files import weight_files
+from snapshot_tool.base.errors import CheckpointUnavailable
+from snapshot_tool.base.text import printable
 
 # Some files hold these, which models compute.
 _BUFFERS = ("inv_freq", "masked_bias", "position_ids")

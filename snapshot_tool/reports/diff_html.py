@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snapshot_tool.core.drift import SetDrift
+from snapshot_tool.base.diff import SetDrift
 
 _SHOWN = 500
 

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from snapshot_tool.core.drift import Drift, PartDrift, SetDrift
+from snapshot_tool.base.diff import Drift, PartDrift, SetDrift
 
 SCHEMA = "snap-diff/1"
 

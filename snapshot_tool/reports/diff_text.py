@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snapshot_tool.core.drift import Drift, PartDrift, SetDrift, TextDrift
+from snapshot_tool.base.diff import Drift, PartDrift, SetDrift, TextDrift
 
 _SHOWN = 12
 _ROOM = 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from snapshot_tool.store.manifest import ManifestHead
+from snapshot_tool.goldens.manifest import ManifestHead
 
 _SHOWN = 3
 

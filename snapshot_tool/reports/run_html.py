@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.core.case_story import CaseStory
-from snapshot_tool.core.error_map import ErrorMap
-from snapshot_tool.core.generation import TokenChoice
-from snapshot_tool.core.localisation import ModuleErrors
-from snapshot_tool.core.phases import PHASES, Phase
-from snapshot_tool.core.report import CheckReport
-from snapshot_tool.core.results import Result, Verdict, tolerance_used
+from snapshot_tool.base.error_map import ErrorMap
+from snapshot_tool.base.generation import TokenChoice
+from snapshot_tool.base.localisation import ModuleErrors
+from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.preview import CaseStory
+from snapshot_tool.base.report import CheckReport
+from snapshot_tool.base.results import Result, Verdict, tolerance_used
 from snapshot_tool.reports import plots, run_text
 
 if TYPE_CHECKING:

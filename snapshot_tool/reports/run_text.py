@@ -7,13 +7,13 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from snapshot_tool.core.interfaces import CandidateInfo, Loading
-from snapshot_tool.core.localisation import Localisation, ModuleErrors
-from snapshot_tool.core.oracle import OracleComparison
-from snapshot_tool.core.phases import PHASES, Phase, phase_order
-from snapshot_tool.core.report import CheckReport
-from snapshot_tool.core.results import Result, Verdict, tolerance_used
-from snapshot_tool.core.tolerance import Rule
+from snapshot_tool.base.localisation import Localisation, ModuleErrors
+from snapshot_tool.base.oracle import OracleComparison
+from snapshot_tool.base.phases import PHASES, Phase, phase_order
+from snapshot_tool.base.protocol import CandidateInfo, Loading
+from snapshot_tool.base.report import CheckReport
+from snapshot_tool.base.results import Result, Verdict, tolerance_used
+from snapshot_tool.base.tolerance import Rule
 
 _OWN_LOADING = 'loading       by FMS itself: get_model("hf_pretrained")'
 _SHOWN_PROBLEMS = 12

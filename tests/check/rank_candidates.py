@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import torch
 
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
 from snapshot_tool.candidates import ranks
-from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
 
 
 class _OnRankOne:

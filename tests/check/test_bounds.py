@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from snapshot_tool.candidates.fms import load_fms_candidate
-from snapshot_tool.core.errors import CandidateUnavailable
-from snapshot_tool.core.interfaces import CandidateRequest
-from snapshot_tool.store.manifest import load_manifest
+from snapshot_tool.base.errors import CandidateUnavailable
+from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.candidates.fms.candidate import load_fms_candidate
+from snapshot_tool.goldens.manifest import load_manifest
 from tests.conftest import CHECKOUT, ROOT, Snap, error_lines, set_folder
 
 LLAMA = ROOT / "tests" / "families" / "checkpoints" / "llama"

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.store import packed
-from snapshot_tool.store.compact import connector_input, recorded
-from snapshot_tool.store.golden import Golden, open_golden
-from snapshot_tool.store.layout import INPUTS
-from snapshot_tool.store.manifest import load_manifest
-from snapshot_tool.store.tensors import describe_file
-from snapshot_tool.store.verify import set_file
+from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.goldens import packed
+from snapshot_tool.goldens.compact import connector_input, recorded
+from snapshot_tool.goldens.golden import Golden, open_golden
+from snapshot_tool.goldens.layout import INPUTS
+from snapshot_tool.goldens.manifest import load_manifest
+from snapshot_tool.goldens.tensors import describe_file
+from snapshot_tool.goldens.verify import set_file
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Run, Snap, error_lines, set_folder
 from tests.unit.factory import write_manifest
 

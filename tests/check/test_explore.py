@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.core.errors import PhaseUnsupported, UsageError
-from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.questions import KINDS, Batch, Prefix, Prompt, parse_question
-from snapshot_tool.core.results import Verdict, tolerance_used
-from snapshot_tool.exploration import subjects as subjects_module
-from snapshot_tool.exploration.explore import explore, replay
-from snapshot_tool.exploration.subjects import find_subjects
+from snapshot_tool.base.errors import PhaseUnsupported, UsageError
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
+from snapshot_tool.base.questions import KINDS, Batch, Prefix, Prompt, parse_question
+from snapshot_tool.base.results import Verdict, tolerance_used
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
+from snapshot_tool.explore import subjects as subjects_module
+from snapshot_tool.explore.draw import questions_of
+from snapshot_tool.explore.explore import explore, replay
+from snapshot_tool.explore.subjects import find_subjects
 from snapshot_tool.families.idefics3 import IDEFICS3
-from snapshot_tool.store.golden import Golden, open_golden
-from snapshot_tool.variants.derived import questions_of
+from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Run, Snap, set_folder
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import Edit, plant

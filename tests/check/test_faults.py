@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
+from snapshot_tool.base.localisation import ERROR_LIMIT
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.base.results import first_divergence
+from snapshot_tool.base.tap import Sketchbook, shapes_of
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session
-from snapshot_tool.core.interfaces import CandidateRequest
-from snapshot_tool.core.localisation import ERROR_LIMIT
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.progress import SilentProgress
-from snapshot_tool.core.results import first_divergence
-from snapshot_tool.core.taps import Sketchbook, shapes_of
-from snapshot_tool.localise import localise
-from snapshot_tool.store.golden import Golden, open_golden
-from snapshot_tool.store.oracle import tap_limits
+from snapshot_tool.diagnose.localise import localise
+from snapshot_tool.goldens.golden import Golden, open_golden
+from snapshot_tool.goldens.oracle import tap_limits
 from tests.candidates import CHECKOUT
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
 from tests.mutants.corpus import MUTANTS, edit_of

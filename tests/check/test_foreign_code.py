@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from snapshot_tool.core.errors import EndedProcess
-from snapshot_tool.foreign_code import foreign_code
+from snapshot_tool.base.errors import EndedProcess
+from snapshot_tool.base.foreign_code import foreign_code
 from tests.conftest import ROOT, Snap
 
 FAMILIES = ROOT / "tests" / "families"
@@ -25,7 +25,7 @@ LLAMA = ("--checkpoint", FAMILIES / "checkpoints" / "llama", "--goldens", FAMILI
 
 PORT = """
 import atexit, os, signal, sys
-from snapshot_tool.candidates.fms import load_fms_candidate
+from snapshot_tool.candidates.fms.candidate import load_fms_candidate
 {at_import}
 class Port:
     def __init__(self, request):

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.core.errors import CandidateUnavailable
-from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
-from snapshot_tool.store.manifest import load_manifest
+from snapshot_tool.base.errors import CandidateUnavailable
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
+from snapshot_tool.goldens.manifest import load_manifest
 from tests.conftest import (
     CHECKOUT,
     CHECKPOINT,
@@ -161,8 +161,8 @@ def test_diff_names_what_moved_beyond_tolerance(
     """A golden with one other element differs in that phase, case and tensor alone."""
     from safetensors.torch import load_file, save_file
 
-    from snapshot_tool.store.manifest import encode, to_builtins
-    from snapshot_tool.store.tensors import describe_file
+    from snapshot_tool.goldens.manifest import encode, to_builtins
+    from snapshot_tool.goldens.tensors import describe_file
 
     folder = set_folder(goldens_copy)
     path = folder / "connector.safetensors"

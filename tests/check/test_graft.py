@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.candidates.fms_graft import redo_rotary_order
-from snapshot_tool.candidates.fms_observe import undo_rotary_order
+from snapshot_tool.base.graft import Graft
+from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
+from snapshot_tool.candidates.fms.graft import redo_rotary_order
+from snapshot_tool.candidates.fms.observe import undo_rotary_order
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session
-from snapshot_tool.core.graft import Graft
-from snapshot_tool.core.interfaces import CandidateRequest
-from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.candidates import CHECKOUT
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, error_lines, set_folder
 from tests.mutants.corpus import edit_of

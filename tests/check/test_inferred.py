@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
-from snapshot_tool.core.taps import Sketchbook
-from snapshot_tool.golden_choice import open_checkpoint_of
-from snapshot_tool.localise import localise
-from snapshot_tool.observation import Observation, observe
-from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
+from snapshot_tool.base.tap import Sketchbook
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
+from snapshot_tool.diagnose.localise import localise
+from snapshot_tool.diagnose.observation import Observation, observe
+from snapshot_tool.goldens.choice import open_checkpoint_of
+from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.candidates import CHECKOUT
 from tests.check.test_faults import module_of, scaled_weights
 from tests.conftest import CHECKPOINT, GOLDENS, ROOT, Snap, set_folder

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.core.interfaces import CandidateRequest
-from snapshot_tool.store.golden import open_golden
+from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
+from snapshot_tool.goldens.golden import open_golden
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, set_folder
 from tests.mutants.corpus import GROUPS, MUTANTS
 from tests.mutants.mutant import Change, Edit

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates import output_cache
 from snapshot_tool.candidates.output_cache import OutputCache
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import open_session
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.progress import SilentProgress
-from snapshot_tool.core.results import Verdict
-from snapshot_tool.store.golden import open_golden
+from snapshot_tool.goldens.golden import open_golden
 from tests.candidates import CHECKOUT
 from tests.conftest import GOLDENS, set_folder
 

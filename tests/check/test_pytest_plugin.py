@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from snapshot_tool.store.manifest import load_manifest
+from snapshot_tool.goldens.manifest import load_manifest
 from tests.check.test_check import PHASES
 from tests.conftest import CHECKOUT, GOLDENS, ROOT, set_folder
 from tests.mutants.corpus import edit_of

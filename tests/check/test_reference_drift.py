@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from snapshot_tool.store.manifest import encode, load_manifest, to_builtins
-from snapshot_tool.store.tensors import describe_file
+from snapshot_tool.goldens.manifest import encode, load_manifest, to_builtins
+from snapshot_tool.goldens.tensors import describe_file
 from tests.conftest import CHECKOUT, GOLDENS, Snap, set_folder
 
 CASE = "one-image"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from snapshot_tool.core.report import CheckReport
-from snapshot_tool.core.results import Result, Verdict, Worst
+from snapshot_tool.base.report import CheckReport
+from snapshot_tool.base.results import Result, Verdict, Worst
 from snapshot_tool.reports.run_json import run_to_json
 from snapshot_tool.reports.run_reader import read_run
 from tests.conftest import CHECKOUT, Snap

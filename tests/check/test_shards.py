@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from snapshot_tool.core.errors import SnapError, UsageError
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.report import CheckReport
-from snapshot_tool.core.results import Result, Verdict
-from snapshot_tool.core.shard import Share, parse_share
+from snapshot_tool.base.errors import SnapError, UsageError
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.report import CheckReport
+from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.base.shard import Share, parse_share
+from snapshot_tool.check.shards import merge_reports
 from snapshot_tool.reports.run_reader import read_run
-from snapshot_tool.workflows.merge import merge_reports
 from tests.conftest import CHECKOUT, Snap, error_lines
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import plant

@@ -13,17 +13,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from snapshot_tool.core.errors import SnapError, UsageError
-from snapshot_tool.core.localisation import ERROR_LIMIT
-from snapshot_tool.core.progress import SilentProgress
-from snapshot_tool.core.trace_comparison import Metric, TraceComparison
-from snapshot_tool.golden_choice import GoldenChoice
-from snapshot_tool.store.trace import TraceHeader, open_trace
-from snapshot_tool.trace_mapping import read_map
-from snapshot_tool.trace_subject import TraceOptions, subject_of_golden
-from snapshot_tool.tracing import Mode
-from snapshot_tool.workflows.compare_traces import CompareTracesRequest, compare_trace_files
-from snapshot_tool.workflows.trace import trace_candidate
+from snapshot_tool.base.errors import SnapError, UsageError
+from snapshot_tool.base.localisation import ERROR_LIMIT
+from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.trace_comparison import Metric, TraceComparison
+from snapshot_tool.goldens.choice import GoldenChoice
+from snapshot_tool.traces.compare_files import CompareTracesRequest, compare_trace_files
+from snapshot_tool.traces.format import TraceHeader, open_trace
+from snapshot_tool.traces.match import read_map
+from snapshot_tool.traces.subject import TraceOptions, subject_of_golden
+from snapshot_tool.traces.workflow import trace_candidate
+from snapshot_tool.traces.write import Mode
 from tests.check.test_cli import loaded_modules
 from tests.conftest import CHECKOUT, GOLDENS, Snap, error_lines
 from tests.unit.factory import flip_bit, truncate, write_raw

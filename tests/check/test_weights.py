@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
+from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.base.questions import Prefix, Prompt
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session
-from snapshot_tool.core.interfaces import CandidateRequest
-from snapshot_tool.core.phases import PHASES, Phase
-from snapshot_tool.core.questions import Prefix, Prompt
-from snapshot_tool.store.golden import open_golden
-from snapshot_tool.weights import compare_weights
+from snapshot_tool.goldens.golden import open_golden
+from snapshot_tool.judge.weights import compare_weights
 from tests.candidates import CHECKOUT
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
 from tests.mutants.corpus import edit_of

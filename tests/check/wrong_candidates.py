@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from snapshot_tool.candidates.fms import FmsCandidate
-from snapshot_tool.core.interfaces import CaseInputs
+from snapshot_tool.base.protocol import CaseInputs
+from snapshot_tool.candidates.fms.candidate import FmsCandidate
 
 
 class Passing:

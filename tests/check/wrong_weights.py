@@ -2,8 +2,8 @@
 
 import torch
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.core.interfaces import CandidateRequest
+from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from tests.candidates import CHECKOUT
 
 

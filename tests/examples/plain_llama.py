@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
 
 
 class Llama:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:

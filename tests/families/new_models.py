@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from snapshot_tool.core.interfaces import CandidateRequest
+from snapshot_tool.base.protocol import CandidateRequest
 from tests.examples import plain_phi3
 from tests.examples.plain_phi3 import Attention, Mlp, Phi3
 

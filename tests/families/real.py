@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from snapshot_tool.store.manifest import load_manifest
-from snapshot_tool.store.selection import find_goldens
+from snapshot_tool.goldens.find import find_goldens
+from snapshot_tool.goldens.manifest import load_manifest
 from tests.families.table import REAL, ROOT, Row, check_set, replace_part, table_lines
 
 NAME = "smollm2-135m-instruct"

@@ -17,9 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from snapshot_tool.core.errors import SnapError
-from snapshot_tool.core.progress import SilentProgress
-from snapshot_tool.workflows.record import RecordRequest, record
+from snapshot_tool.base.errors import SnapError
+from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.record.workflow import RecordRequest, record
 
 ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / "tests" / "checkpoints" / "build_families.py"

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.core.interfaces import CandidateRequest
+from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 
 _MISTRAL_NAMES = (
     (r"^lm_head\.", "output."),

@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snapshot_tool.base.environment import package_version
+from snapshot_tool.base.errors import SnapError
+from snapshot_tool.base.phases import PHASES
+from snapshot_tool.base.progress import SilentProgress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
-from snapshot_tool.core.errors import SnapError
-from snapshot_tool.core.phases import PHASES
-from snapshot_tool.core.progress import SilentProgress
-from snapshot_tool.environment import package_version
+from snapshot_tool.goldens.find import find_goldens
+from snapshot_tool.goldens.manifest import Manifest, load_manifest
 from snapshot_tool.reports.run_json import run_to_json
-from snapshot_tool.store.manifest import Manifest, load_manifest
-from snapshot_tool.store.selection import find_goldens
 from tests.families.findings import FINDINGS, FINDINGS_AGAIN, REPAIRS
 from tests.families.own_loading import (
     OwnLoading,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
-from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
+from snapshot_tool.goldens.golden import Golden, open_golden
 
 FOLDER = Path(__file__).parent
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from snapshot_tool.core.errors import UsageError
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.recipes import InputKind, fixed_cases
+from snapshot_tool.base.errors import UsageError
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.recipes import InputKind, fixed_cases
 from snapshot_tool.families import FAMILIES, family_of_config
-from snapshot_tool.variants.recorded import draw_recipe
+from snapshot_tool.record.variants import draw_recipe
 from tests.conftest import ROOT, Run, Snap, error_lines
 from tests.families.findings import FINDINGS, REPAIRS
 from tests.families.table import REAL, RELEASES, recorded, replace_part

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.recipes import FIXED_CASES, NamedRecipe
-from snapshot_tool.core.tolerance import DEFAULT_TOLERANCES
-from snapshot_tool.images import render
+from snapshot_tool.base.images import render
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.recipes import FIXED_CASES, NamedRecipe
+from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES
 from tests.conftest import CHECKOUT, CHECKPOINT
 
 pytestmark = pytest.mark.live

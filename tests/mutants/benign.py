@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from snapshot_tool.candidates import fms
-from snapshot_tool.candidates.fms import FmsCandidate
+from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.report import CheckReport
+from snapshot_tool.base.results import Verdict
+from snapshot_tool.candidates.fms import candidate as fms
+from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
-from snapshot_tool.core.progress import SilentProgress
-from snapshot_tool.core.report import CheckReport
-from snapshot_tool.core.results import Verdict
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import Family
 from tests.mutants.candidates import SPEC, Planted, plant_candidate

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.candidates.fms import FmsCandidate, load_fms_candidate
-from snapshot_tool.core.interfaces import CandidateRequest
+from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 
 SPEC = f"{__name__}:build"
 

@@ -14,10 +14,10 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+from snapshot_tool.base.errors import CandidateUnavailable
+from snapshot_tool.base.progress import SilentProgress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
-from snapshot_tool.core.errors import CandidateUnavailable
-from snapshot_tool.core.progress import SilentProgress
 from tests.mutants.candidates import SPEC
 from tests.mutants.corpus import MUTANTS
 from tests.mutants.forked import Crash

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-from snapshot_tool.candidates.fms import FmsCandidate
+from snapshot_tool.base.errors import CandidateUnavailable
+from snapshot_tool.base.phases import phase_order
+from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.report import CheckReport
+from snapshot_tool.base.results import Result, Verdict, tolerance_used
+from snapshot_tool.base.tolerance import Rule
+from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
-from snapshot_tool.core.errors import CandidateUnavailable
-from snapshot_tool.core.phases import phase_order
-from snapshot_tool.core.progress import SilentProgress
-from snapshot_tool.core.report import CheckReport
-from snapshot_tool.core.results import Result, Verdict, tolerance_used
-from snapshot_tool.core.tolerance import Rule
-from snapshot_tool.store.golden import Golden, open_golden
-from snapshot_tool.store.selection import find_goldens
+from snapshot_tool.goldens.find import find_goldens
+from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
 from tests.mutants.exact import exact_answers
 from tests.mutants.mutant import LOADING, Change, Edit, Mutant, plant_linked

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from snapshot_tool.candidates.fms import FmsCandidate
-from snapshot_tool.core.phases import Phase
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.families import family_of
-from snapshot_tool.store import parts
-from snapshot_tool.store.golden import Golden
+from snapshot_tool.goldens import parts
+from snapshot_tool.goldens.golden import Golden
 
 # An answer is a tensor, or the name of the error that was raised in its place.
 Answers = Mapping[str, torch.Tensor | str]

@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from snapshot_tool.base.progress import SilentProgress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
-from snapshot_tool.core.progress import SilentProgress
 from tests.mutants.benign import benign_runs, run_benign
 from tests.mutants.candidates import SPEC
 from tests.mutants.corpus import MUTANTS

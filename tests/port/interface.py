@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.candidates.fms_import import import_models
+from snapshot_tool.candidates.fms.importing import import_models
 from snapshot_tool.families import family_of_config
-from snapshot_tool.store.manifest import load_manifest
+from snapshot_tool.goldens.manifest import load_manifest
 from tests.conftest import CHECKPOINT, GOLDENS, set_folder
 
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.core.progress import SilentProgress
-from snapshot_tool.store.manifest import Manifest
-from snapshot_tool.workflows.record import RecordRequest, record
+from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.goldens.manifest import Manifest
+from snapshot_tool.record.workflow import RecordRequest, record
 from tests.conftest import CHECKPOINT, ROOT, set_folder
 
 LLAMA = ROOT / "tests" / "families" / "checkpoints" / "llama"

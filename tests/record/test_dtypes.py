@@ -108,9 +108,9 @@ def spoil_deltas(goldens: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from snapshot_tool.store.layout import MANIFEST, ORACLE
-    from snapshot_tool.store.manifest import encode, load_manifest
-    from snapshot_tool.store.tensors import describe_file
+    from snapshot_tool.goldens.layout import MANIFEST, ORACLE
+    from snapshot_tool.goldens.manifest import encode, load_manifest
+    from snapshot_tool.goldens.tensors import describe_file
 
     (manifest_path,) = goldens.glob(f"*/*/*/{MANIFEST}")
     path = manifest_path.parent / ORACLE

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from snapshot_tool.core.errors import UsageError
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.store.golden import Golden, open_golden
+from snapshot_tool.base.errors import UsageError
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.conftest import Snap, error_lines, set_folder
 from tests.record.checkpoints import (
     IDEFICS3,

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from snapshot_tool.core.recipes import IMAGE_KINDS, IMAGE_MODES, ImageRecipe
+from snapshot_tool.base.images import render, to_arrays
+from snapshot_tool.base.recipes import IMAGE_KINDS, IMAGE_MODES, ImageRecipe
 from snapshot_tool.families import family_of
-from snapshot_tool.images import render, to_arrays
-from snapshot_tool.store import packed
+from snapshot_tool.goldens import packed
 from tests.conftest import CHECKPOINT, ROOT
 
 pytestmark = pytest.mark.record

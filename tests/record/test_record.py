@@ -213,8 +213,8 @@ def test_a_second_recorder_is_told_to_wait(snap: Snap, small_copy: Path) -> None
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from snapshot_tool.store.layout import SetLocation\n"
-        "from snapshot_tool.store.transaction import recording_lock\n"
+        "from snapshot_tool.goldens.layout import SetLocation\n"
+        "from snapshot_tool.goldens.transaction import recording_lock\n"
         "location = SetLocation(Path(sys.argv[1]), 'local/tiny-idefics3', sys.argv[2], 'cpu', '')\n"
         "with recording_lock(location):\n"
         "    print('locked', flush=True)\n"

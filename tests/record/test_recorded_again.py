@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from snapshot_tool.core.errors import UsageError
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.store.golden import Golden, open_golden
-from snapshot_tool.store.layout import INPUTS
-from snapshot_tool.store.manifest import Storage
+from snapshot_tool.base.errors import UsageError
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.goldens.golden import Golden, open_golden
+from snapshot_tool.goldens.layout import INPUTS
+from snapshot_tool.goldens.manifest import Storage
 from tests.conftest import set_folder
 from tests.record.checkpoints import IDEFICS3, LLAMA, Notes, copy_checkpoint, edit_json, record_here
 

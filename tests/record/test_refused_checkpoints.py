@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from snapshot_tool.core.errors import ReferenceUnavailable, SnapError, UsageError
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.store.manifest import case_recipe
+from snapshot_tool.base.errors import ReferenceUnavailable, SnapError, UsageError
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.goldens.manifest import case_recipe
 from tests.conftest import Snap, error_lines
 from tests.record.checkpoints import (
     IDEFICS3,

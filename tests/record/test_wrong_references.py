@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from snapshot_tool.core.errors import CheckpointUnavailable, ReferenceWrong
-from snapshot_tool.store.manifest import CheckpointEntry
+from snapshot_tool.base.errors import CheckpointUnavailable, ReferenceWrong
+from snapshot_tool.goldens.manifest import CheckpointEntry
 from tests.conftest import Snap
 from tests.record.checkpoints import (
     IDEFICS3,

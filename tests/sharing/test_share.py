@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
-from snapshot_tool.core.errors import (
+from snapshot_tool.base.errors import (
     GoldenDamaged,
     GoldenExists,
     GoldenLocked,
@@ -24,15 +24,15 @@ from snapshot_tool.core.errors import (
     SnapError,
     UsageError,
 )
-from snapshot_tool.remote import Remote, clean_remote
-from snapshot_tool.store.layout import SetLocation
-from snapshot_tool.store.lock import load_lock, lock_path
-from snapshot_tool.store.manifest import HistoryEntry, load_manifest
-from snapshot_tool.store.tensors import describe_file
-from snapshot_tool.store.transaction import recording_lock
-from snapshot_tool.store.verify import find_damage
-from snapshot_tool.workflows.pull import PullRequest, pull
-from snapshot_tool.workflows.push import PushRequest, push
+from snapshot_tool.goldens.layout import SetLocation
+from snapshot_tool.goldens.lock import load_lock, lock_path
+from snapshot_tool.goldens.manifest import HistoryEntry, load_manifest
+from snapshot_tool.goldens.pull import PullRequest, pull
+from snapshot_tool.goldens.push import PushRequest, push
+from snapshot_tool.goldens.remote import Remote, clean_remote
+from snapshot_tool.goldens.tensors import describe_file
+from snapshot_tool.goldens.transaction import recording_lock
+from snapshot_tool.goldens.verify import find_damage
 from tests.sharing.conftest import Place
 from tests.unit.factory import REVISION, flip_bit, write_golden, write_manifest
 

@@ -20,13 +20,13 @@ from pathlib import Path
 import msgspec
 import torch
 
-from snapshot_tool.core.errors import SnapError
-from snapshot_tool.store import transaction
-from snapshot_tool.store.layout import INPUTS, SetLocation
-from snapshot_tool.store.manifest import load_manifest
-from snapshot_tool.store.selection import Selection, select_golden
-from snapshot_tool.store.tensors import describe_file
-from snapshot_tool.store.transaction import commit, recording_lock
+from snapshot_tool.base.errors import SnapError
+from snapshot_tool.goldens import transaction
+from snapshot_tool.goldens.find import Selection, select_golden
+from snapshot_tool.goldens.layout import INPUTS, SetLocation
+from snapshot_tool.goldens.manifest import load_manifest
+from snapshot_tool.goldens.tensors import describe_file
+from snapshot_tool.goldens.transaction import commit, recording_lock
 from tests.conftest import CHECKOUT, ROOT
 from tests.unit.factory import CHECKPOINT, REVISION, flip_bit, write_golden, write_manifest
 

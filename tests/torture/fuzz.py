@@ -16,10 +16,10 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["snapshot_tool"]):
-    from snapshot_tool.core.errors import SnapError
-    from snapshot_tool.store.contents import find_misfits
-    from snapshot_tool.store.manifest import decode
-    from snapshot_tool.store.tensors import describe_file
+    from snapshot_tool.base.errors import SnapError
+    from snapshot_tool.goldens.contents import find_misfits
+    from snapshot_tool.goldens.manifest import decode
+    from snapshot_tool.goldens.tensors import describe_file
 
 from tests.torture.base_set import write_base
 

@@ -128,7 +128,7 @@ def _try_drawn_manifests(count: int, workplace: Path, *, seed: int) -> Outcome:
     import hypothesis
     from hypothesis import HealthCheck, Phase, given, settings
 
-    from snapshot_tool.store.manifest import Manifest, encode
+    from snapshot_tool.goldens.manifest import Manifest, encode
     from tests.torture.schema import manifests
 
     drawn: list[bytes] = []

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from snapshot_tool.store.manifest import load_manifest
-from snapshot_tool.store.selection import find_goldens
-from snapshot_tool.store.verify import find_damage
+from snapshot_tool.goldens.find import find_goldens
+from snapshot_tool.goldens.manifest import load_manifest
+from snapshot_tool.goldens.verify import find_damage
 from tests.torture.saboteur import Kind, Saboteur
 
 Contents = dict[str, bytes]

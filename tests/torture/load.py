@@ -18,9 +18,9 @@ from typing import Any
 
 import msgspec
 
-from snapshot_tool.store.layout import INPUTS
-from snapshot_tool.store.manifest import encode, load_manifest
-from snapshot_tool.store.tensors import describe_file, join_files
+from snapshot_tool.goldens.layout import INPUTS
+from snapshot_tool.goldens.manifest import encode, load_manifest
+from snapshot_tool.goldens.tensors import describe_file, join_files
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, set_folder
 
 

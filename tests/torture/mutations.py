@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from snapshot_tool.store.tensors import describe_file
+from snapshot_tool.goldens.tensors import describe_file
 
 _PHASES = ("preprocessing", "vision", "connector", "forward", "generate")
 FILES = ("inputs", "taps", *_PHASES)

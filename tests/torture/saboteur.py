@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from snapshot_tool.store import transaction
+from snapshot_tool.goldens import transaction
 
 
 class Kind(StrEnum):

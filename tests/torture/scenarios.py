@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshot_tool.store import transaction
+from snapshot_tool.goldens import transaction
 from tests.conftest import CHECKPOINT
 from tests.torture.kill_points import Fault, Scenario, run_scenario
 from tests.torture.remembered import remember_references

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from snapshot_tool.core.phases import PHASES
-from snapshot_tool.core.recipes import CaseRecipe, ImageRecipe
-from snapshot_tool.core.tolerance import PhaseTolerance, Tolerance
-from snapshot_tool.store.manifest import (
+from snapshot_tool.base.phases import PHASES
+from snapshot_tool.base.recipes import CaseRecipe, ImageRecipe
+from snapshot_tool.base.tolerance import PhaseTolerance, Tolerance
+from snapshot_tool.goldens.manifest import (
     CaseEntry,
     CheckpointEntry,
     Draws,

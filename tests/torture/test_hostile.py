@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapshot_tool.store.manifest import Manifest, encode
+from snapshot_tool.goldens.manifest import Manifest, encode
 from tests.conftest import CHECKOUT, GOLDENS, Snap, error_lines, set_folder
 from tests.torture.bombs import BOMBS
 from tests.torture.configurations import mutate_configuration
@@ -143,7 +143,7 @@ def test_a_set_in_another_sets_place_is_refused(snap: Snap, goldens_copy: Path) 
 @given(st.text(max_size=40))
 def test_what_is_told_stays_on_its_line(text: str) -> None:
     """Control characters, line ends and marks that turn text round are escaped."""
-    from snapshot_tool.core.errors import SnapError
+    from snapshot_tool.base.errors import SnapError
 
     problem = SnapError(text).problem
     assert problem.isprintable()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.core.interfaces import CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
 
 
 class Zeros:

@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from snapshot_tool.core.interfaces import CaseInputs, Generation, PreparedCase
-from snapshot_tool.core.phases import PHASES, Phase
-from snapshot_tool.core.recipes import CaseRecipe, ImageRecipe, NamedRecipe
-from snapshot_tool.core.sketch import sketch
-from snapshot_tool.core.taps import Tap
-from snapshot_tool.core.tolerance import DEFAULT_TOLERANCES
-from snapshot_tool.images import render
-from snapshot_tool.store import parts
-from snapshot_tool.store.layout import INPUTS, MANIFEST, TAPS, SetLocation, phase_file
-from snapshot_tool.store.manifest import (
+from snapshot_tool.base.images import render
+from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.protocol import CaseInputs, Generation, PreparedCase
+from snapshot_tool.base.recipes import CaseRecipe, ImageRecipe, NamedRecipe
+from snapshot_tool.base.sketch import sketch
+from snapshot_tool.base.tap import Tap
+from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES
+from snapshot_tool.goldens import parts
+from snapshot_tool.goldens.layout import INPUTS, MANIFEST, TAPS, SetLocation, phase_file
+from snapshot_tool.goldens.manifest import (
     SCHEMA_VERSION,
     CaseEntry,
     CheckpointEntry,
@@ -35,7 +35,7 @@ from snapshot_tool.store.manifest import (
     encode,
     to_builtins,
 )
-from snapshot_tool.store.tensors import describe_file, join_files
+from snapshot_tool.goldens.tensors import describe_file, join_files
 
 CHECKPOINT = "local/tiny"
 REVISION = "0123456789abcdef" * 4

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from snapshot_tool.checkpoint import checkpoint_name, open_checkpoint, require_same_files
-from snapshot_tool.core.errors import CheckpointUnavailable, RevisionMismatch
+from snapshot_tool.base.checkpoint import checkpoint_name, open_checkpoint, require_same_files
+from snapshot_tool.base.errors import CheckpointUnavailable, RevisionMismatch
 from tests.unit.hub import COMMIT, FILES, REPOSITORY, serve_hub
 
 PROGRAM = """
 import json, sys
-from snapshot_tool.checkpoint import open_checkpoint
-from snapshot_tool.core.errors import SnapError
+from snapshot_tool.base.checkpoint import open_checkpoint
+from snapshot_tool.base.errors import SnapError
 try:
     found = open_checkpoint(sys.argv[1], revision=sys.argv[2])
 except SnapError as error:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from snapshot_tool.checkpoint import (
+from snapshot_tool.base.checkpoint import (
     checkpoint_name,
     is_folder,
     open_checkpoint,
     require_same_files,
 )
-from snapshot_tool.core.errors import CheckpointUnavailable, RevisionMismatch, UsageError
+from snapshot_tool.base.errors import CheckpointUnavailable, RevisionMismatch, UsageError
 
 INDEX = {"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "parts/two.safetensors"}}
 LOADED = {

@@ -33,8 +33,8 @@ NOT_LOADED = {
 }
 PROGRAM = """
 import sys
-from snapshot_tool.checkpoint import open_checkpoint
-from snapshot_tool.core.errors import SnapError
+from snapshot_tool.base.checkpoint import open_checkpoint
+from snapshot_tool.base.errors import SnapError
 try:
     open_checkpoint(sys.argv[1], revision=sys.argv[2])
 except SnapError as error:

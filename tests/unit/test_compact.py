@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from snapshot_tool.core.compact import CompactTensor, compact
-from snapshot_tool.core.results import Verdict
-from snapshot_tool.core.tolerance import Tolerance
+from snapshot_tool.base.results import Verdict
+from snapshot_tool.base.tolerance import Tolerance
+from snapshot_tool.judge.phases import pairs_with
+from snapshot_tool.numerics.compact import CompactTensor, compact
 from snapshot_tool.numerics.compare import judge_tensor
-from snapshot_tool.phase_runs import pairs_with
 
 TOLERANCE = Tolerance(3e-4, 3e-4)
 SEED = 42

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from snapshot_tool.core.results import Comparison, Verdict, Worst
-from snapshot_tool.core.tolerance import EXACT, Tolerance
+from snapshot_tool.base.results import Comparison, Verdict, Worst
+from snapshot_tool.base.tolerance import EXACT, Tolerance
 from snapshot_tool.numerics import compare
 from snapshot_tool.numerics.compare import compare_tensors, judge_tensor
 

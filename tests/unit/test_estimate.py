@@ -7,8 +7,8 @@ from math import prod
 import pytest
 
 from benchmarks.estimate import Decoder
-from snapshot_tool.store.layout import find_set_folders
-from snapshot_tool.store.manifest import Manifest, load_manifest
+from snapshot_tool.goldens.layout import find_set_folders
+from snapshot_tool.goldens.manifest import Manifest, load_manifest
 from tests.conftest import ROOT
 
 BYTES = {"I64": 8, "F64": 8, "F32": 4}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snapshot_tool.core.recipes import (
+from snapshot_tool.base.images import from_arrays, render, to_arrays
+from snapshot_tool.base.recipes import (
     IMAGE_KINDS,
     IMAGE_MODES,
     MAX_IMAGE_SIDE,
@@ -14,7 +15,6 @@ from snapshot_tool.core.recipes import (
     CaseRecipe,
     ImageRecipe,
 )
-from snapshot_tool.images import from_arrays, render, to_arrays
 
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 3), (17, 33), (160, 5)]
 CHANNELS = {"RGB": 3, "RGBA": 4, "L": 1, "LA": 2, "P": 1, "1": 1, "CMYK": 4}

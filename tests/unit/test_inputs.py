@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snapshot_tool.core.recipes import (
+from snapshot_tool.base.images import from_arrays, render, to_arrays
+from snapshot_tool.base.recipes import (
     FIXED_CASES,
     IMAGE_KINDS,
     IMAGE_MODES,
     CaseRecipe,
     ImageRecipe,
 )
-from snapshot_tool.images import from_arrays, render, to_arrays
-from snapshot_tool.variants.recorded import draw_recipe
+from snapshot_tool.record.variants import draw_recipe
 
 SEEDS = (0, 7, 42, 123456)
 
@@ -107,7 +107,7 @@ def test_another_seed_or_attempt_draws_another_variant() -> None:
 def test_drawing_is_the_same_in_every_process_and_leaves_no_files(tmp_path: Path) -> None:
     """The seed alone decides; hypothesis's own folder stays out of the user's."""
     program = (
-        "from snapshot_tool.variants.recorded import draw_recipe\n"
+        "from snapshot_tool.record.variants import draw_recipe\n"
         "print([draw_recipe(seed=3, index=i, attempt=0) for i in range(12)])\n"
     )
     command = [sys.executable, "-c", program]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from snapshot_tool.core.localisation import Localisation
-from snapshot_tool.core.sketch import sketch
-from snapshot_tool.core.taps import Side, Sketchbook, Tap, shapes_of
-from snapshot_tool.localise import localise
+from snapshot_tool.base.localisation import Localisation
+from snapshot_tool.base.sketch import sketch
+from snapshot_tool.base.tap import Side, Sketchbook, Tap, shapes_of
+from snapshot_tool.diagnose.localise import localise
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
 

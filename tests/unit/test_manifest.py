@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snapshot_tool.core.errors import GoldenDamaged, GoldenNotFound, ManifestInvalid
-from snapshot_tool.core.tolerance import DEFAULT_TOLERANCES
-from snapshot_tool.store import files
-from snapshot_tool.store import manifest as manifest_module
-from snapshot_tool.store.manifest import (
+from snapshot_tool.base import files
+from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound, ManifestInvalid
+from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES
+from snapshot_tool.goldens import manifest as manifest_module
+from snapshot_tool.goldens.manifest import (
     case_recipe,
     decode,
     encode,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from snapshot_tool.core.localisation import ERROR_LIMIT, NO_NOISE, noise_limit
-from snapshot_tool.core.sketch import sketch
-from snapshot_tool.core.taps import Tap
-from snapshot_tool.localise import localise
+from snapshot_tool.base.localisation import ERROR_LIMIT, NO_NOISE, noise_limit
+from snapshot_tool.base.sketch import sketch
+from snapshot_tool.base.tap import Tap
+from snapshot_tool.diagnose.localise import localise
 
 EPS = torch.finfo(torch.float32).eps
 

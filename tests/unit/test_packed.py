@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from snapshot_tool.core.recipes import ImageRecipe
-from snapshot_tool.images import render, to_arrays
-from snapshot_tool.store import resized
-from snapshot_tool.store.packed import LARGE_PNG, pack_inputs, unpack, unpack_inputs
+from snapshot_tool.base.images import render, to_arrays
+from snapshot_tool.base.recipes import ImageRecipe
+from snapshot_tool.goldens import resized
+from snapshot_tool.goldens.packed import LARGE_PNG, pack_inputs, unpack, unpack_inputs
 
 BYTES = torch.randint(0, 256, (3, 3, 24, 20), generator=torch.Generator().manual_seed(3))
 MEAN = torch.tensor([0.48, 0.46, 0.41])[:, None, None]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from snapshot_tool.core.sketch import Sketch, sketch
-from snapshot_tool.core.taps import Tap
-from snapshot_tool.observation import fused_widths, infer
-from snapshot_tool.pairing import Pair, pair_modules
+from snapshot_tool.base.sketch import Sketch, sketch
+from snapshot_tool.base.tap import Tap
+from snapshot_tool.diagnose.align import Pair, pair_modules
+from snapshot_tool.diagnose.observation import fused_widths, infer
 
 
 def values(seed: int, *shape: int) -> torch.Tensor:

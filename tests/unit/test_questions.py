@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from snapshot_tool.core.errors import UsageError
-from snapshot_tool.core.phases import Phase
-from snapshot_tool.core.questions import (
+from snapshot_tool.base.errors import UsageError
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.questions import (
     KINDS,
     Batch,
     ConnectorTiles,

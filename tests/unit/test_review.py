@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from snapshot_tool.base.diff import SetDrift
+from snapshot_tool.base.errors import UpdateDeclined
 from snapshot_tool.cli import record
-from snapshot_tool.core.drift import SetDrift
-from snapshot_tool.core.errors import UpdateDeclined
-from snapshot_tool.drift import diff_folders
-from snapshot_tool.store.manifest import load_manifest
+from snapshot_tool.diagnose.diff import diff_folders
+from snapshot_tool.goldens.manifest import load_manifest
 from tests.unit.factory import write_golden, write_manifest
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from snapshot_tool.core import sketch as module
-from snapshot_tool.core.sketch import MOMENTS, project, sample_indices, sketch
+from snapshot_tool.base import sketch as module
+from snapshot_tool.base.sketch import MOMENTS, project, sample_indices, sketch
 
 SHAPES = [(5,), (3, 4), (2, 3, 4), (2, 3, 2, 5), (1, 1, 1, 1), (1, 70)]
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from snapshot_tool.core.errors import GoldenDamaged
-from snapshot_tool.store.tensors import Span, describe_file, join_files, open_tensors, read_header
+from snapshot_tool.base.errors import GoldenDamaged
+from snapshot_tool.goldens.tensors import Span, describe_file, join_files, open_tensors, read_header
 from tests.unit.factory import flip_bit, truncate, write_raw
 
 DTYPES = {

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from snapshot_tool.core.errors import GoldenDamaged
-from snapshot_tool.store.tensors import describe_file, join_files, read_header
+from snapshot_tool.base.errors import GoldenDamaged
+from snapshot_tool.goldens.tensors import describe_file, join_files, read_header
 from tests.unit.factory import write_raw
 
 TENSORS = {

@@ -13,26 +13,26 @@ from threading import Timer
 
 import pytest
 
-from snapshot_tool.core.errors import GoldenLocked, SnapError
-from snapshot_tool.store import transaction
-from snapshot_tool.store.layout import SetLocation
-from snapshot_tool.store.manifest import load_manifest
-from snapshot_tool.store.selection import Selection, find_goldens, select_golden
-from snapshot_tool.store.transaction import (
+from snapshot_tool.base.errors import GoldenLocked, SnapError
+from snapshot_tool.goldens import transaction
+from snapshot_tool.goldens.find import Selection, find_goldens, select_golden
+from snapshot_tool.goldens.layout import SetLocation
+from snapshot_tool.goldens.manifest import load_manifest
+from snapshot_tool.goldens.transaction import (
     commit,
     make_folder,
     recording_lock,
     recover,
     write_atomically,
 )
-from snapshot_tool.store.verify import find_damage
+from snapshot_tool.goldens.verify import find_damage
 from tests.unit.factory import CHECKPOINT, REVISION, write_golden
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from snapshot_tool.store.layout import SetLocation
-from snapshot_tool.store.transaction import recording_lock
+from snapshot_tool.goldens.layout import SetLocation
+from snapshot_tool.goldens.transaction import recording_lock
 root, checkpoint, revision = sys.argv[1:]
 with recording_lock(SetLocation(Path(root), checkpoint, revision, "cpu", "float32")):
     print("held", flush=True)
@@ -41,7 +41,7 @@ with recording_lock(SetLocation(Path(root), checkpoint, revision, "cpu", "float3
 WRITE_TOO_MUCH = """
 import resource, signal, sys
 from pathlib import Path
-from snapshot_tool.store.transaction import write_atomically
+from snapshot_tool.goldens.transaction import write_atomically
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
@@ -52,8 +52,8 @@ except OSError as error:
 COMMIT_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from snapshot_tool.store import transaction
-from snapshot_tool.store.layout import SetLocation
+from snapshot_tool.goldens import transaction
+from snapshot_tool.goldens.layout import SetLocation
 root, checkpoint, revision = sys.argv[1:]
 location = SetLocation(Path(root), checkpoint, revision, "cpu", "float32")
 transaction._exchange = lambda one, other: False

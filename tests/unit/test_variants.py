@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from hypothesis import configuration
 
-from snapshot_tool.core.recipes import IMAGE_MODES
-from snapshot_tool.variants.recorded import draw_recipe
+from snapshot_tool.base.recipes import IMAGE_MODES
+from snapshot_tool.record.variants import draw_recipe
 
 # How many images each theme may have.
 IMAGES = ({1}, {0}, {2}, {1}, {1}, {3}, {1}, {0, 1}, {0, 1}, {1}, {0}, {2, 3})
 DRAW = """
 import json, sys
-from snapshot_tool.store.manifest import to_builtins
-from snapshot_tool.variants.recorded import draw_recipe
+from snapshot_tool.goldens.manifest import to_builtins
+from snapshot_tool.record.variants import draw_recipe
 order = json.loads(sys.argv[1])
 print(json.dumps({i: to_builtins(draw_recipe(seed=9, index=i, attempt=i % 2)) for i in order}))
 """

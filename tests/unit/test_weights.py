@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from snapshot_tool.core.interfaces import WeightPair
-from snapshot_tool.core.weights import WeightDifference, WeightReport
-from snapshot_tool.weights import compare_weights
+from snapshot_tool.base.protocol import WeightPair
+from snapshot_tool.base.weights import WeightDifference, WeightReport
+from snapshot_tool.judge.weights import compare_weights
 
 WEIGHT = torch.arange(1, 13, dtype=torch.float32).reshape(3, 4) / 1024 + 1
 

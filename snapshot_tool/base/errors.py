@@ -1,0 +1,126 @@
+"""What can go wrong, as types. The command line turns each into one message and an exit code."""
+
+from typing import ClassVar
+
+from snapshot_tool.base.text import printable
+
+
+class SnapError(Exception):
+    """Something kept snap from doing its work.
+
+    Args:
+        problem: what is wrong and where, on one line.
+        remedy: what to do about it, on one line; empty where nothing can be advised.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem)
+        # Names and reasons may come from a stranger's file: a line of them stays a line.
+        self.problem = printable(problem)
+        self.remedy = printable(remedy)
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
+
+
+class UsageError(SnapError):
+    """The options given contradict each other or name something that does not exist."""
+
+    exit_code = 2
+
+
+class FamilyInvalid(SnapError):
+    """What `--family` names is not there, raises, or declares no family that can work."""
+
+    exit_code = 2
+
+
+class GoldenNotFound(SnapError):
+    """No golden set answers to what was asked for."""
+
+
+class GoldenExists(SnapError):
+    """A recording would replace a golden set, or an unfinished one, and nobody asked for that."""
+
+
+class UpdateDeclined(SnapError):
+    """A new golden version was shown, and nobody said that it shall be written."""
+
+
+class GoldenDamaged(SnapError):
+    """A file of a golden set is missing, cut short or altered."""
+
+
+class TraceInvalid(SnapError):
+    """A file is no trace, or a damaged one, or one that a newer snap wrote."""
+
+
+class GoldenLocked(SnapError):
+    """Another process is recording the same golden set."""
+
+
+class ManifestInvalid(GoldenDamaged):
+    """A manifest breaks its schema, or follows a schema newer than this snap."""
+
+
+class LockInvalid(SnapError):
+    """goldens.lock breaks its schema."""
+
+
+class RemoteUnavailable(SnapError):
+    """The place where golden sets are shared cannot be reached, read or written."""
+
+
+class CheckpointUnavailable(SnapError):
+    """The checkpoint cannot be found, reached or read."""
+
+
+class RevisionMismatch(SnapError):
+    """The checkpoint's files are not those of the revision asked for or recorded."""
+
+
+class CandidateUnavailable(SnapError):
+    """The implementation under test cannot be imported or built."""
+
+
+class DeviceUnavailable(SnapError):
+    """The device asked for is not there, or not the one that the golden set is for."""
+
+
+class ReferenceUnavailable(SnapError):
+    """The Hugging Face side cannot run here."""
+
+
+class ReferenceWrong(SnapError):
+    """The reference's answers make no golden set."""
+
+
+class InputRefused(Exception):
+    """The reference itself refuses an input: the case is drawn again, not an error of snap."""
+
+
+class TemplateRefused(InputRefused):
+    """The checkpoint has no chat template, or its template raises an error."""
+
+
+class EndedProcess(Exception):
+    """Foreign code tried to end the process, or raised what is no Exception; its text says how."""
+
+
+class PhaseUnsupported(Exception):
+    """Raised by a candidate's method to say that it has no such phase; its text is the reason."""
+
+
+_MEMORY_SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception is a lack of memory, of Python's, the system's or torch's.
+
+    torch raises RuntimeError for it on the CPU, and OutOfMemoryError, a kind of it, on a GPU.
+    """
+    if isinstance(error, RuntimeError | OSError):
+        return any(sign in str(error).lower() for sign in _MEMORY_SIGNS)
+    return isinstance(error, MemoryError)

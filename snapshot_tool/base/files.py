@@ -1,0 +1,71 @@
+"""Opening a golden set's files, which may be a stranger's: plain files alone, JSON in bounds."""
+
+import hashlib
+import os
+import stat
+from io import BufferedReader, FileIO
+from pathlib import Path
+
+from snapshot_tool.base.errors import GoldenDamaged
+
+# A set of 10,000 cases needs a third of these.
+MAX_JSON_BYTES = 128 * 2**20
+MAX_JSON_VALUES = 4_000_000
+
+
+class FileMissing(GoldenDamaged):
+    """A file that is not there, or no longer."""
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a regular file for reading; raise GoldenDamaged for a pipe, a device or a folder.
+
+    FileMissing, a kind of it, is raised where there is no file.
+
+    Opening does not wait for the other end of a pipe, and the file looked at is the one opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise FileMissing(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise GoldenDamaged(f"{path} cannot be read: {reason}") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise GoldenDamaged(f"{path} is no file but {kind}")
+    return os.fdopen(descriptor, "rb")
+
+
+def file_size(file: BufferedReader | FileIO) -> int:
+    """Return the size of an open file in bytes."""
+    return os.fstat(file.fileno()).st_size
+
+
+def require_bounded_json(text: bytes) -> bytes:
+    """Return JSON text as it is; raise ValueError where it would fill the memory when parsed.
+
+    A value of two bytes becomes an object of fifty or more; each costs a comma or a bracket.
+    """
+    if len(text) <= MAX_JSON_VALUES:  # every value takes a byte at least
+        return text
+    values = text.count(b",") + text.count(b"[") + text.count(b"{")
+    if values > MAX_JSON_VALUES:
+        raise ValueError(f"it has {values} values, allowed are {MAX_JSON_VALUES}")
+    return text
+
+
+def leaves_root(path: Path, root: Path) -> bool:
+    """Tell whether links on the way lead out of a folder."""
+    if path.parent == root and not path.is_symlink():  # what is asked most, answered at once
+        return False
+    # realpath, since Path.resolve raises where links go round in a circle.
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

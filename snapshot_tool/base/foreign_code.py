@@ -1,0 +1,177 @@
+"""Running code that is not snap's: what ends it is an error, what it does to the process is undone.
+
+A candidate's file, a factory, a phase and all that they import may call sys.exit, change the
+working folder, close standard output or leave an exit handler behind. None of it may end a check
+without a verdict, or send its report elsewhere.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+from snapshot_tool.base.errors import EndedProcess
+
+_STREAMS = {"stdout": 1, "stderr": 2}
+
+
+class _Process:
+    """Whether foreign code runs in this process, and which folder it moved to."""
+
+    running = False
+    folder = ""  # "": nowhere
+
+
+@contextmanager
+def foreign_code(what: str) -> Iterator[None]:
+    """Run code that is not snap's inside the block; `what` names it in errors.
+
+    What it prints goes to standard error, sys.argv has no arguments, and its own working folder is
+    kept from block to block.
+
+    Raises EndedProcess if the code tries to end the process, or raises what is no Exception.
+    KeyboardInterrupt is raised only if the user has interrupted.
+    """
+    if _Process.running:  # foreign code that calls snap
+        yield
+        return
+    _Process.running = True
+    folder, arguments = _working_folder(), sys.argv[:]
+    interrupts = _Interrupts()
+    try:
+        sys.argv[:] = sys.argv[:1]
+        _change_folder(_Process.folder)
+        with _streams_kept(), interrupts, _no_exits(what), redirect_stdout(sys.stderr):
+            yield
+    except KeyboardInterrupt as error:
+        if interrupts.seen:
+            raise
+        raise EndedProcess(f"{what} raised KeyboardInterrupt") from error
+    except SystemExit as error:
+        raise EndedProcess(f"{what} ended the process: sys.exit({error.code!r})") from error
+    except Exception:
+        raise
+    except BaseException as error:
+        raise EndedProcess(f"{what} raised {type(error).__name__}: {error}") from error
+    finally:
+        _Process.running = False
+        now = _working_folder()
+        _Process.folder = now if now != folder else ""
+        _change_folder(folder)
+        sys.argv[:] = arguments
+    if interrupts.seen:  # foreign code caught it
+        raise KeyboardInterrupt
+
+
+class _Interrupts:
+    """Notes whether the user interrupts, and puts back every signal handler."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # signals are the main thread's
+        self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        if callable(previous := self._handlers.get(signal.SIGINT)):
+
+            def note(number: int, frame: FrameType | None) -> None:
+                self.seen = True
+                previous(number, frame)
+
+            signal.signal(signal.SIGINT, note)
+
+    def __exit__(self, *_raised: object) -> None:
+        for number, handler in self._handlers.items():
+            # None: not set from Python, and nothing to put back.
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _no_exits(what: str) -> Iterator[None]:
+    """Let os._exit raise, here and in whatever is registered to run at exit.
+
+    os._exit ends the process with a code of the caller's choice, and nothing after it runs.
+    """
+    leave, register, process = os._exit, atexit.register, os.getpid()
+
+    def refuse(code: int) -> NoReturn:
+        if os.getpid() != process:  # a child of fork, which ends so by right
+            leave(code)
+        raise EndedProcess(f"{what} ended the process: os._exit({code!r})")
+
+    def register_harmless(
+        function: Callable[..., Any], /, *given: Any, **options: Any
+    ) -> Callable[..., Any]:
+        register(functools.partial(_run_at_exit, what, function), *given, **options)
+        return function
+
+    os._exit, atexit.register = refuse, register_harmless  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit, atexit.register = leave, register
+
+
+def _run_at_exit(what: str, function: Callable[..., Any], *given: Any, **options: Any) -> None:
+    """Run an exit handler of foreign code, which must not change the exit code."""
+    with contextlib.suppress(EndedProcess, SystemExit), _no_exits(what):
+        function(*given, **options)
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - it may be gone, which Path.cwd raises for as well
+    except OSError:
+        return ""
+
+
+def _change_folder(folder: str) -> None:
+    if folder:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+
+
+@contextmanager
+def _streams_kept() -> Iterator[None]:
+    """Put standard output and error back after the block, and open them if they were closed."""
+    streams = {name: getattr(sys, name) for name in _STREAMS}
+    copies: dict[int, int] = {}
+    for number in _STREAMS.values():
+        with contextlib.suppress(OSError):  # closed by whoever started us
+            copies[number] = os.dup(number)
+    try:
+        yield
+    finally:
+        for name, stream in streams.items():
+            number = _STREAMS[name]
+            copy = copies.get(number)
+            if copy is not None and not _is_same_file(number, copy):
+                os.dup2(copy, number)
+            is_closed = getattr(stream, "closed", False)
+            setattr(sys, name, _reopened(copy) if is_closed and copy is not None else stream)
+        for copy in copies.values():
+            os.close(copy)
+
+
+def _reopened(copy: int) -> TextIO:
+    """Return a stream in place of one that was closed, on a copy of its descriptor."""
+    return os.fdopen(os.dup(copy), "w", encoding="utf-8", errors="replace")
+
+
+def _is_same_file(one: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(one, other)
+    except OSError:
+        return False

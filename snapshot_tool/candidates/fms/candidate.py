@@ -1,0 +1,364 @@
+"""FMS as the candidate, without transformers: built through its registry from the recorded config.
+
+FMS's own way from a Hugging Face checkpoint, get_model("hf_pretrained", …), imports transformers.
+Its registry and adapters do not: this module fills in the configuration that they need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from snapshot_tool.base.errors import (
+    CandidateUnavailable,
+    PhaseUnsupported,
+    SnapError,
+    UsageError,
+    is_out_of_memory,
+)
+from snapshot_tool.base.protocol import (
+    CandidateInfo,
+    CandidateRequest,
+    CaseInputs,
+    FieldDifference,
+    Loading,
+    Observer,
+    WeightPair,
+)
+from snapshot_tool.candidates.fms.bounds import require_few_layers, require_no_more_numbers
+from snapshot_tool.candidates.fms.graft import graft_twin
+from snapshot_tool.candidates.fms.importing import FmsSource, import_fms
+from snapshot_tool.candidates.fms.observe import observe_twins, twin_output
+from snapshot_tool.candidates.fms.own_loading import load_by_fms
+from snapshot_tool.candidates.fms.split import require_split
+from snapshot_tool.candidates.fms.weights import (
+    find_doubles,
+    pair_weights,
+    read_shapes,
+    require_coverage,
+    require_shapes,
+    stray_files,
+)
+from snapshot_tool.candidates.output_cache import OutputCache
+from snapshot_tool.families import family_of_config
+from snapshot_tool.families.config_fields import unmapped_fields
+from snapshot_tool.families.family import PAGE, Family, computed_without, twins_of
+from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
+from snapshot_tool.families.llama import head_dim
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class FmsCandidate:
+    """FMS's model of a family behind the candidate protocol; `calls` knows how it is called."""
+
+    model: Any
+    calls: FmsCalls
+    source: FmsSource
+    family: Family
+    request: CandidateRequest
+    unset: tuple[str, ...] = ()
+    mapping: tuple[FieldDifference, ...] = ()
+    doubles: tuple[str, ...] = ()
+
+    def info(self) -> CandidateInfo:
+        """Say which FMS this is."""
+        return CandidateInfo(
+            "fms",
+            path=str(self.source.path),
+            version=self.source.version,
+            commit=self.source.commit,
+            dirty=self.source.dirty,
+            notes=(
+                *self.calls.notes,
+                *self._stray_files(),
+                *_unmapped(self.family, self.request),
+                *self.doubles,
+            ),
+            loading=self.request.loading,
+            mapping=self.mapping,
+        )
+
+    def _stray_files(self) -> list[str]:
+        """Say which files FMS loads weights from besides those of the checkpoint."""
+        return [
+            f"FMS also loads {name}, which is not part of the checkpoint"
+            for name in stray_files(self.request.checkpoint)
+        ]
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
+        """Return the tiles of all images, (tiles, channels, height, width)."""
+        answer: Mapping[str, torch.Tensor] = self._method("preprocess")(images)
+        return answer
+
+    def vision(self, pixel_values: torch.Tensor, *, image_sizes: torch.Tensor | None = None) -> Any:
+        """Return the encoder's output, as the connector is given it, or its outputs by name."""
+        sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
+        return self._method("vision")(self._moved(pixel_values), **sizes)
+
+    def connector(
+        self, features: torch.Tensor, *, image_sizes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the text model's image tokens."""
+        sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
+        tokens: torch.Tensor = self._method("connector")(self._moved(features), **sizes)
+        return tokens
+
+    def forward(self, inputs: CaseInputs) -> Any:
+        """Return the logits of every position, or an encoder's outputs by name."""
+        return self._method("forward")(self._inputs(inputs))
+
+    def generate(
+        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> torch.Tensor:
+        """Return the greedy new tokens, the end token included."""
+        new: torch.Tensor = self._method("generate")(
+            self._inputs(inputs), max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids
+        )
+        return new
+
+    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
+        """Return the logits of prompts padded to one length, (rows, length, vocabulary)."""
+        logits: torch.Tensor = self._method("forward_batch")([self._inputs(row) for row in rows])
+        return logits
+
+    def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
+        """Return the logits of all parts of a prompt, each run on the cache of those before it."""
+        moved = [self._inputs(part) for part in parts]
+        logits: torch.Tensor = self._method("forward_in_parts")(moved)
+        return logits
+
+    def generate_batch(
+        self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Return the greedy new tokens of each prompt, its own end token included."""
+        new: list[torch.Tensor] = self._method("generate_batch")(
+            [self._inputs(row) for row in rows],
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=eos_token_ids,
+        )
+        return new
+
+    def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
+        """Run forward and show the modules; return FMS's name of each, by Hugging Face's."""
+        twins, head_dim = self.family.fms.twins, self._head_dim()
+        with observe_twins(self.model, twins, observe, head_dim=head_dim) as names:
+            if self.family.takes_text:
+                self.forward(inputs)
+            elif inputs.pixel_values is not None:
+                self.vision(inputs.pixel_values)
+        return names
+
+    def weights(self) -> Iterator[WeightPair]:
+        """Yield every weight of the checkpoint beside the model's own, as it is now."""
+        request = self.request
+        return pair_weights(
+            self.model,
+            request.checkpoint,
+            self.family.fms,
+            request.config,
+            unused=request.unused_weights,
+        )
+
+    def unset_weights(self) -> tuple[str, ...]:
+        """Return the model's weights that the checkpoint leaves unset: they are NaN."""
+        return self.unset
+
+    def modules(self) -> torch.nn.Module:
+        """Return the model itself."""
+        model: torch.nn.Module = self.model
+        return model
+
+    def twin_outputs(self, module: str, output: object) -> Mapping[str, torch.Tensor]:
+        """Return the outputs of Hugging Face's modules in an output, as Hugging Face has them."""
+        found = {
+            hf_name: twin_output(output, twin, head_dim=self._head_dim())
+            for hf_name, twin in twins_of(module, self.family.fms.twins)
+        }
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def graft(self, module: str, output: torch.Tensor) -> AbstractContextManager[str]:
+        """Let a module, by Hugging Face's name, return the golden's output meanwhile."""
+        return graft_twin(
+            self.model, self.family.fms.twins, module, output, head_dim=self._head_dim()
+        )
+
+    def output_cache(self) -> OutputCache | None:
+        """Return an empty cache of the image encoder's output, or None without an encoder."""
+        port = self.family.fms
+        # Another branch of FMS may call it otherwise: nothing is kept then.
+        encoder = dict(self.model.named_modules()).get(port.encoder) if port.encoder else None
+        return None if encoder is None else OutputCache(encoder, port.tiles_apart)
+
+    def _method(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.calls, name, None)
+        if not callable(method):
+            raise PhaseUnsupported(f"FMS has no {name} of {self.family.name}")
+        call: Callable[..., Any] = method
+        return call
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Move a tensor to the model's device and, where it is floating-point, to its dtype."""
+        dtype = getattr(torch, self.request.dtype) if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.request.device, dtype)
+
+    def _inputs(self, inputs: CaseInputs) -> CaseInputs:
+        given = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
+        moved: dict[str, Any] = {n: self._moved(t) for n, t in given.items() if t is not None}
+        return CaseInputs(**moved)
+
+    def _head_dim(self) -> int:
+        """Return the elements of one head of the text model; 0 if no twin is rotary."""
+        if not any(twin.rotary for twin in self.family.fms.twins):
+            return 0
+        config = self.request.config
+        text = config.get("text_config")
+        return head_dim(text if isinstance(text, Mapping) and text else config)
+
+
+class UnnamedFmsCandidate(FmsCandidate):
+    """FMS's model of a family without twins: which module is which is inferred."""
+
+    __slots__ = ()
+    observe_forward = None  # type: ignore[assignment]
+
+
+def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> FmsCandidate:
+    """Build FMS's model of a checkpoint; raise CandidateUnavailable where it cannot."""
+    source = import_fms(fms_path)
+    family = _require_family(request)
+    _require_architecture(family, source)
+    every = read_shapes(request.checkpoint, family.fms, request.config)
+    weights = {name: shape for name, shape in every.items() if name not in request.unused_weights}
+    require_few_layers(request.config, weights, request.checkpoint)
+    try:
+        with warnings.catch_warnings():
+            # A configuration without sense is told once, by the error that it comes to.
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+            if request.loading is Loading.OWN:
+                model, mapping = load_by_fms(family, request)
+            else:
+                model, mapping = _build_model(family, request, weights), ()
+        calls = family.fms.calls(_loaded(model, request))
+    except CandidateUnavailable as error:
+        missing = _unmapped(family, request)
+        raise CandidateUnavailable("; ".join([error.problem, *missing]), error.remedy) from error
+    except SnapError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise CandidateUnavailable(
+            f"FMS at {source.path} cannot load {request.checkpoint}: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
+    require_split(model, architecture=family.fms.architecture)
+    unset = require_coverage(model, weights, request.checkpoint, family.fms)
+    kind = FmsCandidate if family.fms.twins else UnnamedFmsCandidate
+    doubles = tuple(
+        f"FMS loads {' and '.join(names)} into one weight, {own}"
+        for own, names in find_doubles(model, every, family.fms).items()
+    )
+    return kind(model, calls, source, family, request, unset, mapping, doubles)
+
+
+def _unmapped(family: Family, request: CandidateRequest) -> list[str]:
+    """Name the fields that may change answers and that FMS is not given, on one line."""
+    fields = unmapped_fields(family.fms.config, request.config, request.changed_fields)
+    return [f"fields that FMS is not given: {', '.join(fields)}"] if fields else []
+
+
+def _loaded(model: Any, request: CandidateRequest) -> LoadedFms:
+    from fms.utils import generation
+
+    return LoadedFms(
+        model.eval(),
+        importlib.import_module("fms.models"),
+        generation.generate,
+        getattr(generation, "pad_input_ids", None),
+        request.checkpoint,
+        request.config,
+    )
+
+
+def _require_family(request: CandidateRequest) -> Family:
+    """Return the family that a configuration names: it is a golden's, and no matter of usage."""
+    try:
+        return family_of_config(request.config)
+    except UsageError as unknown:
+        raise CandidateUnavailable(unknown.problem, unknown.remedy) from unknown
+
+
+def _require_architecture(family: Family, source: FmsSource) -> None:
+    from fms import models
+
+    known = models.list_models()
+    if family.fms.architecture not in known:
+        wanted = family.fms.architecture or f"architecture that is declared for {family.name}"
+        raise CandidateUnavailable(
+            f"FMS at {source.path} has no {wanted} (it has: {', '.join(known)})",
+            "pass a checkout that has it (--fms-path DIR), or another --candidate module:factory; "
+            f"see {PAGE}",
+        )
+
+
+def _build_model(
+    family: Family, request: CandidateRequest, weights: Mapping[str, torch.Tensor]
+) -> Any:
+    """Build through the registry, from whichever variant: every field that counts is given."""
+    from fms import models
+
+    architecture = family.fms.architecture
+    variant = models.list_variants(architecture)[0]
+    fields = family.fms.config(request.config)
+    # get_model begins with this, too, but does not end before it has taken the memory.
+    without_memory = models._get_model_instance(  # noqa: SLF001 - there is no other way to it
+        architecture, variant, device=torch.device("meta"), extra_args=fields
+    )
+    _require_taken(fields, without_memory.config, architecture, family.fms.absent)
+    require_no_more_numbers(without_memory, weights, request.checkpoint)
+    require_shapes(without_memory, weights, request.checkpoint, family.fms, request.config)
+    return models.get_model(
+        architecture,
+        variant,
+        model_path=str(request.checkpoint),
+        source="hf",
+        device_type=request.device,
+        data_type=getattr(torch, request.dtype),
+        **fields,
+    )
+
+
+def _require_taken(
+    fields: Mapping[str, Any], config: Any, path: str, absent: Mapping[str, Any]
+) -> None:
+    """Raise unless FMS's configuration holds every field: unknown ones it ignores in silence."""
+    for name, value in fields.items():
+        if not hasattr(config, name):
+            if name in absent and value == computed_without(absent, name, fields):
+                continue
+            raise CandidateUnavailable(
+                f"FMS's {path} configuration has no field {name}, which is {value!r} here",
+                f"check an FMS that has it, or declare the family otherwise: {PAGE}",
+            )
+        actual = getattr(config, name)
+        if isinstance(value, dict) and name.endswith("_config"):
+            _require_taken(value, actual, f"{path}.{name}", absent)
+        elif actual != value:
+            raise CandidateUnavailable(
+                f"FMS's {path} configuration took {name}={actual}, not {value} from the checkpoint"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]

@@ -1,0 +1,95 @@
+"""Putting the golden's output in the place of an FMS module's, as FMS lays it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from snapshot_tool.base.compiled import plain_modules, run_eagerly
+from snapshot_tool.base.errors import CandidateUnavailable
+from snapshot_tool.base.tap import Side
+from snapshot_tool.candidates.fms.observe import twin_output
+from snapshot_tool.families.family import Twin, twins_of
+from snapshot_tool.taps.hooks import replace_first_tensor, watch_modules
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def graft_twin(
+    model: torch.nn.Module,
+    twins: Sequence[Twin],
+    module: str,
+    output: torch.Tensor,
+    *,
+    head_dim: int,
+) -> Iterator[str]:
+    """Let FMS's twin of a Hugging Face module return `output`; yield FMS's name of it.
+
+    Only the first call of each run is answered so, as only that was recorded.
+    Raises CandidateUnavailable where FMS has no such module, or lays its output out otherwise.
+    """
+    name, twin = _find_twin(model, twins, module)
+    depth, done = 0, False
+
+    def count(_name: str, side: Side, _value: object) -> None:
+        nonlocal depth, done
+        depth += 1 if side is Side.INPUT else -1
+        done = done and depth > 0
+
+    def replace(_module: object, _arguments: object, answer: Any) -> Any:
+        nonlocal done
+        if done:
+            return answer
+        done = True
+        own = twin_output(answer, twin, head_dim=head_dim)
+        if own is None or own.shape != output.shape:
+            shape = None if own is None else tuple(own.shape)
+            raise CandidateUnavailable(
+                f"cannot graft {module}: it is {tuple(output.shape)}, FMS's {name} returns {shape}",
+                "graft the module that holds it",
+            )
+        return _with_part(answer, twin, output.to(own.device, own.dtype), head_dim=head_dim)
+
+    modules = plain_modules(model)
+    handle = modules[name].register_forward_hook(replace)
+    try:
+        with run_eagerly(), watch_modules(modules.items(), count):
+            yield name
+    finally:
+        handle.remove()
+
+
+def _find_twin(model: torch.nn.Module, twins: Sequence[Twin], module: str) -> tuple[str, Twin]:
+    for name in plain_modules(model):
+        for hf_name, twin in twins_of(name, twins):
+            if hf_name == module:
+                return name, twin
+    raise CandidateUnavailable(
+        f"FMS's model has no module that is {module}", "see snap check --localise for the names"
+    )
+
+
+def _with_part(answer: Any, twin: Twin, output: torch.Tensor, *, head_dim: int) -> Any:
+    """Return what FMS's module returned with one Hugging Face module's part replaced."""
+    import torch
+
+    part = redo_rotary_order(output, head_dim) if twin.rotary else output
+    if twin.part is None:
+        return replace_first_tensor(answer, part)
+    if isinstance(answer, (tuple, list)):
+        pieces = list(answer)
+        pieces[twin.part] = replace_first_tensor(pieces[twin.part], part)
+        return type(answer)(pieces)
+    pieces = list(answer.chunk(twin.parts, dim=-1))
+    pieces[twin.part] = part
+    return torch.cat(pieces, dim=-1)
+
+
+def redo_rotary_order(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Return (..., heads * head_dim) in FMS's order: the inverse of `undo_rotary_order`."""
+    shape = tensor.shape
+    halves = tensor.reshape(*shape[:-1], -1, 2, head_dim // 2)
+    return halves.transpose(-1, -2).reshape(shape)

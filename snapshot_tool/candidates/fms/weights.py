@@ -1,0 +1,288 @@
+"""Whether a checkpoint fills an FMS model, by name and by value; FMS is silent about both.
+
+The adapter that FMS loads weights through runs here again: for the names on tensors without data
+(torch's meta device), which costs neither time nor memory; for the values layer by layer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from snapshot_tool.base.compiled import plain_names
+from snapshot_tool.base.errors import CandidateUnavailable, CheckpointUnavailable
+from snapshot_tool.base.protocol import WeightPair
+from snapshot_tool.candidates.fms.split import takes_weight
+from snapshot_tool.families.config_fields import fields_of_shape
+from snapshot_tool.families.family import FmsPort, twins_of
+
+_SHOWN = 3
+_SIZES = (
+    "FMS computes this size from other fields, or the family's declaration maps it wrongly: "
+    "see docs/adding-a-family.md"
+)
+# What fms.utils.fusion may have taken apart after loading.
+_FUSED: Mapping[str, tuple[str, ...]] = {
+    "in_proj.qkv_fused": ("in_proj.query", "in_proj.key", "in_proj.value"),
+    "wg1_fused": ("wg", "w1"),
+}
+
+
+def require_coverage(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], checkpoint: Path, port: FmsPort
+) -> tuple[str, ...]:
+    """Return the model's weights that a checkpoint leaves unset, filled with NaN, in its order.
+
+    If one of them matters, NaN arrives in a tensor that is compared. FMS itself leaves whatever
+    its memory held. A head that shares its memory with the embedding is set. What the model
+    computes itself, as position ids, is a buffer and not counted.
+
+    weights: the checkpoint's, by name, without data; see read_shapes.
+    Raises CandidateUnavailable where a weight of the checkpoint fits none of the model, and for an
+    unset one that cannot hold NaN.
+    """
+    require_shapes(model, weights, checkpoint, port)
+    adapted = _adapted(model, weights, port)
+    own = plain_names(model.state_dict(keep_vars=True).items())
+    unset = own.keys() - adapted.keys() - _tied(own, adapted)
+    named = plain_names(model.named_parameters())
+    parameters = {name: weight for name, weight in named.items() if name in unset}
+    missing = {name for name, weight in parameters.items() if not weight.is_floating_point()}
+    unused = adapted.keys() - own.keys()
+    problems = []
+    if missing:
+        problems.append(f"leaves {len(missing)} weights of FMS's model unset: {_listed(missing)}")
+    if unused:
+        problems.append(f"has {len(unused)} weights that nothing takes: {_listed(unused)}")
+    if problems:
+        raise CandidateUnavailable(
+            f"{checkpoint} {'; it '.join(problems)}",
+            "compare the checkpoint's names with FMS's adapter for it",
+        )
+    with torch.no_grad():
+        for weight in parameters.values():
+            weight.fill_(torch.nan)
+    return tuple(parameters)
+
+
+def require_shapes(
+    model: torch.nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    checkpoint: Path,
+    port: FmsPort,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise CandidateUnavailable if a weight of a checkpoint has another shape than the model's.
+
+    The error names the first such weight, both shapes, and the fields of the configuration that
+    give the checkpoint's. The model may be on the meta device.
+    """
+    own = plain_names(model.state_dict().items())
+    try:
+        adapted = _adapted(model, weights, port)
+    except RuntimeError as error:
+        key = _misfit(model, weights, port)
+        shape = weights[key].shape if key in weights else ()
+        fields = fields_of_shape(config or {}, shape[:1], (0,))
+        raise CandidateUnavailable(
+            f"FMS cannot lay out {key} {tuple(shape)} of {checkpoint}: {error}"
+            f"{f'; config.json has {fields}' if fields else ''}",
+            _SIZES,
+        ) from error
+    for name, weight in adapted.items():
+        if name not in own or takes_weight(own[name].shape, weight.shape):
+            continue
+        fields = fields_of_shape(config or {}, weight.shape, own[name].shape)
+        raise CandidateUnavailable(
+            f"{name} is {tuple(weight.shape)} in {checkpoint}, {tuple(own[name].shape)} in FMS's "
+            f"model{f'; config.json has {fields}' if fields else ''}",
+            _SIZES,
+        )
+
+
+def _misfit(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], port: FmsPort) -> str:
+    """Return the first key that FMS's adapter cannot take by its shape, or ""."""
+    for key, weight in weights.items():
+        try:
+            _adapted(model, {key: weight}, port)
+        except RuntimeError:
+            return key
+        except Exception:  # noqa: S112 - an adapter may need the keys beside it
+            continue
+    return ""
+
+
+def pair_weights(
+    model: torch.nn.Module,
+    checkpoint: Path,
+    port: FmsPort,
+    config: Mapping[str, Any],
+    *,
+    unused: frozenset[str] = frozenset(),
+) -> Iterator[WeightPair]:
+    """Yield the checkpoint's weights, adapted as on loading, beside the model's, by layers.
+
+    unused: keys of the checkpoint that take part in no answer of the reference.
+    """
+    own = plain_names(model.state_dict().items())
+    with _opened(checkpoint) as files:
+        layers = _layers(name for name in files.weights(port, config) if name not in unused)
+    for names in layers:
+        # Opened for each anew: what was read of mapped files stays in memory until they are closed.
+        with _opened(checkpoint) as files:
+            layer = {name: files.weight(name) for name in names}
+            for name, expected in _adapted(model, layer, port).items():
+                actual = _own_weight(own, name)
+                yield WeightPair(name, expected, actual, partial(_reference_modules, name, port))
+
+
+def find_doubles(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], port: FmsPort
+) -> dict[str, list[str]]:
+    """Return the keys of a checkpoint that FMS adapts to one weight, by its name in the model.
+
+    weights: the checkpoint's, by name, without data. Keys that FMS joins to one weight, such as
+    query, key and value, have other shapes than it and are not counted.
+    """
+    found: dict[str, list[str]] = {}
+    own = plain_names(model.state_dict().items())
+    for key, weight in weights.items():
+        with suppress(Exception):  # an adapter may need the keys beside it
+            for name, adapted in _adapted(model, {key: weight}, port).items():
+                if name in own and own[name].shape == adapted.shape:
+                    found.setdefault(name, []).append(key)
+    return {name: sorted(keys) for name, keys in found.items() if len(keys) > 1}
+
+
+def _adapted(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], port: FmsPort
+) -> dict[str, torch.Tensor]:
+    """Return weights of the checkpoint by FMS's names, and as FMS lays them out."""
+    from fms.utils import serialization
+
+    known = {"model_config": getattr(model, "config", None)}
+    return dict(serialization.get_adapted(port.architecture, "hf", weights, known))
+
+
+def _own_weight(own: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:
+    """Return the model's weight of a name; where it was taken apart, put together again."""
+    if name in own:
+        return own[name]
+    for fused, parts in _FUSED.items():
+        pieces = [own.get(name.replace(fused, part)) for part in parts if fused in name]
+        whole = [piece for piece in pieces if piece is not None]
+        if whole and len(whole) == len(pieces):
+            return torch.cat(whole)
+    return None
+
+
+def _reference_modules(weight: str, port: FmsPort) -> tuple[str, ...]:
+    """Return Hugging Face's modules that a weight belongs to."""
+    module = weight.rpartition(".")[0]
+    # The twin of what FMS fuses may be the module around it.
+    twins = twins_of(module, port.twins) or twins_of(module.rpartition(".")[0], port.twins)
+    return tuple(hf_name for hf_name, _ in twins)
+
+
+def read_shapes(
+    checkpoint: Path, port: FmsPort, config: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Return every weight of a checkpoint as a tensor of its shape without data."""
+    with _opened(checkpoint) as files:
+        return {name: files.weight(name).to("meta") for name in files.weights(port, config)}
+
+
+def _tied(own: Mapping[str, torch.Tensor], adapted: Mapping[str, Any]) -> set[str]:
+    """Return the names whose memory another, loaded, weight fills."""
+    filled = {own[name].data_ptr() for name in own.keys() & adapted.keys()}
+    return {name for name in own.keys() - adapted.keys() if own[name].data_ptr() in filled}
+
+
+def _listed(names: set[str]) -> str:
+    shown = sorted(names)[:_SHOWN]
+    return ", ".join(shown) + (" …" if len(names) > _SHOWN else "")
+
+
+def _layers(names: Iterable[str]) -> list[list[str]]:
+    """Return names in groups that FMS's adapters can fuse: each layer, and all the rest."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        numbered = re.match(r".*?\.\d+\.", name)
+        groups.setdefault(numbered[0] if numbered else "", []).append(name)
+    return list(groups.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The open files of a checkpoint: which of them has a tensor, by name."""
+
+    holders: Mapping[str, Any]
+
+    def weights(self, port: FmsPort, config: Mapping[str, Any]) -> list[str]:
+        """Return the names of all tensors that the reference holds after loading."""
+        return [name for name in self.holders if port.is_weight(name, config)]
+
+    def weight(self, name: str) -> torch.Tensor:
+        """Return a weight; its memory is the file's until something is computed with it."""
+        weight: torch.Tensor = self.holders[name].get_tensor(name)
+        return weight
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """Return the files that hold a checkpoint's weights, as transformers chooses them.
+
+    That is model.safetensors, or else the files that model.safetensors.index.json names; other
+    files may be left over from an older save. A folder that has neither, which transformers does
+    not load, has all of its files. Raises CheckpointUnavailable if there are none.
+    """
+    single, index = checkpoint / "model.safetensors", checkpoint / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        try:
+            names = json.loads(index.read_bytes())["weight_map"].values()
+            return [checkpoint / name for name in sorted(set(names))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointUnavailable(f"{index} is not an index of weights: {error}") from error
+    if found := _all_files(checkpoint):
+        return found
+    raise CheckpointUnavailable(
+        f"{checkpoint} has no safetensors weights",
+        "it needs model.safetensors, or model.safetensors.index.json with the files that it names",
+    )
+
+
+def stray_files(checkpoint: Path) -> list[str]:
+    """Return the names of weights' files that FMS reads, though they are not the checkpoint's."""
+    own = weight_files(checkpoint)
+    return [path.name for path in _all_files(checkpoint) if path not in own]
+
+
+def _all_files(checkpoint: Path) -> list[Path]:
+    # FMS passes over Mistral's own layout of the same weights.
+    found = checkpoint.glob("*.safetensors")
+    return sorted(path for path in found if path.name != "consolidated.safetensors")
+
+
+@contextmanager
+def _opened(checkpoint: Path) -> Iterator[_Files]:
+    """Open a checkpoint's weights; raise CheckpointUnavailable where they cannot be read."""
+    paths = weight_files(checkpoint)
+    holders: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for path in paths:
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointUnavailable(f"{path} cannot be read: {error}") from error
+            holders.update(dict.fromkeys(file.keys(), file))
+        yield _Files(holders)

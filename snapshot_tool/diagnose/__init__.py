@@ -1,0 +1,1 @@
+"""Where a difference arises: module by module, and between two golden sets."""

@@ -1,0 +1,203 @@
+"""Finding the first module that goes wrong, from recorded sketches: no reference is needed.
+
+Parents come first: only the first module whose input is within and whose output is beyond the limit
+is looked into, and the same holds for its children in turn. When no child is at fault, the parent's
+own code is: what it does between its children, or that it leaves one of them out.
+
+A fault in code that every layer runs may stay hidden in the first of them, where a large residual
+covers it: once it is found, the same module of an earlier layer is named if it errs already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from snapshot_tool.base.localisation import ERROR_LIMIT, Localisation, ModuleErrors
+from snapshot_tool.base.sketch import Sketch, relative_error
+from snapshot_tool.base.tap import Tap
+
+Limits = Mapping[str, tuple[float, float]]
+_LIMITS = (ERROR_LIMIT, ERROR_LIMIT)
+
+
+def localise(
+    case: str,
+    golden: Sequence[Tap],
+    candidate: Mapping[str, Tap],
+    names: Mapping[str, str],
+    *,
+    unfinished: Sequence[str] | None = None,
+    limits: Limits | None = None,
+) -> Localisation:
+    """Compare a candidate's taps with the golden's, which are in the order modules finish.
+
+    names: the candidate's name of each module, by the reference's.
+    unfinished: the modules that were running, outermost first, when the candidate raised; None
+        where it did not.
+    limits: what a module's errors may be, by its name: those of the input and of the output; for
+        any other module they are ERROR_LIMIT.
+    """
+    modules = tuple(
+        _errors(tap, candidate.get(tap.module), names, (limits or {}).get(tap.module, _LIMITS))
+        for tap in golden
+    )
+    path = _descend(modules, "")
+    culprit = _first_alike(modules, path[-1]) if path else None
+    raised = culprit is None and unfinished is not None
+    if raised:
+        culprit = _innermost(modules, unfinished or ())
+    parent = culprit.module if culprit else ""
+    skipped = None if raised else _skipped(modules, parent, golden, candidate)
+    neighbours = _neighbours(modules, parent) if skipped is None else ("", "")
+    return Localisation(
+        case=case,
+        culprit=skipped or culprit,
+        own_code=skipped is None and culprit is not None and bool(_children(modules, parent)),
+        between=skipped is None
+        and culprit is None
+        and (raised or any(module.output_beyond for module in modules)),
+        heals=bool(path) and _heals(modules, path),
+        modules=modules,
+        neighbours=neighbours,
+        skipped=skipped is not None,
+        raised=raised,
+    )
+
+
+def _errors(
+    golden: Tap, other: Tap | None, names: Mapping[str, str], limits: tuple[float, float]
+) -> ModuleErrors:
+    given = golden.input, other.input if other else None
+    if given[0] and given[1] and len(given[0].shape) != len(given[1].shape):
+        # Token ids here and embeddings there: it says nothing, and what comes out of it does.
+        given = None, None
+    return ModuleErrors(
+        golden.module,
+        names.get(golden.module, ""),
+        _error(*given),
+        _error(golden.output, other.output if other else None),
+        *limits,
+    )
+
+
+def _error(golden: Sketch | None, other: Sketch | None) -> float | None:
+    if golden is None or other is None:
+        return None
+    if other.shape[0] == 1 != golden.shape[0] and other.shape[1:] == golden.shape[1:]:
+        # One row that stands for the whole batch, sketched without knowing of it: its sketch says
+        # nothing about the batch's, and what it is added to shows whether it is right.
+        return None
+    return relative_error(golden, other)
+
+
+def _descend(modules: Sequence[ModuleErrors], parent: str) -> list[ModuleErrors]:
+    """Return the way from `parent` down to the innermost culprit."""
+    for child in _children(modules, parent):
+        if child.is_culprit:
+            return [child, *_descend(modules, child.module)]
+        if not child.input_within:
+            # A module may run before the parent that it is named under, as token embeddings do:
+            # what the parent is given is then wrong already. Otherwise the error is older than the
+            # child, and all that comes later.
+            return _descend(modules, child.module)
+    return []
+
+
+def _first_alike(modules: Sequence[ModuleErrors], culprit: ModuleErrors) -> ModuleErrors:
+    """Return the first culprit that has the same name but for the numbers of layers."""
+    kind = _kind(culprit.module)
+    return next((m for m in modules if m.is_culprit and _kind(m.module) == kind), culprit)
+
+
+def _kind(module: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", module)
+
+
+def _children(modules: Sequence[ModuleErrors], parent: str) -> list[ModuleErrors]:
+    """Return the compared modules right below `parent`, in order of execution.
+
+    A module that cannot be compared (a list of layers, the model as a whole) is seen through.
+    """
+    compared = {m.module for m in modules if m.output_error is not None}
+    return [m for m in modules if m.module in compared and _parent(m.module, compared) == parent]
+
+
+def _known_children(modules: Sequence[ModuleErrors], parent: str) -> list[ModuleErrors]:
+    """Return the modules right below `parent` that the candidate has, whether they ran or not."""
+    known = {m.module for m in modules if m.output_error is not None or m.candidate}
+    return [m for m in modules if m.module in known and _parent(m.module, known) == parent]
+
+
+def _parent(module: str, known: set[str]) -> str:
+    while "." in module:
+        module = module.rpartition(".")[0]
+        if module in known:
+            return module
+    return ""
+
+
+def _innermost(modules: Sequence[ModuleErrors], unfinished: Sequence[str]) -> ModuleErrors | None:
+    """Return the innermost module that was running when the candidate raised."""
+    by_name = {m.module: m for m in modules}
+    running = [by_name[name] for name in unfinished if name in by_name]
+    return running[-1] if running else None
+
+
+def _skipped(
+    modules: Sequence[ModuleErrors],
+    parent: str,
+    golden: Sequence[Tap],
+    candidate: Mapping[str, Tap],
+) -> ModuleErrors | None:
+    """Return the child that the candidate has and passes over, as values confirm.
+
+    What comes after it is then given what it should have been given itself.
+    """
+    taps = {tap.module: tap for tap in golden}
+    children = _known_children(modules, parent)
+    for place, child in enumerate(children):
+        if child.output_error is not None:
+            continue
+        after = next((m for m in children[place + 1 :] if m.output_error is not None), None)
+        if after:
+            right, actual = taps[after.module].input, candidate[after.module].input
+        elif parent:
+            right, actual = taps[parent].output, candidate[parent].output
+        else:
+            continue
+        given = taps[child.module].input
+        if _alike(given, actual) and not _alike(given, right):
+            return child
+    return None
+
+
+def _alike(one: Sketch | None, other: Sketch | None) -> bool:
+    error = _error(one, other)
+    return error is not None and error <= ERROR_LIMIT
+
+
+def _neighbours(modules: Sequence[ModuleErrors], parent: str) -> tuple[str, str]:
+    """Return the last child of `parent` that is right and the next one, which is given an error.
+
+    Either is "" where there is none: the error arises before the first or after the last one.
+    """
+    children = _known_children(modules, parent)
+    right = -1
+    for place, child in enumerate(children):
+        if not child.input_within or child.output_beyond:
+            break
+        if child.output_error is not None:
+            right = place
+    names = ["", *(child.module for child in children), ""]
+    return names[right + 1], names[right + 2]
+
+
+def _heals(modules: Sequence[ModuleErrors], path: Sequence[ModuleErrors]) -> bool:
+    """Tell whether all that runs after the culprit's outermost module agrees with the golden.
+
+    An error that reaches nothing is no fault of the model: the module is laid out otherwise.
+    """
+    top = _children(modules, "")
+    later = top[top.index(path[0]) + 1 :] if path[0] in top else []
+    return bool(later) and all(m.input_within and not m.output_beyond for m in later)

@@ -1,1 +1,0 @@
-"""Derived variants: asking a candidate what a golden set answers without having been asked."""

@@ -1,0 +1,1 @@
+"""Questions that a golden set answers though nobody asked them: drawn, asked, judged."""

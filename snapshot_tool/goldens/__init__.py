@@ -1,0 +1,1 @@
+"""Golden sets on disk: layout, manifest, tensors, transactions, remotes."""

@@ -1,0 +1,125 @@
+"""oracle.safetensors: what a float64 run of the reference knows of each tensor and module.
+
+`<case>/<phase>.<tensor>.delta` is oracle - reference; `<case>/<phase>.<tensor>.noise.<dtype>` is
+the reference's own error in a dtype at each position; `<case>/generate.step_noise.<dtype>` that of
+each step's logits; `<case>/taps.noise.<dtype>` that of each module's input and output, relative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from snapshot_tool.base.errors import GoldenDamaged
+from snapshot_tool.base.localisation import noise_limit
+from snapshot_tool.base.oracle import OracleTensor
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.layout import ORACLE
+from snapshot_tool.goldens.manifest import Manifest
+from snapshot_tool.goldens.parts import TOKEN_IDS
+
+if TYPE_CHECKING:
+    import torch
+
+
+# Which rows of a recorded tensor are judged; None: all.
+Rows = slice | list[int] | None
+
+
+def delta_key(phase: Phase, tensor: str) -> str:
+    """Return the name of a recorded tensor's distance to its oracle."""
+    return f"{phase.value}.{tensor}.delta"
+
+
+def noise_key(phase: Phase, tensor: str, dtype: str) -> str:
+    """Return the name of the reference's own errors in a dtype."""
+    return f"{phase.value}.{tensor}.noise.{dtype}"
+
+
+def step_noise_key(dtype: str) -> str:
+    """Return the name of the errors of every generation step's logits in a dtype."""
+    return f"{Phase.GENERATE.value}.step_noise.{dtype}"
+
+
+def tap_noise_key(dtype: str) -> str:
+    """Return the name of the relative errors of every module in a dtype."""
+    return f"taps.noise.{dtype}"
+
+
+def oracle_tensor(
+    golden: Golden,
+    case: str,
+    phase: Phase,
+    tensor: str,
+    *,
+    reference: torch.Tensor,
+    dtype: str,
+    rows: Rows = None,
+) -> OracleTensor | None:
+    """Return what the oracle knows of a recorded tensor; None where the set has none for it.
+
+    reference: that tensor, which whoever judges has read already, or those rows of it.
+    """
+    delta = _read(golden, case, delta_key(phase, tensor))
+    noise = _read(golden, case, noise_key(phase, tensor, dtype))
+    if delta is None or noise is None:
+        return None
+    if rows is not None:
+        delta = delta[rows]
+        # One number for all rows of a tensor without a width.
+        noise = noise[rows] if noise.dim() else noise
+    _require(
+        delta.shape == reference.shape and noise.shape == reference.shape[:-1],
+        f"{case} {phase.value} {tensor}",
+    )
+    return OracleTensor(reference, delta, noise)
+
+
+def has_coarse_oracle(manifest: Manifest) -> bool:
+    """Tell whether distances to the oracle are kept in bfloat16, three digits of them.
+
+    In a float32 set that is enough. In a half-precision set the distances are as large as its
+    rounding, and three digits of them are coarser than float32 rounds.
+    """
+    entries = manifest.files[ORACLE].tensors.items()
+    deltas = [entry.dtype for key, entry in entries if key.endswith(".delta")]
+    return manifest.dtype != "float32" and "BF16" in deltas
+
+
+def step_noise(golden: Golden, case: str, *, dtype: str) -> torch.Tensor | None:
+    """Return the greatest error of a logit at each generation step, (new,) float32, or None."""
+    noise = _read(golden, case, step_noise_key(dtype))
+    tokens = golden.tensor(case, Phase.GENERATE, TOKEN_IDS)
+    _require(noise is None or noise.shape == tokens.shape, f"{case} generate")
+    return noise
+
+
+def tap_limits(golden: Golden, case: str, *, dtype: str) -> Mapping[str, tuple[float, float]]:
+    """Return how far rounding may put each module's input and output off, by its name.
+
+    None are returned without an oracle.
+    """
+    import torch
+
+    rows = _read(golden, case, tap_noise_key(dtype))
+    if rows is None:
+        return {}
+    taps = golden.taps(case)
+    _require(rows.shape == (len(taps), 2), f"{case} taps")
+    eps = torch.finfo(getattr(torch, dtype)).eps
+    return {
+        tap.module: (noise_limit(given, eps=eps), noise_limit(returned, eps=eps))
+        for tap, (given, returned) in zip(taps, rows.tolist(), strict=True)
+    }
+
+
+def _require(fits: bool, what: str) -> None:  # noqa: FBT001 - the condition itself
+    if not fits:
+        raise GoldenDamaged(f"{ORACLE} does not fit the recorded {what}", "record the set again")
+
+
+def _read(golden: Golden, case: str, name: str) -> torch.Tensor | None:
+    entry = golden.manifest.files.get(ORACLE)
+    key = f"{case}/{name}"
+    return golden.read_file(ORACLE, key) if entry and key in entry.tensors else None

@@ -1,0 +1,276 @@
+"""safetensors files without torch: headers, digests, and joining many small files into one.
+
+The format (https://huggingface.co/docs/safetensors): eight bytes of header length, a JSON header of
+dtype, shape and data offsets for each key, then the data without gaps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from snapshot_tool.base.errors import GoldenDamaged
+from snapshot_tool.base.files import file_size, open_plain, require_bounded_json
+from snapshot_tool.goldens.manifest import FileEntry, TensorEntry
+
+if TYPE_CHECKING:
+    import torch
+
+_ITEM_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64,
+}  # fmt: skip
+# torch's names of what the format calls F32 and so on.
+TORCH_DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16",
+    "I32": "int32", "U32": "uint32", "F32": "float32",
+    "I64": "int64", "U64": "uint64", "F64": "float64",
+}  # fmt: skip
+_LENGTH = struct.Struct("<Q")
+_METADATA = "__metadata__"
+_MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
+_BLOCK = 2**20
+
+
+# gc=False: a stranger's header may have a million tensors, and nothing here refers to itself.
+class Span(msgspec.Struct, frozen=True, gc=False):
+    """One tensor's place in a file: dtype letters, shape, and the bytes from start to end."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+_Natural = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Fields(msgspec.Struct, frozen=True, gc=False):
+    """What a header says of one tensor."""
+
+    dtype: str
+    shape: tuple[_Natural, ...]
+    data_offsets: tuple[_Natural, _Natural]
+
+
+_FIELDS = msgspec.json.Decoder(_Fields)
+
+
+def read_header(path: Path) -> dict[str, Span]:
+    """Return where each tensor of a safetensors file lies; raise GoldenDamaged where it is none."""
+    with open_plain(path) as file:
+        return _read_header(file, path)[0]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the strings that a safetensors file says of itself; raise GoldenDamaged likewise."""
+    with open_plain(path) as file:
+        return _read_header(file, path)[1]
+
+
+def read_integers(path: Path, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return some int64 tensors of a safetensors file as numbers, those that are there.
+
+    Raises GoldenDamaged if the file is not a safetensors file, or a tensor has another dtype.
+    """
+    found = {}
+    with open_plain(path) as file:
+        spans, _ = _read_header(file, path)
+        for key in keys:
+            if key not in spans:
+                continue
+            span = spans[key]
+            if span.dtype != "I64":
+                raise GoldenDamaged(f"{path}: {key} is {span.dtype}, not I64")
+            data = b"".join(_blocks(file, path, span.start, span.end))
+            found[key] = struct.unpack(f"<{len(data) // 8}q", data)
+    return found
+
+
+def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, Span], dict[str, str]]:
+    """Return the spans and the metadata of an open file, from its start."""
+    size = file_size(file)
+    try:
+        prefix = file.read(_LENGTH.size)
+        length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else size
+        if length > size - _LENGTH.size:
+            raise ValueError("it is cut short")
+        if length > _MAX_HEADER:
+            raise ValueError(f"its header claims {length} bytes")
+        text = require_bounded_json(file.read(length))
+        header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        metadata = header.pop(_METADATA, msgspec.Raw(b"{}"))
+        _require_once(text, header, bytes(metadata))
+        spans = _spans(header, first=_LENGTH.size + length, size=size)
+        return spans, msgspec.json.decode(metadata, type=dict[str, str])
+    except OSError as error:
+        raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, RecursionError, msgspec.DecodeError) as error:
+        raise GoldenDamaged(f"{path} is no valid safetensors file: {error}") from error
+
+
+def _require_once(text: bytes, header: Mapping[str, msgspec.Raw], metadata: bytes) -> None:
+    """Raise ValueError where a tensor, or a field of it, is there twice: parsing keeps one."""
+    for field in _Fields.__struct_fields__:
+        name = f'"{field}"'.encode()
+        there = text.count(name) - metadata.count(name) - (field in header)
+        if there != len(header):
+            raise ValueError(f"its header has {there} times {field} for {len(header)} tensors")
+
+
+def _spans(header: Mapping[str, msgspec.Raw], *, first: int, size: int) -> dict[str, Span]:
+    spans = {}
+    for key, raw in header.items():
+        fields = _FIELDS.decode(raw)
+        start, end = fields.data_offsets
+        spans[key] = Span(fields.dtype, fields.shape, first + start, first + end)
+    expected = first
+    for key, span in sorted(spans.items(), key=lambda item: (item[1].start, item[1].end)):
+        bits = _ITEM_BITS[span.dtype]
+        for side in span.shape:
+            bits *= side
+        if span.start != expected or (span.end - span.start) * 8 != bits:
+            raise ValueError(f"the place of {key} does not fit its shape")
+        expected = span.end
+    if expected != size:
+        raise ValueError(
+            "it is cut short" if expected > size else "it has bytes that no tensor owns"
+        )
+    return spans
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Return a safetensors file's manifest entry, digests included."""
+    opened = open_tensors(path)
+    with opened.file:
+        return opened.describe()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """A safetensors file that is open: what is read is this file, whatever its name comes to mean.
+
+    A tensor is read into memory of its own. Pages of a mapped file would stay in memory beside it.
+    """
+
+    path: Path
+    file: BufferedReader
+    spans: Mapping[str, Span]
+
+    def describe(self) -> FileEntry:
+        """Return the file's manifest entry: one pass feeds the digests of file and tensors."""
+        whole, digests = hashlib.sha256(), {}
+        ordered = sorted(self.spans.items(), key=lambda item: (item[1].start, item[1].end))
+        first = ordered[0][1].start if ordered else file_size(self.file)
+        for block in _blocks(self.file, self.path, 0, first):
+            whole.update(block)
+        for key, span in ordered:  # tensors follow each other without gaps
+            own = hashlib.sha256()
+            for block in _blocks(self.file, self.path, span.start, span.end):
+                own.update(block)
+                whole.update(block)
+            digests[key] = own.hexdigest()
+        tensors = {
+            key: TensorEntry(shape=span.shape, dtype=span.dtype, sha256=digests[key])
+            for key, span in sorted(self.spans.items())
+        }
+        size = file_size(self.file)
+        return FileEntry(size=size, sha256=whole.hexdigest(), tensors=tensors)
+
+    def read(self, key: str) -> torch.Tensor:
+        """Return a tensor; raise GoldenDamaged where it is not there or cannot be read."""
+        import numpy as np
+        import torch
+
+        if key not in self.spans:
+            raise GoldenDamaged(f"{self.path} has no {key}")
+        span = self.spans[key]
+        dtype = getattr(torch, TORCH_DTYPES[span.dtype])
+        if span.end == span.start:
+            return torch.empty(span.shape, dtype=dtype)
+        # numpy's: torch fills new memory if algorithms are to be deterministic.
+        memory = np.empty(span.end - span.start, np.uint8)
+        self._fill(memory.data, span.start)
+        # The format's bytes are those of memory: little-endian, the last dimension first.
+        return torch.from_numpy(memory).view(dtype).reshape(span.shape)
+
+    def _fill(self, left: memoryview, start: int) -> None:
+        """Read bytes of the file from `start` on; raise GoldenDamaged where they are not there."""
+        try:
+            while left and (count := os.preadv(self.file.fileno(), [left], start)):
+                left, start = left[count:], start + count
+        except OSError as error:
+            raise GoldenDamaged(f"{self.path} cannot be read: {error.strerror}") from error
+        if left:
+            raise GoldenDamaged(f"{self.path} is cut short")
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """Open a safetensors file; raise GoldenDamaged where it is none."""
+    file = open_plain(path)
+    return TensorFile(path, file, _read_header(file, path)[0])
+
+
+def _blocks(file: BufferedReader, path: Path, start: int, end: int) -> Iterable[bytes]:
+    """Yield the bytes from start to end; the file's own position, which threads share, stays."""
+    while start < end:
+        block = os.pread(file.fileno(), min(_BLOCK, end - start), start)
+        if not block:
+            raise GoldenDamaged(f"{path} is cut short")
+        start += len(block)
+        yield block
+
+
+def join_files(parts: Mapping[str, Path], target: Path) -> None:
+    """Write one safetensors file whose keys are `<prefix>/<key>` of the parts, by prefix.
+
+    Only one block of data is in memory at a time, however many and large the parts are. The same
+    parts give the same bytes.
+    """
+    sources = []
+    for prefix, path in parts.items():
+        sources += [(f"{prefix}/{key}", path, span) for key, span in read_header(path).items()]
+    write_file(target, sources)
+
+
+def write_file(
+    target: Path,
+    sources: Iterable[tuple[str, Path, Span]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write one safetensors file of tensors that lie in other files, block by block.
+
+    metadata: one string at most, since safetensors' own order of several is another every time.
+    """
+    # Wide types first, so that every tensor is aligned for its dtype, as safetensors itself does.
+    ordered = sorted(sources, key=lambda source: (-_ITEM_BITS[source[2].dtype], source[0]))
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    offset = 0
+    for key, _, span in ordered:
+        end = offset + span.end - span.start
+        header[key] = {"dtype": span.dtype, "shape": span.shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as file:
+        file.write(_LENGTH.pack(len(text)) + text)
+        for _, path, span in ordered:
+            with open_plain(path) as part:
+                for block in _blocks(part, path, span.start, span.end):
+                    file.write(block)
+        file.flush()
+        os.fsync(file.fileno())

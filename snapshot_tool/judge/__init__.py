@@ -1,0 +1,1 @@
+"""Running one phase of one case, watching the candidate, and giving a verdict."""

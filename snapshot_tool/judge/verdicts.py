@@ -1,0 +1,130 @@
+"""Judging what a candidate returned: by the table of tolerances, or by the oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from snapshot_tool.base.oracle import OracleComparison
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.base.tolerance import Rule, Tolerance, default_rule
+from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.manifest import CaseEntry
+from snapshot_tool.goldens.oracle import Rows, oracle_tensor
+from snapshot_tool.judge.phases import Pair
+from snapshot_tool.numerics.compare import judge_tensor
+from snapshot_tool.numerics.error_map import map_errors
+from snapshot_tool.numerics.float64_rule import compare_with_oracle
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """The rule of one check.
+
+    Args:
+        golden: the set, with its own tolerances and, perhaps, an oracle.
+        dtype: the one that the candidate computes in.
+        rule: what decides; a tensor of which the set has no oracle is judged by the table.
+        atol: in place of the golden's own, where given.
+        rtol: the same.
+    """
+
+    golden: Golden
+    dtype: str
+    rule: Rule = Rule.TABLE
+    atol: float | None = None
+    rtol: float | None = None
+
+    @classmethod
+    def of(cls, golden: Golden) -> Judge:
+        """Return the judge of a candidate that computes in the golden's own dtype."""
+        dtype = golden.manifest.dtype
+        return cls(golden, dtype, default_rule(dtype, dtype))
+
+    def judge(
+        self,
+        case: CaseEntry,
+        phase: Phase,
+        pair: Pair,
+        *,
+        seconds: float = 0.0,
+        rows: Rows = None,
+    ) -> Result:
+        """Return the verdict on one tensor, with the figures of both rules where there are both.
+
+        rows: which rows of the recorded tensor the pair is about; None: all.
+        """
+        pair, tolerance = pair.in_units(self.tolerance(case, phase))
+        if pair.actual is None:
+            reason = "the candidate returned no such tensor"
+            verdict, comparison = Verdict.FAIL, None
+        else:
+            verdict, reason, comparison = judge_tensor(
+                pair.expected, pair.actual, tolerance, computed_in=getattr(torch, self.dtype)
+            )
+        result = Result(
+            case.name, phase, pair.tensor, verdict, reason, tolerance, comparison, seconds
+        )
+        result = self._by_oracle(result, pair, rows) if comparison else result
+        result = _with_errors(result, pair) if result.verdict is Verdict.FAIL else result
+        if result.verdict is not Verdict.PASS and pair.note:
+            result = dataclasses.replace(result, reason=f"{pair.note}; {result.reason}")
+        return result
+
+    def tolerance(self, case: CaseEntry, phase: Phase) -> Tolerance:
+        """Return the golden's tolerance, or what the user put in its place; tokens stay exact."""
+        own = self.golden.manifest.tolerances[phase].for_images(case.images)
+        if phase is Phase.GENERATE:
+            return own
+        return Tolerance(
+            own.atol if self.atol is None else self.atol,
+            own.rtol if self.rtol is None else self.rtol,
+        )
+
+    def _by_oracle(self, result: Result, pair: Pair, rows: Rows) -> Result:
+        """Add the oracle's figures and, where it is the rule, its verdict."""
+        oracle = oracle_tensor(
+            self.golden,
+            result.case,
+            result.phase,
+            result.tensor,
+            reference=pair.expected,
+            dtype=self.dtype,
+            rows=rows,
+        )
+        if oracle is None or result.tolerance is None or not isinstance(pair.actual, torch.Tensor):
+            return result
+        figures = compare_with_oracle(
+            oracle, pair.actual, tolerance=result.tolerance, dtype=self.dtype
+        )
+        result = dataclasses.replace(result, oracle=figures)
+        if self.rule is Rule.TABLE:
+            return result
+        verdict = Verdict.PASS if figures.within else Verdict.FAIL
+        reason = "" if figures.within else _describe(figures)
+        return dataclasses.replace(result, verdict=verdict, reason=reason, rule=self.rule)
+
+
+def _with_errors(result: Result, pair: Pair) -> Result:
+    """Add where the errors of a failed tensor lie, in units of the table's tolerance."""
+    comparison, tolerance, actual = result.comparison, result.tolerance, pair.actual
+    if comparison is None or tolerance is None or not isinstance(actual, torch.Tensor):
+        return result
+    errors = map_errors(pair.expected, actual, tolerance)
+    return dataclasses.replace(result, comparison=dataclasses.replace(comparison, errors=errors))
+
+
+def _describe(figures: OracleComparison) -> str:
+    """Say by which limit a tensor fails."""
+    if not figures.error <= figures.limit:
+        return (
+            f"its error against the oracle is {figures.error:.3g}, the reference's own "
+            f"{figures.reference_error:.3g} ({figures.limit:.3g} allowed)"
+        )
+    return (
+        f"its error against the oracle at position {list(figures.position)} is "
+        f"{figures.position_error:.3g} ({figures.position_limit:.3g} allowed)"
+    )

@@ -1,0 +1,224 @@
+"""Variants for a recording: prompts and images that hypothesis draws, reproducibly, from a seed.
+
+Each variant has a theme, so that even a dozen of them cover what a port can get wrong: padding,
+number and placement of images, chat template, unicode, lengths, sizes. Within its theme hypothesis
+draws freely, but for the images' modes: what is left to chance may never come, so modes are dealt
+in turn, and six variants have them all. The recipes are stored with the golden set, which is what a
+re-recording uses: hypothesis's draws may change with its version and with the code around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from snapshot_tool.base.hypothesis_folder import own_home
+from snapshot_tool.base.recipes import IMAGE_KINDS, IMAGE_MODES, CaseRecipe, ImageRecipe, InputKind
+
+_WORDS = (
+    "describe", "compare", "the", "a", "red", "green", "blue", "small", "large", "circle",
+    "square", "what", "is", "shown", "in", "this", "image", "and", "then", "which", "colour",
+    "left", "right", "answer", "briefly", "list", "every", "shape", "you", "see", "please", "why",
+)  # fmt: skip
+_UNICODE = (
+    "日本語", "العربية", "Ünïcödé", "e\u0301", "🙂🙃", "👩‍🔬", "\u200b", "\u202e", "Ελληνικά", "ﷺ",
+    "naïve", "𝔐𝔞𝔱𝔥", "\t", "\n\n", "—", "한국어",
+)  # fmt: skip
+_SIDES = (5, 8, 17, 31, 32, 33, 64, 100, 127, 128, 129, 160)
+# Down to one pixel. Heights of 1, 3 and 4 pixels look like channels to transformers, which then
+# takes its first image's layout for all: only cases of a single image draw them.
+_TINY_SIDES = (1, 2, 3, 4, 5)
+_LONG_SIDES = (40, 97, 150, 256, 400)
+_EXAMPLES = 6  # the first examples of a run are hypothesis's simplest; the last one is kept
+
+
+def _words(minimum: int, maximum: int) -> SearchStrategy[str]:
+    return st.lists(st.sampled_from(_WORDS), min_size=minimum, max_size=maximum).map(" ".join)
+
+
+def _text() -> SearchStrategy[str]:
+    return _words(1, 8)
+
+
+def _unicode_text() -> SearchStrategy[str]:
+    pieces = st.one_of(st.sampled_from(_UNICODE), st.sampled_from(_WORDS))
+    return st.tuples(
+        st.sampled_from(_UNICODE), st.lists(pieces, min_size=1, max_size=6).map(" ".join)
+    ).map("".join)
+
+
+def _images(*, sides: SearchStrategy[tuple[int, int]] | None = None) -> SearchStrategy[ImageRecipe]:
+    side = st.sampled_from(_SIDES)
+    return st.builds(
+        lambda kind, size, seed: ImageRecipe(kind, size[0], size[1], seed=seed),
+        st.sampled_from(IMAGE_KINDS),
+        sides if sides is not None else st.tuples(side, side),
+        st.integers(0, 2**16 - 1),
+    )
+
+
+def _tiny_sizes() -> SearchStrategy[tuple[int, int]]:
+    tiny, long = st.sampled_from(_TINY_SIDES), st.sampled_from(_LONG_SIDES)
+    return st.one_of(st.tuples(tiny, tiny), st.tuples(tiny, long), st.tuples(long, tiny))
+
+
+_ANY_IMAGE = _images()
+_NO_CHAT = st.just(False)
+_NO_TEXT = st.just("")
+
+
+@st.composite
+def _case(
+    draw: st.DrawFn,
+    *,
+    images: tuple[int, int],
+    text: SearchStrategy[str],
+    image: SearchStrategy[ImageRecipe] = _ANY_IMAGE,
+    chat: SearchStrategy[bool] = _NO_CHAT,
+    padding: tuple[int, int] = (0, 0),
+    right_padding: tuple[int, int] = (0, 0),
+    second: SearchStrategy[str] = _NO_TEXT,
+) -> CaseRecipe:
+    """Draw a case: so many images, each placed somewhere between pieces of text."""
+    pictures = draw(st.lists(image, min_size=images[0], max_size=images[1]))
+    pieces = [draw(text)] + [draw(st.one_of(st.just(""), text)) for _ in pictures]
+    order = draw(st.permutations(pieces))
+    return CaseRecipe(
+        prompt="<image>".join(order),
+        images=tuple(pictures),
+        chat=draw(chat),
+        left_padding=draw(st.integers(*padding)),
+        right_padding=draw(st.integers(*right_padding)),
+        second=draw(second),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Theme:
+    """What a variant is about.
+
+    Args:
+        images: how many, at least and at most.
+        case: returns the strategy of a recipe with so many images, all of them RGB.
+        modes: what the images are dealt; the first one is dealt instead of one that was refused.
+    """
+
+    images: tuple[int, int]
+    case: Callable[[tuple[int, int]], SearchStrategy[CaseRecipe]]
+    modes: tuple[str, ...] = IMAGE_MODES
+
+
+_RGB = ("RGB",)
+_Themes = tuple[_Theme, ...]
+_IMAGE_TEXT_THEMES: _Themes = (
+    # left padding: the one theme in which an ignored attention mask shows
+    _Theme((1, 1), lambda images: _case(images=images, text=_text(), padding=(3, 24))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(3, 12))),
+    _Theme((2, 2), lambda images: _case(images=images, text=_text())),
+    _Theme((1, 1), lambda images: _case(images=images, text=_text(), chat=st.just(True))),
+    _Theme((1, 1), lambda images: _case(images=images, text=_unicode_text())),
+    _Theme((3, 3), lambda images: _case(images=images, text=_text())),
+    _Theme(
+        (1, 1),
+        lambda images: _case(images=images, text=_text(), image=_images(sides=_tiny_sizes())),
+        _RGB,
+    ),
+    _Theme((0, 1), lambda images: _case(images=images, text=_words(60, 120))),
+    _Theme((0, 1), lambda images: _case(images=images, text=st.just(""), chat=st.booleans())),
+    _Theme((1, 1), lambda images: _case(images=images, text=_text()), IMAGE_MODES[1:]),
+    _Theme((0, 0), lambda images: _case(images=images, text=_unicode_text(), padding=(1, 12))),
+    _Theme((2, 3), lambda images: _case(images=images, text=_text(), chat=st.just(True))),
+)
+_TEXT_THEMES: _Themes = (
+    _Theme((0, 0), lambda images: _case(images=images, text=_text(), padding=(3, 24))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(3, 12))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_unicode_text())),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(60, 120))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_text(), chat=st.just(True))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_unicode_text(), padding=(1, 12))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(1, 1))),
+)
+_ENCODER_THEMES: _Themes = (
+    _Theme((0, 0), lambda images: _case(images=images, text=_text(), padding=(3, 24))),
+    _Theme(
+        (0, 0),
+        lambda images: _case(images=images, text=_text(), second=_text(), right_padding=(1, 24)),
+    ),
+    _Theme(
+        (0, 0), lambda images: _case(images=images, text=_unicode_text(), right_padding=(1, 12))
+    ),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(60, 120))),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(3, 12))),
+    _Theme(
+        (0, 0),
+        lambda images: _case(images=images, text=_words(1, 3), second=_text(), padding=(1, 12)),
+    ),
+    _Theme((0, 0), lambda images: _case(images=images, text=_words(1, 1))),
+)
+_IMAGE_THEMES: _Themes = (
+    _Theme((1, 1), lambda images: _case(images=images, text=_NO_TEXT)),
+    _Theme(
+        (1, 1),
+        lambda images: _case(images=images, text=_NO_TEXT, image=_images(sides=_tiny_sizes())),
+        _RGB,
+    ),
+    # Processors of images alone stack them: they must be of one kind.
+    _Theme((2, 3), lambda images: _case(images=images, text=_NO_TEXT), _RGB),
+)
+_THEMES: Mapping[InputKind, _Themes] = {
+    InputKind.BOTH: _IMAGE_TEXT_THEMES,
+    InputKind.TEXT: _TEXT_THEMES,
+    InputKind.ENCODER_TEXT: _ENCODER_THEMES,
+    InputKind.IMAGES: _IMAGE_THEMES,
+}
+
+
+def _deal_modes(
+    recipe: CaseRecipe, modes: tuple[str, ...], *, first: int, attempt: int
+) -> CaseRecipe:
+    """Give the images the modes that follow each other from place `first` on.
+
+    After a refusal some have the first mode instead, in every combination: so the others are dealt
+    all the same, and a reference that takes one mode alone gets to it.
+    """
+    images = []
+    for place, image in enumerate(recipe.images):
+        replaced = attempt >> place & 1
+        mode = modes[0 if replaced else (first + place) % len(modes)]
+        images.append(replace(image, mode=mode))
+    return replace(recipe, images=tuple(images))
+
+
+def draw_recipe(
+    *, seed: int, index: int, attempt: int, kind: InputKind = InputKind.BOTH
+) -> CaseRecipe:
+    """Draw the recipe of variant `index`; another `attempt` gives another recipe of its theme."""
+    themes = _THEMES[kind]
+    round_of_themes, place = divmod(index, len(themes))
+    theme = themes[place]
+    images_before = sum(earlier.images[1] for earlier in themes[:place])
+    drawn: list[CaseRecipe] = []
+
+    @hypothesis.seed((seed * 1_000_003 + index) * 1_009 + attempt)
+    @hypothesis.settings(
+        max_examples=_EXAMPLES,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(theme.case(theme.images))
+    def collect(recipe: CaseRecipe) -> None:
+        drawn.append(recipe)
+
+    run: Callable[[], Any] = collect
+    with own_home():
+        run()
+    first = seed + round_of_themes + images_before
+    return _deal_modes(drawn[-1], theme.modes, first=first, attempt=attempt)

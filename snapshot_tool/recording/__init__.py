@@ -1,1 +1,0 @@
-"""The steps of a recording: plan the cases, stage the reference's answers, assemble the set."""

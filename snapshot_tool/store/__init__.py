@@ -1,1 +1,0 @@
-"""Golden sets on disk: where they lie, what they hold, how they are written and read."""

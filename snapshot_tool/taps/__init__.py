@@ -1,0 +1,1 @@
+"""Hooks on modules, shared by candidates and reference."""

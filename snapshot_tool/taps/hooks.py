@@ -1,0 +1,159 @@
+"""Hooks that read what modules are given and return, without touching it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from snapshot_tool.base.compiled import plain_modules, run_eagerly
+from snapshot_tool.base.protocol import Observer
+from snapshot_tool.base.tap import Side
+from snapshot_tool.families.family import Capture
+
+if TYPE_CHECKING:
+    import torch
+
+# Shown a module's name, the side, and what is there: (arguments, keywords) or the output as it is.
+Watcher = Callable[[str, Side, object], None]
+
+
+def named_tensors(value: object, *, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor in tuples, lists and mappings, however nested, in order.
+
+    Its name is its place: "0", "hidden_states", "0.1"; `name` is the place of the value itself.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield name or "0", value.detach()
+        return
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (tuple, list)):
+        items = enumerate(value)
+    for place, item in items:
+        yield from named_tensors(item, name=f"{name}.{place}" if name else str(place))
+
+
+def first_tensor(value: object) -> torch.Tensor | None:
+    """Return the first tensor of a module's input or output, or None."""
+    return next((tensor for _, tensor in named_tensors(value)), None)
+
+
+def replace_first_tensor(value: Any, tensor: torch.Tensor) -> Any:
+    """Return a module's output with its first tensor replaced, the rest as it is."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return tensor
+    items = list(value.items() if isinstance(value, dict) else enumerate(value))
+    for place, (key, item) in enumerate(items):
+        if first_tensor(item) is not None:
+            items[place] = key, replace_first_tensor(item, tensor)
+            break
+    if isinstance(value, dict):
+        return type(value)(items)
+    replaced = [item for _, item in items]
+    return type(value)(*replaced) if hasattr(value, "_fields") else type(value)(replaced)
+
+
+@contextmanager
+def watch_modules(modules: Iterable[tuple[str, torch.nn.Module]], watch: Watcher) -> Iterator[None]:
+    """Show `watch` what each module is given and what it returns, at every call.
+
+    Nothing is copied: a later module may change a tensor in place, so what is to be kept must be
+    taken at once.
+    """
+
+    def before(name: str) -> Callable[..., None]:
+        def show(_module: object, arguments: Any, keywords: Mapping[str, Any]) -> None:
+            watch(name, Side.INPUT, (arguments, keywords))
+
+        return show
+
+    def after(name: str) -> Callable[..., None]:
+        return lambda _module, _arguments, output: watch(name, Side.OUTPUT, output)
+
+    handles = []
+    try:
+        for name, module in modules:
+            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(after(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def named_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """Return every module but the model's own, by its name from before compilation."""
+    return [(name, module) for name, module in plain_modules(model).items() if name]
+
+
+@contextmanager
+def tap_modules(model: torch.nn.Module, observe: Observer) -> Iterator[None]:
+    """Show `observe` the first tensor that each module is first given, and first returns."""
+    seen: set[tuple[str, Side]] = set()
+
+    def watch(name: str, side: Side, value: object) -> None:
+        tensor = first_tensor(value)
+        if tensor is not None and (name, side) not in seen:
+            observe(name, side, tensor)
+        seen.add((name, side))
+
+    with run_eagerly(), watch_modules(named_modules(model), watch):
+        yield
+
+
+@contextmanager
+def capture_tensors(
+    model: torch.nn.Module, captures: tuple[Capture, ...]
+) -> Iterator[dict[Capture, torch.Tensor]]:
+    """Collect what a family wants kept; a module that does not run leaves no entry."""
+    found: dict[Capture, torch.Tensor] = {}
+
+    there = {capture: module_name(model, capture) for capture in captures}
+    named = {capture: name for capture, name in there.items() if name}
+
+    def watch(name: str, side: Side, value: object) -> None:
+        tensor = first_tensor(value)
+        for capture, module in named.items():
+            if tensor is not None and (module, capture.side) == (name, side):
+                found.setdefault(capture, tensor.clone())
+
+    modules = [(name, model.get_submodule(name)) for name in set(named.values())]
+    with watch_modules(modules, watch):
+        yield found
+
+
+def module_name(model: torch.nn.Module, capture: Capture) -> str:
+    """Return the name that a capture's module has in this model; "" where it has none."""
+    names = {name for name, _ in model.named_modules()}
+    return next((name for name in (capture.module, capture.formerly) if name in names), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a module, to be made again."""
+
+    module: torch.nn.Module
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+
+
+@contextmanager
+def keep_calls(module: torch.nn.Module) -> Iterator[list[Call]]:
+    """Collect the calls of a module, with what it was given."""
+    calls: list[Call] = []
+
+    def keep(module: torch.nn.Module, arguments: Any, keywords: Mapping[str, Any]) -> None:
+        calls.append(Call(module, arguments, keywords))
+
+    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()

@@ -1,0 +1,1 @@
+"""Traces of every module: format, writing, matching, comparing."""

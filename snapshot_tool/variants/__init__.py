@@ -1,1 +1,0 @@
-"""Inputs drawn by hypothesis: the only package that imports it."""

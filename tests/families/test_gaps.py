@@ -1,0 +1,159 @@
+"""What is reported of a port besides its figures: sizes, doubled keys, what no case reaches."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from snapshot_tool.base.coverage import END_TOKEN, ROPE, WINDOW
+from snapshot_tool.base.errors import CandidateUnavailable
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
+from snapshot_tool.base.results import Verdict
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
+from snapshot_tool.candidates.fms.weights import read_shapes, require_shapes
+from snapshot_tool.explore.explore import explore
+from snapshot_tool.families.llama import LLAMA
+from snapshot_tool.goldens.coverage import coverage
+from snapshot_tool.goldens.golden import Golden, open_golden
+from tests.conftest import CHECKOUT, Snap
+
+FOLDER = Path(__file__).parent
+
+
+def golden_of(name: str) -> Golden:
+    """Open the committed golden set of a family."""
+    (manifest,) = FOLDER.glob(f"goldens/local--{name}/*/*/manifest.json")
+    return open_golden(manifest.parent)
+
+
+def load(name: str, checkpoint: Path | None = None, **fields: Any) -> FmsCandidate:
+    """Load the installed FMS's model of a family."""
+    folder = checkpoint or FOLDER / "checkpoints" / name
+    config = golden_of(name).manifest.checkpoint.config
+    return load_fms_candidate(
+        CandidateRequest(folder, config, "cpu", "float32", **fields), fms_path=None
+    )
+
+
+def reached(golden: Golden, **fields: Any) -> dict[str, bool]:
+    """Return what the cases reach of a model whose configuration has other fields."""
+    entry = golden.manifest.checkpoint
+    changed = msgspec.structs.replace(entry, config={**entry.config, **fields})
+    manifest = msgspec.structs.replace(golden.manifest, checkpoint=changed)
+    return {one.name: one.reached for one in coverage(golden.folder, manifest, manifest.cases)}
+
+
+def test_a_window_is_covered_by_a_longer_case_alone() -> None:
+    """A window that is switched off, and a model without one, have no line."""
+    golden = golden_of("llama")
+    assert reached(golden, sliding_window=4)[WINDOW] is True
+    assert reached(golden, sliding_window=4096)[WINDOW] is False
+    assert WINDOW not in reached(golden, sliding_window=4, use_sliding_window=False)
+    assert WINDOW not in reached(golden)
+
+
+def test_the_length_at_which_a_rope_changes_is_covered_by_a_longer_case_alone() -> None:
+    """Types that scale every position alike have no such length."""
+    golden = golden_of("llama")
+    short = {"rope_type": "longrope", "original_max_position_embeddings": 4}
+    assert reached(golden, rope_scaling=short)[ROPE] is True
+    long = {**short, "original_max_position_embeddings": 4096}
+    assert reached(golden, rope_scaling=long)[ROPE] is False
+    assert ROPE not in reached(golden, rope_scaling={"rope_type": "linear", "factor": 2.0})
+
+
+@pytest.mark.parametrize(("case", "code"), [("one-image", 3), ("*", 0)])
+def test_what_is_required_must_be_reached_by_a_case(snap: Snap, case: str, code: int) -> None:
+    """A generation that the number of tokens stops meets no end token; the report says so."""
+    options = ("--case", case, "--phase", "generate", "--quick", "--require", END_TOKEN)
+    run = snap("check", "--fms-path", CHECKOUT, *options, "--json", "-")
+    (found,) = (one for one in run.report["coverage"] if one["name"] == END_TOKEN)
+    assert run.code == code
+    assert found["reached"] is (code == 0)
+    assert run.report["unmet_requirements"] == ([END_TOKEN] if code else [])
+    if case == "*":
+        assert found["text"] in snap("show", "tiny-idefics3").out
+
+
+def test_a_weight_of_another_shape_is_named_with_its_field() -> None:
+    """Before FMS loads anything: its own message names neither."""
+    candidate = load("llama")
+    checkpoint, config = candidate.request.checkpoint, candidate.request.config
+    weights = read_shapes(checkpoint, LLAMA.fms, config)
+    require_shapes(candidate.model, weights, checkpoint, LLAMA.fms, config)
+    key = "model.layers.0.mlp.down_proj.weight"
+    wide = torch.empty(weights[key].shape[0], 123, device="meta")
+    with pytest.raises(CandidateUnavailable) as refused:
+        require_shapes(
+            candidate.model,
+            {**weights, key: wide},
+            checkpoint,
+            LLAMA.fms,
+            {**config, "intermediate_size": 123},
+        )
+    for part in ("ff_sub_layer.w2.weight", str(tuple(wide.shape)), str(tuple(weights[key].shape))):
+        assert part in refused.value.problem
+    assert "intermediate_size=123" in refused.value.problem
+
+
+def test_keys_that_become_one_weight_are_named_and_the_unused_one_is_not_expected(
+    tmp_path: Path,
+) -> None:
+    """FMS's RoBERTa takes a pooler that the reference leaves unused for the dense of the head."""
+    checkpoint = Path(shutil.copytree(FOLDER / "checkpoints" / "roberta", tmp_path / "ck"))
+    weights = load_file(checkpoint / "model.safetensors")
+    pooler = "roberta.pooler.dense.weight"
+    weights[pooler] = torch.full_like(weights["lm_head.dense.weight"], 7.0)
+    save_file(weights, checkpoint / "model.safetensors")
+    candidate = load("roberta", checkpoint, unused_weights=frozenset({pooler}))
+    (note,) = (note for note in candidate.info().notes if pooler in note)
+    assert "lm_head.dense.weight" in note
+    (pair,) = (p for p in candidate.weights() if p.name == "classification_head.dense.weight")
+    assert not bool((pair.expected == 7.0).any())
+    assert not any("one weight" in note for note in load("roberta").info().notes)
+
+
+def test_a_field_that_fms_is_not_given_is_noted() -> None:
+    """Only one that is changed, and that the family's mapping does not read."""
+    notes = load("llama", changed_fields=("logit_scale", "hidden_size")).info().notes
+    assert [note for note in notes if "logit_scale" in note]
+    assert not [note for note in notes if "hidden_size" in note]
+
+
+class ForgetsMasks:
+    """An encoder that attends to the padding of a batch."""
+
+    def __init__(self, right: FmsCandidate) -> None:
+        self.right = right
+
+    def forward(self, inputs: CaseInputs) -> Any:
+        """Return what the right one does."""
+        return self.right.forward(inputs)
+
+    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
+        """Take every token for a real one."""
+        ones = [replace(row, attention_mask=torch.ones_like(row.attention_mask)) for row in rows]
+        return self.right.forward_batch(ones)
+
+
+def test_encoders_are_asked_in_batches_padded_on_the_right() -> None:
+    """The right one passes; one that attends to the padding fails there alone."""
+    golden, right = golden_of("roberta"), load("roberta")
+
+    def verdicts(candidate: object) -> dict[str, set[Verdict]]:
+        with torch.inference_mode():
+            found = explore(candidate, golden, count=24)
+        return {kind.kind: {r.verdict for r in kind.results} for kind in found.kinds}
+
+    assert verdicts(right)["batch"] == {Verdict.PASS}
+    wrong = verdicts(ForgetsMasks(right))
+    assert Verdict.FAIL in wrong["batch"]
+    assert wrong["padding"] == {Verdict.PASS}
