@@ -30,7 +30,7 @@ def _subject(golden: Golden, case: str, family: Family) -> Subject:
     if family.generates and not (recurrent and padded):
         phases |= {Phase.FORWARD, Phase.GENERATE} & _recorded(golden, case)
     # An encoder's positions depend on padding before them, and its answers on token types.
-    if family.logits and not family.generates and not padded and inputs.token_type_ids is None:
+    if _is_text_encoder(family) and not padded and inputs.token_type_ids is None:
         phases |= {Phase.FORWARD} & _recorded(golden, case)
     if golden.case(case).eos_token_ids is not None:
         # Questions about a generation have one set of end tokens for all cases.
@@ -41,11 +41,16 @@ def _subject(golden: Golden, case: str, family: Family) -> Subject:
     if Phase.GENERATE in phases:
         generated = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))
     tile_id = golden.manifest.checkpoint.config.get(family.tile_id_field)
-    if family.generates or not family.takes_text:
+    if not _is_text_encoder(family):
         cuts = _cuts(inputs, tiles, tile_id if isinstance(tile_id, int) else -1)
     else:  # every token of an encoder sees all others: its prompts have no beginnings
         cuts = {inputs.input_ids.shape[1]: 0}
     return Subject(case, frozenset(phases), cuts, generated, paddable=not recurrent)
+
+
+def _is_text_encoder(family: Family) -> bool:
+    """Return whether a family takes text alone, and answers with logits of every position."""
+    return family.logits and family.takes_text and not family.takes_images and not family.generates
 
 
 def _recorded(golden: Golden, case: str) -> set[Phase]:

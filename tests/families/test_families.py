@@ -273,7 +273,7 @@ def test_inputs_are_of_the_familys_kind(kind: InputKind) -> None:
     drawn = [draw_recipe(seed=1, index=index, attempt=0, kind=kind) for index in range(12)]
     recipes = [*drawn, *(named.recipe for named in fixed_cases(kind))]
     counts = {len(recipe.images) for recipe in recipes}
-    if kind is InputKind.TEXT:
+    if kind in (InputKind.TEXT, InputKind.ENCODER_TEXT):
         assert counts == {0}
         assert any(recipe.left_padding for recipe in recipes)
     elif kind is InputKind.IMAGES:

@@ -173,11 +173,12 @@ IDENTITY = {
 
 
 def installed_fms() -> Path:
-    """Return the folder of the installed package, without importing it."""
-    spec = importlib.util.find_spec("fms")
-    if spec is None or spec.origin is None:
+    """Return the folder of the installed package, whatever was imported as fms."""
+    try:
+        found = importlib.metadata.distribution("ibm-fms").locate_file("fms")
+    except importlib.metadata.PackageNotFoundError:
         sys.exit("no ibm-fms in this environment: pip install --no-deps ibm-fms")
-    return Path(spec.origin).parent
+    return Path(str(found))
 
 
 def digest() -> str:

@@ -27,11 +27,11 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.sy
 IMPORTERS = {
     "cli/group.py": "a table of snap's own commands",
     "candidates/__init__.py": "--candidate module:factory",
-    "candidates/fms.py": "a family's own module of FMS",
-    "candidates/fms_import.py": "FMS, installed or of --fms-path",
+    "candidates/fms/candidate.py": "a family's own module of FMS",
+    "candidates/fms/importing.py": "FMS, installed or of --fms-path",
     "families/own.py": "a file or an entry point of --family",
 }
-PROCESSES = {"candidates/fms_import.py", "worktree.py", "workflows/bisect.py"}
+PROCESSES = {"candidates/fms/importing.py", "base/git.py", "check/bisect.py"}
 
 
 def sources() -> Iterator[tuple[str, ast.AST]]:
@@ -128,6 +128,6 @@ def test_ruffs_security_rules_are_on_for_the_package() -> None:
 
 def test_a_golden_set_has_no_field_that_names_code() -> None:
     """The word "module" stands for sketches alone; a candidate comes from the command line."""
-    manifest = Path(PACKAGE / "store" / "manifest.py").read_text(encoding="utf-8")
+    manifest = Path(PACKAGE / "goldens" / "manifest.py").read_text(encoding="utf-8")
     assert "import_module" not in manifest
     assert "candidate" not in manifest
