@@ -46,7 +46,7 @@ _POSITIONS = "FMS's idefics3: patches are numbered 0, 0, 1, 2 and so on."
 
 FAULTS: Mapping[str, Mapping[str, str]] = {
     "08a7f5b2": {"shorter": _CACHE, "resumed": _CACHE},
-    "4383c72e": dict.fromkeys(("tiles", "split"), _POSITIONS),
+    "4383c72e": dict.fromkeys(("tiles", "split", "shorter", "resumed"), _POSITIONS),
 }
 FAULTS_OF_ALL: Mapping[str, str] = {
     "prefix": _ATTENTION,
