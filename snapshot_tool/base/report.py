@@ -1,13 +1,13 @@
 """A finished check, as plain data: what the text and the JSON report are made from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from snapshot_tool.base.coverage import Coverage
 from snapshot_tool.base.exploration import Exploration
 from snapshot_tool.base.graft import Graft
 from snapshot_tool.base.localisation import Localisation
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import CandidateInfo, FieldDifference
 from snapshot_tool.base.results import Result, Verdict, first_divergence, overall_verdict
 from snapshot_tool.base.shard import Shard
@@ -167,3 +167,17 @@ class CheckReport:
         if self.verdict in (Verdict.FAIL, Verdict.ERROR):
             return 1
         return 3 if self.unmet or self.verdict is Verdict.SKIP else 0
+
+
+def unmet_requirements(
+    results: Iterable[Result], reached: Iterable[Coverage], required: Iterable[str]
+) -> tuple[str, ...]:
+    """Return what is required and was skipped somewhere, ran nowhere, or was not reached."""
+    missed = {one.name for one in reached if not one.reached}
+    ran: set[str] = set()
+    for result in results:
+        ran.add(result.phase)
+        if result.verdict is Verdict.SKIP:
+            missed.add(result.phase)
+    lacking = missed | (set(PHASES) - ran)
+    return tuple(name for name in required if name in lacking)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.coverage import COVERAGE_NAMES, Coverage
+from snapshot_tool.base.coverage import Coverage
 from snapshot_tool.base.determinism import make_deterministic
 from snapshot_tool.base.devices import require_device
 from snapshot_tool.base.environment import (
@@ -28,7 +28,7 @@ from snapshot_tool.base.oracle import HALF_DTYPES
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import CandidateInfo, CandidateRequest, Progress, Serving
 from snapshot_tool.base.questions import Question
-from snapshot_tool.base.report import CheckReport, GoldenIdentity, Transformers
+from snapshot_tool.base.report import CheckReport, GoldenIdentity, Transformers, unmet_requirements
 from snapshot_tool.base.results import Result, Verdict, first_divergence
 from snapshot_tool.base.tolerance import Rule
 from snapshot_tool.base.weights import WeightReport, find_harmful, name_harmful
@@ -45,6 +45,7 @@ from snapshot_tool.check.request import (
 )
 from snapshot_tool.explore.explore import explore, replay
 from snapshot_tool.families import family_of
+from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.choice import open_checkpoint_of
 from snapshot_tool.goldens.coverage import coverage
 from snapshot_tool.goldens.differences import differing_surroundings
@@ -75,7 +76,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     results = name_harmful(results, (weights.harmful if weights else ()) or ())
     graft = session.graft(results) if request.graft else None
     environment = session.environment()
-    reached = coverage(golden.folder, golden.manifest, matching_cases(golden.manifest, request))
+    reached = _coverage(golden, matching_cases(golden.manifest, request))
     return CheckReport(
         golden=_identity(golden),
         device=request.device,
@@ -89,7 +90,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         graft=graft,
         results=results,
         coverage=reached,
-        unmet=_unmet(
+        unmet=unmet_requirements(
             results + (exploration.results if exploration else ()), reached, request.required
         ),
         localisation=localisation,
@@ -408,18 +409,11 @@ def _why_nothing(golden: Golden, phase: Phase) -> str:
     return "no selected case has anything to compare"
 
 
-def _unmet(
-    results: tuple[Result, ...], reached: tuple[Coverage, ...], required: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Return what is required and was skipped somewhere, ran nowhere, or was not reached."""
-    missed = {one.name for one in reached if not one.reached}
-    unmet = []
-    for name in required:
-        verdicts = {result.verdict for result in results if result.phase == name}
-        if name in COVERAGE_NAMES:
-            skipped = name in missed
-        else:
-            skipped = Verdict.SKIP in verdicts or not verdicts
-        if skipped:
-            unmet.append(name)
-    return tuple(unmet)
+def _coverage(golden: Golden, cases: Sequence[CaseEntry]) -> tuple[Coverage, ...]:
+    """Return what the cases reach, by the files that are open: another set may lie there by now."""
+    generated = {
+        case.name: golden.tensor(case.name, Phase.GENERATE, parts.TOKEN_IDS).tolist()
+        for case in cases
+        if parts.TOKEN_IDS in golden.tensor_names(case.name, Phase.GENERATE)
+    }
+    return coverage(golden.manifest, cases, generated)

@@ -6,11 +6,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from snapshot_tool.base.coverage import COVERAGE_NAMES
 from snapshot_tool.base.errors import SnapError
 from snapshot_tool.base.exploration import Exploration, ExploredKind
-from snapshot_tool.base.report import CheckReport
-from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.base.report import CheckReport, unmet_requirements
+from snapshot_tool.base.results import Result
 from snapshot_tool.base.shard import Shard
 from snapshot_tool.base.weights import WeightReport
 
@@ -71,7 +70,7 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
     unmet = dict.fromkeys(name for one in shards for name in one.report.unmet)
     return replace(
         merged,
-        unmet=tuple(name for name in unmet if name in COVERAGE_NAMES or _is_unmet(name, merged)),
+        unmet=unmet_requirements(merged.all_results, merged.coverage, unmet),
         localisation=leading.localisation,
         graft=leading.graft,
     )
@@ -173,8 +172,3 @@ def _environment(all_of_them: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 def _union(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item for group in groups for item in group))
-
-
-def _is_unmet(phase: str, merged: CheckReport) -> bool:
-    verdicts = {result.verdict for result in merged.all_results if result.phase == phase}
-    return Verdict.SKIP in verdicts or not verdicts

@@ -56,7 +56,7 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
     there is only one.
     """
     from snapshot_tool.check.sets import find_golden
-    from snapshot_tool.goldens.coverage import coverage
+    from snapshot_tool.goldens.coverage import coverage, generated_tokens
     from snapshot_tool.goldens.manifest import encode
 
     folder, manifest = find_golden(goldens, golden)
@@ -67,7 +67,7 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
     click.echo(f"folder    {folder}")
     click.echo(f"revision  {manifest.checkpoint.revision}")
     _show_facts(manifest)
-    for one in coverage(folder, manifest, manifest.cases):
+    for one in coverage(manifest, manifest.cases, generated_tokens(folder, manifest)):
         click.echo(f"{'covered  ' if one.reached else 'not covered'} {one.text}")
     _show_cases(manifest)
     return 0

@@ -88,7 +88,11 @@ def fields_of_shape(config: Config, expected: Sequence[int], actual: Sequence[in
     A size is a field's value, or the product of a head's size and a number of heads.
     """
     sizes = {e for e, a in zip(expected, actual, strict=False) if e != a}
-    numbers = dict(_sizes(config))
+    numbers = {
+        name: value
+        for name, value in whole_numbers(config)
+        if all(part.endswith("_config") for part in name.split(".")[:-1])
+    }
     exact = [name for name, value in numbers.items() if value in sizes]
     if not exact:
         heads = {n: v for n, v in numbers.items() if n.endswith(("_heads", "n_head"))}
@@ -100,10 +104,10 @@ def fields_of_shape(config: Config, expected: Sequence[int], actual: Sequence[in
     return ", ".join(f"{name}={numbers[name]}" for name in exact)
 
 
-def _sizes(config: Config, path: str = "") -> Iterator[tuple[str, int]]:
+def whole_numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
     """Yield the whole numbers of a configuration, by their dotted names."""
-    for name, value in config.items():
-        if isinstance(value, Mapping) and name.endswith("_config"):
-            yield from _sizes(value, f"{path}{name}.")
-        elif isinstance(value, int) and not isinstance(value, bool):
-            yield f"{path}{name}", value
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from whole_numbers(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield name, value

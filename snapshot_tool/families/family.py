@@ -97,10 +97,15 @@ class FmsPort:
 
     def is_weight(self, key: str, config: Mapping[str, Any]) -> bool:
         """Tell whether the reference holds a checkpoint's tensor after loading, by its key."""
-        text = config.get("text_config")
-        own = text if isinstance(text, Mapping) and text else config
-        ignored = [*self.not_weights, *([self.tied] if own.get("tie_word_embeddings") else [])]
+        tied = text_config(config).get("tie_word_embeddings")
+        ignored = [*self.not_weights, *([self.tied] if tied else [])]
         return not any(re.search(pattern, key) for pattern in ignored)
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of Hugging Face's configuration that the text model has, or all of it."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) and text else config
 
 
 def computed_without(absent: Mapping[str, Any], name: str, fields: Mapping[str, Any]) -> Any:

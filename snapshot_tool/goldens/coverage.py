@@ -17,6 +17,7 @@ from snapshot_tool.base.coverage import (
     Coverage,
 )
 from snapshot_tool.base.phases import Phase
+from snapshot_tool.families.family import text_config
 from snapshot_tool.goldens.layout import phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, case_recipe
 from snapshot_tool.goldens.tensors import read_integers
@@ -26,16 +27,22 @@ _WINDOWS = ("sliding_window", "attention_chunk_size")
 _LENGTH_DEPENDENT = ("dynamic", "longrope", "su")
 
 
-def coverage(folder: Path, manifest: Manifest, cases: Sequence[CaseEntry]) -> tuple[Coverage, ...]:
-    """Return what some cases of the golden set in a folder reach, and what they do not.
+def coverage(
+    manifest: Manifest, cases: Sequence[CaseEntry], generated: Mapping[str, Sequence[int]]
+) -> tuple[Coverage, ...]:
+    """Return what some cases of a golden set reach, and what they do not.
+
+    generated: the recorded new tokens, by case; see `generated_tokens`.
 
     Only what the recorded model has is listed: a model without a sliding window has no line for it.
     """
     found: list[Coverage] = []
     if Phase.GENERATE in manifest.tolerances:
-        found += _end_tokens(folder, manifest, cases)
+        found += _end_tokens(manifest, cases, generated)
     if Phase.FORWARD in manifest.tolerances:
-        longest = max((_length(manifest, case) for case in cases), default=0)
+        # Of a prompt and its new tokens.
+        lengths = [case.tokens + len(generated.get(case.name, ())) for case in cases]
+        longest = max(lengths, default=0)
         found += [
             Coverage(
                 name,
@@ -49,23 +56,32 @@ def coverage(folder: Path, manifest: Manifest, cases: Sequence[CaseEntry]) -> tu
     return tuple(found)
 
 
-def _end_tokens(folder: Path, manifest: Manifest, cases: Sequence[CaseEntry]) -> Iterator[Coverage]:
+def generated_tokens(folder: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    """Return the recorded new tokens of each case of the golden set in a folder."""
+    file = phase_file(Phase.GENERATE)
+    if file not in manifest.files:
+        return {}
+    keys = {f"{case.name}/token_ids": case.name for case in manifest.cases}
+    return {keys[key]: ids for key, ids in read_integers(folder / file, keys).items()}
+
+
+def _end_tokens(
+    manifest: Manifest, cases: Sequence[CaseEntry], generated: Mapping[str, Sequence[int]]
+) -> Iterator[Coverage]:
     """Yield how many generations end tokens stop early, and which tokens those are."""
     own = set(manifest.generation.eos_token_ids)
     if phase_file(Phase.GENERATE) not in manifest.files:
         return
-    keys = {f"{case.name}/token_ids": case for case in cases if Phase.GENERATE in case.phases}
-    generated = read_integers(folder / phase_file(Phase.GENERATE), keys)
-    stopped = [
-        (ids[-1], key)
-        for key, ids in generated.items()
-        if len(ids) < manifest.generation.max_new_tokens
-        and ids[-1:]
-        and ids[-1] in manifest.eos_token_ids(keys[key])
+    generations = [case for case in cases if Phase.GENERATE in case.phases]
+    last = [
+        ids[-1]
+        for case in generations
+        if 0 < len(ids := generated.get(case.name, ())) < manifest.generation.max_new_tokens
+        and ids[-1] in manifest.eos_token_ids(case)
     ]
-    missed = own - {token for token, _ in stopped}
+    missed = own - set(last)
     yield Coverage(
-        END_TOKEN, bool(stopped), f"an end token stops {len(stopped)} of {len(keys)} generations"
+        END_TOKEN, bool(last), f"an end token stops {len(last)} of {len(generations)} generations"
     )
     if own:
         what = f"never generated: {_listed(missed)}" if missed else f"all generated: {_listed(own)}"
@@ -76,17 +92,9 @@ def _listed(ids: set[int]) -> str:
     return ", ".join(map(str, sorted(ids)))
 
 
-def _length(manifest: Manifest, case: CaseEntry) -> int:
-    """Return the positions of a case: its prompt's and those of its new tokens."""
-    file = manifest.files.get(phase_file(Phase.GENERATE))
-    entry = file.tensors.get(f"{case.name}/token_ids") if file else None
-    return case.tokens + (entry.shape[0] if entry else 0)
-
-
 def _limits(config: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
     """Yield the name, the field and the value of each length at which a model changes."""
-    text = config.get("text_config")
-    own = text if isinstance(text, Mapping) and text else config
+    own = text_config(config)
     if own.get("use_sliding_window") is not False:
         for field in _WINDOWS:
             if _is_length(own.get(field)):

@@ -21,7 +21,7 @@ from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candid
 from snapshot_tool.candidates.fms.weights import read_shapes, require_shapes
 from snapshot_tool.explore.explore import explore
 from snapshot_tool.families.llama import LLAMA
-from snapshot_tool.goldens.coverage import coverage
+from snapshot_tool.goldens.coverage import coverage, generated_tokens
 from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.conftest import CHECKOUT, Snap
 
@@ -48,7 +48,10 @@ def reached(golden: Golden, **fields: Any) -> dict[str, bool]:
     entry = golden.manifest.checkpoint
     changed = msgspec.structs.replace(entry, config={**entry.config, **fields})
     manifest = msgspec.structs.replace(golden.manifest, checkpoint=changed)
-    return {one.name: one.reached for one in coverage(golden.folder, manifest, manifest.cases)}
+    return {
+        one.name: one.reached
+        for one in coverage(manifest, manifest.cases, generated_tokens(golden.folder, manifest))
+    }
 
 
 def test_a_window_is_covered_by_a_longer_case_alone() -> None:

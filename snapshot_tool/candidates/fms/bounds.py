@@ -7,13 +7,14 @@ what that costs: the time of building many layers, and memory beyond that of the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from snapshot_tool.base.errors import CandidateUnavailable
+from snapshot_tool.families.config_fields import whole_numbers
 
 # FMS's model may hold each number of a checkpoint twice (tied heads, packed weights), and tables.
 _MOST_TIMES = 4
@@ -30,8 +31,8 @@ def require_few_layers(
 
     The same for more positions, or larger images, than any checkpoint has by default.
     """
-    own = dict(_numbers(_read_config(checkpoint)))
-    for name, value in _numbers(config):
+    own = dict(whole_numbers(_read_config(checkpoint)))
+    for name, value in whole_numbers(config):
         field = name.rpartition(".")[2]
         most = value
         # Qwen3's max_window_layers is a bound: it may be beyond the layers that there are.
@@ -67,12 +68,3 @@ def _read_config(checkpoint: Path) -> Any:
         return json.loads((checkpoint / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-
-
-def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers of a configuration by their dotted names."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _numbers(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield name, value

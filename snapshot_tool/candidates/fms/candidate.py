@@ -50,7 +50,7 @@ from snapshot_tool.candidates.fms.weights import (
 from snapshot_tool.candidates.output_cache import OutputCache
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.config_fields import unmapped_fields
-from snapshot_tool.families.family import PAGE, Family, computed_without, twins_of
+from snapshot_tool.families.family import PAGE, Family, computed_without, text_config, twins_of
 from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
 from snapshot_tool.families.llama import head_dim
 
@@ -221,9 +221,7 @@ class FmsCandidate:
         """Return the elements of one head of the text model; 0 if no twin is rotary."""
         if not any(twin.rotary for twin in self.family.fms.twins):
             return 0
-        config = self.request.config
-        text = config.get("text_config")
-        return head_dim(text if isinstance(text, Mapping) and text else config)
+        return head_dim(text_config(self.request.config))
 
 
 class UnnamedFmsCandidate(FmsCandidate):
@@ -263,7 +261,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
     require_split(model, architecture=family.fms.architecture)
-    unset = require_coverage(model, weights, request.checkpoint, family.fms)
+    unset = require_coverage(model, weights, request.checkpoint, family.fms, request.config)
     kind = FmsCandidate if family.fms.twins else UnnamedFmsCandidate
     doubles = tuple(
         f"FMS loads {' and '.join(names)} into one weight, {own}"

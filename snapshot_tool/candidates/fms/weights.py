@@ -6,7 +6,6 @@ The adapter that FMS loads weights through runs here again: for the names on ten
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from snapshot_tool.base import checkpoint_files
 from snapshot_tool.base.compiled import plain_names
 from snapshot_tool.base.errors import CandidateUnavailable, CheckpointUnavailable
 from snapshot_tool.base.protocol import WeightPair
@@ -38,7 +38,11 @@ _FUSED: Mapping[str, tuple[str, ...]] = {
 
 
 def require_coverage(
-    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], checkpoint: Path, port: FmsPort
+    model: torch.nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    checkpoint: Path,
+    port: FmsPort,
+    config: Mapping[str, Any],
 ) -> tuple[str, ...]:
     """Return the model's weights that a checkpoint leaves unset, filled with NaN, in its order.
 
@@ -50,8 +54,7 @@ def require_coverage(
     Raises CandidateUnavailable where a weight of the checkpoint fits none of the model, and for an
     unset one that cannot hold NaN.
     """
-    require_shapes(model, weights, checkpoint, port)
-    adapted = _adapted(model, weights, port)
+    adapted = require_shapes(model, weights, checkpoint, port, config)
     own = plain_names(model.state_dict(keep_vars=True).items())
     unset = own.keys() - adapted.keys() - _tied(own, adapted)
     named = plain_names(model.named_parameters())
@@ -79,9 +82,11 @@ def require_shapes(
     weights: Mapping[str, torch.Tensor],
     checkpoint: Path,
     port: FmsPort,
-    config: Mapping[str, Any] | None = None,
-) -> None:
-    """Raise CandidateUnavailable if a weight of a checkpoint has another shape than the model's.
+    config: Mapping[str, Any],
+) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint by FMS's names, and as FMS lays them out.
+
+    Raises CandidateUnavailable if one of them has another shape than the model's.
 
     The error names the first such weight, both shapes, and the fields of the configuration that
     give the checkpoint's. The model may be on the meta device.
@@ -92,7 +97,7 @@ def require_shapes(
     except RuntimeError as error:
         key = _misfit(model, weights, port)
         shape = weights[key].shape if key in weights else ()
-        fields = fields_of_shape(config or {}, shape[:1], (0,))
+        fields = fields_of_shape(config, shape[:1], (0,))
         raise CandidateUnavailable(
             f"FMS cannot lay out {key} {tuple(shape)} of {checkpoint}: {error}"
             f"{f'; config.json has {fields}' if fields else ''}",
@@ -101,12 +106,13 @@ def require_shapes(
     for name, weight in adapted.items():
         if name not in own or takes_weight(own[name].shape, weight.shape):
             continue
-        fields = fields_of_shape(config or {}, weight.shape, own[name].shape)
+        fields = fields_of_shape(config, weight.shape, own[name].shape)
         raise CandidateUnavailable(
             f"{name} is {tuple(weight.shape)} in {checkpoint}, {tuple(own[name].shape)} in FMS's "
             f"model{f'; config.json has {fields}' if fields else ''}",
             _SIZES,
         )
+    return adapted
 
 
 def _misfit(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], port: FmsPort) -> str:
@@ -240,19 +246,11 @@ class _Files:
 def weight_files(checkpoint: Path) -> list[Path]:
     """Return the files that hold a checkpoint's weights, as transformers chooses them.
 
-    That is model.safetensors, or else the files that model.safetensors.index.json names; other
-    files may be left over from an older save. A folder that has neither, which transformers does
+    Other files may be left over from an older save. A folder without them, which transformers does
     not load, has all of its files. Raises CheckpointUnavailable if there are none.
     """
-    single, index = checkpoint / "model.safetensors", checkpoint / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        try:
-            names = json.loads(index.read_bytes())["weight_map"].values()
-            return [checkpoint / name for name in sorted(set(names))]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointUnavailable(f"{index} is not an index of weights: {error}") from error
+    if names := checkpoint_files.weight_files(checkpoint):
+        return [checkpoint / name for name in names if name != checkpoint_files.INDEX]
     if found := _all_files(checkpoint):
         return found
     raise CheckpointUnavailable(
