@@ -74,7 +74,7 @@ def main() -> None:
     checkpoint, goldens, checkout, out = sys.argv[1:]
     from snapshot_tool import candidates
     from snapshot_tool.base.phases import Phase
-    from snapshot_tool.base.progress import SilentProgress
+    from snapshot_tool.base.protocol import SilentProgress
     from snapshot_tool.base.results import Verdict
     from snapshot_tool.check.request import CheckRequest
     from snapshot_tool.check.session import open_session

@@ -15,7 +15,7 @@ import torch
 from benchmarks.figures import Row, publish
 from snapshot_tool.base.errors import CandidateUnavailable
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check

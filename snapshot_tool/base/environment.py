@@ -1,4 +1,4 @@
-"""What this process runs on: versions, processor, devices; found out without heavy imports."""
+"""The environment: versions, devices, processes, and the settings that make runs repeatable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from snapshot_tool.base.errors import DeviceUnavailable
 
 PACKAGES = (
     "torch",
@@ -75,3 +80,102 @@ def rank_here() -> int | None:
 def is_importable(module: str) -> bool:
     """Tell whether a top-level module could be imported, without importing it."""
     return module in sys.modules or importlib.util.find_spec(module) is not None
+
+
+DEVICES = ("cpu", "cuda")
+
+
+def require_device(device: str) -> None:
+    """Raise DeviceUnavailable unless torch can compute on the device."""
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        raise DeviceUnavailable(
+            f"--device {device}: torch {torch.__version__} ({built}) sees no GPU here",
+            "use --device cpu, or a machine with a GPU and a CUDA build of torch",
+        )
+
+
+def make_deterministic(seed: int, *, strict: bool = True) -> dict[str, str]:
+    """Fix everything in torch that could change a result, and return the settings as recorded.
+
+    The number of threads is left to torch (and OMP_NUM_THREADS): it is recorded, since sums over
+    another number of parts round differently. `strict` makes torch refuse operations that have no
+    deterministic form: right for recording, while a candidate on a GPU may need one.
+    """
+    # cuBLAS reads this once, at its first use (CUDA documentation, "Results reproducibility").
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # For a candidate that is compiled: use_deterministic_algorithms would import the compiler to
+    # tell it, which takes more time than a small check.
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
+    import torch
+
+    torch.manual_seed(seed)
+    torch.set_deterministic_debug_mode("error" if strict else "warn")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    return {
+        "torch_seed": str(seed),
+        "torch_threads": str(torch.get_num_threads()),
+        "deterministic_algorithms": str(torch.are_deterministic_algorithms_enabled()).lower(),
+        **precision_settings(),
+        "cublas_workspace": os.environ["CUBLAS_WORKSPACE_CONFIG"],
+    }
+
+
+def precision_settings() -> dict[str, str]:
+    """Return the switches by which torch rounds float32 products to fewer digits."""
+    import torch
+
+    return {
+        "tf32": str(
+            torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+        ).lower(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+_Item = TypeVar("_Item")
+
+
+class Processes(Protocol):
+    """This process among those that record together."""
+
+    @property
+    def index(self) -> int:
+        """Which one this is, from 0."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def share(self, value: Any) -> Any:
+        """Return the first process's value in every process."""
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneProcess:
+    """A recording by this process alone."""
+
+    index: int = 0
+    count: int = 1
+
+    def share(self, value: Any) -> Any:
+        """Return the value."""
+        return value
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
+def own_part(items: Sequence[_Item], processes: Processes) -> Sequence[_Item]:
+    """Return what this process does of some work; every item is done by exactly one."""
+    return items[processes.index :: processes.count]

@@ -2,8 +2,6 @@
 
 from typing import ClassVar
 
-from snapshot_tool.base.text import printable
-
 
 class SnapError(Exception):
     """Something kept snap from doing its work.
@@ -124,3 +122,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError | OSError):
         return any(sign in str(error).lower() for sign in _MEMORY_SIGNS)
     return isinstance(error, MemoryError)
+
+
+def printable(text: str) -> str:
+    """Return the text with control characters, line ends and bidi marks as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -419,3 +420,18 @@ class Progress(Protocol):
 
     def note(self, message: str) -> None:
         """Say something that the user should know, on one line."""
+
+
+class SilentProgress:
+    """Satisfies the Progress protocol and says nothing."""
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Iterator[int]]:
+        """Count the steps."""
+        yield count(1)
+
+    def now(self, what: str) -> None:
+        """Drop what a step is about."""
+
+    def note(self, message: str) -> None:
+        """Drop a note."""

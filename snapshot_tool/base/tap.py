@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from snapshot_tool.base.padding import without_padding
 from snapshot_tool.base.sketch import MAX_DIMENSIONS, Sketch, sketch
 
 if TYPE_CHECKING:
     import torch
+
+
+def without_padding(tensor: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return text activations (1, length, ...) at the positions that are no padding.
+
+    attention_mask: (1, length), zero at padding. Tensors of another shape come back as they are.
+    """
+    if tensor.shape[:2] != attention_mask.shape or bool(attention_mask.all()):
+        return tensor
+    return tensor[:, attention_mask[0].bool().to(tensor.device)]
 
 
 class Side(StrEnum):

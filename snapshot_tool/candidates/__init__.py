@@ -13,7 +13,7 @@ from typing import cast
 from snapshot_tool.base.errors import CandidateUnavailable, EndedProcess, SnapError, UsageError
 from snapshot_tool.base.foreign_code import foreign_code
 from snapshot_tool.base.protocol import Candidate, CandidateFactory, CandidateRequest
-from snapshot_tool.candidates.ranks import joined_ranks
+from snapshot_tool.candidates.distributed import joined_ranks
 
 FMS = "fms"
 ENTRY_POINTS = "snapshot_tool.candidates"

@@ -22,12 +22,11 @@ from snapshot_tool.base.questions import (
     VisionTiles,
 )
 from snapshot_tool.base.results import Result, Verdict
-from snapshot_tool.explore.judge import QuestionJudge
-from snapshot_tool.explore.recorded import Recorded
-from snapshot_tool.explore.run import Examiner
-from snapshot_tool.explore.subjects import find_subjects
+from snapshot_tool.explore.draw import find_subjects
+from snapshot_tool.explore.explore import QuestionJudge
+from snapshot_tool.explore.run import Examiner, Recorded
 from snapshot_tool.goldens.golden import Golden
-from snapshot_tool.judge.verdicts import Judge
+from snapshot_tool.judge.judge import Judge
 
 
 def require_worked_out(

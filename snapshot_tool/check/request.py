@@ -10,7 +10,7 @@ from snapshot_tool.base.errors import GoldenNotFound, UsageError
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import Loading
 from snapshot_tool.base.questions import Question
-from snapshot_tool.base.shard import Shard, Share
+from snapshot_tool.base.report import Shard, Share
 from snapshot_tool.base.tolerance import Rule, default_rule
 from snapshot_tool.candidates import FMS
 from snapshot_tool.goldens.choice import GoldenChoice

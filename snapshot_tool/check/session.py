@@ -11,31 +11,36 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.coverage import Coverage
-from snapshot_tool.base.determinism import make_deterministic
-from snapshot_tool.base.devices import require_device
 from snapshot_tool.base.environment import (
     describe_machine,
     device_name,
     is_importable,
+    make_deterministic,
     package_versions,
+    require_device,
 )
 from snapshot_tool.base.errors import EndedProcess, PhaseUnsupported, SnapError
-from snapshot_tool.base.exploration import Exploration
-from snapshot_tool.base.graft import Graft
 from snapshot_tool.base.localisation import Localisation
-from snapshot_tool.base.oracle import HALF_DTYPES
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import CandidateInfo, CandidateRequest, Progress, Serving
 from snapshot_tool.base.questions import Question
-from snapshot_tool.base.report import CheckReport, GoldenIdentity, Transformers, unmet_requirements
+from snapshot_tool.base.report import (
+    CheckReport,
+    Coverage,
+    Exploration,
+    GoldenIdentity,
+    Graft,
+    Transformers,
+    WeightReport,
+    find_harmful,
+    name_harmful,
+    unmet_requirements,
+)
 from snapshot_tool.base.results import Result, Verdict, first_divergence
-from snapshot_tool.base.tolerance import Rule
-from snapshot_tool.base.weights import WeightReport, find_harmful, name_harmful
+from snapshot_tool.base.tolerance import HALF_DTYPES, Rule
 from snapshot_tool.candidates import load_candidate
 from snapshot_tool.check.copied import require_worked_out
-from snapshot_tool.check.graft import graft_module
-from snapshot_tool.check.localise_case import localise_case
+from snapshot_tool.check.localise import graft_module, localise_case
 from snapshot_tool.check.request import (
     CheckRequest,
     choose_rule,
@@ -48,17 +53,14 @@ from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.choice import open_checkpoint_of
 from snapshot_tool.goldens.coverage import coverage
-from snapshot_tool.goldens.differences import differing_surroundings
+from snapshot_tool.goldens.environment import differing_surroundings
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import ORACLE, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry
-from snapshot_tool.judge.blame import require_candidates_fault
 from snapshot_tool.judge.generation import GenerationExplainer
+from snapshot_tool.judge.judge import Judge, compare_weights
 from snapshot_tool.judge.phases import OnePass, Pair, RecordedCase, read_case, run_phase
-from snapshot_tool.judge.repeat import run_guarded
-from snapshot_tool.judge.verdicts import Judge
-from snapshot_tool.judge.watched import Guarded
-from snapshot_tool.judge.weights import compare_weights
+from snapshot_tool.judge.watch import Guarded, require_candidates_fault, run_guarded
 
 
 def check(request: CheckRequest, progress: Progress) -> CheckReport:

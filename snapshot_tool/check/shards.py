@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from snapshot_tool.base.environment import rank_here, require_device
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.exploration import Exploration, ExploredKind
-from snapshot_tool.base.report import CheckReport, unmet_requirements
+from snapshot_tool.base.report import (
+    CheckReport,
+    Exploration,
+    ExploredKind,
+    Shard,
+    WeightReport,
+    unmet_requirements,
+)
 from snapshot_tool.base.results import Result
-from snapshot_tool.base.shard import Shard
-from snapshot_tool.base.weights import WeightReport
+from snapshot_tool.candidates import build_candidate
+from snapshot_tool.candidates.distributed import join_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +180,35 @@ def _environment(all_of_them: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 def _union(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item for group in groups for item in group))
+
+
+def is_follower() -> bool:
+    """Tell whether another process leads this check."""
+    return (rank_here() or 0) > 0
+
+
+def follow_leader(device: str) -> None:
+    """Make the candidate's calls that the leader makes, until it has no more."""
+    from snapshot_tool.candidates.distributed import follow
+
+    require_device(device)
+    with join_ranks(device) as ranks:
+        follow(ranks, build_candidate)
+
+
+@contextmanager
+def leading(device: str) -> Iterator[None]:
+    """Lead the other ranks inside the block; do nothing where there are none.
+
+    Where the block raises, followers are not dismissed: they may be stuck in the model, and
+    torchrun ends them with this process.
+    """
+    if rank_here() is None:
+        yield
+        return
+    from snapshot_tool.candidates.distributed import dismiss
+
+    require_device(device)
+    with join_ranks(device) as ranks:
+        yield
+        dismiss(ranks)

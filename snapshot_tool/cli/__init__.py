@@ -12,6 +12,6 @@ def program() -> None:
 
 def main(arguments: list[str]) -> None:
     """Run `snap` with arguments."""
-    from snapshot_tool.cli.group import run
+    from snapshot_tool.cli.main import run
 
     run(arguments)

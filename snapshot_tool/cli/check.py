@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from snapshot_tool.base.coverage import COVERAGE_NAMES
-from snapshot_tool.base.devices import DEVICES
+from snapshot_tool.base.environment import DEVICES
 from snapshot_tool.base.protocol import Loading
+from snapshot_tool.base.report import COVERAGE_NAMES
 from snapshot_tool.base.tolerance import Rule
 from snapshot_tool.cli.options import (
     PHASE_NAMES,
     family_option,
     fms_path_option,
     goldens_option,
+    html_option,
     parse_phases,
     phase_option,
     write_text,
 )
-from snapshot_tool.cli.report import html_option, write_html
+
+if TYPE_CHECKING:
+    from snapshot_tool.base.report import CheckReport
+    from snapshot_tool.check.bisect import BisectOutcome, Trial
+
 
 _TOLERANCE = click.FloatRange(min=0, max=1e30)
 
@@ -161,11 +167,11 @@ def check_command(
     or raised; 3: it could not run, or nothing was compared.
     """
     from snapshot_tool.base.questions import parse_question
-    from snapshot_tool.base.shard import parse_share
-    from snapshot_tool.check.ranks import follow_leader, is_follower, leading
+    from snapshot_tool.base.report import parse_share
     from snapshot_tool.check.request import CheckRequest
     from snapshot_tool.check.session import check
-    from snapshot_tool.cli.progress import TerminalProgress
+    from snapshot_tool.check.shards import follow_leader, is_follower, leading
+    from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.plots import require_plotting
     from snapshot_tool.reports.run_json import run_to_json
@@ -205,7 +211,7 @@ def check_command(
     with leading(device):
         report = check(request, TerminalProgress())
     if str(json_path) != "-":
-        from snapshot_tool.cli.drawing import draw_report
+        from snapshot_tool.cli.console import draw_report
 
         draw_report(report, replay=_replay_command())
     if json_path is not None:
@@ -233,3 +239,131 @@ def _replay_command() -> str:
             for single in value if isinstance(value, tuple) else (value,):
                 words += [option.opts[0], str(single)]
     return shlex.join(words)
+
+
+_INCONCLUSIVE = 3
+
+
+@click.command(
+    "bisect",
+    short_help="Find the commit that broke a port.",
+    epilog="Example: snap bisect --fms-path ./foundation-model-stack --good v1.0 --bad HEAD",
+)
+@click.option(
+    "--fms-path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="An FMS checkout. Its commits are run, in a worktree elsewhere; it is left as it is.",
+)
+@click.option("--good", required=True, help="A commit that passes.")
+@click.option("--bad", required=True, help="A later commit that does not.")
+@click.argument("check_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- CHECK OPTIONS]")
+def bisect_command(*, fms_path: Path, good: str, bad: str, check_options: tuple[str, ...]) -> int:
+    """Let git bisect search an FMS repository with snap check --quick.
+
+    What stands after -- is given to snap check, e.g. -- --case one-image --phase vision. Commits
+    that do not import are skipped. Exit code 0: found; 3: it could not be told.
+    """
+    from snapshot_tool.check.bisect import BisectRequest, bisect
+    from snapshot_tool.cli.console import TerminalProgress
+
+    outcome = bisect(BisectRequest(fms_path, good, bad, check_options), TerminalProgress())
+    if outcome.first_bad is None:
+        return _tell_suspects(outcome)
+    _tell_found(outcome.first_bad, outcome.trials)
+    return 0
+
+
+def _tell_found(found: Trial, trials: int) -> None:
+    commit = found.commit
+    click.echo(f"first bad commit, of {trials} checked: {commit.sha}")
+    click.echo(f"    {commit.subject} ({commit.author}, {commit.day})")
+    click.echo(f"phase   {found.phase}, case {found.case}: {found.reason}")
+    click.echo(f"module  {found.module or 'none: the error arises outside of all modules'}")
+
+
+def _tell_suspects(outcome: BisectOutcome) -> int:
+    click.echo("it is one of these commits; those between cannot be checked:")
+    for commit in outcome.suspects:
+        click.echo(f"    {commit.sha} {commit.subject}")
+    return _INCONCLUSIVE
+
+
+@click.command(
+    "merge",
+    short_help="Make one report of the shards of a check.",
+    epilog="Example: snap merge shard-*.json --json run.json",
+)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
+@html_option
+@click.option(
+    "--goldens",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder with the run's golden set, whose prompts and images go into the HTML.",
+)
+def merge_command(
+    *,
+    runs: tuple[Path, ...],
+    json_path: Path | None,
+    html_path: Path | None,
+    goldens: Path | None,
+) -> int:
+    """Make one report of RUNS, the files that `snap check --shard K/N --json` wrote.
+
+    It is the report that one process would have made of all cases, and so is the exit code. Exit
+    code 3: a shard is missing or there twice, or two are not of one check.
+    """
+    from snapshot_tool.check.shards import merge_reports
+    from snapshot_tool.reports.run_json import run_to_json
+    from snapshot_tool.reports.run_reader import read_run
+
+    report = merge_reports([(str(run), read_run(run)) for run in runs])
+    if str(json_path) != "-":
+        from snapshot_tool.cli.console import draw_report
+
+        draw_report(report, replay="snap check ...")
+    if json_path is not None:
+        write_text(json_path, run_to_json(report))
+    if html_path is not None:
+        write_html(html_path, report, goldens)
+    return report.exit_code
+
+
+@click.command(
+    "report",
+    short_help="Show a finished check.",
+    epilog="Example: snap report run.json --html report.html --goldens goldens",
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@html_option
+@click.option(
+    "--goldens",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder with the run's golden set, whose prompts and images go into the HTML.",
+)
+def report_command(*, run: Path, html_path: Path | None, goldens: Path | None) -> int:
+    """Show a check again from RUN, the file that `snap check --json` wrote.
+
+    As text, or with --html as one file that opens offline in any browser. No model runs. The exit
+    code is that of the check.
+    """
+    from snapshot_tool.reports.run_reader import read_run
+
+    report = read_run(run)
+    if html_path is None:
+        from snapshot_tool.cli.console import draw_report
+
+        draw_report(report, replay="snap check ...")
+    else:
+        write_html(html_path, report, goldens)
+    return report.exit_code
+
+
+def write_html(path: Path, report: CheckReport, goldens: Path | None) -> None:
+    """Write the HTML report of a check, with what its golden set tells of the cases."""
+    from snapshot_tool.reports.html import run_to_html
+    from snapshot_tool.reports.preview import find_stories
+
+    stories = find_stories(report, goldens) if goldens else {}
+    write_text(path, run_to_html(report, stories, base=str(Path.cwd())))

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snapshot_tool.cli.options import goldens_option
+from snapshot_tool.cli.options import goldens_option, write_text
 
 if TYPE_CHECKING:
     from snapshot_tool.goldens.find import FoundSet
     from snapshot_tool.goldens.manifest import Manifest
+
 
 _DAMAGED = 3
 
@@ -75,7 +76,7 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
 
 def _show_facts(manifest: Manifest) -> None:
     from snapshot_tool.goldens.manifest import Storage
-    from snapshot_tool.reports.remarks import remarks
+    from snapshot_tool.reports.text import remarks
 
     environment = manifest.environment
     if manifest.storage is not Storage.FULL:
@@ -146,3 +147,98 @@ def verify_command(*, golden: str | None, goldens: Path) -> int:
         for line in verification.damage:
             click.echo(f"         {line}")
     return _DAMAGED if any(v.damage for v in verifications) else 0
+
+
+@click.command(
+    "diff",
+    short_help="Compare two golden sets.",
+    epilog="Example: snap diff goldens/a--b/0123456789ab/cpu-float32 other/a--b/…/cpu-float32",
+)
+@click.argument("one")
+@click.argument("other")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
+@click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write a page.")
+@goldens_option
+def diff_command(
+    *, one: str, other: str, json_path: Path | None, html_path: Path | None, goldens: Path
+) -> int:
+    """Show which recorded tensors differ between two golden sets, and by how much.
+
+    ONE and OTHER are folders or parts of their paths below --goldens: of two revisions, two
+    transformers versions, two devices. Exit code 0 where all differences are within ONE's
+    tolerances, 1 where some are not.
+    """
+    from snapshot_tool.check.sets import find_golden, locate_drift
+    from snapshot_tool.diagnose.diff import diff_folders
+    from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_json
+    from snapshot_tool.reports.text import localisation_lines
+
+    folders = [find_golden(goldens, spec)[0] for spec in (one, other)]
+    drift = diff_folders(*folders)
+    if "-" not in (str(json_path), str(html_path)):
+        for line in (*diff_lines(drift), *localisation_lines(locate_drift(*folders))):
+            click.echo(line)
+    if json_path is not None:
+        write_text(json_path, diff_to_json(drift))
+    if html_path is not None:
+        write_text(html_path, diff_to_html(drift))
+    return 1 if drift.beyond else 0
+
+
+remote_argument = click.argument("remote", required=False)
+only_option = click.option(
+    "--only",
+    default="",
+    metavar="TEXT",
+    help="Only sets with this in owner/name/revision/device-dtype.",
+)
+
+
+@click.command(
+    "push",
+    short_help="Send golden sets to a remote.",
+    epilog="Example: snap push hf://datasets/owner/goldens",
+)
+@remote_argument
+@only_option
+@click.option("--again", is_flag=True, help="Send also the files that the remote has.")
+@goldens_option
+def push_command(*, remote: str | None, only: str, again: bool, goldens: Path) -> int:
+    """Send what the remote lacks of the golden sets here, and write goldens.lock.
+
+    REMOTE is hf://datasets/OWNER/NAME, s3://BUCKET/PREFIX or file:///FOLDER; by default the one in
+    goldens.lock, which lies beside the goldens folder. Commit that file: snap pull reads it.
+    """
+    from snapshot_tool.cli.console import TerminalProgress
+    from snapshot_tool.goldens.sync import PushRequest, push
+    from snapshot_tool.goldens.transaction import lock_path
+
+    shared = push(PushRequest(goldens, remote, only, again), TerminalProgress())
+    for item in shared.sets:
+        word = "pushed" if item in shared.moved else "same"
+        click.echo(f"{word:<8}{item.title}")
+    click.echo(f"{shared.sent / 1e6:.1f} MB sent to {shared.remote}")
+    click.echo(f"{lock_path(goldens)} says what lies there: keep it in git")
+    return 0
+
+
+@click.command("pull", short_help="Fetch golden sets from a remote.", epilog="Example: snap pull")
+@remote_argument
+@only_option
+@click.option("--replace", is_flag=True, help="Replace a set that was recorded here, too.")
+@goldens_option
+def pull_command(*, remote: str | None, only: str, replace: bool, goldens: Path) -> int:
+    """Fetch what is missing here of the golden sets that goldens.lock names.
+
+    REMOTE is by default the one in goldens.lock. Every byte is compared with the digests there:
+    other bytes are refused with exit code 3, and nothing is put in place.
+    """
+    from snapshot_tool.cli.console import TerminalProgress
+    from snapshot_tool.goldens.sync import PullRequest, pull
+
+    shared = pull(PullRequest(goldens, remote, only, replace), TerminalProgress())
+    for item in shared.sets:
+        word = "pulled" if item in shared.moved else "here"
+        click.echo(f"{word:<8}{item.title}")
+    click.echo(f"{shared.sent / 1e6:.1f} MB fetched from {shared.remote}")
+    return 0

@@ -18,6 +18,9 @@ goldens_option = click.option(
     show_default=True,
     help="Folder of the golden sets.",
 )
+html_option = click.option(
+    "--html", "html_path", type=click.Path(path_type=Path), help="Write a report to look at."
+)
 fms_path_option = click.option(
     "--fms-path",
     type=click.Path(path_type=Path),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from snapshot_tool.base.checkpoint import DEFAULT_CHECKPOINT
-from snapshot_tool.base.devices import DEVICES
+from snapshot_tool.base.environment import DEVICES
 from snapshot_tool.base.errors import UpdateDeclined, UsageError
-from snapshot_tool.base.oracle import ORACLE_DTYPES
+from snapshot_tool.base.tolerance import ORACLE_DTYPES
 from snapshot_tool.cli.options import (
     PHASE_NAMES,
     family_option,
@@ -23,7 +23,7 @@ from snapshot_tool.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from snapshot_tool.base.diff import Review, SetDrift
+    from snapshot_tool.diagnose.diff import Review, SetDrift
 
 
 @click.command(
@@ -154,11 +154,11 @@ def record_command(
     --reason. Declined, the old set stays, and --resume --update --yes goes on from what is staged.
     """
     from snapshot_tool.base.environment import rank_here
-    from snapshot_tool.cli.progress import TerminalProgress
+    from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.families.own import name_families
     from snapshot_tool.goldens.manifest import Storage
     from snapshot_tool.record.workflow import RecordRequest, help_to_record, record
-    from snapshot_tool.reports.remarks import remarks
+    from snapshot_tool.reports.text import remarks
 
     name_families(families)
     if rank_here():
@@ -241,7 +241,7 @@ def _is_interactive() -> bool:
 
 def _reviewer(reason: str, *, written_unasked: bool) -> Review:
     """Return what shows an update, and asks a person where there is one."""
-    from snapshot_tool.reports.diff_text import diff_lines
+    from snapshot_tool.reports.diff import diff_lines
 
     def review(drift: SetDrift) -> str:
         for line in diff_lines(drift):

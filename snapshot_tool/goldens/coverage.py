@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.base.coverage import (
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.report import (
     ALL_END_TOKENS,
     END_TOKEN,
     LEFT,
@@ -16,7 +17,6 @@ from snapshot_tool.base.coverage import (
     WINDOW,
     Coverage,
 )
-from snapshot_tool.base.phases import Phase
 from snapshot_tool.families.family import text_config
 from snapshot_tool.goldens.layout import phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, case_recipe

@@ -13,12 +13,17 @@ from snapshot_tool.base.files import leaves_root
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.base.tap import Tap
-from snapshot_tool.goldens.contents import find_misfits
 from snapshot_tool.goldens.layout import INPUTS, OUTPUTS, TAPS, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage, case_recipe, load_manifest
 from snapshot_tool.goldens.packed import PIXEL_VALUES, SHAPE, unpack
 from snapshot_tool.goldens.tensors import TensorFile, open_tensors
-from snapshot_tool.goldens.verify import allowed_files, find_lasting_damage, refuse_damage, set_file
+from snapshot_tool.goldens.verify import (
+    allowed_files,
+    find_lasting_damage,
+    find_misfits,
+    refuse_damage,
+    set_file,
+)
 
 if TYPE_CHECKING:
     import torch

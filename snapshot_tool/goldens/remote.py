@@ -19,7 +19,7 @@ from fsspec.callbacks import Callback
 
 from snapshot_tool.base.errors import RemoteUnavailable, UsageError
 from snapshot_tool.base.protocol import Progress
-from snapshot_tool.goldens.lock import LockedSet
+from snapshot_tool.goldens.transaction import LockedSet
 
 BLOCK = 8 * 2**20  # bytes
 _MEGABYTE = 10**6

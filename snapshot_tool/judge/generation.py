@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapshot_tool.base.errors import GoldenDamaged
-from snapshot_tool.base.generation import DivergenceKind, TokenChoice, TokenDivergence
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Candidate, CaseInputs
-from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.base.results import DivergenceKind, Result, TokenChoice, TokenDivergence, Verdict
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.oracle import step_noise

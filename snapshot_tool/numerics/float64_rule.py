@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from snapshot_tool.base.oracle import CAP, ULPS, OracleComparison, OracleTensor, error_multiplier
-from snapshot_tool.base.tolerance import Tolerance
+from snapshot_tool.base.tolerance import (
+    CAP,
+    ULPS,
+    OracleComparison,
+    OracleTensor,
+    Tolerance,
+    error_multiplier,
+)
 from snapshot_tool.numerics.compare import unravel
 
 if TYPE_CHECKING:

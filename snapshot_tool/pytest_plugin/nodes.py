@@ -14,10 +14,9 @@ import pytest
 
 from snapshot_tool.base.errors import SnapError, UsageError
 from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.progress import SilentProgress
-from snapshot_tool.base.protocol import Candidate, Loading
+from snapshot_tool.base.protocol import Candidate, Loading, SilentProgress
+from snapshot_tool.base.report import parse_share
 from snapshot_tool.base.results import Result, Verdict, tolerance_used
-from snapshot_tool.base.shard import parse_share
 from snapshot_tool.base.tolerance import Rule
 from snapshot_tool.check.request import CheckRequest, select_cases
 from snapshot_tool.check.session import Session, open_session
@@ -25,7 +24,7 @@ from snapshot_tool.families.own import name_families
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.layout import MANIFEST
 from snapshot_tool.goldens.manifest import CaseEntry, load_manifest
-from snapshot_tool.reports import run_text
+from snapshot_tool.reports import text as run_text
 
 _CANDIDATE = "snap candidate"
 _BAD = (Verdict.FAIL, Verdict.ERROR)

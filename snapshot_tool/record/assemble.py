@@ -11,13 +11,11 @@ from pathlib import Path
 import msgspec
 
 from snapshot_tool.base.checkpoint import Checkpoint, is_folder_name
-from snapshot_tool.base.diff import Review, SetDrift, describe_drift
-from snapshot_tool.base.errors import GoldenExists
+from snapshot_tool.base.errors import GoldenExists, printable
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import ReferenceInfo
-from snapshot_tool.base.text import printable
 from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES
-from snapshot_tool.diagnose.diff import diff_goldens
+from snapshot_tool.diagnose.diff import Review, SetDrift, describe_drift, diff_goldens
 from snapshot_tool.families.family import ANSWERS
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import (
@@ -43,8 +41,7 @@ from snapshot_tool.goldens.manifest import (
 from snapshot_tool.goldens.tensors import describe_file, join_files
 from snapshot_tool.goldens.transaction import commit, make_folder, write_atomically
 from snapshot_tool.record.answers import FORWARD_PASS, generated_text_file, read_notes
-from snapshot_tool.record.plan import Earlier, Plan, PlannedCase
-from snapshot_tool.record.staging import Staging
+from snapshot_tool.record.plan import Earlier, Plan, PlannedCase, Staging
 
 _IMAGE_PHASES = (Phase.PREPROCESSING, Phase.VISION, Phase.CONNECTOR)
 

@@ -21,6 +21,7 @@ from snapshot_tool.base.errors import (
     ReferenceUnavailable,
     TemplateRefused,
     UsageError,
+    printable,
 )
 from snapshot_tool.base.images import render
 from snapshot_tool.base.phases import Phase
@@ -35,7 +36,6 @@ from snapshot_tool.base.recipes import (
     NamedRecipe,
     fixed_cases,
 )
-from snapshot_tool.base.text import printable
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import INPUTS, phase_file
@@ -47,10 +47,10 @@ from snapshot_tool.record.plan import (
     Plan,
     PlannedCase,
     Settings,
+    Staging,
     read_plan,
     require_same_settings,
 )
-from snapshot_tool.record.staging import Staging
 
 if TYPE_CHECKING:
     import torch

@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING
 
 from snapshot_tool.base.errors import ReferenceUnavailable
 from snapshot_tool.base.localisation import NO_NOISE
-from snapshot_tool.base.oracle import HALF_DTYPES, ORACLE_DTYPES
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Progress, Reference, ReferenceInfo
 from snapshot_tool.base.sketch import Sketch, relative_error
 from snapshot_tool.base.tap import Sketchbook, Tap
+from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.layout import INPUTS, ORACLE, TAPS, phase_file
 from snapshot_tool.goldens.oracle import delta_key, noise_key, step_noise_key, tap_noise_key
 from snapshot_tool.numerics.float64_rule import position_noise
-from snapshot_tool.record.plan import Plan
-from snapshot_tool.record.staging import Staging
+from snapshot_tool.record.plan import Plan, Staging
 
 if TYPE_CHECKING:
     import torch

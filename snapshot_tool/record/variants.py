@@ -17,8 +17,8 @@ import hypothesis
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from snapshot_tool.base.hypothesis_folder import own_home
 from snapshot_tool.base.recipes import IMAGE_KINDS, IMAGE_MODES, CaseRecipe, ImageRecipe, InputKind
+from snapshot_tool.explore.draw import own_home
 
 _WORDS = (
     "describe", "compare", "the", "a", "red", "green", "blue", "small", "large", "circle",

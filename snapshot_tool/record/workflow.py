@@ -16,15 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapshot_tool.base.checkpoint import Checkpoint, open_checkpoint
-from snapshot_tool.base.determinism import make_deterministic
-from snapshot_tool.base.devices import require_device
-from snapshot_tool.base.diff import Review
-from snapshot_tool.base.environment import describe_machine, device_name, package_versions
+from snapshot_tool.base.environment import (
+    Processes,
+    describe_machine,
+    device_name,
+    make_deterministic,
+    package_versions,
+    require_device,
+)
 from snapshot_tool.base.errors import GoldenExists, SnapError, UsageError
 from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.processes import Processes
-from snapshot_tool.base.progress import SilentProgress
-from snapshot_tool.base.protocol import LoadSettings, Progress, Reference, ReferenceInfo
+from snapshot_tool.base.protocol import (
+    LoadSettings,
+    Progress,
+    Reference,
+    ReferenceInfo,
+    SilentProgress,
+)
+from snapshot_tool.diagnose.diff import Review
 from snapshot_tool.goldens.find import find_goldens
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.layout import MANIFEST, ORACLE, OUTPUTS, SetLocation, phase_file
@@ -34,8 +43,7 @@ from snapshot_tool.record.answers import stage_answers
 from snapshot_tool.record.assemble import Assembly
 from snapshot_tool.record.cases import changes_inputs, make_plan
 from snapshot_tool.record.oracle import stage_oracle
-from snapshot_tool.record.plan import Earlier, Plan, Settings, read_plan
-from snapshot_tool.record.staging import Staging
+from snapshot_tool.record.plan import Earlier, Plan, Settings, Staging, read_plan
 
 DEFAULT_SEED = 42
 DEFAULT_VARIANTS = 12

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from snapshot_tool.base.environment import rank_here
+from snapshot_tool.base.environment import OneProcess, Processes, rank_here
 from snapshot_tool.base.errors import ReferenceUnavailable
-from snapshot_tool.base.processes import OneProcess, Processes
 from snapshot_tool.base.protocol import LoadSettings, Reference
 
 

@@ -17,7 +17,7 @@ import transformers
 from packaging.version import Version
 from PIL import Image
 
-from snapshot_tool.base.checkpoint_files import (
+from snapshot_tool.base.checkpoint import (
     CONFIG,
     INDEX,
     WEIGHTS,
@@ -46,12 +46,17 @@ from snapshot_tool.base.recipes import CaseRecipe
 from snapshot_tool.base.tap import Side
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Capture, Family
-from snapshot_tool.reference.configuration import changed_fields, require_computed, unknown_fields
-from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
+from snapshot_tool.reference.loading import (
+    changed_fields,
+    float64_throughout,
+    require_computed,
+    require_filled,
+    unknown_fields,
+    unused_weights,
+    widen_rotary_frequencies,
+)
+from snapshot_tool.reference.messages import Warned, log_to_handlers_alone, raised_as
 from snapshot_tool.reference.preparation import Preparation
-from snapshot_tool.reference.raised import raised_as
-from snapshot_tool.reference.warned import Warned, log_to_handlers_alone
-from snapshot_tool.reference.weights import require_filled, unused_weights
 from snapshot_tool.taps.hooks import (
     Call,
     capture_tensors,

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.base.error_map import SIZE_BOUNDS, ErrorMap
 from snapshot_tool.base.errors import SnapError
 from snapshot_tool.base.localisation import ERROR_LIMIT, ModuleErrors
+from snapshot_tool.base.results import SIZE_BOUNDS, ErrorMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

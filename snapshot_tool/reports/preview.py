@@ -4,15 +4,56 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snapshot_tool.base.preview import CaseStory, Picture
-from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.base.errors import GoldenNotFound
+from snapshot_tool.base.report import CheckReport, GoldenIdentity
+from snapshot_tool.goldens.find import Selection, find_goldens
+from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.manifest import case_recipe
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image as a page shows it.
+
+    Args:
+        data: a small version, as a data: address.
+        width: of the image itself, in pixels.
+        height: the same.
+        caption: how it came about, and its mode.
+    """
+
+    data: str
+    width: int
+    height: int
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaseStory:
+    """A case, told for people.
+
+    Args:
+        text: what the tokenizer was given, before image placeholders were expanded.
+        generated: the reference's new tokens as text.
+        tokens: length of the prompt.
+        tiles: of all images.
+        pictures: the images, in order.
+    """
+
+    text: str
+    generated: str
+    tokens: int
+    tiles: int
+    pictures: tuple[Picture, ...]
+
 
 _SIDE = 192  # pixels: a report of dozens of cases stays small
 
@@ -42,3 +83,26 @@ def _data(image: Image.Image) -> str:
     buffer = io.BytesIO()
     small.save(buffer, format="WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def find_stories(report: CheckReport, goldens: Path) -> Mapping[str, CaseStory]:
+    """Return the stories of a check's cases, from the golden set that it was checked against.
+
+    Raises GoldenNotFound where the set, or its version, is not in the folder.
+    """
+    golden = open_golden(_find_folder(report.golden, goldens))
+    return tell_stories(golden, {result.case for result in report.results})
+
+
+def _find_folder(wanted: GoldenIdentity, goldens: Path) -> Path:
+    selection = Selection(wanted.checkpoint, wanted.revision, wanted.device, wanted.dtype)
+    for found in find_goldens(goldens):
+        manifest = found.manifest
+        if manifest is None or not selection.matches(manifest):
+            continue
+        if manifest.golden_version == wanted.golden_version:
+            return found.folder
+    raise GoldenNotFound(
+        f"{goldens} does not hold {wanted}, which the run was checked against",
+        "name the folder that does with --goldens",
+    )

@@ -10,16 +10,18 @@ import json
 import math
 from typing import Any
 
-from snapshot_tool.base.error_map import SIZE_BOUNDS, ErrorMap
-from snapshot_tool.base.exploration import Exploration
-from snapshot_tool.base.generation import TokenChoice, TokenDivergence
-from snapshot_tool.base.graft import Graft
 from snapshot_tool.base.localisation import Localisation
-from snapshot_tool.base.oracle import OracleComparison
-from snapshot_tool.base.report import CheckReport
-from snapshot_tool.base.results import Comparison, Result, Worst
-from snapshot_tool.base.shard import Shard
-from snapshot_tool.base.weights import WeightReport
+from snapshot_tool.base.report import CheckReport, Exploration, Graft, Shard, WeightReport
+from snapshot_tool.base.results import (
+    SIZE_BOUNDS,
+    Comparison,
+    ErrorMap,
+    Result,
+    TokenChoice,
+    TokenDivergence,
+    Worst,
+)
+from snapshot_tool.base.tolerance import OracleComparison
 
 SCHEMA = "snap-check/1"
 

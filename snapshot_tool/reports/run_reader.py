@@ -9,21 +9,23 @@ from typing import Any
 
 import msgspec
 
-from snapshot_tool.base.coverage import Coverage
-from snapshot_tool.base.error_map import ErrorMap
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.exploration import Exploration, ExploredKind
-from snapshot_tool.base.generation import TokenChoice, TokenDivergence
-from snapshot_tool.base.graft import Graft
-from snapshot_tool.base.localisation import Localisation, ModuleErrors
-from snapshot_tool.base.mapping import ModuleMapping
-from snapshot_tool.base.oracle import OracleComparison
+from snapshot_tool.base.localisation import Localisation, ModuleErrors, ModuleMapping
 from snapshot_tool.base.protocol import CandidateInfo
-from snapshot_tool.base.report import CheckReport, GoldenIdentity, Transformers
-from snapshot_tool.base.results import Comparison, Result
-from snapshot_tool.base.shard import Shard, Share
-from snapshot_tool.base.tolerance import Rule, Tolerance
-from snapshot_tool.base.weights import WeightReport
+from snapshot_tool.base.report import (
+    CheckReport,
+    Coverage,
+    Exploration,
+    ExploredKind,
+    GoldenIdentity,
+    Graft,
+    Shard,
+    Share,
+    Transformers,
+    WeightReport,
+)
+from snapshot_tool.base.results import Comparison, ErrorMap, Result, TokenChoice, TokenDivergence
+from snapshot_tool.base.tolerance import OracleComparison, Rule, Tolerance
 from snapshot_tool.reports.run_json import SCHEMA
 
 _WORDS = ("nan", "inf", "-inf")

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from snapshot_tool.base.trace_comparison import Metric, TraceComparison, TraceRow
+from snapshot_tool.base.localisation import Metric, TraceComparison, TraceRow
 
 SCHEMA = "snap-compare-traces/1"
 _BEFORE = 5  # rows shown before the first one that differs

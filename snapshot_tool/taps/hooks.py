@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from snapshot_tool.base.compiled import plain_modules, run_eagerly
 from snapshot_tool.base.protocol import Observer
 from snapshot_tool.base.tap import Side
 from snapshot_tool.families.family import Capture
 
 if TYPE_CHECKING:
     import torch
+
+
+T = TypeVar("T")
+
+# torch.compile(module) returns a module that holds the original under this name.
+_WRAPPED = "_orig_mod."
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a module, parameter or buffer has in the model before compilation."""
+    return f"{name}.".replace(_WRAPPED, "")[:-1]
+
+
+def plain_names(named: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Return what a model names, by the names from before compilation.
+
+    Of a wrapper and the module inside, which have one name then, the module is returned.
+    """
+    return {plain_name(name): value for name, value in named}
+
+
+def plain_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Return every module by its name from before compilation."""
+    return plain_names(model.named_modules())
+
+
+def run_eagerly() -> AbstractContextManager[Any]:
+    """Return a context in which what is compiled runs as it is written.
+
+    Hooks are not seen by graphs that were compiled before.
+    """
+    import torch
+
+    # torch.compiler.set_stance is there from torch 2.6 on.
+    stance = getattr(torch.compiler, "set_stance", None)
+    context: AbstractContextManager[Any] = stance("force_eager") if stance else nullcontext()
+    return context
+
 
 # Shown a module's name, the side, and what is there: (arguments, keywords) or the output as it is.
 Watcher = Callable[[str, Side, object], None]

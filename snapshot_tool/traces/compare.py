@@ -5,21 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapshot_tool.base.errors import UsageError
-from snapshot_tool.base.mapping import ModuleMapping
+from snapshot_tool.base.localisation import (
+    ERROR_LIMIT,
+    Metric,
+    ModuleMapping,
+    TraceComparison,
+    TraceRow,
+)
 from snapshot_tool.base.results import Comparison
 from snapshot_tool.base.sketch import Sketch, moments_error, relative_error
 from snapshot_tool.base.tap import Side
 from snapshot_tool.base.tolerance import Tolerance
-from snapshot_tool.base.trace_comparison import Metric, TraceComparison, TraceRow
 from snapshot_tool.numerics.compare import compare_tensors
-from snapshot_tool.traces.format import Call, Trace, TracedTensor
-from snapshot_tool.traces.match import match_modules, module_names, sketch_of
+from snapshot_tool.traces.format import Call, Trace, TracedTensor, open_trace
+from snapshot_tool.traces.match import match_modules, module_names, read_map, sketch_of
 
 if TYPE_CHECKING:
     import torch
+
 
 _TEXT_DIMENSIONS = 3  # (batch, length, width)
 _Pair = tuple[TracedTensor, TracedTensor]
@@ -298,3 +305,21 @@ def _figures(found: Comparison, numel: int) -> dict[Metric, float]:
         Metric.SUM_ABS: found.mean_abs * numel,
         Metric.COSINE: found.cosine,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class CompareTracesRequest:
+    """Which traces to compare, and how; `limit` is the relative error that is no difference."""
+
+    one: Path
+    two: Path
+    map_path: Path | None = None
+    side: Side = Side.OUTPUT
+    limit: float = ERROR_LIMIT
+
+
+def compare_trace_files(request: CompareTracesRequest) -> TraceComparison:
+    """Read two traces and compare them."""
+    prefixes = None if request.map_path is None else read_map(request.map_path)
+    one, two = open_trace(request.one), open_trace(request.two)
+    return compare_traces(one, two, prefixes=prefixes, side=request.side, limit=request.limit)

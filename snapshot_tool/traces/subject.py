@@ -14,8 +14,7 @@ from snapshot_tool.base.checkpoint import (
     open_checkpoint,
     require_same_files,
 )
-from snapshot_tool.base.determinism import make_deterministic
-from snapshot_tool.base.environment import describe_machine, package_versions
+from snapshot_tool.base.environment import describe_machine, make_deterministic, package_versions
 from snapshot_tool.base.errors import CheckpointUnavailable, UsageError
 from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.goldens.choice import GoldenChoice, open_checkpoint_of

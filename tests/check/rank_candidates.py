@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 
 from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
-from snapshot_tool.candidates import ranks
+from snapshot_tool.candidates import distributed as ranks
 
 
 class _OnRankOne:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import snapshot_tool
-from snapshot_tool.cli.group import _COMMANDS
+from snapshot_tool.cli.main import _COMMANDS
 from tests.conftest import ROOT, Snap
 
 COMMANDS = list(_COMMANDS)

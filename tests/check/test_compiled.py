@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from snapshot_tool.base.compiled import plain_modules, plain_names, run_eagerly
+from snapshot_tool.taps.hooks import plain_modules, plain_names, run_eagerly
 from tests.conftest import CHECKOUT, Snap
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import Edit, edit_file, plant

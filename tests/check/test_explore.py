@@ -15,10 +15,9 @@ from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
 from snapshot_tool.base.questions import KINDS, Batch, Prefix, Prompt, parse_question
 from snapshot_tool.base.results import Verdict, tolerance_used
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
-from snapshot_tool.explore import subjects as subjects_module
-from snapshot_tool.explore.draw import questions_of
+from snapshot_tool.explore import draw as subjects_module
+from snapshot_tool.explore.draw import find_subjects, questions_of
 from snapshot_tool.explore.explore import explore, replay
-from snapshot_tool.explore.subjects import find_subjects
 from snapshot_tool.families.idefics3 import IDEFICS3
 from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Run, Snap, set_folder

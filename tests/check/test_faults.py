@@ -10,8 +10,7 @@ import torch
 
 from snapshot_tool.base.localisation import ERROR_LIMIT
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.progress import SilentProgress
-from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.base.protocol import CandidateRequest, SilentProgress
 from snapshot_tool.base.results import first_divergence
 from snapshot_tool.base.tap import Sketchbook, shapes_of
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate

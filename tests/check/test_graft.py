@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from snapshot_tool.base.graft import Graft
 from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.base.report import Graft
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
-from snapshot_tool.candidates.fms.graft import redo_rotary_order
-from snapshot_tool.candidates.fms.observe import undo_rotary_order
+from snapshot_tool.candidates.fms.modules import redo_rotary_order, undo_rotary_order
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session
 from snapshot_tool.goldens.golden import Golden, open_golden

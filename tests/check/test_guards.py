@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from snapshot_tool.base.determinism import make_deterministic
+from snapshot_tool.base.environment import make_deterministic
 from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
@@ -22,7 +22,7 @@ from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candid
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session
 from snapshot_tool.goldens.golden import Golden, open_golden
-from snapshot_tool.judge.watched import Guarded
+from snapshot_tool.judge.watch import Guarded
 from tests.check import wrong_candidates as wrong
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Snap, error_lines, set_folder
 

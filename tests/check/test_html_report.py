@@ -17,11 +17,10 @@ from selenium.webdriver.support.expected_conditions import visibility_of
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
-from snapshot_tool.base.graft import Graft
-from snapshot_tool.base.preview import CaseStory
-from snapshot_tool.base.report import CheckReport
+from snapshot_tool.base.report import CheckReport, Graft
 from snapshot_tool.base.results import Comparison, Worst
-from snapshot_tool.reports.run_html import run_to_html
+from snapshot_tool.reports.html import run_to_html
+from snapshot_tool.reports.preview import CaseStory
 from snapshot_tool.reports.run_json import run_to_json
 from snapshot_tool.reports.run_reader import read_run
 from tests.conftest import CHECKOUT, GOLDENS, Run, Snap, error_lines

@@ -10,8 +10,7 @@ import torch
 from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
 from snapshot_tool.base.tap import Sketchbook
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
-from snapshot_tool.diagnose.localise import localise
-from snapshot_tool.diagnose.observation import Observation, observe
+from snapshot_tool.diagnose.localise import Observation, localise, observe
 from snapshot_tool.goldens.choice import open_checkpoint_of
 from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.candidates import CHECKOUT

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates import output_cache
 from snapshot_tool.candidates.output_cache import OutputCache

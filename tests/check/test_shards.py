@@ -11,9 +11,8 @@ import pytest
 
 from snapshot_tool.base.errors import SnapError, UsageError
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.report import CheckReport
+from snapshot_tool.base.report import CheckReport, Share, parse_share
 from snapshot_tool.base.results import Result, Verdict
-from snapshot_tool.base.shard import Share, parse_share
 from snapshot_tool.check.shards import merge_reports
 from snapshot_tool.reports.run_reader import read_run
 from tests.conftest import CHECKOUT, Snap, error_lines

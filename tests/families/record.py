@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.record.workflow import RecordRequest, record
 
 ROOT = Path(__file__).parent.parent.parent

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms import candidate as fms

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from snapshot_tool.base.errors import CandidateUnavailable
-from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
 from tests.mutants.candidates import SPEC

@@ -13,7 +13,7 @@ import torch
 
 from snapshot_tool.base.errors import CandidateUnavailable
 from snapshot_tool.base.phases import phase_order
-from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, Verdict, tolerance_used
 from snapshot_tool.base.tolerance import Rule

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
 from tests.mutants.benign import benign_runs, run_benign

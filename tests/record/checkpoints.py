@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.goldens.manifest import Manifest
 from snapshot_tool.record.workflow import RecordRequest, record
 from tests.conftest import CHECKPOINT, ROOT, set_folder

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from snapshot_tool.cli import main
-from snapshot_tool.record.staging import Staging
+from snapshot_tool.record.plan import Staging
 
 _save = Staging.save_part
 

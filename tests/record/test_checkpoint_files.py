@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshot_tool.base.checkpoint_files import is_small_file
+from snapshot_tool.base.checkpoint import is_small_file
 from tests.conftest import CHECKPOINT, Snap, set_folder
 from tests.unit.hub import REPOSITORY, serve_hub
 

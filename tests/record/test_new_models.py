@@ -22,7 +22,7 @@ DECODERS = {"phi3": True, "bloom": True, "gemma2": True, "rwkv": False}
 OTHERS = ("xlm-roberta", "xlm-roberta-decoder")
 SMALL = ("--variants", "2", "--max-new-tokens", "4")
 FAMILY = """
-from snapshot_tool.families import Family, Phase
+from snapshot_tool.families import (Family, Phase)
 
 PHI3 = Family("my_phi3", "Phi3ForCausalLM", (Phase.FORWARD, Phase.GENERATE))
 """

@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from snapshot_tool.base.localisation import ERROR_LIMIT
-from snapshot_tool.base.progress import SilentProgress
+from snapshot_tool.base.localisation import ERROR_LIMIT, TraceComparison
+from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.base.tap import Side
-from snapshot_tool.base.trace_comparison import TraceComparison
 from snapshot_tool.goldens.choice import GoldenChoice
-from snapshot_tool.traces.compare_files import CompareTracesRequest, compare_trace_files
-from snapshot_tool.traces.reference import trace_reference
+from snapshot_tool.traces.compare import CompareTracesRequest, compare_trace_files
 from snapshot_tool.traces.subject import TraceOptions, subject_of_golden
-from snapshot_tool.traces.workflow import trace_candidate
+from snapshot_tool.traces.workflow import trace_candidate, trace_reference
 from snapshot_tool.traces.write import Mode
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Snap
 

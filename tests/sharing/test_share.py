@@ -25,13 +25,11 @@ from snapshot_tool.base.errors import (
     UsageError,
 )
 from snapshot_tool.goldens.layout import SetLocation
-from snapshot_tool.goldens.lock import load_lock, lock_path
 from snapshot_tool.goldens.manifest import HistoryEntry, load_manifest
-from snapshot_tool.goldens.pull import PullRequest, pull
-from snapshot_tool.goldens.push import PushRequest, push
 from snapshot_tool.goldens.remote import Remote, clean_remote
+from snapshot_tool.goldens.sync import PullRequest, PushRequest, pull, push
 from snapshot_tool.goldens.tensors import describe_file
-from snapshot_tool.goldens.transaction import recording_lock
+from snapshot_tool.goldens.transaction import load_lock, lock_path, recording_lock
 from snapshot_tool.goldens.verify import find_damage
 from tests.sharing.conftest import Place
 from tests.unit.factory import REVISION, flip_bit, write_golden, write_manifest

@@ -17,9 +17,9 @@ import atheris
 
 with atheris.instrument_imports(include=["snapshot_tool"]):
     from snapshot_tool.base.errors import SnapError
-    from snapshot_tool.goldens.contents import find_misfits
     from snapshot_tool.goldens.manifest import decode
     from snapshot_tool.goldens.tensors import describe_file
+    from snapshot_tool.goldens.verify import find_misfits
 
 from tests.torture.base_set import write_base
 

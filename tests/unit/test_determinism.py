@@ -11,7 +11,7 @@ _SETTLED = """
 import sys
 import torch
 before = set(sys.modules)
-from snapshot_tool.base.determinism import make_deterministic
+from snapshot_tool.base.environment import make_deterministic
 settings = make_deterministic(1, strict={strict})
 new = set(sys.modules) - before
 compiler = any(name.startswith(("torch._inductor", "torch._dynamo")) for name in new)

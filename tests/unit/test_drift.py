@@ -13,16 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from snapshot_tool.base.diff import SetDrift, describe_drift
 from snapshot_tool.base.results import Verdict
-from snapshot_tool.diagnose.diff import diff_folders
+from snapshot_tool.diagnose.diff import SetDrift, describe_drift, diff_folders
 from snapshot_tool.goldens.layout import INPUTS
 from snapshot_tool.goldens.manifest import load_manifest
 from snapshot_tool.goldens.tensors import describe_file
 from snapshot_tool.goldens.verify import set_file
-from snapshot_tool.reports.diff_html import diff_to_html
-from snapshot_tool.reports.diff_json import diff_to_json
-from snapshot_tool.reports.diff_text import diff_lines
+from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_json
 from tests.unit.factory import write_golden, write_manifest
 
 Change = Callable[[dict[str, torch.Tensor]], object]

@@ -9,10 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snapshot_tool.base.error_map import SIZE_BOUNDS
+from snapshot_tool.base.results import SIZE_BOUNDS
 from snapshot_tool.base.tolerance import EXACT, Tolerance
-from snapshot_tool.numerics.compare import compare_tensors
-from snapshot_tool.numerics.error_map import map_errors
+from snapshot_tool.numerics.compare import compare_tensors, map_errors
 
 TOLERANCE = Tolerance(1e-3, 0.0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from snapshot_tool.base.generation import DivergenceKind, TokenChoice, TokenDivergence
+from snapshot_tool.base.results import DivergenceKind, TokenChoice, TokenDivergence
 
 
 def diverge(

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from snapshot_tool.base.oracle import OracleComparison, OracleTensor, error_multiplier
-from snapshot_tool.base.tolerance import Tolerance
+from snapshot_tool.base.tolerance import OracleComparison, OracleTensor, Tolerance, error_multiplier
 from snapshot_tool.numerics.float64_rule import compare_with_oracle, position_noise
 
 POSITIONS, WIDTH = 40, 64

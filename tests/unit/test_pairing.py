@@ -7,7 +7,7 @@ import torch
 from snapshot_tool.base.sketch import Sketch, sketch
 from snapshot_tool.base.tap import Tap
 from snapshot_tool.diagnose.align import Pair, pair_modules
-from snapshot_tool.diagnose.observation import fused_widths, infer
+from snapshot_tool.diagnose.localise import fused_widths, infer
 
 
 def values(seed: int, *shape: int) -> torch.Tensor:

@@ -11,15 +11,13 @@ import torch
 from PIL import Image
 
 from snapshot_tool.base.errors import GoldenExists, InputRefused
-from snapshot_tool.base.progress import SilentProgress
-from snapshot_tool.base.protocol import CaseInputs, PreparedCase
+from snapshot_tool.base.protocol import CaseInputs, PreparedCase, SilentProgress
 from snapshot_tool.base.recipes import CaseRecipe
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.layout import INPUTS
 from snapshot_tool.record.cases import make_plan
-from snapshot_tool.record.plan import Earlier, Plan, Settings
-from snapshot_tool.record.staging import Staging
+from snapshot_tool.record.plan import Earlier, Plan, Settings, Staging
 from tests.unit.factory import write_golden
 
 

@@ -10,10 +10,9 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from snapshot_tool.base.diff import SetDrift
 from snapshot_tool.base.errors import UpdateDeclined
 from snapshot_tool.cli import record
-from snapshot_tool.diagnose.diff import diff_folders
+from snapshot_tool.diagnose.diff import SetDrift, diff_folders
 from snapshot_tool.goldens.manifest import load_manifest
 from tests.unit.factory import write_golden, write_manifest
 

@@ -12,7 +12,7 @@ from snapshot_tool.base.localisation import ERROR_LIMIT
 from snapshot_tool.base.sketch import project, relative_error, sample_indices, sketch
 from snapshot_tool.base.tap import Tap
 from snapshot_tool.diagnose.localise import localise
-from snapshot_tool.reports.run_text import localisation_lines
+from snapshot_tool.reports.text import localisation_lines
 
 TENSOR = torch.randn(3, 50, 40, generator=torch.Generator().manual_seed(1))
 

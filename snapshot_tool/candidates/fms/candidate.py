@@ -33,24 +33,30 @@ from snapshot_tool.base.protocol import (
     Observer,
     WeightPair,
 )
-from snapshot_tool.candidates.fms.bounds import require_few_layers, require_no_more_numbers
-from snapshot_tool.candidates.fms.graft import graft_twin
 from snapshot_tool.candidates.fms.importing import FmsSource, import_fms
-from snapshot_tool.candidates.fms.observe import observe_twins, twin_output
+from snapshot_tool.candidates.fms.modules import graft_twin, observe_twins, twin_output
 from snapshot_tool.candidates.fms.own_loading import load_by_fms
-from snapshot_tool.candidates.fms.split import require_split
 from snapshot_tool.candidates.fms.weights import (
     find_doubles,
     pair_weights,
     read_shapes,
     require_coverage,
+    require_few_layers,
+    require_no_more_numbers,
     require_shapes,
+    require_split,
     stray_files,
 )
 from snapshot_tool.candidates.output_cache import OutputCache
 from snapshot_tool.families import family_of_config
-from snapshot_tool.families.config_fields import unmapped_fields
-from snapshot_tool.families.family import PAGE, Family, computed_without, text_config, twins_of
+from snapshot_tool.families.family import (
+    PAGE,
+    Family,
+    computed_without,
+    text_config,
+    twins_of,
+    unmapped_fields,
+)
 from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
 from snapshot_tool.families.llama import head_dim
 

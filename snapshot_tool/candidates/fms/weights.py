@@ -6,8 +6,9 @@ The adapter that FMS loads weights through runs here again: for the names on ten
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +18,103 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from snapshot_tool.base import checkpoint_files
-from snapshot_tool.base.compiled import plain_names
+from snapshot_tool.base import checkpoint as checkpoint_files
 from snapshot_tool.base.errors import CandidateUnavailable, CheckpointUnavailable
 from snapshot_tool.base.protocol import WeightPair
-from snapshot_tool.candidates.fms.split import takes_weight
-from snapshot_tool.families.config_fields import fields_of_shape
-from snapshot_tool.families.family import FmsPort, twins_of
+from snapshot_tool.candidates.distributed import joined_ranks
+from snapshot_tool.families.family import FmsPort, fields_of_shape, twins_of, whole_numbers
+from snapshot_tool.taps.hooks import plain_modules, plain_names
+
+
+def require_split(model: torch.nn.Module, *, architecture: str) -> None:
+    """Raise CandidateUnavailable where several ranks would each hold the whole model."""
+    if joined_ranks() and not _split_modules(model):
+        raise CandidateUnavailable(
+            f"FMS does not split {architecture}: every rank would hold the whole model",
+            "check it in one process, without torchrun",
+        )
+
+
+def whole_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Return the modules whose output is whole, by name.
+
+    Inside a tensor-parallel module every rank has a shard of it; the module itself joins them.
+    """
+    inside = tuple(f"{name}." for name in _split_modules(model))
+    modules = plain_modules(model)
+    return {name: module for name, module in modules.items() if not name.startswith(inside)}
+
+
+def _split_modules(model: torch.nn.Module) -> list[str]:
+    from fms.modules.tp import TPModule
+
+    modules = plain_modules(model)
+    return [name for name, module in modules.items() if isinstance(module, TPModule)]
+
+
+def takes_weight(own: Sequence[int], whole: Sequence[int]) -> bool:
+    """Tell by their shapes whether a parameter takes a weight, or this rank's shard of one."""
+    ranks = joined_ranks()
+    if ranks is None or len(own) != len(whole):
+        return list(own) == list(whole)
+    split = [(part, length) for part, length in zip(own, whole, strict=True) if part != length]
+    # FMS cuts one dimension; heads fewer than ranks are on several of them.
+    return len(split) <= 1 and all(part < length <= part * ranks.size for part, length in split)
+
+
+# FMS's model may hold each number of a checkpoint twice (tied heads, packed weights), and tables.
+_MOST_TIMES = 4
+_TABLES = 2**24  # numbers
+# Parts of names of fields that FMS computes tables for, and what they may be unless the
+# checkpoint's own config.json says more.
+_PLACES = {"position": 2**20, "image_size": 2**13}
+
+
+def require_few_layers(
+    config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], checkpoint: Path
+) -> None:
+    """Raise CandidateUnavailable where a configuration has more layers than there are weights.
+
+    The same for more positions, or larger images, than any checkpoint has by default.
+    """
+    own = dict(whole_numbers(_read_config(checkpoint)))
+    for name, value in whole_numbers(config):
+        field = name.rpartition(".")[2]
+        most = value
+        # Qwen3's max_window_layers is a bound: it may be beyond the layers that there are.
+        if ("layers" in field and not field.startswith("max_")) or field == "n_layer":
+            most = len(weights)
+        elif any(part in field for part in _PLACES):
+            usual = next(most for part, most in _PLACES.items() if part in field)
+            most = max(usual, own.get(name, 0))
+        if value > most:
+            raise _config_misfit(f"{name} is {value}, {most} at most can be meant", checkpoint)
+
+
+def require_no_more_numbers(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], checkpoint: Path
+) -> None:
+    """Raise CandidateUnavailable where a model, on the meta device, is larger than its weights."""
+    needed = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    there = sum(tensor.numel() for tensor in weights.values())
+    if needed > _MOST_TIMES * there + _TABLES:
+        raise _config_misfit(f"its model has {needed} numbers, the weights {there}", checkpoint)
+
+
+def _config_misfit(why: str, checkpoint: Path) -> CandidateUnavailable:
+    return CandidateUnavailable(
+        f"the recorded configuration is not that of {checkpoint}: {why}",
+        "record the checkpoint again, or get the golden set from where it was recorded",
+    )
+
+
+def _read_config(checkpoint: Path) -> Any:
+    """Return what config.json holds; where it cannot be read, nothing."""
+    try:
+        return json.loads((checkpoint / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+
 
 _SHOWN = 3
 _SIZES = (

@@ -8,12 +8,35 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from snapshot_tool.base.localisation import Localisation, ModuleErrors
-from snapshot_tool.base.oracle import OracleComparison
 from snapshot_tool.base.phases import PHASES, Phase, phase_order
 from snapshot_tool.base.protocol import CandidateInfo, Loading
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, Verdict, tolerance_used
-from snapshot_tool.base.tolerance import Rule
+from snapshot_tool.base.tolerance import OracleComparison, Rule
+from snapshot_tool.goldens.manifest import ManifestHead
+
+_SHOWN = 3
+
+
+def remarks(manifest: ManifestHead) -> list[str]:
+    """Return a line for each thing, in the order of their weight."""
+    lines = [
+        f"case {case.name} has NaN or Inf in: {', '.join(case.not_finite)}"
+        for case in manifest.cases
+        if case.not_finite
+    ]
+    lines += manifest.reference_warnings
+    unused = manifest.checkpoint.unused_weights
+    if unused:
+        lines.append(
+            f"{len(unused)} weights of the checkpoint take part in no answer: {_few(unused)}"
+        )
+    return lines
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
+
 
 _OWN_LOADING = 'loading       by FMS itself: get_model("hf_pretrained")'
 _SHOWN_PROBLEMS = 12

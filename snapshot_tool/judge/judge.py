@@ -1,23 +1,28 @@
-"""Judging what a candidate returned: by the table of tolerances, or by the oracle."""
+"""Verdicts: on each tensor of a phase, and on the weights."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from snapshot_tool.base.oracle import OracleComparison
+from snapshot_tool.base.memory import equal_bytes
 from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.report import WeightDifference, WeightReport
 from snapshot_tool.base.results import Result, Verdict
-from snapshot_tool.base.tolerance import Rule, Tolerance, default_rule
+from snapshot_tool.base.tolerance import OracleComparison, Rule, Tolerance, default_rule
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import CaseEntry
 from snapshot_tool.goldens.oracle import Rows, oracle_tensor
 from snapshot_tool.judge.phases import Pair
-from snapshot_tool.numerics.compare import judge_tensor
-from snapshot_tool.numerics.error_map import map_errors
+from snapshot_tool.numerics.compare import judge_tensor, map_errors
 from snapshot_tool.numerics.float64_rule import compare_with_oracle
+
+if TYPE_CHECKING:
+    from snapshot_tool.base.protocol import WeightPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +133,38 @@ def _describe(figures: OracleComparison) -> str:
         f"its error against the oracle at position {list(figures.position)} is "
         f"{figures.position_error:.3g} ({figures.position_limit:.3g} allowed)"
     )
+
+
+def compare_weights(
+    pairs: Iterable[WeightPair],
+    *,
+    unset: tuple[str, ...] = (),
+    harmful: tuple[str, ...] | None = (),
+) -> WeightReport:
+    """Compare weights pair by pair, holding one pair at a time.
+
+    The checkpoint's are cast to the dtype of the candidate's, as loading casts them. Equal means
+    equal in every element; NaN equals NaN.
+    """
+    compared, differing, left = 0, [], []
+    for pair in pairs:
+        if pair.actual is None or pair.actual.shape != pair.expected.shape:
+            left.append(pair.name)
+            continue
+        compared += 1
+        if found := _difference(pair, pair.actual):
+            differing.append(found)
+    return WeightReport(compared, tuple(differing), tuple(left), unset, harmful)
+
+
+def _difference(pair: WeightPair, actual: torch.Tensor) -> WeightDifference | None:
+    actual = actual.detach()
+    expected = pair.expected.to(actual.device, actual.dtype)
+    # The first look costs one reading of both; all the rest is for weights that are wrong.
+    if equal_bytes(expected, actual):
+        return None
+    mismatched = int(((expected != actual) & ~(expected.isnan() & actual.isnan())).sum())
+    if not mismatched:
+        return None
+    largest = float((actual.double() - expected.double()).abs().max())
+    return WeightDifference(pair.name, pair.modules(), mismatched, actual.numel(), largest)

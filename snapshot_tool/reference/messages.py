@@ -1,19 +1,44 @@
-"""What transformers warns of while it loads and runs a model."""
+"""What transformers and its libraries raise and warn of."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import transformers
 
-from snapshot_tool.base.text import printable
+from snapshot_tool.base.errors import InputRefused, SnapError, is_out_of_memory, printable
 
-_LONGEST = 400
+_LONGEST_ERROR = 300  # characters
+
+
+@contextmanager
+def raised_as(make: Callable[[str], Exception]) -> Iterator[None]:
+    """Raise what `make` returns, given one line, in place of a library's error."""
+    try:
+        yield
+    except (SnapError, InputRefused, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        # BaseException: a panic in tokenizers is not an Exception, and code of the checkpoint
+        # may call sys.exit.
+        if is_out_of_memory(error):
+            raise
+        raise make(in_one_line(error)) from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return the type of an error and the beginning of its text."""
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    return f"{kind}: {text[:_LONGEST_ERROR]}" if text else kind
+
+
+_LONGEST_WARNING = 400
 _MOST = 100
 _LOGGER = "transformers"
 _PACKAGE = Path(transformers.__file__).parent
@@ -52,7 +77,7 @@ class Warned:
     def add(self, text: str) -> None:
         """Keep a warning on one line, without the folder's path, which differs by machine."""
         line = " ".join(text.replace(str(self.checkpoint), self.checkpoint.name).split())
-        short = line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+        short = line if len(line) <= _LONGEST_WARNING else line[: _LONGEST_WARNING - 1] + "…"
         if len(self._texts) < _MOST:
             self._texts.setdefault(printable(short))
 

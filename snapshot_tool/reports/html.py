@@ -12,17 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.base.error_map import ErrorMap
-from snapshot_tool.base.generation import TokenChoice
 from snapshot_tool.base.localisation import ModuleErrors
 from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.preview import CaseStory
 from snapshot_tool.base.report import CheckReport
-from snapshot_tool.base.results import Result, Verdict, tolerance_used
-from snapshot_tool.reports import plots, run_text
+from snapshot_tool.base.results import ErrorMap, Result, TokenChoice, Verdict, tolerance_used
+from snapshot_tool.reports import plots
+from snapshot_tool.reports import text as run_text
+from snapshot_tool.reports.preview import CaseStory
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
 
 _COLUMNS = (
     *("differ", "of", "max abs", "max rel", "rms", "cosine", "tolerance used", "atol", "rtol"),

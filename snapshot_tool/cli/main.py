@@ -7,30 +7,64 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
-from snapshot_tool.base.errors import SnapError, is_out_of_memory
-from snapshot_tool.base.text import printable
-from snapshot_tool.cli.pipes import keep_writing_to_closed_pipes
+from snapshot_tool.base.errors import SnapError, is_out_of_memory, printable
+
+
+class _Pipe(io.FileIO):
+    """A file that takes everything once nobody reads it any more."""
+
+    def write(self, data: Any) -> int:
+        """Write to the pipe, or to nowhere."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def keep_writing_to_closed_pipes() -> None:
+    """Replace standard output and standard error, if they are not a terminal."""
+    sys.stdout = _tolerant(sys.stdout)
+    sys.stderr = _tolerant(sys.stderr)
+
+
+def _tolerant(stream: TextIO) -> TextIO:
+    """Return a stream of the same file that a missing reader does not break."""
+    try:
+        number = stream.fileno()
+        if stream.isatty():
+            return stream
+    except (OSError, ValueError, AttributeError):
+        return stream  # closed, or no file at all, as in tests
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Pipe(number, "w", closefd=False)),
+        encoding=getattr(stream, "encoding", None),
+        errors=getattr(stream, "errors", None),
+        line_buffering=stream is sys.stderr,
+    )
+
 
 _COMMANDS = {
     "record": ("record", "Record a golden set from the Hugging Face reference."),
     "check": ("check", "Check an FMS model against a golden set."),
-    "report": ("report", "Show a finished check again, as text or as HTML."),
-    "merge": ("merge", "Make one report of the shards of a check."),
+    "report": ("check", "Show a finished check again, as text or as HTML."),
+    "merge": ("check", "Make one report of the shards of a check."),
     "list": ("goldens", "List the golden sets."),
     "show": ("goldens", "Show what a golden set holds."),
     "verify": ("goldens", "Check the files of golden sets against their digests."),
-    "diff": ("diff", "Show what differs between two golden sets."),
-    "push": ("share", "Send golden sets to a remote."),
-    "pull": ("share", "Fetch golden sets from a remote."),
-    "bisect": ("bisect", "Find the commit of FMS that broke a port."),
+    "diff": ("goldens", "Show what differs between two golden sets."),
+    "push": ("goldens", "Send golden sets to a remote."),
+    "pull": ("goldens", "Fetch golden sets from a remote."),
+    "bisect": ("check", "Find the commit of FMS that broke a port."),
     "trace": ("trace", "Write what every module of a model is given and returns."),
-    "compare-traces": ("compare_traces", "Compare two traces, module by module."),
+    "compare-traces": ("trace", "Compare two traces, module by module."),
     "doctor": ("doctor", "Say what works in this environment, and why not."),
 }
 _CANNOT_RUN = 3
