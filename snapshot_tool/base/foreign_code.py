@@ -100,16 +100,17 @@ class _Interrupts:
 
 @contextmanager
 def _no_exits(what: str) -> Iterator[None]:
-    """Let os._exit raise, here and in whatever is registered to run at exit.
+    """Let os._exit and os.exec raise, here and in whatever is registered to run at exit.
 
-    os._exit ends the process with a code of the caller's choice, and nothing after it runs.
+    Both end the process with an exit code of the caller's choice, and nothing after them runs.
     """
-    leave, register, process = os._exit, atexit.register, os.getpid()
+    originals = {name: getattr(os, name) for name in ("_exit", "execv", "execve")}
+    register, process = atexit.register, os.getpid()
 
-    def refuse(code: int) -> NoReturn:
-        if os.getpid() != process:  # a child of fork, which ends so by right
-            leave(code)
-        raise EndedProcess(f"{what} ended the process: os._exit({code!r})")
+    def refuse(name: str, *given: Any) -> NoReturn:
+        if os.getpid() != process:  # a child of fork may end as it likes
+            originals[name](*given)
+        raise EndedProcess(f"{what} ended the process: os.{name}({given[0]!r})")
 
     def register_harmless(
         function: Callable[..., Any], /, *given: Any, **options: Any
@@ -117,11 +118,15 @@ def _no_exits(what: str) -> Iterator[None]:
         register(functools.partial(_run_at_exit, what, function), *given, **options)
         return function
 
-    os._exit, atexit.register = refuse, register_harmless  # type: ignore[assignment]
+    for name in originals:
+        setattr(os, name, functools.partial(refuse, name))
+    atexit.register = register_harmless  # type: ignore[assignment]
     try:
         yield
     finally:
-        os._exit, atexit.register = leave, register
+        for name, original in originals.items():
+            setattr(os, name, original)
+        atexit.register = register
 
 
 def _run_at_exit(what: str, function: Callable[..., Any], *given: Any, **options: Any) -> None:

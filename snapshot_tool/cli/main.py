@@ -121,7 +121,10 @@ def cli(*, debug: bool) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Run `snap`. Every way out has a code of its own: 1 means that something differs."""
+    """Run `snap`. Every way out has a code of its own: 1 means that something differs.
+
+    SystemExit is raised, not sys.exit called: a candidate may have replaced sys.exit.
+    """
     keep_writing_to_closed_pipes()
     try:
         code = cli.main(
@@ -134,13 +137,13 @@ def run(arguments: list[str]) -> None:
         _fail(error, str(error), error.exit_code, arguments)
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        raise SystemExit(2) from None
     except (click.Abort, KeyboardInterrupt):
         click.echo("snap: interrupted", err=True)
-        sys.exit(_INTERRUPTED)
+        raise SystemExit(_INTERRUPTED) from None
     except Exception as error:  # the last line of defence: no traceback unless asked for
         _fail(error, _in_words(error), _CANNOT_RUN, arguments)
-    sys.exit(code if isinstance(code, int) else 0)
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def _in_words(error: Exception) -> str:
@@ -163,4 +166,4 @@ def _fail(error: BaseException, text: str, code: int, arguments: list[str]) -> A
     click.echo(f"snap: {first}", err=True)
     for line in rest:
         click.echo(f"      {line}", err=True)
-    sys.exit(code)
+    raise SystemExit(code)

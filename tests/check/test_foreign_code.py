@@ -70,7 +70,10 @@ def test_a_candidate_that_ends_the_process_on_import_is_an_error(
     assert "port:Port" in out
 
 
-@pytest.mark.parametrize("ending", ["quit()", "os._exit(0)", "raise BaseException('odd')"])
+@pytest.mark.parametrize(
+    "ending",
+    ["quit()", "os._exit(0)", "os.execlp('true', 'true')", "raise BaseException('odd')"],
+)
 def test_a_phase_that_ends_the_process_is_an_error_of_that_phase(
     snap: Snap, write_port: Callable[..., Path], ending: str
 ) -> None:
@@ -90,7 +93,7 @@ def test_a_candidate_cannot_move_or_silence_the_report(
     folder = write_port(
         at_import="print('a line'); assert sys.argv[1:] == []; sys.argv.append('x')",
         at_start="os.mkdir('elsewhere'); os.chdir('elsewhere'); open('own', 'w').close()",
-        in_forward="assert os.path.exists('own'); sys.stdout.close(); "
+        in_forward="assert os.path.exists('own'); sys.stdout.close(); sys.exit = print; "
         "signal.signal(signal.SIGINT, signal.SIG_IGN)",
     )
     code, out, report = check(snap, folder)
