@@ -18,6 +18,7 @@ import torch
 from snapshot_tool.base.memory import fingerprint
 
 Forward = Callable[..., Any]
+Call = tuple[Sequence[Any], Mapping[str, Any]]
 
 _CHUNK = 2**20  # elements of the tiles that an encoder is given at once: one tile of 512 x 512
 
@@ -69,31 +70,52 @@ class OutputCache:
         call.apply_defaults()
         chunks = self._chunks(call)
         if len(chunks) > 1:
-            outputs = [self._output(compute, chunk, call) for chunk in chunks]
+            outputs = [self._output(compute, chunk) for chunk in chunks]
             if all(map(_has_batch, outputs)):
                 return _joined(outputs)  # a copy
-        return _copied(self._output(compute, None, call))
+        return _copied(self._output(compute, (call.args, call.kwargs)))
 
-    def _chunks(self, call: inspect.BoundArguments) -> Sequence[torch.Tensor]:
-        """Return the tiles in parts; nothing if they cannot be parted."""
-        tensors = [value for value in _flat(call.arguments) if isinstance(value, torch.Tensor)]
-        if not self.tiles_apart or len(tensors) != 1 or tensors[0] is not call.args[0]:
-            return ()
-        (tiles,) = tensors
-        return torch.split(tiles, max(1, _CHUNK // max(1, tiles[:1].numel())))
+    def _chunks(self, call: inspect.BoundArguments) -> list[Call]:
+        """Return the call in calls for a few tiles each, or the call alone if it has one part.
 
-    def _output(
-        self, compute: Forward, tiles: torch.Tensor | None, call: inspect.BoundArguments
-    ) -> Any:
-        """Return what the encoder makes of some tiles, or of all; it must not be changed."""
-        args = call.args if tiles is None else (tiles, *call.args[1:])
-        key = _digest([args, call.kwargs])
+        Tensors besides the tiles, such as a patch mask, are split with them.
+        """
+        whole = [(call.args, call.kwargs)]
+        given = [
+            value for value in _flat([call.args, call.kwargs]) if isinstance(value, torch.Tensor)
+        ]
+        if not self.tiles_apart or not given or any(len(t.shape) == 0 for t in given):
+            return whole
+        count = len(given[0])
+        size = max(1, _CHUNK // max(1, given[0][:1].numel()))
+        if count <= size or any(len(tensor) != count for tensor in given):
+            return whole
+        return [
+            _sliced((call.args, call.kwargs), slice(start, start + size))
+            for start in range(0, count, size)
+        ]
+
+    def _output(self, compute: Forward, call: Call) -> Any:
+        """Return what the encoder makes of a call; it must not be changed."""
+        args, options = call
+        key = _digest([args, options])
         if key not in self._outputs:
-            output = compute(*args, **call.kwargs)
+            output = compute(*args, **options)
             if not _is_plain(output):
                 return output
             self._outputs[key] = output
         return self._outputs[key]
+
+
+def _sliced(value: Any, rows: slice) -> Any:
+    """Return some rows of every tensor in lists, tuples and mappings."""
+    if isinstance(value, torch.Tensor):
+        return value[rows]
+    if isinstance(value, Mapping):
+        return {name: _sliced(part, rows) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_sliced(part, rows) for part in value)
+    return value
 
 
 def _digest(value: Any) -> str:

@@ -84,7 +84,12 @@ class _Calls(FmsCalls):
 
     def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the encoder's last hidden state, (tiles, patches, width)."""
-        features: torch.Tensor = self.model.vision_tower(pixel_values)[0]
+        # FMS has no public method for this step. _encode_images is the one that forward calls (pull
+        # request 503, 08a7f5b2 to 2603441a): it decides which patch mask the encoder is given.
+        encode = getattr(self.model, "_encode_images", None)
+        features: torch.Tensor = (
+            encode(pixel_values) if encode else self.model.vision_tower(pixel_values)[0]
+        )
         return features
 
     def connector(self, features: torch.Tensor) -> torch.Tensor:

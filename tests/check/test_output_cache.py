@@ -284,3 +284,27 @@ def test_a_compiled_encoder_computes(*, whole: bool) -> None:
             assert torch.equal(model(TILES), expected)
             assert torch.equal(model(TILES), expected)
     assert torch.equal(model(TILES), expected)
+
+
+class Masked(Encoder):
+    """Takes a mask of each tile, as FMS's SigLIP takes patch masks."""
+
+    def forward(  # type: ignore[override]
+        self, tiles: torch.Tensor, patch_attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        return super().forward(tiles)[0] * patch_attention_mask[:, None], None
+
+
+def test_a_mask_is_split_with_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles are encoded a few at a time; those under another mask are encoded again."""
+    monkeypatch.setattr(output_cache, "_CHUNK", TILES[0].numel())
+    encoder, mask = Masked(), torch.ones(len(TILES))
+    other = mask.clone()
+    other[0] = 0
+    with torch.inference_mode():
+        expected = [encoder(TILES, patch_attention_mask=m)[0] for m in (mask, other)]
+        encoder.batches.clear()
+        with OutputCache(encoder, tiles_apart=True).serving("a case"):
+            for given, answer in zip((mask, other, mask), [*expected, expected[0]], strict=True):
+                assert torch.equal(encoder(TILES, patch_attention_mask=given)[0], answer)
+    assert encoder.batches == [1] * (len(TILES) + 1)
