@@ -33,7 +33,8 @@ _HARMLESS = re.compile(
     re.VERBOSE,
 )
 
-Config = Mapping[str, Any]
+Config = Mapping[str, Any]  # as Hugging Face has it
+Fields = dict[str, Any]  # of FMS's configuration, nested as FMS nests them
 
 
 class _ReadConfig(Mapping[str, Any]):
@@ -148,7 +149,7 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
-class Twin:
+class ModulePair:
     """Which Hugging Face module an FMS module corresponds to.
 
     Args:
@@ -168,10 +169,14 @@ class Twin:
     rotary: bool = False
 
 
-def twins_of(name: str, twins: Sequence[Twin]) -> list[tuple[str, Twin]]:
-    """Return the Hugging Face modules that an FMS module stands for, by name."""
-    matches = ((re.fullmatch(twin.fms, name), twin) for twin in twins)
-    return [(match.expand(twin.hf), twin) for match, twin in matches if match]
+def pairs_of(name: str, pairs: Sequence[ModulePair]) -> list[tuple[str, ModulePair]]:
+    """Return the Hugging Face modules that an FMS module corresponds to, with their pairs."""
+    matches = ((re.fullmatch(pair.fms, name), pair) for pair in pairs)
+    return [(match.expand(pair.hf), pair) for match, pair in matches if match]
+
+
+# Checkpoint keys of buffers that some files hold.
+NOT_WEIGHTS = (r"rotary_emb\.inv_freq$", r"position_ids$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ class FmsPort:
         architecture: its name in FMS's registry.
         config: from Hugging Face's configuration to FMS's fields, nested as FMS nests them.
         calls: how FMS's model is called, phase by phase.
-        twins: how modules are named on both sides.
+        module_pairs: how modules are named on both sides.
         absent: what FMS computes with if its configuration has no such field, as in releases from
             before it: a value, or a function of the fields beside it. Nested fields by their own
             names.
@@ -195,16 +200,16 @@ class FmsPort:
     """
 
     architecture: str
-    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    config: Callable[[Config], Fields]
     calls: type[FmsCalls]
-    twins: tuple[Twin, ...] = ()
+    module_pairs: tuple[ModulePair, ...] = ()
     absent: Mapping[str, Any] = field(default_factory=dict)
-    not_weights: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"position_ids$")
+    not_weights: tuple[str, ...] = NOT_WEIGHTS
     tied: str = r"^lm_head\.weight$"
     encoder: str = ""
     tiles_apart: bool = False
 
-    def is_weight(self, key: str, config: Mapping[str, Any]) -> bool:
+    def is_weight(self, key: str, config: Config) -> bool:
         """Tell whether the reference holds a checkpoint's tensor after loading, by its key."""
         tied = text_config(config).get("tie_word_embeddings")
         ignored = [*self.not_weights, *([self.tied] if tied else [])]
@@ -223,11 +228,7 @@ def computed_without(absent: Mapping[str, Any], name: str, fields: Mapping[str, 
     return value(fields) if callable(value) else value
 
 
-def _no_fields(_config: Mapping[str, Any]) -> dict[str, Any]:
-    return {}
-
-
-NO_PORT = FmsPort("", _no_fields, FmsCalls)
+NO_PORT = FmsPort("", lambda _config: {}, FmsCalls)
 
 
 @dataclass(frozen=True, slots=True)

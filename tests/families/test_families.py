@@ -250,8 +250,8 @@ def test_every_family_says_what_it_is() -> None:
         captured = {(capture.phase, capture.name) for capture in family.captures}
         assert set(family.compared.items()) <= captured
         assert {Phase.VISION, Phase.CONNECTOR} & set(family.phases) == set(family.compared)
-        for twin in family.fms.twins:
-            re.compile(twin.fms)
+        for pair in family.fms.module_pairs:
+            re.compile(pair.fms)
 
 
 def test_a_configuration_is_of_the_family_that_its_class_names() -> None:

@@ -206,7 +206,7 @@ def test_a_file_that_declares_other_answers_is_refused(
         ("F = Family('x', 'X', (Phase.VISION,))", "`compared`"),
         ("F = Family('x', 'X', (Phase.GENERATE,))", "neither forward nor vision"),
         ("F = Family('x', 'X', P, logits=False)", "nothing of forward"),
-        ("F = Family('x', 'X', P, FmsPort('x', dict, FmsCalls, (Twin('(', ''),)))", "twin"),
+        ("F = Family('x', 'X', P, FmsPort('x', dict, FmsCalls, (ModulePair('(', ''),)))", "pattern"),
     ],
 )
 def test_a_declaration_that_cannot_work_is_refused(
@@ -214,7 +214,7 @@ def test_a_declaration_that_cannot_work_is_refused(
 ) -> None:
     """In two lines, before anything is loaded."""
     file = tmp_path / "bad.py"
-    imported = "from snapshot_tool.families import Family, FmsCalls, FmsPort, Phase, Twin"
+    imported = "from snapshot_tool.families import Family, FmsCalls, FmsPort, ModulePair, Phase"
     file.write_text(f"{imported}\nP = (Phase.FORWARD,)\n{code}\n", "utf-8")
     run = text.check(snap, "--family", file)
     assert run.code == 2
