@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.manifest import Manifest
 from snapshot_tool.record.workflow import RecordRequest, record
 from tests.conftest import CHECKPOINT, ROOT, set_folder
@@ -43,6 +44,25 @@ def record_here(
     return record(request, notes or Notes(), lambda _drift: "because").manifest
 
 
+def open_set(goldens: Path) -> Golden:
+    """Open the one golden set."""
+    return open_golden(set_folder(goldens))
+
+
+def manifest_of(goldens: Path) -> Any:
+    """Return the manifest of the one set."""
+    return json.loads((set_folder(goldens) / "manifest.json").read_text(encoding="utf-8"))
+
+
+def contents(goldens: Path) -> dict[str, bytes]:
+    """Return every file of the golden sets, by relative path."""
+    return {
+        path.relative_to(goldens).as_posix(): path.read_bytes()
+        for path in sorted(goldens.rglob("*"))
+        if path.is_file() and ".snap" not in path.parts
+    }
+
+
 def copy_checkpoint(source: Path, folder: Path) -> Path:
     """Copy a checkpoint's folder."""
     return Path(shutil.copytree(source, folder))
@@ -64,6 +84,11 @@ def edit_json(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps(kept), encoding="utf-8")
 
 
-def manifest_of(goldens: Path) -> Any:
-    """Return the manifest of the one set."""
-    return json.loads((set_folder(goldens) / "manifest.json").read_text(encoding="utf-8"))
+def edit_weights(folder: Path, **changes: Any) -> None:
+    """Replace weights of a checkpoint, or add them; None removes one."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = {**load_file(path), **changes}
+    kept = {name: weight for name, weight in weights.items() if weight is not None}
+    save_file(kept, path, metadata={"format": "pt"})
