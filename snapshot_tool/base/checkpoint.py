@@ -390,7 +390,7 @@ def _hub_problem(name: str, revision: str, error: Exception) -> CheckpointUnavai
         RevisionNotFoundError,
     )
 
-    # The hub's client wraps other problems in "not in the cache": what it wraps says more.
+    # The hub's client wraps other problems in "not in the cache".
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     match error:

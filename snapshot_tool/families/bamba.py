@@ -41,7 +41,7 @@ class _Calls(DecoderCalls):
 
     def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
         """Return the position ids of any prompt, and a padded one's mask."""
-        seen = self.pad(inputs, causal=True)
+        seen = self.pad(inputs)
         if bool(inputs.attention_mask.all()):
             del seen["mask"]
         return seen

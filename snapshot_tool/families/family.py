@@ -119,11 +119,11 @@ def whole_numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
         yield name, value
 
 
-# What an environment names the file by that declares a family, and what it says is recorded.
+# Keys of an environment: the file that declares a family, and what a golden set has of it.
 FILE, ANSWERS = "family_file", "family_answers"
-# What an environment says of a model without a declaration, if padding changes no logits.
+# Key and value in the environment of a model without a declaration, if padding changes no logits.
 PADDING, UNSEEN = "padding", "changes nothing"
-# What explains how a family is declared.
+# The page on declaring a family.
 PAGE = "docs/adding-a-family.md"
 
 
@@ -136,7 +136,7 @@ class Capture:
         name: its name in the golden set.
         module: the Hugging Face module that it is seen at.
         side: whether it is that module's first input or its (first) output.
-        formerly: the module's name in older releases of transformers, where it has another.
+        formerly: the module's name in older releases of transformers, if it has another.
         judged: whether a candidate must return it, too; what is not is kept to be looked at.
     """
 
@@ -155,7 +155,7 @@ class ModulePair:
     Args:
         fms: pattern of the FMS module's whole name.
         hf: the other's name, with the pattern's groups.
-        part: which part of the FMS module's output it is, where FMS fuses several into one: an
+        part: which part of the FMS module's output it is, if FMS fuses several into one: an
             index into a tuple, or into `parts` equal pieces of the last dimension.
         parts: into how many pieces a fused tensor is cut.
         rotary: whether FMS orders the elements of each head for interleaved rotary embedding,
@@ -194,7 +194,7 @@ class FmsPort:
         not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
         tied: pattern of the head's key. If the configuration ties it to the embedding, Hugging Face
             ignores what a checkpoint holds under it.
-        encoder: the module that encodes images within FMS's model; "" where there is none.
+        encoder: the module that encodes images within FMS's model; "" if there is none.
         tiles_apart: whether the encoder takes tiles (tiles, channels, height, width) that know
             nothing of each other.
     """
@@ -210,7 +210,7 @@ class FmsPort:
     tiles_apart: bool = False
 
     def is_weight(self, key: str, config: Config) -> bool:
-        """Tell whether the reference holds a checkpoint's tensor after loading, by its key."""
+        """Return whether the reference holds a checkpoint's tensor after loading, by its key."""
         tied = text_config(config).get("tie_word_embeddings")
         ignored = [*self.not_weights, *([self.tied] if tied else [])]
         return not any(re.search(pattern, key) for pattern in ignored)
@@ -254,7 +254,7 @@ class Family:
             prompts cannot be cut between tiles.
         recurrent: whether it has layers whose state padding enters: what was recorded with padding
             then holds for that padding alone. Where there is no declaration, recording tries it.
-        language_model: `model_type` of the text model, where one class serves several families.
+        language_model: `model_type` of the text model, if one class serves several families.
         digest: SHA-256 of the user's file that declares it, set on loading; "" for snap's own.
     """
 

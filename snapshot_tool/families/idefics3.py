@@ -155,7 +155,7 @@ class _Calls(FmsCalls):
         """Return prompts of one length as FMS's forward and generate take them.
 
         `pixel_values` are (rows, tiles, channels, height, width). A row with fewer tiles than
-        others is filled up; `pixel_attention_mask` is given where it says so, and where a tile is
+        others is filled up; `pixel_attention_mask` is given if it marks such tiles, or if a tile is
         padded: without one, FMS takes all pixels as real.
         """
         import torch

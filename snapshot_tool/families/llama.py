@@ -30,7 +30,7 @@ def rope_theta(config: Config) -> float:
 
 
 def rope_scaling(config: Config) -> Fields:
-    """Return how rotary frequencies are scaled; empty where they are not."""
+    """Return how rotary frequencies are scaled; empty if they are not."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kept = {name: value for name, value in scaling.items() if name != "rope_theta"}
     return {} if kept.get("rope_type") == "default" else kept

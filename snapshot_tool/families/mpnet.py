@@ -40,7 +40,7 @@ class _Calls(EncoderCalls):
     def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
         """Return positions that are counted over real tokens, and a padded prompt's mask."""
         padding, pad_id = inputs.attention_mask == 0, self.model.config.pad_id
-        seen = self.pad(inputs, causal=False, offset=pad_id + 1)
+        seen = self.pad(inputs, offset=pad_id + 1)
         seen["position_ids"] = seen["position_ids"].masked_fill(padding, pad_id)
         if not bool(padding.any()):
             del seen["mask"]

@@ -54,7 +54,7 @@ def _class_config(config: Config) -> Fields:
 
 
 def class_count(config: Config) -> int:
-    """Return the number of classes, two where the configuration names none."""
+    """Return the number of classes, two if the configuration names none."""
     return len(config.get("id2label") or (0, 1))
 
 

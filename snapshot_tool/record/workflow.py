@@ -45,47 +45,11 @@ from snapshot_tool.record.assemble import Assembly
 from snapshot_tool.record.cases import changes_inputs, make_plan
 from snapshot_tool.record.float64 import stage_float64
 from snapshot_tool.record.plan import Earlier, Recording, Settings, Staging, read_plan
+from snapshot_tool.record.request import RecordRequest
 
 DEFAULT_SEED = 42
 DEFAULT_VARIANTS = 12
 DEFAULT_NEW_TOKENS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class RecordRequest:
-    """What to record.
-
-    None means: as recorded before at this revision, else the default. Defaults are 42 for seed, 12
-    for variants, 20 for max_new_tokens, full for storage, without for oracle and whole_outputs.
-    whole_outputs are globs of cases. redraw draws the variants anew even if the replaced set has
-    their recipes. prompts and long (numbers of tokens) are further cases. dropped are phases that
-    the new version shall lack. allows_nan records answers with NaN or Inf in them.
-    """
-
-    checkpoint: str
-    goldens: Path
-    revision: str | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
-    phases: tuple[Phase, ...] = PHASES
-    variants: int | None = None
-    seed: int | None = None
-    max_new_tokens: int | None = None
-    redraw: bool = False
-    update: bool = False
-    reason: str = ""
-    resume: bool = False
-    fresh: bool = False
-    oracle: bool | None = None
-    whole_outputs: tuple[str, ...] | None = None
-    storage: Storage | None = None
-    prompts: tuple[str, ...] = ()
-    long: tuple[int, ...] = ()
-    dropped: tuple[Phase, ...] = ()
-    allows_nan: bool = False
-    trusts_code: bool = False
-    device_map: str = ""
-    max_memory: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +67,7 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
     `review` shows what an update changes before it is written, and returns the reason.
     """
     require_device(request.device)
+    prompts = request.read_prompts()
     processes = hugging_face.join_processes(request.device)
     if processes.count > 1 and request.device_map:
         raise UsageError(
@@ -112,26 +77,27 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
     checkpoint = open_checkpoint(request.checkpoint, revision=request.revision)
     if checkpoint.resolved_from:
         progress.note(f"{checkpoint.resolved_from} is commit {checkpoint.revision}")
+    goldens = Path(request.goldens)
     location = SetLocation(
-        request.goldens, checkpoint.name, checkpoint.revision, request.device, request.dtype
+        goldens, checkpoint.name, checkpoint.revision, request.device, request.dtype
     )
-    with recording_lock(location), _reported_errors(request.goldens):
+    with recording_lock(location), _reported_errors(goldens):
         replaced = _open_replaced(request, location)
         staging = _open_staging(request, location)
         earlier = Earlier(replaced, _open_siblings(location))
-        settings = _choose_settings(request, checkpoint.revision, earlier)
+        settings = _choose_settings(request, checkpoint.revision, prompts, earlier)
         recording: Recording = processes.share(
             Recording(
                 staging=staging,
                 checkpoint=checkpoint.folder,
                 dtype=request.dtype,
-                allows_nan=request.allows_nan,
+                allows_nan=request.allow_nan,
                 load=LoadSettings(
                     device=request.device,
                     seed=settings.seed,
-                    trusts_code=request.trusts_code,
-                    device_map=request.device_map,
-                    max_memory=dict(request.max_memory),
+                    trusts_code=request.trust_remote_code,
+                    device_map=request.device_map or "",
+                    max_memory=request.memory,
                     offload=staging.offload if request.device_map else None,
                 ),
             )
@@ -257,7 +223,9 @@ def _open_staging(request: RecordRequest, location: SetLocation) -> Staging:
     return staging
 
 
-def _choose_settings(request: RecordRequest, revision: str, earlier: Earlier) -> Settings:
+def _choose_settings(
+    request: RecordRequest, revision: str, prompts: tuple[str, ...], earlier: Earlier
+) -> Settings:
     """Return the settings that are known before the reference is loaded.
 
     Those that were not given are taken from an earlier set, else the defaults. Raises UsageError
@@ -269,7 +237,7 @@ def _choose_settings(request: RecordRequest, revision: str, earlier: Earlier) ->
         like = earlier.template.manifest
         seed, variants, tokens = like.seed, like.draws.variants, like.generation.max_new_tokens
         storage = like.storage
-    storage = request.storage or storage
+    storage = Storage(request.storage or storage)
     compact = storage is Storage.COMPACT
     files = earlier.replaced.manifest.files if earlier.replaced else {}
     if compact and request.oracle:
@@ -282,8 +250,8 @@ def _choose_settings(request: RecordRequest, revision: str, earlier: Earlier) ->
         raise UsageError(
             "an oracle belongs to all phases", "record --phase all, or pass --no-oracle"
         )
-    whole = request.whole_outputs
-    if whole is None:
+    whole = tuple(request.whole_outputs)
+    if not whole:
         tensors = files[OUTPUTS].tensors if OUTPUTS in files else ()
         whole = tuple(dict.fromkeys(key.partition("/")[0] for key in tensors))
     return Settings(
@@ -296,7 +264,7 @@ def _choose_settings(request: RecordRequest, revision: str, earlier: Earlier) ->
         oracle=oracle,
         whole_outputs=whole,
         storage=storage,
-        prompts=tuple(dict.fromkeys(request.prompts)),
+        prompts=prompts,
         long=tuple(sorted(set(request.long))),
     )
 

@@ -78,7 +78,7 @@ class Preparation:
         types = None
         if recipe.second and self.token_types > 1:
             types = batch.get("token_type_ids")
-            if types is None:  # the tokenizer knows all the same where the second text begins
+            if types is None:  # not returned by this tokenizer, but known to it
                 types = torch.tensor([[int(text or 0) for text in batch.sequence_ids(0)]])
 
         def padded(row: torch.Tensor, value: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ def test_an_update_and_another_dtype_keep_the_inputs(tmp_path: Path) -> None:
     (chat,) = [case for case in before.cases if case.recipe["chat"] and case.origin == "variant"]
     notes = Notes()
     after = record_here(
-        dated, goldens, notes=notes, phases=(Phase.GENERATE,), **{**UPDATE, "max_new_tokens": 6}
+        dated, goldens, notes=notes, phase=(Phase.GENERATE,), **{**UPDATE, "max_new_tokens": 6}
     )
     assert after.golden_version == 2
     assert after.files.keys() == before.files.keys()
@@ -54,7 +54,7 @@ def test_an_update_and_another_dtype_keep_the_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"redraw": True, "long": (40,)}, {"variants": 3}])
 def test_sets_that_share_their_inputs_keep_them(llama_copy: Path, options: dict[str, Any]) -> None:
     """The set beside it in another dtype would belong to other inputs."""
-    record_here(LLAMA, llama_copy, dtype="bfloat16", phases=(Phase.GENERATE,))
+    record_here(LLAMA, llama_copy, dtype="bfloat16", phase=(Phase.GENERATE,))
     with pytest.raises(GoldenExists, match="shares the inputs"):
         record_here(LLAMA, llama_copy, **{**UPDATE, **options})
 
@@ -84,10 +84,10 @@ def test_an_update_that_would_lose_a_phase_is_refused(
     llama_copy: Path, options: dict[str, Any]
 ) -> None:
     """Answers to other inputs cannot be carried over; a phase is dropped only by name."""
-    options = {"phases": (Phase.GENERATE,), "fresh": True, **UPDATE, **options}
+    options = {"phase": (Phase.GENERATE,), "fresh": True, **UPDATE, **options}
     with pytest.raises(UsageError, match="would lack: forward"):
         record_here(LLAMA, llama_copy, **options)
-    dropped = record_here(LLAMA, llama_copy, **options, dropped=(Phase.FORWARD,))
+    dropped = record_here(LLAMA, llama_copy, **options, drop_phase=(Phase.FORWARD,))
     assert dropped.files.keys() == {INPUTS, "generate.safetensors"}
 
 
@@ -95,10 +95,10 @@ def test_a_dropped_phase_goes_although_its_inputs_are_the_same(llama_copy: Path)
     """And the sketches that belong to it."""
     options = {**UPDATE, "max_new_tokens": 3}
     after = record_here(
-        LLAMA, llama_copy, phases=(Phase.GENERATE,), dropped=(Phase.FORWARD,), **options
+        LLAMA, llama_copy, phase=(Phase.GENERATE,), drop_phase=(Phase.FORWARD,), **options
     )
     assert after.files.keys() == {INPUTS, "generate.safetensors"}
-    back = record_here(LLAMA, llama_copy, dropped=(Phase.GENERATE,), **options)
+    back = record_here(LLAMA, llama_copy, drop_phase=(Phase.GENERATE,), **options)
     assert back.files.keys() == {INPUTS, "forward.safetensors", "taps.safetensors"}
 
 
@@ -107,5 +107,5 @@ def test_whole_outputs_are_kept_by_an_update_of_another_phase(tmp_path: Path) ->
     goldens = tmp_path / "goldens"
     before = record_here(LLAMA, goldens, whole_outputs=("one-sentence",))
     options = {**UPDATE, "max_new_tokens": 3}
-    after = record_here(LLAMA, goldens, phases=(Phase.GENERATE,), **options)
+    after = record_here(LLAMA, goldens, phase=(Phase.GENERATE,), **options)
     assert after.files["outputs.safetensors"] == before.files["outputs.safetensors"]

@@ -170,7 +170,7 @@ def shorten_positions(folder: Path, length: int) -> None:
 def test_a_phase_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
     """A set of no phase would be no golden."""
     with pytest.raises(UsageError, match="llama has no phase vision"):
-        record_here(LLAMA, tmp_path / "goldens", phases=(Phase.VISION,))
+        record_here(LLAMA, tmp_path / "goldens", phase=(Phase.VISION,))
 
 
 def test_the_vocabularies_of_all_tokenizers_count_as_files_of_a_checkpoint() -> None:
