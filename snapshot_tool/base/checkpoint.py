@@ -1,4 +1,4 @@
-"""Checkpoints: a folder or a hub id, pinned by revision, every file known by its digest."""
+"""Checkpoints: a folder or a hub id, pinned by revision, with the digest of every file."""
 
 from __future__ import annotations
 
@@ -29,36 +29,15 @@ _CONFIGURATIONS = (
     "tokenizer_config.json",
     "video_preprocessor_config.json",
 )
+# The `vocab_files_names` of all tokenizers of transformers, pickled ones left out.
 _VOCABULARIES = (
-    # The `vocab_files_names` of all tokenizers of transformers, pickled ones left out.
-    "artists.json",
-    "bpe.codes",
-    "byte_maps.json",
-    "dict.txt",
-    "emoji.json",
-    "entity_vocab.json",
-    "genres.json",
-    "lyrics.json",
-    "merges.txt",
-    "normalizer.json",
-    "prophetnet.tokenizer",
-    "sentencepiece.bpe.model",
-    "sentencepiece.model",
-    "source.spm",
-    "spiece.model",
-    "spm.model",
-    "spm_char.model",
-    "target.spm",
-    "target_vocab.json",
-    "tekken.json",
-    "tokenizer.model",
-    "vocab-src.json",
-    "vocab-tgt.json",
-    "vocab.json",
-    "vocab.txt",
-    "word_pronunciation.json",
+    "artists.json", "bpe.codes", "byte_maps.json", "dict.txt", "emoji.json", "entity_vocab.json",
+    "genres.json", "lyrics.json", "merges.txt", "normalizer.json", "prophetnet.tokenizer",
+    "sentencepiece.bpe.model", "sentencepiece.model", "source.spm", "spiece.model", "spm.model",
+    "spm_char.model", "target.spm", "target_vocab.json", "tekken.json", "tokenizer.model",
+    "vocab-src.json", "vocab-tgt.json", "vocab.json", "vocab.txt", "word_pronunciation.json",
     "word_shape.json",
-)
+)  # fmt: skip
 # Of the top folder, as patterns: a tokenizer may have files for several releases.
 SMALL_FILES = (
     *_CONFIGURATIONS,
@@ -78,8 +57,8 @@ SMALL_FILES = (
 def loaded_files(folder: Path) -> list[str]:
     """Return the names of the files in a folder that are loaded, sorted.
 
-    Files that the index of the weights names are returned whether they are there or not, and so is
-    a link to a missing file. Raises CheckpointUnavailable for an index that cannot be read.
+    Files that the index of the weights names are returned even if they are missing, and so is a
+    link to a missing file. Raises CheckpointUnavailable for an index that cannot be read.
     """
     here = [path for path in folder.iterdir() if path.is_file() or path.is_symlink()]
     here += (folder / "additional_chat_templates").glob("*.jinja")
@@ -88,7 +67,7 @@ def loaded_files(folder: Path) -> list[str]:
 
 
 def is_small_file(name: str) -> bool:
-    """Tell whether a file, by its name in the checkpoint, is loaded and is not weights or code."""
+    """Return whether a file, by its name in the checkpoint, is loaded and not weights or code."""
     # fnmatch's * matches a slash, too.
     return any(
         fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
@@ -97,16 +76,24 @@ def is_small_file(name: str) -> bool:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the files with the weights, whether they are there or not.
+    """Return the names of the files with the weights, even if they are missing.
 
-    As transformers: one file, or else those that the index names.
+    As transformers does: one file, or else those that the index names. Raises CheckpointUnavailable
+    for an index that is not valid.
     """
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     index = folder / INDEX
     if not index.is_file():
         return []
-    return [INDEX, *_shards(read_json(index), index)]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _damaged(index, "names no files: it has no weight_map")
+    for name in weight_map.values():
+        path = PurePosixPath(name if isinstance(name, str) else "")
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise _damaged(index, f"names {name!r}, which is not a file of the checkpoint")
+    return [INDEX, *sorted(set(weight_map.values()))]
 
 
 def code_files(folder: Path) -> list[str]:
@@ -118,15 +105,14 @@ def code_files(folder: Path) -> list[str]:
 
 
 def names_code(folder: Path) -> bool:
-    """Tell whether a configuration in a folder names code of the checkpoint."""
-    return any(_names_code(folder / name) for name in _CONFIGURATIONS)
-
-
-def _names_code(path: Path) -> bool:
-    try:
-        return path.is_file() and "auto_map" in read_json(path)
-    except CheckpointUnavailable:
-        return False  # recording reports what is wrong with it
+    """Return whether a configuration in a folder names code of the checkpoint."""
+    for path in (folder / name for name in _CONFIGURATIONS):
+        try:
+            if path.is_file() and "auto_map" in read_json(path):
+                return True
+        except CheckpointUnavailable:
+            continue  # recording reports what is wrong with it
+    return False
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -153,22 +139,6 @@ def _read_text(path: Path) -> str:
         raise _damaged(path, f"is not UTF-8: {error}") from error
 
 
-def _shards(index: dict[str, Any], path: Path) -> list[str]:
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise _damaged(path, "names no files: it has no weight_map")
-    names = list(weight_map.values())
-    for name in names:
-        if not isinstance(name, str) or not _is_inside(name):
-            raise _damaged(path, f"names {name!r}, which is not a file of the checkpoint")
-    return sorted(set(names))
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-
-
 def require_whole(folder: Path, names: Iterable[str]) -> None:
     """Raise CheckpointUnavailable, naming a file, if one is missing, cut short or damaged."""
     for name in names:
@@ -185,7 +155,7 @@ def require_whole(folder: Path, names: Iterable[str]) -> None:
 
 
 def _require_file(path: Path) -> None:
-    """Raise for a file that cannot be opened, an empty one, and what Git LFS leaves for one."""
+    """Raise CheckpointUnavailable for an unreadable or empty file, or a pointer of Git LFS."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_POINTER))
@@ -218,19 +188,19 @@ FOLDER_OWNER = "local"
 _MIN_SHORT_REVISION = 7
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# What the system says if a folder takes no file.
+# Errors of the operating system for a cache that cannot be written.
 _CACHE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 _HUB_ID = re.compile(rf"{_NAME.pattern}/{_NAME.pattern}")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that lies on this machine.
+    """A checkpoint on this machine.
 
     Args:
         name: "owner/name"; a folder's owner is "local".
         revision: commit SHA on the hub, SHA-256 over the loaded files of a folder.
-        folder: where its files lie.
+        folder: the folder of its files.
         files: SHA-256 of each file that is loaded, by relative path.
         resolved_from: the branch or tag that was given for the revision, or "".
     """
@@ -243,7 +213,7 @@ class Checkpoint:
 
 
 def is_folder(spec: str) -> bool:
-    """Tell a folder from a hub id: it exists, or is written like a path."""
+    """Return whether this is a folder, not a hub id: it exists, or is written like a path."""
     return Path(spec).is_dir() or spec.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(spec)
 
 
@@ -263,15 +233,15 @@ def _expand(spec: str) -> Path:
 
 
 def is_folder_name(name: str) -> bool:
-    """Tell the name of a folder's goldens from a hub id's."""
+    """Return whether the goldens of this name are of a folder, not of a hub id."""
     return name.startswith(f"{FOLDER_OWNER}/")
 
 
 def open_checkpoint(spec: str, *, revision: str | None) -> Checkpoint:
-    """Find a checkpoint and read its digests.
+    """Find a checkpoint, downloading it if needed, and compute its digests.
 
-    Raises CheckpointUnavailable where it cannot be had, RevisionMismatch where a folder's files are
-    not those of the revision given.
+    Raises CheckpointUnavailable if it is not available, RevisionMismatch if a folder's files do not
+    have the given revision.
     """
     if is_folder(spec):
         return _open_folder(_expand(spec), revision=revision)
@@ -305,10 +275,10 @@ def folder_revision(files: Mapping[str, str]) -> str:
 
 
 def require_same_files(checkpoint: Checkpoint, recorded: Mapping[str, str]) -> None:
-    """Raise RevisionMismatch, naming a file, unless the checkpoint is the one recorded.
+    """Raise RevisionMismatch, naming a file, unless the checkpoint is the recorded one.
 
-    Only files that are loaded count. Golden sets of earlier versions list all files of a folder.
-    Further small files are no difference, further weights are.
+    Only files that are loaded count, though older golden sets list all files of a folder. Further
+    small files are not a difference; further weights are.
     """
     added = sorted(n for n in checkpoint.files if n not in recorded and not is_small_file(n))
     if added:
@@ -389,31 +359,26 @@ def _download(name: str, commit: str, patterns: list[str]) -> Path:
 def _resolve(name: str, revision: str) -> str:
     """Return the commit that a branch, a tag or a shortened SHA stands for now."""
     from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         commit = HfApi().model_info(name, revision=revision).sha
     except (HfHubHTTPError, OSError, ValueError) as error:
         problem = _hub_problem(name, revision, error)
-        if problem.problem.startswith(f"{name} at "):
-            raise _unresolved(name, revision, problem) from error
-        raise problem from error
+        if not problem.problem.startswith(f"{name} at "):
+            raise problem from error
+        # The hub is out of reach. Commits in the local cache can be named instead.
+        snapshots = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
+        here = sorted(path.name for path in snapshots.glob("*") if _COMMIT.fullmatch(path.name))
+        raise CheckpointUnavailable(
+            f"{revision!r} of {name} cannot be resolved to a commit: "
+            f"{problem.problem.rpartition('and ')[2]}",
+            f"in the local cache is: --revision {', '.join(here[:3])}" if here else problem.remedy,
+        ) from error
     if not commit or not _COMMIT.fullmatch(commit):
         raise CheckpointUnavailable(f"the hub names no commit for {name} at {revision!r}")
     return commit
-
-
-def _unresolved(name: str, revision: str, why: CheckpointUnavailable) -> CheckpointUnavailable:
-    """Say that a branch or tag cannot be resolved, and which commits are here all the same."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    snapshots = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
-    here = sorted(path.name for path in snapshots.glob("*") if _COMMIT.fullmatch(path.name))
-    reason = why.problem.rpartition("and ")[2]
-    return CheckpointUnavailable(
-        f"{revision!r} of {name} cannot be resolved to a commit: {reason}",
-        f"in the local cache is: --revision {', '.join(here[:3])}" if here else why.remedy,
-    )
 
 
 def _hub_problem(name: str, revision: str, error: Exception) -> CheckpointUnavailable:
@@ -425,13 +390,13 @@ def _hub_problem(name: str, revision: str, error: Exception) -> CheckpointUnavai
         RevisionNotFoundError,
     )
 
-    # The hub's client wraps other problems in "not in the cache": what it wraps says more.
+    # The hub's client wraps other problems in "not in the cache".
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     match error:
         case GatedRepoError():
             return CheckpointUnavailable(
-                f"{name} is gated: the hub wants a token", "log in with: huggingface-cli login"
+                f"{name} is gated: the hub needs a token", "log in with: huggingface-cli login"
             )
         case RepositoryNotFoundError():
             return CheckpointUnavailable(

@@ -98,7 +98,7 @@ def render(recipe: ImageRecipe) -> Image.Image:
 def to_arrays(image: Image.Image) -> dict[str, Pixels]:
     """Return an image as uint8 arrays: "pixels" (height, width, channels) and more for P.
 
-    That is its "palette", and the index of its transparent colour where it has one. One-bit images
+    That is its "palette", and the index of its transparent colour if it has one. One-bit images
     are kept as 0 and 255.
     """
     if image.mode not in _CHANNELS:

@@ -292,12 +292,10 @@ class Generation:
     Args:
         token_ids: (new,) int64, without the prompt.
         logits: (new, vocabulary), the row that chose each token.
-        text: the new tokens decoded.
     """
 
     token_ids: torch.Tensor
     logits: torch.Tensor
-    text: str
 
 
 class Observer(Protocol):
@@ -383,14 +381,14 @@ class Reference(Protocol):
         *,
         observe: Observer,
         continuation: torch.Tensor | None = None,
-        ask_connector: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        connector_input: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> ForwardPass:
         """Run the model once, from ids and pixels to logits.
 
         continuation: (more,) int64, tokens that are run after the prompt, through its cache;
         modules are not shown to `observe` meanwhile.
-        ask_connector: gives, for the encoder's own output, what the connector's answer is wanted
-            for in its place.
+        connector_input: returns, given the encoder's own output, the features on which the
+            connector's output is computed instead.
         """
 
     def generate(
@@ -401,6 +399,9 @@ class Reference(Protocol):
         eos_token_ids: Sequence[int] | None = None,
     ) -> Generation:
         """Generate greedily up to one of the end tokens, by default the checkpoint's own."""
+
+    def decode(self, token_ids: torch.Tensor) -> str:
+        """Return tokens, (length,) int64, as text."""
 
     def warnings(self) -> tuple[str, ...]:
         """Return what Hugging Face's libraries have warned of so far, each thing once, sorted."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +16,6 @@ from snapshot_tool.cli.options import (
     PHASE_NAMES,
     family_option,
     goldens_option,
-    parse_phases,
     phase_option,
 )
 
@@ -156,8 +153,8 @@ def record_command(
     from snapshot_tool.base.environment import rank_here
     from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.families.own import name_families
-    from snapshot_tool.goldens.manifest import Storage
-    from snapshot_tool.record.workflow import RecordRequest, help_to_record, record
+    from snapshot_tool.record.request import RecordRequest
+    from snapshot_tool.record.workflow import help_to_record, record
     from snapshot_tool.reports.text import remarks
 
     name_families(families)
@@ -170,25 +167,25 @@ def record_command(
         revision=revision,
         device=device,
         dtype=dtype,
-        phases=parse_phases(phases),
+        phase=phases,
         variants=variants,
         seed=seed,
         max_new_tokens=max_new_tokens,
+        oracle=oracle,
+        whole_outputs=whole_outputs,
+        device_map=device_map,
+        max_memory=max_memory,
+        storage=storage,
         redraw=redraw,
         update=update,
         reason=reason,
         resume=resume,
         fresh=fresh,
-        oracle=oracle,
-        whole_outputs=whole_outputs or None,
-        storage=Storage(storage) if storage else None,
-        prompts=tuple(prompt for path in prompt_files for prompt in read_prompts(path)),
+        prompt=prompt_files,
         long=long,
-        dropped=parse_phases(dropped),
-        allows_nan=allow_nan,
-        trusts_code=trusts_code,
-        device_map=device_map or "",
-        max_memory=_parse_memory(max_memory, device_map),
+        drop_phase=dropped,
+        allow_nan=allow_nan,
+        trust_remote_code=trusts_code,
     )
     if update and not reason and (yes or not _is_interactive()):
         raise UsageError("--update needs --reason TEXT", "say why the golden changes")
@@ -208,31 +205,6 @@ def record_command(
     for line in manifest.history[-1].moved:
         click.echo(f"moved: {line}")
     return 0
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Return the prompts in a file: its lines, or the strings of a JSON list."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        prompts = json.loads(text) if path.suffix == ".json" else re.split(r"\r?\n", text)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--prompt {path} cannot be read: {error}", "name a UTF-8 file") from error
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise UsageError(f"--prompt {path} is not a list of prompts", 'write ["first", "second"]')
-    found = [prompt for prompt in prompts if prompt.strip()]
-    if not found:
-        raise UsageError(f"--prompt {path} has no prompts", "write one on each line")
-    return found
-
-
-def _parse_memory(given: tuple[str, ...], device_map: str | None) -> tuple[tuple[str, str], ...]:
-    """Return device and size of each DEVICE=SIZE."""
-    if given and not device_map:
-        raise UsageError("--max-memory goes with --device-map auto", "give both, or neither")
-    for text in given:
-        if not re.fullmatch(r"(\d+|cpu)=\d+(\.\d+)?[KMG]i?B", text):
-            raise UsageError(f"--max-memory {text} is no DEVICE=SIZE", "for example: cpu=64GiB")
-    return tuple((device, size) for device, _, size in (text.partition("=") for text in given))
 
 
 def _is_interactive() -> bool:

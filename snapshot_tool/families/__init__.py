@@ -13,7 +13,7 @@ from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.base.tap import Side
 from snapshot_tool.families.bamba import BAMBA
 from snapshot_tool.families.bert import BERT, BERT_CLASSIFICATION
-from snapshot_tool.families.family import PAGE, Capture, Family, FmsPort, Twin
+from snapshot_tool.families.family import PAGE, Capture, Family, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import (
     DecoderCalls,
     EncoderCalls,
@@ -28,7 +28,7 @@ from snapshot_tool.families.granite import GRANITE
 from snapshot_tool.families.granite_moe_hybrid import GRANITE_MOE_HYBRID
 from snapshot_tool.families.granite_swa import GRANITE_SWA
 from snapshot_tool.families.idefics3 import IDEFICS3
-from snapshot_tool.families.llama import LLAMA, decoder_config, decoder_twins
+from snapshot_tool.families.llama import LLAMA, decoder_config, decoder_pairs
 from snapshot_tool.families.llava_next import LLAVA_NEXT
 from snapshot_tool.families.ministral3 import MINISTRAL3
 from snapshot_tool.families.mistral import MISTRAL
@@ -55,12 +55,12 @@ __all__ = [
     "FmsPort",
     "ImageTextCalls",
     "LoadedFms",
+    "ModulePair",
     "Phase",
     "Side",
-    "Twin",
     "VisionCalls",
     "decoder_config",
-    "decoder_twins",
+    "decoder_pairs",
     "family_of",
     "family_of_config",
     "register",
@@ -176,8 +176,8 @@ def _find_problem(family: Family) -> str:
         ),
         "nothing of forward is compared, neither logits nor a capture": family.takes_text
         and not (family.logits or family.whole_outputs),
-        "the name of a twin is not a pattern": not all(
-            _is_pattern(t.fms) for t in family.fms.twins
+        "the FMS name of a module pair is not a pattern": not all(
+            _is_pattern(pair.fms) for pair in family.fms.module_pairs
         ),
     }
     return next((text for text, holds in problems.items() if holds), "")

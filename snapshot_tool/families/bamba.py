@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from snapshot_tool.base.protocol import CaseInputs
-from snapshot_tool.families.family import Family, FmsPort, Twin
+from snapshot_tool.families.family import Config, Fields, ModulePair
 from snapshot_tool.families.fms_calls import DecoderCalls
-from snapshot_tool.families.llama import DECODER_PHASES, decoder_config, gated_mlp_twins, rope_theta
+from snapshot_tool.families.llama import decoder_config, decoder_family, gated_mlp_pairs, rope_theta
 
 if TYPE_CHECKING:
     import torch
 
 
-def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _fms_config(config: Config) -> Fields:
     """Return the fields of FMS's BambaConfig."""
     return {
         **decoder_config(config),
@@ -42,7 +41,7 @@ class _Calls(DecoderCalls):
 
     def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
         """Return the position ids of any prompt, and a padded one's mask."""
-        seen = self.pad(inputs, causal=True)
+        seen = self.pad(inputs)
         if bool(inputs.attention_mask.all()):
             del seen["mask"]
         return seen
@@ -50,29 +49,25 @@ class _Calls(DecoderCalls):
 
 _LAYER, _HF_LAYER = r"base_model\.layers\.(\d+)", r"model.layers.\1"
 
-BAMBA = Family(
-    name="bamba",
-    hf_class="BambaForCausalLM",
-    phases=DECODER_PHASES,
-    recurrent=True,
-    fms=FmsPort(
-        "bamba",
-        _fms_config,
-        _Calls,
-        (
-            Twin("base_model", "model"),
-            Twin(r"base_model\.embedding", "model.embed_tokens"),
-            Twin(r"base_model\.dec_norm", "model.final_layernorm"),
-            Twin("head", "lm_head"),
-            Twin(_LAYER, _HF_LAYER),
-            Twin(rf"{_LAYER}\.ln", f"{_HF_LAYER}.input_layernorm"),
-            Twin(rf"{_LAYER}\.ff_ln", f"{_HF_LAYER}.pre_ff_layernorm"),
-            # Half of each head rotates: its queries and keys have no twin that could be compared.
-            Twin(rf"{_LAYER}\.attn", f"{_HF_LAYER}.self_attn"),
-            Twin(rf"{_LAYER}\.attn\.dense", f"{_HF_LAYER}.self_attn.o_proj"),
-            Twin(rf"{_LAYER}\.ssm", f"{_HF_LAYER}.mamba"),
-            Twin(rf"{_LAYER}\.ssm\.(in_proj|norm|out_proj)", rf"{_HF_LAYER}.mamba.\2"),
-            *gated_mlp_twins(rf"{_LAYER}\.ff_sub_layer", f"{_HF_LAYER}.feed_forward"),
-        ),
+BAMBA = decoder_family(
+    "bamba",
+    "BambaForCausalLM",
+    _fms_config,
+    (
+        ModulePair("base_model", "model"),
+        ModulePair(r"base_model\.embedding", "model.embed_tokens"),
+        ModulePair(r"base_model\.dec_norm", "model.final_layernorm"),
+        ModulePair("head", "lm_head"),
+        ModulePair(_LAYER, _HF_LAYER),
+        ModulePair(rf"{_LAYER}\.ln", f"{_HF_LAYER}.input_layernorm"),
+        ModulePair(rf"{_LAYER}\.ff_ln", f"{_HF_LAYER}.pre_ff_layernorm"),
+        # Half of each head rotates: its queries and keys have no counterpart to compare with.
+        ModulePair(rf"{_LAYER}\.attn", f"{_HF_LAYER}.self_attn"),
+        ModulePair(rf"{_LAYER}\.attn\.dense", f"{_HF_LAYER}.self_attn.o_proj"),
+        ModulePair(rf"{_LAYER}\.ssm", f"{_HF_LAYER}.mamba"),
+        ModulePair(rf"{_LAYER}\.ssm\.(in_proj|norm|out_proj)", rf"{_HF_LAYER}.mamba.\2"),
+        *gated_mlp_pairs(rf"{_LAYER}\.ff_sub_layer", f"{_HF_LAYER}.feed_forward"),
     ),
+    calls=_Calls,
+    recurrent=True,
 )

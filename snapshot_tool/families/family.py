@@ -33,7 +33,8 @@ _HARMLESS = re.compile(
     re.VERBOSE,
 )
 
-Config = Mapping[str, Any]
+Config = Mapping[str, Any]  # as Hugging Face has it
+Fields = dict[str, Any]  # of FMS's configuration, nested as FMS nests them
 
 
 class _ReadConfig(Mapping[str, Any]):
@@ -118,11 +119,11 @@ def whole_numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
         yield name, value
 
 
-# What an environment names the file by that declares a family, and what it says is recorded.
+# Keys of an environment: the file that declares a family, and what a golden set has of it.
 FILE, ANSWERS = "family_file", "family_answers"
-# What an environment says of a model without a declaration, if padding changes no logits.
+# Key and value in the environment of a model without a declaration, if padding changes no logits.
 PADDING, UNSEEN = "padding", "changes nothing"
-# What explains how a family is declared.
+# The page on declaring a family.
 PAGE = "docs/adding-a-family.md"
 
 
@@ -135,7 +136,7 @@ class Capture:
         name: its name in the golden set.
         module: the Hugging Face module that it is seen at.
         side: whether it is that module's first input or its (first) output.
-        formerly: the module's name in older releases of transformers, where it has another.
+        formerly: the module's name in older releases of transformers, if it has another.
         judged: whether a candidate must return it, too; what is not is kept to be looked at.
     """
 
@@ -148,13 +149,13 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
-class Twin:
+class ModulePair:
     """Which Hugging Face module an FMS module corresponds to.
 
     Args:
         fms: pattern of the FMS module's whole name.
         hf: the other's name, with the pattern's groups.
-        part: which part of the FMS module's output it is, where FMS fuses several into one: an
+        part: which part of the FMS module's output it is, if FMS fuses several into one: an
             index into a tuple, or into `parts` equal pieces of the last dimension.
         parts: into how many pieces a fused tensor is cut.
         rotary: whether FMS orders the elements of each head for interleaved rotary embedding,
@@ -168,10 +169,14 @@ class Twin:
     rotary: bool = False
 
 
-def twins_of(name: str, twins: Sequence[Twin]) -> list[tuple[str, Twin]]:
-    """Return the Hugging Face modules that an FMS module stands for, by name."""
-    matches = ((re.fullmatch(twin.fms, name), twin) for twin in twins)
-    return [(match.expand(twin.hf), twin) for match, twin in matches if match]
+def pairs_of(name: str, pairs: Sequence[ModulePair]) -> list[tuple[str, ModulePair]]:
+    """Return the Hugging Face modules that an FMS module corresponds to, with their pairs."""
+    matches = ((re.fullmatch(pair.fms, name), pair) for pair in pairs)
+    return [(match.expand(pair.hf), pair) for match, pair in matches if match]
+
+
+# Checkpoint keys of buffers that some files hold.
+NOT_WEIGHTS = (r"rotary_emb\.inv_freq$", r"position_ids$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,30 +187,30 @@ class FmsPort:
         architecture: its name in FMS's registry.
         config: from Hugging Face's configuration to FMS's fields, nested as FMS nests them.
         calls: how FMS's model is called, phase by phase.
-        twins: how modules are named on both sides.
+        module_pairs: how modules are named on both sides.
         absent: what FMS computes with if its configuration has no such field, as in releases from
             before it: a value, or a function of the fields beside it. Nested fields by their own
             names.
         not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
         tied: pattern of the head's key. If the configuration ties it to the embedding, Hugging Face
             ignores what a checkpoint holds under it.
-        encoder: the module that encodes images within FMS's model; "" where there is none.
+        encoder: the module that encodes images within FMS's model; "" if there is none.
         tiles_apart: whether the encoder takes tiles (tiles, channels, height, width) that know
             nothing of each other.
     """
 
     architecture: str
-    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    config: Callable[[Config], Fields]
     calls: type[FmsCalls]
-    twins: tuple[Twin, ...] = ()
+    module_pairs: tuple[ModulePair, ...] = ()
     absent: Mapping[str, Any] = field(default_factory=dict)
-    not_weights: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"position_ids$")
+    not_weights: tuple[str, ...] = NOT_WEIGHTS
     tied: str = r"^lm_head\.weight$"
     encoder: str = ""
     tiles_apart: bool = False
 
-    def is_weight(self, key: str, config: Mapping[str, Any]) -> bool:
-        """Tell whether the reference holds a checkpoint's tensor after loading, by its key."""
+    def is_weight(self, key: str, config: Config) -> bool:
+        """Return whether the reference holds a checkpoint's tensor after loading, by its key."""
         tied = text_config(config).get("tie_word_embeddings")
         ignored = [*self.not_weights, *([self.tied] if tied else [])]
         return not any(re.search(pattern, key) for pattern in ignored)
@@ -223,11 +228,7 @@ def computed_without(absent: Mapping[str, Any], name: str, fields: Mapping[str, 
     return value(fields) if callable(value) else value
 
 
-def _no_fields(_config: Mapping[str, Any]) -> dict[str, Any]:
-    return {}
-
-
-NO_PORT = FmsPort("", _no_fields, FmsCalls)
+NO_PORT = FmsPort("", lambda _config: {}, FmsCalls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +254,7 @@ class Family:
             prompts cannot be cut between tiles.
         recurrent: whether it has layers whose state padding enters: what was recorded with padding
             then holds for that padding alone. Where there is no declaration, recording tries it.
-        language_model: `model_type` of the text model, where one class serves several families.
+        language_model: `model_type` of the text model, if one class serves several families.
         digest: SHA-256 of the user's file that declares it, set on loading; "" for snap's own.
     """
 

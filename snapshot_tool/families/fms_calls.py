@@ -25,7 +25,7 @@ class LoadedFms:
         model: FMS's model, in evaluation mode.
         models: the package fms.models.
         loop: fms.utils.generation.generate.
-        pad: fms.utils.generation.pad_input_ids, or None where FMS has none.
+        pad: fms.utils.generation.pad_input_ids, or None if FMS has none.
         checkpoint: the checkpoint's folder.
         config: Hugging Face's configuration.
     """
@@ -44,15 +44,21 @@ EndToken = int | list[int] | None
 class FmsCalls:
     """One method for each phase that FMS has of a family; a phase without a method is lacking.
 
-    Tensors come in on the model's device.
+    Tensors come in on the model's device. `causal`: whether a token sees only those before it.
     """
+
+    causal = True
 
     def __init__(self, loaded: LoadedFms) -> None:
         self.loaded = loaded
         self.model = loaded.model
         self.notes: dict[str, None] = {}
 
-    def pad(self, inputs: CaseInputs, *, causal: bool, offset: int = 0) -> dict[str, torch.Tensor]:
+    def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
+        """Return mask and position ids of padded prompts; whole ones need neither."""
+        return {} if bool(inputs.attention_mask.all()) else self.pad(inputs)
+
+    def pad(self, inputs: CaseInputs, *, offset: int = 0) -> dict[str, torch.Tensor]:
         """Return `mask` and `position_ids` of prompts, by FMS's own pad_input_ids.
 
         The mask is additive, (rows, length, length); an encoder's padding attends to the text. The
@@ -63,11 +69,11 @@ class FmsCalls:
         side = "left" if bool(real[:, -1].all()) else "right"
         pad = self._pad_input_ids(side)
         if pad is None:
-            return _own_padding(real, causal=causal, offset=offset)
+            return _own_padding(real, causal=self.causal, offset=offset)
         options = {
             "padding_side": side,
             "min_pad_length": real.shape[1],
-            "is_causal_mask": causal,
+            "is_causal_mask": self.causal,
             "position_ids_offset": offset,
             "pad_token_id": int(inputs.input_ids[~real][0]) if not bool(real.all()) else 0,
         }
@@ -77,7 +83,7 @@ class FmsCalls:
         seen: dict[str, torch.Tensor] = found[1]
         if _sees_padding(seen["mask"], real):
             self.notes.setdefault("FMS's pad_input_ids lets tokens attend to padding")
-        if not causal:
+        if not self.causal:
             seen["mask"] = _with_seeing_padding(seen["mask"], real)
         return seen
 
@@ -114,7 +120,7 @@ class FmsCalls:
         found = []
         for part in parts:
             length, new = part.attention_mask.shape[1], part.input_ids.shape[1]
-            seen = self.pad(CaseInputs(ids[:, :length], part.attention_mask), causal=True)
+            seen = self.pad(CaseInputs(ids[:, :length], part.attention_mask))
             found.append({name: tensor[:, -new:] for name, tensor in seen.items()})
         return found
 
@@ -188,10 +194,6 @@ class DecoderCalls(FmsCalls):
         """Return what the loop's hook is given of the images."""
         return {}
 
-    def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
-        """Return mask and position ids of padded prompts; whole ones need neither."""
-        return {} if bool(inputs.attention_mask.all()) else self.pad(inputs, causal=True)
-
 
 class ImageTextCalls(DecoderCalls):
     """A language model with images, which FMS embeds in a hook before the first step.
@@ -223,14 +225,17 @@ class ImageTextCalls(DecoderCalls):
 class EncoderCalls(FmsCalls):
     """An encoder: every real token sees every other one."""
 
+    causal = False
+
     def forward(self, inputs: CaseInputs) -> Mapping[str, torch.Tensor]:
         """Return the last hidden state and what `head_outputs` makes of the head's answer."""
         hidden: list[torch.Tensor] = []
         base = self.model.base_model
         handle = base.register_forward_hook(lambda _module, _given, out: hidden.append(out))
         try:
-            padding, types = self.padding(inputs), _token_types(inputs)
-            answer = self.model(inputs.input_ids, **padding, **types)
+            types = inputs.token_type_ids
+            given = {} if types is None else {"token_type_ids": types}
+            answer = self.model(inputs.input_ids, **self.padding(inputs), **given)
         finally:
             handle.remove()
         return {"last_hidden_state": hidden[0], **self.head_outputs(answer)}
@@ -242,15 +247,6 @@ class EncoderCalls(FmsCalls):
     def head_outputs(self, answer: Any) -> dict[str, torch.Tensor]:
         """Return the head's answer by name: logits of every position."""
         return {"logits": answer}
-
-    def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
-        """Return mask and position ids of a padded prompt; a whole one needs neither."""
-        return {} if bool(inputs.attention_mask.all()) else self.pad(inputs, causal=False)
-
-
-def _token_types(inputs: CaseInputs) -> dict[str, torch.Tensor]:
-    types = inputs.token_type_ids
-    return {} if types is None else {"token_type_ids": types}
 
 
 class VisionCalls(FmsCalls):
@@ -265,13 +261,13 @@ class VisionCalls(FmsCalls):
 
 
 def _takes_several(function: Callable[..., Any], parameter: str) -> bool:
-    """Tell by its annotation whether a parameter takes a list as well as one value."""
+    """Return whether a parameter takes a list as well as one value, by its annotation."""
     annotation = inspect.signature(function).parameters[parameter].annotation
     return any(word in str(annotation).lower() for word in ("list", "sequence", "iterable"))
 
 
 def _own_padding(real: torch.Tensor, *, causal: bool, offset: int) -> dict[str, torch.Tensor]:
-    """Return what pad_input_ids should, for an FMS without it; real: (rows, length) bool.
+    """Return mask and position ids for an FMS without pad_input_ids; real: (rows, length) bool.
 
     A decoder's padding attends to padding: a row that attends to nothing would turn into NaN.
     """
@@ -285,7 +281,7 @@ def _own_padding(real: torch.Tensor, *, causal: bool, offset: int) -> dict[str, 
 
 
 def _sees_padding(mask: torch.Tensor, real: torch.Tensor) -> bool:
-    """Tell whether a mask, additive or boolean, lets a real token attend to padding."""
+    """Return whether a mask, additive or boolean, lets a real token attend to padding."""
     import torch
 
     seen = mask if mask.dtype == torch.bool else mask == 0
@@ -306,7 +302,7 @@ def _with_seeing_padding(mask: torch.Tensor, real: torch.Tensor) -> torch.Tensor
 
 
 def cut_after_end(new: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
-    """Return new tokens up to the first end token; FMS's loop knows a single one alone."""
+    """Return new tokens up to the first end token; FMS's loop takes a single one."""
     import torch
 
     places = torch.isin(new, torch.tensor(list(ends), device=new.device)).nonzero()
@@ -314,9 +310,9 @@ def cut_after_end(new: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
 
 
 def cut_filled(new: torch.Tensor, ends: Sequence[int], *, filler: Sequence[int]) -> torch.Tensor:
-    """Return a row of a batch up to its end token, where nothing but filler stands after it.
+    """Return a row of a batch up to its end token, if only filler stands after it.
 
-    A row that goes on after its end is returned whole: the model was told what ends it.
+    A row that goes on after its end is returned whole: the model was given its end tokens.
     """
     import torch
 

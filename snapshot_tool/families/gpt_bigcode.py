@@ -1,14 +1,10 @@
 """GPTBigCode (StarCoder): GPT-2 with one head of keys and values."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from snapshot_tool.families.family import Family, FmsPort, Twin
-from snapshot_tool.families.fms_calls import DecoderCalls
-from snapshot_tool.families.llama import DECODER_PHASES, activation, grow_factor
+from snapshot_tool.families.family import Config, Fields, ModulePair
+from snapshot_tool.families.llama import activation, decoder_family, grow_factor
 
 
-def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _fms_config(config: Config) -> Fields:
     """Return the fields of FMS's GPTBigCodeConfig."""
     inner = config["n_inner"] or 4 * config["n_embd"]
     return {
@@ -29,31 +25,26 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 _LAYER, _HF_LAYER = r"base_model\.layers\.(\d+)", r"transformer.h.\1"
 
-GPT_BIGCODE = Family(
-    name="gpt_bigcode",
-    hf_class="GPTBigCodeForCausalLM",
-    phases=DECODER_PHASES,
-    fms=FmsPort(
-        "gpt_bigcode",
-        _fms_config,
-        DecoderCalls,
-        (
-            Twin("base_model", "transformer"),
-            Twin(r"base_model\.embedding", "transformer.wte"),
-            Twin(r"base_model\.position_embedding", "transformer.wpe"),
-            Twin(r"base_model\.dec_norm", "transformer.ln_f"),
-            Twin("head", "lm_head"),
-            Twin(_LAYER, _HF_LAYER),
-            Twin(rf"{_LAYER}\.ln", f"{_HF_LAYER}.ln_1"),
-            Twin(rf"{_LAYER}\.ff_ln", f"{_HF_LAYER}.ln_2"),
-            Twin(rf"{_LAYER}\.attn", f"{_HF_LAYER}.attn"),
-            Twin(rf"{_LAYER}\.attn\.dense", f"{_HF_LAYER}.attn.c_proj"),
-            Twin(rf"{_LAYER}\.ff_sub_layer", f"{_HF_LAYER}.mlp"),
-            Twin(rf"{_LAYER}\.ff_sub_layer\.w1", f"{_HF_LAYER}.mlp.c_fc"),
-            Twin(rf"{_LAYER}\.ff_sub_layer\.a", f"{_HF_LAYER}.mlp.act"),
-            Twin(rf"{_LAYER}\.ff_sub_layer\.w2", f"{_HF_LAYER}.mlp.c_proj"),
-        ),
-        absent={"tie_heads": True},
-        not_weights=(r"\.\d+\.attn\.(masked_)?bias$",),
+GPT_BIGCODE = decoder_family(
+    "gpt_bigcode",
+    "GPTBigCodeForCausalLM",
+    _fms_config,
+    (
+        ModulePair("base_model", "transformer"),
+        ModulePair(r"base_model\.embedding", "transformer.wte"),
+        ModulePair(r"base_model\.position_embedding", "transformer.wpe"),
+        ModulePair(r"base_model\.dec_norm", "transformer.ln_f"),
+        ModulePair("head", "lm_head"),
+        ModulePair(_LAYER, _HF_LAYER),
+        ModulePair(rf"{_LAYER}\.ln", f"{_HF_LAYER}.ln_1"),
+        ModulePair(rf"{_LAYER}\.ff_ln", f"{_HF_LAYER}.ln_2"),
+        ModulePair(rf"{_LAYER}\.attn", f"{_HF_LAYER}.attn"),
+        ModulePair(rf"{_LAYER}\.attn\.dense", f"{_HF_LAYER}.attn.c_proj"),
+        ModulePair(rf"{_LAYER}\.ff_sub_layer", f"{_HF_LAYER}.mlp"),
+        ModulePair(rf"{_LAYER}\.ff_sub_layer\.w1", f"{_HF_LAYER}.mlp.c_fc"),
+        ModulePair(rf"{_LAYER}\.ff_sub_layer\.a", f"{_HF_LAYER}.mlp.act"),
+        ModulePair(rf"{_LAYER}\.ff_sub_layer\.w2", f"{_HF_LAYER}.mlp.c_proj"),
     ),
+    absent={"tie_heads": True},
+    not_weights=(r"\.\d+\.attn\.(masked_)?bias$",),
 )

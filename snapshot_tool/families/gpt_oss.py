@@ -1,14 +1,10 @@
 """GPT-OSS: experts and attention sinks."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from snapshot_tool.families.family import Family, FmsPort, Twin
-from snapshot_tool.families.fms_calls import DecoderCalls
-from snapshot_tool.families.llama import DECODER_PHASES, decoder_twins, head_dim, rope_theta
+from snapshot_tool.families.family import Config, Fields, ModulePair
+from snapshot_tool.families.llama import decoder_family, decoder_pairs, head_dim, rope_theta
 
 
-def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _fms_config(config: Config) -> Fields:
     """Return the fields of FMS's GptOssConfig."""
     scaling = config.get("rope_parameters") or config["rope_scaling"]
     return {
@@ -32,18 +28,13 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-GPT_OSS = Family(
-    name="gpt_oss",
-    hf_class="GptOssForCausalLM",
-    phases=DECODER_PHASES,
-    attention="eager",
-    fms=FmsPort(
-        "gpt_oss",
-        _fms_config,
-        DecoderCalls,
-        (
-            *decoder_twins(gated_mlp=False, rotary=False),
-            Twin(r"base_model\.layers\.(\d+)\.ff_sub_layer", r"model.layers.\1.mlp"),
-        ),
+GPT_OSS = decoder_family(
+    "gpt_oss",
+    "GptOssForCausalLM",
+    _fms_config,
+    (
+        *decoder_pairs(gated_mlp=False, rotary=False),
+        ModulePair(r"base_model\.layers\.(\d+)\.ff_sub_layer", r"model.layers.\1.mlp"),
     ),
+    attention="eager",
 )

@@ -1,21 +1,17 @@
 """Granite: Llama with four multipliers."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from snapshot_tool.families.family import Family, FmsPort
-from snapshot_tool.families.fms_calls import DecoderCalls
+from snapshot_tool.families.family import Config, Fields
 from snapshot_tool.families.llama import (
-    DECODER_PHASES,
     EVEN_HEADS,
     decoder_config,
-    decoder_twins,
+    decoder_family,
+    decoder_pairs,
     head_dim,
     rope_theta,
 )
 
 
-def granite_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def granite_config(config: Config) -> Fields:
     """Return the fields of FMS's GraniteConfig."""
     return {
         **decoder_config(config),
@@ -32,9 +28,6 @@ def granite_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-GRANITE = Family(
-    name="granite",
-    hf_class="GraniteForCausalLM",
-    phases=DECODER_PHASES,
-    fms=FmsPort("granite", granite_config, DecoderCalls, decoder_twins(), absent=EVEN_HEADS),
+GRANITE = decoder_family(
+    "granite", "GraniteForCausalLM", granite_config, decoder_pairs(), absent=EVEN_HEADS
 )

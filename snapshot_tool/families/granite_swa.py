@@ -1,15 +1,11 @@
 """Granite with a sliding window in some layers, and attention sinks in all."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from snapshot_tool.families.family import Family, FmsPort
-from snapshot_tool.families.fms_calls import DecoderCalls
+from snapshot_tool.families.family import Config, Fields
 from snapshot_tool.families.granite import granite_config
-from snapshot_tool.families.llama import DECODER_PHASES, decoder_twins
+from snapshot_tool.families.llama import decoder_family, decoder_pairs
 
 
-def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _fms_config(config: Config) -> Fields:
     """Return the fields of FMS's GraniteSWAConfig."""
     return {
         **granite_config(config),
@@ -18,10 +14,6 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-GRANITE_SWA = Family(
-    name="granite_swa",
-    hf_class="GraniteSWAForCausalLM",
-    phases=DECODER_PHASES,
-    attention="eager",
-    fms=FmsPort("granite_swa", _fms_config, DecoderCalls, decoder_twins()),
+GRANITE_SWA = decoder_family(
+    "granite_swa", "GraniteSWAForCausalLM", _fms_config, decoder_pairs(), attention="eager"
 )

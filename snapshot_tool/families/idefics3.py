@@ -15,10 +15,16 @@ from snapshot_tool.base.errors import PhaseUnsupported
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.base.tap import Side
-from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
-from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms, cut_after_end, cut_filled
-from snapshot_tool.families.llama import decoder_twins, llama_config
-from snapshot_tool.families.siglip_vision import VISION_OUTPUT, siglip_config, siglip_twins
+from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
+from snapshot_tool.families.fms_calls import (
+    EndToken,
+    FmsCalls,
+    LoadedFms,
+    cut_after_end,
+    cut_filled,
+)
+from snapshot_tool.families.llama import decoder_pairs, llama_config
+from snapshot_tool.families.siglip_vision import VISION_OUTPUT, siglip_config, siglip_pairs
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
 CONNECTOR_OUTPUT = "image_hidden_states"
 
 
-def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _fms_config(config: Config) -> Fields:
     """Return the fields of FMS's Idefics3Config, SiglipVisionConfig and LLaMAConfig."""
     vision, scale = config["vision_config"], config["scale_factor"]
     grid = vision["image_size"] // vision["patch_size"]
@@ -106,10 +112,7 @@ class _Calls(FmsCalls):
     ) -> torch.Tensor:
         """Return the greedy new tokens, the end token included."""
         end = self.end_token(self.model.generate, eos_token_ids)
-        ids = self.model.generate(
-            **self._arguments([inputs]), max_new_tokens=max_new_tokens, eos_token_id=end
-        )
-        new: torch.Tensor = ids[0, inputs.input_ids.shape[1] :]
+        new = self._generate([inputs], max_new_tokens, end)[0]
         return cut_after_end(new, eos_token_ids) if end is None else new
 
     def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
@@ -137,21 +140,27 @@ class _Calls(FmsCalls):
     ) -> list[torch.Tensor]:
         """Return the greedy new tokens of each prompt, its own end token included."""
         end = self.end_token(self.model.generate, eos_token_ids)
-        ids = self.model.generate(
-            **self._arguments(rows), max_new_tokens=max_new_tokens, eos_token_id=end
-        )
-        rows_new = ids[:, rows[0].input_ids.shape[1] :]
+        rows_new = self._generate(rows, max_new_tokens, end)
         if end is None:
             return [cut_after_end(new, eos_token_ids) for new in rows_new]
         pad = self.loaded.config.get("pad_token_id")
         filler = [] if pad is None else [pad]
         return [cut_filled(new, eos_token_ids, filler=filler) for new in rows_new]
 
+    def _generate(
+        self, rows: Sequence[CaseInputs], max_new_tokens: int, end: EndToken
+    ) -> torch.Tensor:
+        """Return the new tokens of prompts of one length, (rows, new tokens)."""
+        ids: torch.Tensor = self.model.generate(
+            **self._arguments(rows), max_new_tokens=max_new_tokens, eos_token_id=end
+        )
+        return ids[:, rows[0].input_ids.shape[1] :]
+
     def _arguments(self, rows: Sequence[CaseInputs]) -> dict[str, torch.Tensor | None]:
         """Return prompts of one length as FMS's forward and generate take them.
 
         `pixel_values` are (rows, tiles, channels, height, width). A row with fewer tiles than
-        others is filled up; `pixel_attention_mask` is given where it says so, and where a tile is
+        others is filled up; `pixel_attention_mask` is given if it marks such tiles, or if a tile is
         padded: without one, FMS takes all pixels as real.
         """
         import torch
@@ -171,13 +180,10 @@ class _Calls(FmsCalls):
             [some[:0] if tiles is None else tiles for tiles in pixels], batch_first=True
         )
         mask = pad_sequence(masks, batch_first=True)
-        if not bool(mask.all()) and self._takes_pixel_mask:
+        taken = inspect.signature(self.model.forward).parameters
+        if not bool(mask.all()) and "pixel_attention_mask" in taken:
             given["pixel_attention_mask"] = mask
         return given
-
-    @property
-    def _takes_pixel_mask(self) -> bool:
-        return "pixel_attention_mask" in inspect.signature(self.model.forward).parameters
 
 
 def _pixel_mask(row: CaseInputs, *, like: torch.Tensor) -> torch.Tensor:
@@ -233,11 +239,11 @@ IDEFICS3 = Family(
         _fms_config,
         _Calls,
         (
-            *siglip_twins("vision_tower.base_model", "model.vision_model"),
-            Twin("connector", "model.connector"),
-            Twin(r"connector\.proj", "model.connector.modality_projection"),
-            Twin(r"connector\.proj", "model.connector.modality_projection.proj"),
-            *decoder_twins("text_model.base_model", "model.text_model", fms_head="text_model.head"),
+            *siglip_pairs("vision_tower.base_model", "model.vision_model"),
+            ModulePair("connector", "model.connector"),
+            ModulePair(r"connector\.proj", "model.connector.modality_projection"),
+            ModulePair(r"connector\.proj", "model.connector.modality_projection.proj"),
+            *decoder_pairs("text_model.base_model", "model.text_model", fms_head="text_model.head"),
         ),
         # Before 4383c72e FMS numbered whole tiles alone, and as Hugging Face does.
         absent={"use_navit_position_buckets": True},

@@ -1,29 +1,36 @@
 """Llama, and what other decoders built like it share: configuration and names of modules."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.families.family import Family, FmsPort, Twin
-from snapshot_tool.families.fms_calls import DecoderCalls
+from snapshot_tool.families.family import (
+    NOT_WEIGHTS,
+    Config,
+    Family,
+    Fields,
+    FmsPort,
+    ModulePair,
+)
+from snapshot_tool.families.fms_calls import DecoderCalls, FmsCalls
 
 DECODER_PHASES = (Phase.FORWARD, Phase.GENERATE)
 
 
-def head_dim(config: Mapping[str, Any]) -> int:
+def head_dim(config: Config) -> int:
     """Return the elements of one attention head."""
     own = config.get("head_dim")
     return int(own or config["hidden_size"] // config["num_attention_heads"])
 
 
-def rope_theta(config: Mapping[str, Any]) -> float:
+def rope_theta(config: Config) -> float:
     """Return the rotary base; transformers 5 keeps it among `rope_parameters`."""
     return float((config.get("rope_parameters") or config)["rope_theta"])
 
 
-def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how rotary frequencies are scaled; empty where they are not."""
+def rope_scaling(config: Config) -> Fields:
+    """Return how rotary frequencies are scaled; empty if they are not."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kept = {name: value for name, value in scaling.items() if name != "rope_theta"}
     return {} if kept.get("rope_type") == "default" else kept
@@ -43,7 +50,7 @@ def activation(name: str) -> str:
     return {"gelu_pytorch_tanh": "gelu-tanh", "silu": "swish"}.get(name, name)
 
 
-def decoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def decoder_config(config: Config) -> Fields:
     """Return the fields that all of FMS's decoders have in common."""
     return {
         "src_vocab_size": config["vocab_size"],
@@ -61,7 +68,7 @@ def decoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def llama_config(config: Config) -> Fields:
     """Return the fields of FMS's LLaMAConfig."""
     return {
         **decoder_config(config),
@@ -90,7 +97,7 @@ LLAMA_ABSENT: Mapping[str, Any] = {
 EVEN_HEADS: Mapping[str, Any] = {"head_dim": even_head_dim}
 
 
-def decoder_twins(
+def decoder_pairs(
     fms: str = "base_model",
     hf: str = "model",
     *,
@@ -98,54 +105,67 @@ def decoder_twins(
     hf_head: str = "lm_head",
     gated_mlp: bool = True,
     rotary: bool = True,
-) -> tuple[Twin, ...]:
-    """Return the twins of a decoder whose blocks are Llama's, below the names given."""
+) -> tuple[ModulePair, ...]:
+    """Return the module pairs of a decoder whose blocks are Llama's, below the names given."""
     base = fms.replace(".", r"\.")
     layer, hf_layer = rf"{base}\.layers\.(\d+)", rf"{hf}.layers.\1"
     own = (
-        Twin(base, hf),
-        Twin(rf"{base}\.embedding", f"{hf}.embed_tokens"),
-        Twin(rf"{base}\.dec_norm", f"{hf}.norm"),
-        Twin(fms_head.replace(".", r"\."), hf_head),
-        Twin(layer, hf_layer),
-        Twin(rf"{layer}\.ln", f"{hf_layer}.input_layernorm"),
-        Twin(rf"{layer}\.ff_ln", f"{hf_layer}.post_attention_layernorm"),
-        *attention_twins(rf"{layer}\.attn", f"{hf_layer}.self_attn", rotary=rotary),
+        ModulePair(base, hf),
+        ModulePair(rf"{base}\.embedding", f"{hf}.embed_tokens"),
+        ModulePair(rf"{base}\.dec_norm", f"{hf}.norm"),
+        ModulePair(fms_head.replace(".", r"\."), hf_head),
+        ModulePair(layer, hf_layer),
+        ModulePair(rf"{layer}\.ln", f"{hf_layer}.input_layernorm"),
+        ModulePair(rf"{layer}\.ff_ln", f"{hf_layer}.post_attention_layernorm"),
+        *attention_pairs(rf"{layer}\.attn", f"{hf_layer}.self_attn", rotary=rotary),
     )
-    mlp = gated_mlp_twins(rf"{layer}\.ff_sub_layer", f"{hf_layer}.mlp")
+    mlp = gated_mlp_pairs(rf"{layer}\.ff_sub_layer", f"{hf_layer}.mlp")
     return (*own, *mlp) if gated_mlp else own
 
 
-def attention_twins(
+def attention_pairs(
     fms: str, hf: str, *, out: str = "o_proj", rotary: bool = True
-) -> tuple[Twin, ...]:
-    """Return the twins of an attention: fused (a tuple of three) or not."""
+) -> tuple[ModulePair, ...]:
+    """Return the module pairs of an attention: fused (a tuple of three) or not."""
     fused = rf"{fms}\.in_proj"
     return (
-        Twin(fms, hf),
-        Twin(fused, f"{hf}.q_proj", 0, rotary=rotary),
-        Twin(fused, f"{hf}.k_proj", 1, rotary=rotary),
-        Twin(fused, f"{hf}.v_proj", 2),
-        Twin(rf"{fms}\.dense", f"{hf}.{out}"),
+        ModulePair(fms, hf),
+        ModulePair(fused, f"{hf}.q_proj", 0, rotary=rotary),
+        ModulePair(fused, f"{hf}.k_proj", 1, rotary=rotary),
+        ModulePair(fused, f"{hf}.v_proj", 2),
+        ModulePair(rf"{fms}\.dense", f"{hf}.{out}"),
     )
 
 
-def gated_mlp_twins(fms: str, hf: str) -> tuple[Twin, ...]:
-    """Return the twins of a gated feed-forward layer, fused or not."""
+def gated_mlp_pairs(fms: str, hf: str) -> tuple[ModulePair, ...]:
+    """Return the module pairs of a gated feed-forward layer, fused or not."""
     return (
-        Twin(fms, hf),
-        Twin(rf"{fms}\.wg", f"{hf}.gate_proj"),
-        Twin(rf"{fms}\.w1", f"{hf}.up_proj"),
-        Twin(rf"{fms}\.wg1_fused", f"{hf}.gate_proj", 0, 2),
-        Twin(rf"{fms}\.wg1_fused", f"{hf}.up_proj", 1, 2),
-        Twin(rf"{fms}\.a", f"{hf}.act_fn"),
-        Twin(rf"{fms}\.w2", f"{hf}.down_proj"),
+        ModulePair(fms, hf),
+        ModulePair(rf"{fms}\.wg", f"{hf}.gate_proj"),
+        ModulePair(rf"{fms}\.w1", f"{hf}.up_proj"),
+        ModulePair(rf"{fms}\.wg1_fused", f"{hf}.gate_proj", 0, 2),
+        ModulePair(rf"{fms}\.wg1_fused", f"{hf}.up_proj", 1, 2),
+        ModulePair(rf"{fms}\.a", f"{hf}.act_fn"),
+        ModulePair(rf"{fms}\.w2", f"{hf}.down_proj"),
     )
 
 
-LLAMA = Family(
-    name="llama",
-    hf_class="LlamaForCausalLM",
-    phases=DECODER_PHASES,
-    fms=FmsPort("llama", llama_config, DecoderCalls, decoder_twins(), absent=LLAMA_ABSENT),
+def decoder_family(
+    name: str,
+    hf_class: str,
+    config: Callable[[Config], Fields],
+    module_pairs: tuple[ModulePair, ...],
+    *,
+    calls: type[FmsCalls] = DecoderCalls,
+    absent: Mapping[str, Any] | None = None,
+    not_weights: tuple[str, ...] = NOT_WEIGHTS,
+    **declared: Any,
+) -> Family:
+    """Return a family that takes text only and has the same name in FMS's registry."""
+    port = FmsPort(name, config, calls, module_pairs, absent=absent or {}, not_weights=not_weights)
+    return Family(name=name, hf_class=hf_class, phases=DECODER_PHASES, fms=port, **declared)
+
+
+LLAMA = decoder_family(
+    "llama", "LlamaForCausalLM", llama_config, decoder_pairs(), absent=LLAMA_ABSENT
 )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.tap import Side
-from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
+from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import ImageTextCalls
 from snapshot_tool.families.granite import granite_config
-from snapshot_tool.families.llama import EVEN_HEADS, decoder_twins
-from snapshot_tool.families.siglip_vision import siglip_config, siglip_twins
+from snapshot_tool.families.llama import EVEN_HEADS, decoder_pairs
+from snapshot_tool.families.siglip_vision import siglip_config, siglip_pairs
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ FEATURES = "image_features"
 CONNECTOR_OUTPUT = "image_hidden_states"
 
 
-def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _fms_config(config: Config) -> Fields:
     """Return the fields of FMS's LlavaNextConfig, SiglipVisionConfig and GraniteConfig."""
     return {
         "vision_config": siglip_config(config["vision_config"]),
@@ -34,7 +34,7 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def image_token(config: Mapping[str, Any]) -> int:
+def image_token(config: Config) -> int:
     """Return the image placeholder's id, whose field transformers renamed."""
     return int(config["image_token_index" if "image_token_index" in config else "image_token_id"])
 
@@ -63,59 +63,50 @@ class _Calls(ImageTextCalls):
         return projected
 
 
-def _twins(vision: str, projector: str, text: str, head: str) -> tuple[Twin, ...]:
-    return (
-        *siglip_twins("vision_tower.base_model", f"{vision}.vision_model"),
-        Twin(r"multi_modal_projector((?:\..+)?)", rf"{projector}\1"),
-        *decoder_twins(
-            "language_model.base_model", text, fms_head="language_model.head", hf_head=head
-        ),
+def image_text_pairs(
+    encoder_pairs: Callable[[str], tuple[ModulePair, ...]],
+) -> tuple[ModulePair, ...]:
+    """Return the module pairs of encoder, projector and decoder, in any release of transformers.
+
+    encoder_pairs: returns those of the encoder, given Hugging Face's name of it.
+    """
+    releases = (
+        ("model.", "model.language_model", "lm_head"),
+        ("", "language_model.model", "language_model.lm_head"),  # transformers 4.51
     )
+    pairs: list[ModulePair] = []
+    for prefix, text, head in releases:
+        pairs += encoder_pairs(f"{prefix}vision_tower")
+        pairs += [
+            ModulePair(r"multi_modal_projector((?:\..+)?)", rf"{prefix}multi_modal_projector\1"),
+            *decoder_pairs(
+                "language_model.base_model", text, fms_head="language_model.head", hf_head=head
+            ),
+        ]
+    return tuple(pairs)
 
 
 # What goes into the projector is what vision is compared by, what comes out is connector's.
+_PROJECTOR = "multi_modal_projector"
 PROJECTOR_CAPTURES = (
+    Capture(Phase.VISION, FEATURES, f"model.{_PROJECTOR}", Side.INPUT, formerly=_PROJECTOR),
     Capture(
-        Phase.VISION,
-        FEATURES,
-        "model.multi_modal_projector",
-        Side.INPUT,
-        formerly="multi_modal_projector",
-    ),
-    Capture(
-        Phase.CONNECTOR,
-        CONNECTOR_OUTPUT,
-        "model.multi_modal_projector",
-        Side.OUTPUT,
-        formerly="multi_modal_projector",
+        Phase.CONNECTOR, CONNECTOR_OUTPUT, f"model.{_PROJECTOR}", Side.OUTPUT, formerly=_PROJECTOR
     ),
 )
+COMPARED = {Phase.VISION: FEATURES, Phase.CONNECTOR: CONNECTOR_OUTPUT}
 
 LLAVA_NEXT = Family(
     name="llava_next",
     hf_class="LlavaNextForConditionalGeneration",
     phases=PHASES,
     captures=PROJECTOR_CAPTURES,
-    compared={Phase.VISION: FEATURES, Phase.CONNECTOR: CONNECTOR_OUTPUT},
+    compared=COMPARED,
     fms=FmsPort(
         "llava_next",
         _fms_config,
         _Calls,
-        (
-            *_twins(
-                "model.vision_tower",
-                "model.multi_modal_projector",
-                "model.language_model",
-                "lm_head",
-            ),
-            # transformers 4.51
-            *_twins(
-                "vision_tower",
-                "multi_modal_projector",
-                "language_model.model",
-                "language_model.lm_head",
-            ),
-        ),
+        image_text_pairs(lambda hf: siglip_pairs("vision_tower.base_model", f"{hf}.vision_model")),
         absent=EVEN_HEADS,
         encoder="vision_tower",
     ),

@@ -4,15 +4,12 @@ Its prompts are checked without images: those are Mistral 3's own, in FMS by the
 one processor that transformers has for them since 5 cannot be imported without torchvision.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-from snapshot_tool.families.family import Family, FmsPort
-from snapshot_tool.families.llama import DECODER_PHASES, decoder_config, head_dim
-from snapshot_tool.families.mistral3 import MISTRAL3_TWINS, PixtralCalls, mistral3_config
+from snapshot_tool.families.family import Config, Fields
+from snapshot_tool.families.llama import decoder_config, decoder_family, head_dim
+from snapshot_tool.families.mistral3 import MISTRAL3_PAIRS, PixtralCalls, mistral3_config
 
 
-def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _text_config(config: Config) -> Fields:
     """Return the fields of FMS's Ministral3TextConfig."""
     return {
         **decoder_config(config),
@@ -22,15 +19,16 @@ def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _fms_config(config: Config) -> Fields:
     """Return the fields of FMS's Ministral3Config, PixtralVisionConfig and Ministral3TextConfig."""
     return mistral3_config(config, text=_text_config)
 
 
-MINISTRAL3 = Family(
-    name="ministral3",
-    hf_class="Mistral3ForConditionalGeneration",
+MINISTRAL3 = decoder_family(
+    "ministral3",
+    "Mistral3ForConditionalGeneration",
+    _fms_config,
+    MISTRAL3_PAIRS,
+    calls=PixtralCalls,
     language_model="ministral3",
-    phases=DECODER_PHASES,
-    fms=FmsPort("ministral3", _fms_config, PixtralCalls, MISTRAL3_TWINS),
 )

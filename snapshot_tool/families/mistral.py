@@ -1,22 +1,18 @@
 """Mistral: Llama with heads of their own size."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from snapshot_tool.families.family import Family, FmsPort
-from snapshot_tool.families.fms_calls import DecoderCalls
+from snapshot_tool.families.family import Config, Fields
 from snapshot_tool.families.llama import (
-    DECODER_PHASES,
     EVEN_HEADS,
     decoder_config,
-    decoder_twins,
+    decoder_family,
+    decoder_pairs,
     head_dim,
     rope_scaling,
     rope_theta,
 )
 
 
-def mistral_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def mistral_config(config: Config) -> Fields:
     """Return the fields of FMS's MistralConfig."""
     return {
         **decoder_config(config),
@@ -27,15 +23,10 @@ def mistral_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-MISTRAL = Family(
-    name="mistral",
-    hf_class="MistralForCausalLM",
-    phases=DECODER_PHASES,
-    fms=FmsPort(
-        "mistral",
-        mistral_config,
-        DecoderCalls,
-        decoder_twins(),
-        absent={**EVEN_HEADS, "rope_scaling": {}},
-    ),
+MISTRAL = decoder_family(
+    "mistral",
+    "MistralForCausalLM",
+    mistral_config,
+    decoder_pairs(),
+    absent={**EVEN_HEADS, "rope_scaling": {}},
 )

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.families.family import Family, FmsPort, Twin
+from snapshot_tool.base.phases import PHASES
+from snapshot_tool.families.family import Config, Family, Fields, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import ImageTextCalls
 from snapshot_tool.families.llama import (
     activation,
-    attention_twins,
-    decoder_twins,
-    gated_mlp_twins,
+    attention_pairs,
+    gated_mlp_pairs,
     rope_theta,
 )
 from snapshot_tool.families.llava_next import (
-    CONNECTOR_OUTPUT,
-    FEATURES,
+    COMPARED,
     PROJECTOR_CAPTURES,
+    image_text_pairs,
     image_token,
 )
 from snapshot_tool.families.mistral import mistral_config
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def pixtral_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def pixtral_config(config: Config) -> Fields:
     """Return the fields of FMS's PixtralVisionConfig."""
     return {
         "hidden_size": config["hidden_size"],
@@ -92,40 +91,24 @@ def _pairs(image_sizes: torch.Tensor | None) -> list[tuple[int, int]]:
     return [] if image_sizes is None else [(int(h), int(w)) for h, w in image_sizes.tolist()]
 
 
-def pixtral_twins(fms: str, hf: str) -> tuple[Twin, ...]:
-    """Return the twins of a Pixtral encoder; its queries and keys are ordered in two dimensions."""
+def pixtral_pairs(fms: str, hf: str) -> tuple[ModulePair, ...]:
+    """Return the module pairs of a Pixtral encoder, without queries and keys.
+
+    FMS orders these in two dimensions.
+    """
     layer, hf_layer = rf"{fms}\.transformer\.layers\.(\d+)", rf"{hf}.transformer.layers.\1"
-    attention = attention_twins(rf"{layer}\.attn", f"{hf_layer}.attention")
+    attention = attention_pairs(rf"{layer}\.attn", f"{hf_layer}.attention")
     return (
-        Twin(fms, hf),
-        Twin(rf"{fms}\.(patch_conv|ln_pre)", rf"{hf}.\1"),
-        Twin(layer, hf_layer),
-        Twin(rf"{layer}\.(attention_norm|ffn_norm)", rf"{hf_layer}.\2"),
-        *(twin for twin in attention if not twin.rotary),
-        *gated_mlp_twins(rf"{layer}\.ff_sub_layer", f"{hf_layer}.feed_forward"),
+        ModulePair(fms, hf),
+        ModulePair(rf"{fms}\.(patch_conv|ln_pre)", rf"{hf}.\1"),
+        ModulePair(layer, hf_layer),
+        ModulePair(rf"{layer}\.(attention_norm|ffn_norm)", rf"{hf_layer}.\2"),
+        *(pair for pair in attention if not pair.rotary),
+        *gated_mlp_pairs(rf"{layer}\.ff_sub_layer", f"{hf_layer}.feed_forward"),
     )
 
 
-def mistral3_twins(vision: str, projector: str, text: str, head: str) -> tuple[Twin, ...]:
-    """Return the twins of the whole, below Hugging Face's names."""
-    return (
-        *pixtral_twins("vision_tower", vision),
-        Twin(r"multi_modal_projector((?:\..+)?)", rf"{projector}\1"),
-        *decoder_twins(
-            "language_model.base_model", text, fms_head="language_model.head", hf_head=head
-        ),
-    )
-
-
-MISTRAL3_TWINS = (
-    *mistral3_twins(
-        "model.vision_tower", "model.multi_modal_projector", "model.language_model", "lm_head"
-    ),
-    # transformers 4.51
-    *mistral3_twins(
-        "vision_tower", "multi_modal_projector", "language_model.model", "language_model.lm_head"
-    ),
-)
+MISTRAL3_PAIRS = image_text_pairs(lambda hf: pixtral_pairs("vision_tower", hf))
 
 MISTRAL3 = Family(
     name="mistral3",
@@ -134,6 +117,6 @@ MISTRAL3 = Family(
     phases=PHASES,
     attention="eager",  # transformers 4.51's Pixtral has no other
     captures=PROJECTOR_CAPTURES,
-    compared={Phase.VISION: FEATURES, Phase.CONNECTOR: CONNECTOR_OUTPUT},
-    fms=FmsPort("mistral3", mistral3_config, PixtralCalls, MISTRAL3_TWINS, encoder="vision_tower"),
+    compared=COMPARED,
+    fms=FmsPort("mistral3", mistral3_config, PixtralCalls, MISTRAL3_PAIRS, encoder="vision_tower"),
 )

@@ -1,14 +1,10 @@
 """Mixtral: Mistral with experts."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from snapshot_tool.families.family import Family, FmsPort, Twin
-from snapshot_tool.families.fms_calls import DecoderCalls
-from snapshot_tool.families.llama import DECODER_PHASES, decoder_twins, rope_theta
+from snapshot_tool.families.family import Config, Fields, ModulePair
+from snapshot_tool.families.llama import decoder_family, decoder_pairs, rope_theta
 
 
-def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _fms_config(config: Config) -> Fields:
     """Return the fields of FMS's MixtralConfig."""
     return {
         "src_vocab_size": config["vocab_size"],
@@ -25,17 +21,12 @@ def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-MIXTRAL = Family(
-    name="mixtral",
-    hf_class="MixtralForCausalLM",
-    phases=DECODER_PHASES,
-    fms=FmsPort(
-        "mixtral",
-        _fms_config,
-        DecoderCalls,
-        (
-            *decoder_twins(gated_mlp=False),
-            Twin(r"base_model\.layers\.(\d+)\.ff_sub_layer", r"model.layers.\1.block_sparse_moe"),
-        ),
+MIXTRAL = decoder_family(
+    "mixtral",
+    "MixtralForCausalLM",
+    _fms_config,
+    (
+        *decoder_pairs(gated_mlp=False),
+        ModulePair(r"base_model\.layers\.(\d+)\.ff_sub_layer", r"model.layers.\1.block_sparse_moe"),
     ),
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.base.tap import Side
-from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
+from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import EncoderCalls
 from snapshot_tool.families.llama import grow_factor
 from snapshot_tool.families.roberta import ENCODER_PHASES, HIDDEN
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 POOLED = "pooler_output"
 
 
-def _fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _fms_config(config: Config) -> Fields:
     """Return the fields of FMS's MpnetConfig."""
     return {
         "src_vocab_size": config["vocab_size"],
@@ -41,7 +40,7 @@ class _Calls(EncoderCalls):
     def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
         """Return positions that are counted over real tokens, and a padded prompt's mask."""
         padding, pad_id = inputs.attention_mask == 0, self.model.config.pad_id
-        seen = self.pad(inputs, causal=False, offset=pad_id + 1)
+        seen = self.pad(inputs, offset=pad_id + 1)
         seen["position_ids"] = seen["position_ids"].masked_fill(padding, pad_id)
         if not bool(padding.any()):
             del seen["mask"]
@@ -71,23 +70,23 @@ MPNET = Family(
         _fms_config,
         _Calls,
         (
-            Twin("base_model", "encoder"),
-            Twin(r"base_model\.word_embedding", "embeddings.word_embeddings"),
-            Twin(r"base_model\.position_embeddings", "embeddings.position_embeddings"),
-            Twin(r"base_model\.enc_norm", "embeddings.LayerNorm"),
-            Twin(r"base_model\.enc_norm", "embeddings"),
-            Twin("den", "pooler.dense"),
-            Twin("activation", "pooler.activation"),
-            Twin(_LAYER, _HF_LAYER),
-            Twin(rf"{_LAYER}\.attn", f"{_HF_ATTENTION}.attn"),
-            Twin(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.q", 0),
-            Twin(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.k", 1),
-            Twin(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.v", 2),
-            Twin(rf"{_LAYER}\.attn\.dense", f"{_HF_ATTENTION}.attn.o"),
-            Twin(rf"{_LAYER}\.ln", f"{_HF_ATTENTION}.LayerNorm"),
-            Twin(rf"{_LAYER}\.ff_sub_layer\.w1", f"{_HF_LAYER}.intermediate.dense"),
-            Twin(rf"{_LAYER}\.ff_sub_layer\.w2", f"{_HF_LAYER}.output.dense"),
-            Twin(rf"{_LAYER}\.ff_ln", f"{_HF_LAYER}.output.LayerNorm"),
+            ModulePair("base_model", "encoder"),
+            ModulePair(r"base_model\.word_embedding", "embeddings.word_embeddings"),
+            ModulePair(r"base_model\.position_embeddings", "embeddings.position_embeddings"),
+            ModulePair(r"base_model\.enc_norm", "embeddings.LayerNorm"),
+            ModulePair(r"base_model\.enc_norm", "embeddings"),
+            ModulePair("den", "pooler.dense"),
+            ModulePair("activation", "pooler.activation"),
+            ModulePair(_LAYER, _HF_LAYER),
+            ModulePair(rf"{_LAYER}\.attn", f"{_HF_ATTENTION}.attn"),
+            ModulePair(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.q", 0),
+            ModulePair(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.k", 1),
+            ModulePair(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.v", 2),
+            ModulePair(rf"{_LAYER}\.attn\.dense", f"{_HF_ATTENTION}.attn.o"),
+            ModulePair(rf"{_LAYER}\.ln", f"{_HF_ATTENTION}.LayerNorm"),
+            ModulePair(rf"{_LAYER}\.ff_sub_layer\.w1", f"{_HF_LAYER}.intermediate.dense"),
+            ModulePair(rf"{_LAYER}\.ff_sub_layer\.w2", f"{_HF_LAYER}.output.dense"),
+            ModulePair(rf"{_LAYER}\.ff_ln", f"{_HF_LAYER}.output.LayerNorm"),
         ),
     ),
 )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.tap import Side
-from snapshot_tool.families.family import Capture, Family, FmsPort, Twin
+from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import VisionCalls
-from snapshot_tool.families.llama import activation, attention_twins
+from snapshot_tool.families.llama import activation, attention_pairs
 
 VISION_OUTPUT = "last_hidden_state"
 
 
-def siglip_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def siglip_config(config: Config) -> Fields:
     """Return the fields of FMS's SiglipVisionConfig."""
     return {
         "hidden_size": config["hidden_size"],
@@ -29,19 +26,19 @@ def siglip_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def siglip_twins(fms: str, hf: str) -> tuple[Twin, ...]:
-    """Return the twins of an encoder below the names given."""
+def siglip_pairs(fms: str, hf: str) -> tuple[ModulePair, ...]:
+    """Return the module pairs of an encoder below the names given."""
     base = fms.replace(".", r"\.")
     layer, hf_layer = rf"{base}\.encoder\.layers\.(\d+)", rf"{hf}.encoder.layers.\1"
     return (
-        Twin(base, hf),
-        Twin(rf"{base}\.(embeddings(?:\..+)?|encoder|post_layernorm)", rf"{hf}.\1"),
-        Twin(layer, hf_layer),
-        Twin(rf"{layer}\.(layer_norm[12]|mlp)", rf"{hf_layer}.\2"),
-        *attention_twins(rf"{layer}\.attn", f"{hf_layer}.self_attn", out="out_proj", rotary=False),
-        Twin(rf"{layer}\.mlp\.w1", f"{hf_layer}.mlp.fc1"),
-        Twin(rf"{layer}\.mlp\.a", f"{hf_layer}.mlp.activation_fn"),
-        Twin(rf"{layer}\.mlp\.w2", f"{hf_layer}.mlp.fc2"),
+        ModulePair(base, hf),
+        ModulePair(rf"{base}\.(embeddings(?:\..+)?|encoder|post_layernorm)", rf"{hf}.\1"),
+        ModulePair(layer, hf_layer),
+        ModulePair(rf"{layer}\.(layer_norm[12]|mlp)", rf"{hf_layer}.\2"),
+        *attention_pairs(rf"{layer}\.attn", f"{hf_layer}.self_attn", out="out_proj", rotary=False),
+        ModulePair(rf"{layer}\.mlp\.w1", f"{hf_layer}.mlp.fc1"),
+        ModulePair(rf"{layer}\.mlp\.a", f"{hf_layer}.mlp.activation_fn"),
+        ModulePair(rf"{layer}\.mlp\.w2", f"{hf_layer}.mlp.fc2"),
     )
 
 
@@ -66,9 +63,9 @@ SIGLIP_VISION = Family(
         siglip_config,
         VisionCalls,
         (
-            *siglip_twins("base_model", "vision_model"),
-            Twin("head", "vision_model.head"),
-            Twin(r"head\.(layernorm|mlp)", r"vision_model.head.\1"),
+            *siglip_pairs("base_model", "vision_model"),
+            ModulePair("head", "vision_model.head"),
+            ModulePair(r"head\.(layernorm|mlp)", r"vision_model.head.\1"),
         ),
     ),
 )

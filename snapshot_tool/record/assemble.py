@@ -1,4 +1,4 @@
-"""From staged parts to a golden set: files joined, manifest written, version counted."""
+"""Assemble a golden set from staged parts: join files, write the manifest, commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from snapshot_tool.base.errors import GoldenExists, printable
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import ReferenceInfo
 from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES
-from snapshot_tool.diagnose.diff import Review, SetDrift, describe_drift, diff_goldens
+from snapshot_tool.diagnose.diff import Review, describe_drift, diff_goldens
 from snapshot_tool.families.family import ANSWERS
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import (
@@ -40,7 +40,7 @@ from snapshot_tool.goldens.manifest import (
 )
 from snapshot_tool.goldens.tensors import describe_file, join_files
 from snapshot_tool.goldens.transaction import commit, make_folder, write_atomically
-from snapshot_tool.record.answers import FORWARD_PASS, generated_text_file, read_notes
+from snapshot_tool.record.answers import FORWARD_PASS, GENERATED_TEXT, read_notes
 from snapshot_tool.record.plan import Earlier, Plan, PlannedCase, Staging
 
 _IMAGE_PHASES = (Phase.PREPROCESSING, Phase.VISION, Phase.CONNECTOR)
@@ -48,13 +48,13 @@ _IMAGE_PHASES = (Phase.PREPROCESSING, Phase.VISION, Phase.CONNECTOR)
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """What a golden set is assembled from.
+    """The sources of a golden set.
 
     Args:
         earlier: the sets of the same revision.
         dropped: phases of the replaced set that the new version does not take over.
-        reason: why it is recorded; kept in the history of a first version.
-        review: asked for the reason of any further version, once what moved is known.
+        reason: the reason of a first version, for its history.
+        review: returns the reason of any further version, given what moved.
     """
 
     staging: Staging
@@ -67,38 +67,37 @@ class Assembly:
     reason: str
     review: Review
 
-    @property
-    def existing(self) -> Golden | None:
-        """The set that is replaced, or None."""
-        return self.earlier.replaced
-
     def write(self) -> tuple[Manifest, bool]:
-        """Put the set in place; return its manifest, and False where nothing had to change.
+        """Commit the set; return its manifest, and False if nothing changed.
 
-        Where the review declines, the old set and everything staged stay as they are.
+        If the review declines, the old set and everything staged stay as they are.
         """
         folder = self.staging.tree / self.location.set_name
         shutil.rmtree(self.staging.tree, ignore_errors=True)
         make_folder(folder)
         files = self._join(folder)
-        self._require_shared_inputs(files[INPUTS])
+        self.earlier.require_shared_inputs(lambda sibling: sibling.files[INPUTS] == files[INPUTS])
         manifest = self._manifest(files)
-        if self.existing:
-            if _same_answers(self.existing.manifest, manifest):
-                return self.existing.manifest, False
-            version = self.existing.manifest.golden_version + 1
+        replaced = self.earlier.replaced
+        if replaced:
+            old = replaced.manifest
+            if _same_answers(old, manifest):
+                return old, False
+            version = old.golden_version + 1
             manifest = msgspec.structs.replace(manifest, golden_version=version)
-            drift = diff_goldens(self.existing, Golden(folder, manifest))
+            drift = diff_goldens(replaced, Golden(folder, manifest))
             reason = printable(self.review(drift))
-            manifest = _with_history(manifest, self.existing.manifest, drift, reason=reason)
+            moved = tuple(describe_drift(drift)) or ("no recorded tensor",)
+            entry = HistoryEntry(version=version, when=_today(), reason=reason, moved=moved)
+            manifest = msgspec.structs.replace(manifest, history=(*old.history, entry))
         write_atomically(folder / MANIFEST, encode_readable(manifest))
         commit(self.staging.tree, self.location)
         return manifest, True
 
     def _join(self, folder: Path) -> dict[str, FileEntry]:
-        """Join the parts of each file; carry over what this recording was not asked for.
+        """Join the parts of each file; carry over the files of phases that are not recorded.
 
-        An oracle is of all phases and is never carried over.
+        The float64 reference belongs to all phases and is never carried over.
         """
         phases = self.plan.settings.phases
         names = [INPUTS, *(phase_file(phase) for phase in PHASES if phase in phases)]
@@ -111,37 +110,24 @@ class Assembly:
             staged = {case.name: self.staging.part(case.name, name) for case in self.plan.cases}
             join_files({case: part for case, part in staged.items() if part.exists()}, target)
             files[name] = describe_file(target)
-        if self.existing is None:
+        replaced = self.earlier.replaced
+        if replaced is None:
             return files
-        # Answers to other inputs would be no answers to these.
-        same = self.existing.manifest.files[INPUTS] == files[INPUTS]
+        old = replaced.manifest
         lost = {ORACLE, *(phase_file(phase) for phase in self.dropped)}
-        if TAPS in files or not self._carries_forward_pass():
+        forward_pass = [phase_file(p) for p in FORWARD_PASS if p not in self.dropped]
+        if TAPS in files or not any(name in old.files for name in forward_pass):
             lost |= {TAPS, OUTPUTS}
-        for name in sorted(self.existing.manifest.files.keys() - files.keys() - lost):
-            if not same:
+        for name in sorted(old.files.keys() - files.keys() - lost):
+            if old.files[INPUTS] != files[INPUTS]:
                 raise GoldenExists(
-                    f"the inputs have changed: {name} of golden version "
-                    f"{self.existing.manifest.golden_version} does not belong to them",
+                    f"the inputs have changed: {name} of golden version {old.golden_version} does "
+                    "not belong to them",
                     "record --phase all",
                 )
-            shutil.copy2(self.existing.folder / name, folder / name)
-            files[name] = self.existing.manifest.files[name]
+            shutil.copy2(replaced.folder / name, folder / name)
+            files[name] = old.files[name]
         return files
-
-    def _carries_forward_pass(self) -> bool:
-        """Return whether a phase is carried over that the taps belong to."""
-        there = self.existing.manifest.files if self.existing else {}
-        return any(phase_file(p) in there for p in FORWARD_PASS if p not in self.dropped)
-
-    def _require_shared_inputs(self, inputs: FileEntry) -> None:
-        for sibling in self.earlier.siblings:
-            if sibling.manifest.files[INPUTS] != inputs:
-                raise GoldenExists(
-                    f"{sibling.manifest.title} shares the inputs of this revision, and these would "
-                    "change them",
-                    "record with its seed, number of variants and storage, or remove it first",
-                )
 
     def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
         settings, info = self.plan.settings, self.info
@@ -182,16 +168,28 @@ class Assembly:
         )
 
     def _warnings(self) -> tuple[str, ...]:
-        """Return what was warned of, also when phases were recorded that are carried over."""
+        """Return the warnings, those of phases that are carried over included."""
         found = set(self.plan.warnings)
         for case in self.plan.cases:
             found |= set(read_notes(self.staging, case.name).warnings)
-        if self.existing and set(self.plan.settings.phases) != set(self.info.phases):
-            found |= set(self.existing.manifest.warnings)
+        replaced = self.earlier.replaced
+        if replaced and set(self.plan.settings.phases) != set(self.info.phases):
+            found |= set(replaced.manifest.warnings)
         return tuple(sorted(found))
 
     def _case(self, case: PlannedCase, files: dict[str, FileEntry]) -> CaseEntry:
         tensors = files[INPUTS].tensors
+        replaced = self.earlier.replaced
+        cases = replaced.manifest.cases if replaced else ()
+        old = next((entry for entry in cases if entry.name == case.name), None)
+        # Answers of phases that are carried over, and a generation that is.
+        gone = {*self.plan.settings.phases, *self.dropped}
+        kept = old.not_finite if old else ()
+        carried = [name for name in kept if Phase(name.partition("/")[0]) not in gone]
+        generated = old.generated if old else ""
+        staged = self.staging.part(case.name, GENERATED_TEXT)
+        if staged.exists():
+            generated = staged.read_text(encoding="utf-8")
         return CaseEntry(
             name=case.name,
             origin=case.origin,
@@ -201,25 +199,10 @@ class Assembly:
             images=len(case.named.recipe.images),
             tiles=case.tiles,
             tokens=tensors[f"{case.name}/input_ids"].shape[1],
-            generated=self._generated_text(case.name),
+            generated=generated,
             eos_token_ids=case.eos_token_ids,
-            not_finite=self._not_finite(case.name),
+            not_finite=(*carried, *read_notes(self.staging, case.name).not_finite),
         )
-
-    def _not_finite(self, case: str) -> tuple[str, ...]:
-        """Return the answers with NaN or Inf, those that are carried over among them."""
-        recorded = self.plan.settings.phases
-        old = self.existing.manifest.cases if self.existing else ()
-        kept = [n for entry in old if entry.name == case for n in entry.not_finite]
-        carried = [n for n in kept if Phase(n.partition("/")[0]) not in (*recorded, *self.dropped)]
-        return (*carried, *read_notes(self.staging, case).not_finite)
-
-    def _generated_text(self, case: str) -> str:
-        staged = self.staging.part(case, generated_text_file())
-        if staged.exists():
-            return staged.read_text(encoding="utf-8")
-        old = self.existing.manifest.cases if self.existing else ()
-        return next((entry.generated for entry in old if entry.name == case), "")
 
 
 def _same_answers(old: Manifest, new: Manifest) -> bool:
@@ -229,14 +212,8 @@ def _same_answers(old: Manifest, new: Manifest) -> bool:
     )
 
 
-def _with_history(new: Manifest, old: Manifest, drift: SetDrift, *, reason: str) -> Manifest:
-    moved = tuple(describe_drift(drift)) or ("no recorded tensor",)
-    entry = HistoryEntry(version=new.golden_version, when=_today(), reason=reason, moved=moved)
-    return msgspec.structs.replace(new, history=(*old.history, entry))
-
-
 def _relative_location(checkpoint: Checkpoint, goldens: Path) -> str | None:
-    """Return a folder's place below the goldens folder's parent; None elsewhere and for the hub."""
+    """Return a folder relative to the parent of the goldens; None if outside or on the hub."""
     if not is_folder_name(checkpoint.name):
         return None
     try:

@@ -1,8 +1,7 @@
-"""Making a recording's cases: draw them, or take over those of an earlier recording.
+"""Make the cases of a recording: draw them, or take over those of an earlier recording.
 
-Inputs of an earlier recording are taken over as they are: the text, the ids and the pixels. A date
-in a chat template, another tokenizer or another Pillow would change them; that is reported, and
-changes nothing.
+Inputs of an earlier recording are taken over unchanged: the text, the ids and the pixels. A date in
+a chat template, another tokenizer or another Pillow would change them; that is only reported.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import msgspec
 
 from snapshot_tool.base.errors import (
     GoldenDamaged,
-    GoldenExists,
     InputRefused,
     ReferenceUnavailable,
     TemplateRefused,
@@ -25,13 +23,12 @@ from snapshot_tool.base.errors import (
 )
 from snapshot_tool.base.images import render
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs, PreparedCase, Progress, Reference
+from snapshot_tool.base.protocol import CaseInputs, Generation, PreparedCase, Progress, Reference
 from snapshot_tool.base.recipes import (
     END_PROMPTS,
     FIXED_CASES,
     IMAGE_TOKEN,
     CaseRecipe,
-    ImageRecipe,
     InputKind,
     NamedRecipe,
     fixed_cases,
@@ -42,6 +39,7 @@ from snapshot_tool.goldens.layout import INPUTS, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, Draws, Storage, case_recipe, to_builtins
 from snapshot_tool.goldens.packed import pack_inputs, unpack_inputs
 from snapshot_tool.goldens.transaction import write_atomically
+from snapshot_tool.record.answers import save_generation
 from snapshot_tool.record.plan import (
     Earlier,
     Plan,
@@ -54,7 +52,6 @@ from snapshot_tool.record.plan import (
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 _MAX_ATTEMPTS = 50
 _END, _PROMPT, _LONG = "end-token", "prompt", "long"
@@ -70,7 +67,7 @@ def make_plan(
     redraw: bool,
     progress: Progress,
 ) -> Plan:
-    """Return the plan that is staged, or draw or take over the cases and stage their inputs.
+    """Return the staged plan, or draw or take over the cases and stage their inputs.
 
     redraw: draw the cases even if an earlier recording has them.
     """
@@ -78,7 +75,7 @@ def make_plan(
         plan = read_plan(staging)
         require_same_settings(plan.settings, settings)
         return plan
-    staging.forget_parts()
+    staging.remove_parts()
     maker = _CaseMaker(staging, settings, reference, progress)
     template = earlier.template
     if template and not redraw and _keeps_cases(template, settings):
@@ -86,15 +83,17 @@ def make_plan(
         draws = template.manifest.draws
     else:
         cases, draws = maker.draw()
-    cases = (*cases, *maker.named_by_user(cases))
-    _require_shared_cases(cases, earlier.siblings)
-    plan = Plan(settings, cases, draws, reference.warnings())
+    cases = [*cases, *maker.named_by_user(cases)]
+    names = [case.name for case in cases]
+    # Before the model runs; the tensors are compared when the set is complete.
+    earlier.require_shared_inputs(lambda sibling: [case.name for case in sibling.cases] == names)
+    plan = Plan(settings, tuple(cases), draws, reference.warnings())
     write_atomically(staging.plan, msgspec.json.encode(plan))
     return plan
 
 
 def changes_inputs(replaced: Golden, settings: Settings) -> bool:
-    """Tell whether a recording has other inputs than the set that it replaces."""
+    """Return whether a recording has other inputs than the set that it replaces."""
     cases = replaced.manifest.cases
     prompts = {case_recipe(case).recipe.prompt for case in cases if case.origin == _PROMPT}
     names = {case.name for case in cases}
@@ -107,25 +106,14 @@ def changes_inputs(replaced: Golden, settings: Settings) -> bool:
 
 
 def _keeps_cases(template: Golden, settings: Settings) -> bool:
-    """Tell whether a recording takes over the cases of an earlier one."""
+    """Return whether a recording takes over the cases of an earlier one."""
     manifest = template.manifest
     return (manifest.seed, manifest.draws.variants) == (settings.seed, settings.variants)
 
 
-def _require_shared_cases(cases: Sequence[PlannedCase], siblings: Sequence[Golden]) -> None:
-    """Raise GoldenExists, before the model runs, if sets that share the inputs have other cases."""
-    for sibling in siblings:
-        if [case.name for case in cases] != [case.name for case in sibling.manifest.cases]:
-            raise GoldenExists(
-                f"{sibling.manifest.title} shares the inputs of this revision, and these would "
-                "change them",
-                "record the same cases in the same storage, or remove it first",
-            )
-
-
 @dataclass(frozen=True, slots=True)
 class _CaseMaker:
-    """Makes cases, and stages what the reference's processor makes of them."""
+    """Makes cases, and stages their inputs as the reference's processor returns them."""
 
     staging: Staging
     settings: Settings
@@ -136,88 +124,83 @@ class _CaseMaker:
 
     # Cases of an earlier recording
 
-    def take_over(self, template: Golden, *, replaced: Golden | None) -> tuple[PlannedCase, ...]:
+    def take_over(self, template: Golden, *, replaced: Golden | None) -> list[PlannedCase]:
         """Stage the inputs of an earlier recording, and report what would differ now."""
-        cases = template.manifest.cases
-        with self.progress.stage("preparing cases", len(cases)) as steps:
-            return tuple(self._take_over(template, case, replaced, steps) for case in cases)
+        found = []
+        with self.progress.stage("preparing cases", len(template.manifest.cases)) as steps:
+            for case in template.manifest.cases:
+                planned = PlannedCase(
+                    case.name, case.origin, case.recipe, case.text, case.tiles, case.eos_token_ids
+                )
+                recorded = self._take_over_inputs(template, case)
+                ends_anew = replaced is None and Phase.GENERATE in self.settings.phases
+                if case.origin == _END and ends_anew:
+                    # Another device or dtype may generate other tokens.
+                    generation, ends = self._generate_to_end(parts.as_inputs(recorded))
+                    self._stage_generation(case.name, generation)
+                    planned = msgspec.structs.replace(planned, eos_token_ids=ends)
+                found.append(planned)
+                next(steps)
+        return found
 
-    def _take_over(
-        self, template: Golden, case: CaseEntry, replaced: Golden | None, steps: Iterator[int]
-    ) -> PlannedCase:
+    def _take_over_inputs(self, template: Golden, case: CaseEntry) -> parts.Tensors:
+        """Stage a case's recorded inputs and grids; return the inputs, unpacked."""
         stored = template.stored_inputs(case.name)
-        whole = _unpacked(stored, template, case)
-        now = self._prepared_now(case_recipe(case))
-        self._report_differences(case, whole, now)
-        if template.manifest.storage is not self.settings.storage:
-            stored = self._packed(whole, now[0] if now else None)
-        self.staging.save_part(case.name, INPUTS, stored)
-        if case.images:
-            self._save_grids(template, case, now[0] if now else None)
-        next(steps)
-        planned = PlannedCase(
-            case.name, case.origin, case.recipe, case.text, case.tiles, case.eos_token_ids
-        )
-        if case.origin == _END and replaced is None and Phase.GENERATE in self.settings.phases:
-            # The tokens that another device or dtype generates may be others.
-            ends = self._own_ends(parts.as_inputs(whole))
-            return msgspec.structs.replace(planned, eos_token_ids=ends)
-        return planned
-
-    def _prepared_now(self, named: NamedRecipe) -> tuple[PreparedCase, list[Image.Image]] | None:
-        """Return what the processor makes of a recorded case now; None if it refuses it."""
         try:
-            images = [render(image) for image in named.recipe.images]
-            return self.reference.prepare(named.recipe, images), images
+            recorded = unpack_inputs(stored)
+        except ValueError as error:
+            raise GoldenDamaged(
+                f"{template.folder}: inputs of case {case.name}: {error}"
+            ) from error
+        recipe = case_recipe(case).recipe
+        images = [render(image) for image in recipe.images]
+        try:
+            now = self.reference.prepare(recipe, images)
         except InputRefused as refusal:
+            now = None
             self.progress.note(
-                f"case {named.name}: the processor refuses it now ({refusal}); the recorded inputs "
+                f"case {case.name}: the processor refuses it now ({refusal}); the recorded inputs "
                 "are kept"
             )
-            return None
-
-    def _report_differences(
-        self,
-        case: CaseEntry,
-        recorded: parts.Tensors,
-        now: tuple[PreparedCase, list[Image.Image]] | None,
-    ) -> None:
-        if now is None:
-            return
-        prepared, images = now
-        made = parts.input_tensors(prepared, images)
-        differing = [] if prepared.text == case.text else ["text"]
-        names = dict.fromkeys([*recorded, *made])
-        differing += [n for n in names if not _same(recorded.get(n), made.get(n))]
-        if differing:
-            self.progress.note(
-                f"case {case.name}: {', '.join(differing)} would be different now; the recorded "
-                "inputs are kept"
-            )
-
-    def _save_grids(self, template: Golden, case: CaseEntry, now: PreparedCase | None) -> None:
-        file = phase_file(Phase.PREPROCESSING)
+        if now is not None:
+            made = parts.input_tensors(now, images)
+            differing = [] if now.text == case.text else ["text"]
+            names = dict.fromkeys([*recorded, *made])
+            differing += [n for n in names if not _same(recorded.get(n), made.get(n))]
+            if differing:
+                self.progress.note(
+                    f"case {case.name}: {', '.join(differing)} would be different now; the "
+                    "recorded inputs are kept"
+                )
+        if template.manifest.storage is not self.settings.storage:
+            stored = self._packed(recorded, now)
+        self.staging.save_part(case.name, INPUTS, stored)
         if _GRIDS in template.tensor_names(case.name, Phase.PREPROCESSING):
-            grids = template.tensor(case.name, Phase.PREPROCESSING, _GRIDS)
-        elif now is not None:
-            grids = now.image_grids
-        else:
-            return
-        self.staging.save_part(case.name, file, {_GRIDS: grids})
+            self._save_grids(case.name, template.tensor(case.name, Phase.PREPROCESSING, _GRIDS))
+        elif case.images and now is not None:
+            self._save_grids(case.name, now.image_grids)
+        return recorded
 
     # Cases that are drawn
 
-    def draw(self) -> tuple[tuple[PlannedCase, ...], Draws]:
+    def draw(self) -> tuple[list[PlannedCase], Draws]:
         """Prepare the fixed cases, draw the variants, and find a case that meets an end token.
 
         A case that the reference refuses is left out if others remain.
         """
         kind, variants = self._kind(), self.settings.variants
         fixed = fixed_cases(kind)
+        cases: list[PlannedCase] = []
         with self.progress.stage("drawing cases", len(fixed) + variants) as steps:
-            found = [self._fixed_case(named, steps) for named in fixed]
-            found += [self._draw_case(index, kind, steps) for index in range(variants)]
-        cases = [case for case in found if case is not None]
+            for named in fixed:
+                try:
+                    cases.append(self._prepare(named))
+                except InputRefused as refusal:
+                    self._left_out[named.name] = printable(str(refusal))
+                next(steps)
+            for index in range(variants):
+                cases += self._draw_case(index, kind)
+                next(steps)
         self._require_some(cases, kind)
         if Phase.GENERATE in self.settings.phases:
             cases += self._end_case()
@@ -227,42 +210,29 @@ class _CaseMaker:
             reasons=self._refusals,
             left_out=self._left_out,
         )
-        return tuple(cases), draws
+        return cases, draws
 
     def _kind(self) -> InputKind:
         return InputKind.of(self.reference.info().phases)
 
-    def _fixed_case(self, named: NamedRecipe, steps: Iterator[int]) -> PlannedCase | None:
-        try:
-            return self._prepare(named)
-        except InputRefused as refusal:
-            self._leave_out(named.name, str(refusal))
-            return None
-        finally:
-            next(steps)
-
-    def _draw_case(self, index: int, kind: InputKind, steps: Iterator[int]) -> PlannedCase | None:
-        """Draw a variant until the reference takes it, counting what it refused."""
+    def _draw_case(self, index: int, kind: InputKind) -> list[PlannedCase]:
+        """Draw a variant until the reference accepts it; return none if it refuses every draw."""
         from snapshot_tool.record.variants import draw_recipe
 
         name = f"variant-{index + 1:02}"
-        next(steps)
         reason, has_template = "", True
         for attempt in range(_MAX_ATTEMPTS):
             recipe = draw_recipe(seed=self.settings.seed, index=index, attempt=attempt, kind=kind)
             if not has_template:
                 recipe = replace(recipe, chat=False)
             try:
-                return self._prepare(NamedRecipe(name, "variant", recipe))
+                return [self._prepare(NamedRecipe(name, "variant", recipe))]
             except InputRefused as refusal:
                 has_template &= not isinstance(refusal, TemplateRefused)
                 reason = printable(str(refusal))
                 self._refusals[reason] = self._refusals.get(reason, 0) + 1
-        self._leave_out(name, f"{_MAX_ATTEMPTS} draws, the last: {reason}")
-        return None
-
-    def _leave_out(self, name: str, reason: str) -> None:
-        self._left_out[name] = printable(reason)
+        self._left_out[name] = f"{_MAX_ATTEMPTS} draws, the last: {reason}"
+        return []
 
     def _require_some(self, cases: Sequence[PlannedCase], kind: InputKind) -> None:
         """Raise ReferenceUnavailable unless there are cases, with images if the model takes any."""
@@ -279,38 +249,55 @@ class _CaseMaker:
         )
 
     def _end_case(self) -> list[PlannedCase]:
-        """Return a case whose generation meets an end token; none if that cannot be seen.
+        """Return a case whose generation meets an end token, or none if no prompt is accepted.
 
-        It is the first prompt that ends by itself. If none does, a token that the model does
-        generate ends the case.
+        It is the first prompt that ends by itself. If none does, it is the first prompt, ended by
+        one of the tokens that the model generates.
         """
         tokens = self.settings.max_new_tokens
-        last: tuple[CaseRecipe, tuple[int, ...]] | None = None
+        found: tuple[CaseRecipe, Generation, tuple[int, ...] | None] | None = None
         for recipe in END_PROMPTS if tokens > 1 else ():
             try:
                 prepared = self.reference.prepare(recipe, [], new_tokens=tokens)
             except InputRefused:
                 continue
-            ends = self._own_ends(prepared.inputs)
+            generation, ends = self._generate_to_end(prepared.inputs)
+            if found is None or ends is None:
+                found = recipe, generation, ends
             if ends is None:
-                return [self._prepare(NamedRecipe(_END, _END, recipe))]
-            last = last or (recipe, ends)
-        if last is None:
+                break
+        if found is None:
             return []
-        planned = self._prepare(NamedRecipe(_END, _END, last[0]))
-        return [msgspec.structs.replace(planned, eos_token_ids=last[1])]
+        recipe, generation, ends = found
+        planned = self._prepare(NamedRecipe(_END, _END, recipe))
+        self._stage_generation(_END, generation)
+        return [msgspec.structs.replace(planned, eos_token_ids=ends)]
 
-    def _own_ends(self, inputs: CaseInputs) -> tuple[int, ...] | None:
-        """Return the end tokens of a case of its own; None if it ends by the checkpoint's."""
+    def _generate_to_end(self, inputs: CaseInputs) -> tuple[Generation, tuple[int, ...] | None]:
+        """Return a generation up to an end token, and the case's own end tokens.
+
+        These are None if the generation ends by the checkpoint's end tokens.
+        """
         tokens = self.settings.max_new_tokens
-        new = self.reference.generate(inputs, max_new_tokens=tokens).token_ids.tolist()
+        whole = self.reference.generate(inputs, max_new_tokens=tokens)
+        new = whole.token_ids.tolist()
         ends = self.reference.info().eos_token_ids
         if new[-1] in ends and len(new) < tokens:
-            return None
-        # The second token or a later one: a port that ends at once must be seen, too.
-        fresh = [t for place, t in enumerate(new[:-1]) if place and t not in new[:place]]
-        token = fresh[0] if fresh else new[0]
-        return (*ends, token) if len(ends) > 1 else (token,)
+            return whole, None
+        # Not the first token if possible: a port that ends at once must fail, too.
+        fresh = [place for place, t in enumerate(new[:-1]) if place and t not in new[:place]]
+        length = (fresh[0] if fresh else 0) + 1
+        token = new[length - 1]
+        cut = Generation(whole.token_ids[:length], whole.logits[:length])
+        return cut, (*ends, token) if len(ends) > 1 else (token,)
+
+    def _stage_generation(self, case: str, generation: Generation) -> None:
+        """Stage a generation, so that it is not computed again.
+
+        One with NaN or Inf is left to recording, which reports these.
+        """
+        if bool(generation.logits.isfinite().all()):
+            save_generation(self.staging, case, generation, reference=self.reference)
 
     # Cases that the user names
 
@@ -340,23 +327,21 @@ class _CaseMaker:
             ) from refusal
 
     def _long_case(self, length: int) -> PlannedCase:
-        """Return a case with a prompt of at least so many tokens, and hardly more."""
+        """Return a case whose prompt has at least `length` tokens, and few more."""
         count = max(1, length // 8)
         while True:
             words = random.Random(self.settings.seed).choices(_WORDS, k=count)  # noqa: S311
             case = self._user_case(f"{_LONG}-{length}", _LONG, CaseRecipe(" ".join(words)))
-            tokens = self._staged_inputs(case.name).input_ids.shape[1]
+            staged = parts.read_inputs(self.staging.part(case.name, INPUTS))
+            tokens = staged.input_ids.shape[1]
             if tokens >= length:
                 return case
             count += max(1, (length - tokens) * count // tokens)
 
-    def _staged_inputs(self, case: str) -> CaseInputs:
-        return parts.read_inputs(self.staging.part(case, INPUTS))
-
     # All cases
 
     def _prepare(self, named: NamedRecipe) -> PlannedCase:
-        """Stage what the processor makes of a recipe; raise InputRefused if it takes none."""
+        """Stage the inputs of a recipe; raise InputRefused if the processor refuses it."""
         images = [render(image) for image in named.recipe.images]
         prepared = self.reference.prepare(
             named.recipe, images, new_tokens=self.settings.max_new_tokens
@@ -364,12 +349,14 @@ class _CaseMaker:
         tensors = self._packed(parts.input_tensors(prepared, images), prepared)
         self.staging.save_part(named.name, INPUTS, tensors)
         if images:
-            grids = {_GRIDS: prepared.image_grids}
-            self.staging.save_part(named.name, phase_file(Phase.PREPROCESSING), grids)
+            self._save_grids(named.name, prepared.image_grids)
         pixels = prepared.inputs.pixel_values
         tiles = 0 if pixels is None else len(pixels)
         recipe = to_builtins(named.recipe)
         return PlannedCase(named.name, named.origin, recipe, prepared.text, tiles)
+
+    def _save_grids(self, case: str, grids: torch.Tensor) -> None:
+        self.staging.save_part(case, phase_file(Phase.PREPROCESSING), {_GRIDS: grids})
 
     def _packed(self, tensors: parts.Tensors, prepared: PreparedCase | None) -> parts.Tensors:
         if self.settings.storage is Storage.FULL:
@@ -386,20 +373,13 @@ _WORDS = (
 def _with_images(prompt: str, kind: InputKind) -> CaseRecipe:
     """Return the recipe of a user's prompt, with the fixed cases' images for its placeholders."""
     count = prompt.count(IMAGE_TOKEN) if kind is InputKind.BOTH else 0
-    pictures: list[ImageRecipe] = list(FIXED_CASES[1].recipe.images)
+    pictures = FIXED_CASES[1].recipe.images
     try:
         return CaseRecipe(prompt, tuple(pictures[place % 2] for place in range(count)))
     except ValueError as error:
         raise UsageError(
             f"--prompt {prompt[:40]!r}: {error}", "this model takes no images"
         ) from error
-
-
-def _unpacked(stored: parts.Tensors, template: Golden, case: CaseEntry) -> parts.Tensors:
-    try:
-        return unpack_inputs(stored)
-    except ValueError as error:
-        raise GoldenDamaged(f"{template.folder}: inputs of case {case.name}: {error}") from error
 
 
 def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:

@@ -1,20 +1,23 @@
-"""What a recording consists of: the settings, and the cases with their inputs."""
+"""The plan of a recording, and the folder in which it is staged until it is complete."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from snapshot_tool import reference
 from snapshot_tool.base.environment import Processes, own_part
-from snapshot_tool.base.errors import GoldenDamaged, SnapError, UsageError
+from snapshot_tool.base.errors import GoldenDamaged, GoldenExists, SnapError, UsageError
 from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import LoadSettings, Reference
 from snapshot_tool.base.recipes import NamedRecipe
 from snapshot_tool.goldens.golden import Golden
-from snapshot_tool.goldens.manifest import Draws, Storage
+from snapshot_tool.goldens.manifest import Draws, Manifest, Storage
 from snapshot_tool.goldens.transaction import make_folder, sync_folder, write_atomically
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ class Staging:
 
     @property
     def plan(self) -> Path:
-        """The file that says what is being recorded."""
+        """The file with the plan."""
         return self.folder / "plan.json"
 
     @property
@@ -39,7 +42,7 @@ class Staging:
 
     @property
     def offload(self) -> Path:
-        """Where accelerate puts weights that fit no device; nothing of it is kept."""
+        """The folder for weights that fit no device; removed after each run."""
         return self.folder.with_name(f"{self.folder.name}.offload")
 
     def part(self, case: str, file: str) -> Path:
@@ -54,7 +57,7 @@ class Staging:
         self.save_bytes(case, file, save(contiguous))
 
     def save_bytes(self, case: str, file: str, data: bytes) -> None:
-        """Write a case's part as it is, atomically."""
+        """Write a case's part of one file, atomically."""
         path = self.part(case, file)
         make_folder(path.parent)
         try:
@@ -64,16 +67,16 @@ class Staging:
                 f"cannot write {path}: {error.strerror}", "make room, then go on with --resume"
             ) from error
 
-    def forget_offload(self) -> None:
-        """Remove what accelerate put on disk."""
+    def remove_offload(self) -> None:
+        """Remove the weights that accelerate put on disk."""
         shutil.rmtree(self.offload, ignore_errors=True)
 
-    def forget_parts(self) -> None:
-        """Remove the answers: those of another plan, or of none, answer nothing here."""
+    def remove_parts(self) -> None:
+        """Remove what was staged before there was a plan."""
         shutil.rmtree(self.folder / "parts", ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove everything, in one step: killed midway, a half must not look like a whole."""
+        """Remove everything. The rename makes it one step if the process is killed midway."""
         rest = self.folder.with_name(f"{self.folder.name}.discarded")
         shutil.rmtree(rest, ignore_errors=True)
         self.folder.rename(rest)
@@ -81,11 +84,32 @@ class Staging:
         shutil.rmtree(rest, ignore_errors=True)
 
 
-class Settings(msgspec.Struct, frozen=True):
-    """What must be the same for an unfinished recording to go on.
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What all processes of a recording have in common.
 
-    `whole_outputs` are the cases, as globs, of which every module's output is kept whole.
-    `prompts` and `long` are further cases that the user named.
+    Args:
+        checkpoint: the folder of its files.
+        dtype: of the reference, whose answers are recorded.
+        allows_nan: whether answers may have NaN or Inf in them.
+    """
+
+    staging: Staging
+    checkpoint: Path
+    dtype: str
+    allows_nan: bool
+    load: LoadSettings
+
+    def load_reference(self, dtype: str) -> Reference:
+        """Load the reference in a dtype."""
+        return reference.load_reference(self.checkpoint, dtype=dtype, settings=self.load)
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """The settings that a resumed recording must not change.
+
+    `whole_outputs` are globs of the cases that keep every module's output whole. `prompts` and
+    `long` are further cases that the user named.
     """
 
     revision: str
@@ -103,7 +127,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What is recorded already at the same revision.
+    """The golden sets that exist at the same revision.
 
     Args:
         replaced: the set that is recorded again, or None.
@@ -118,12 +142,21 @@ class Earlier:
         """The set whose settings and inputs are taken over, or None."""
         return self.replaced or next(iter(self.siblings), None)
 
+    def require_shared_inputs(self, are_same: Callable[[Manifest], bool]) -> None:
+        """Raise GoldenExists, naming a sibling, if its inputs are not those of the recording."""
+        for sibling in self.siblings:
+            if not are_same(sibling.manifest):
+                raise GoldenExists(
+                    f"{sibling.manifest.title} shares the inputs of this revision, and these would "
+                    "change them",
+                    "record the same cases in the same storage, or remove it first",
+                )
+
 
 class PlannedCase(msgspec.Struct, frozen=True):
     """A case whose inputs are staged.
 
-    `text` is what its tokenizer was given; `eos_token_ids` end its generation, None for those of
-    the set.
+    `text` is the tokenizer's input. `eos_token_ids` end its generation; None for those of the set.
     """
 
     name: str
@@ -141,7 +174,7 @@ class PlannedCase(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A recording's settings and cases, how these were drawn, and what was warned of meanwhile."""
+    """Settings and cases, how the cases were drawn, and the warnings up to here."""
 
     settings: Settings
     cases: tuple[PlannedCase, ...]
@@ -149,33 +182,31 @@ class Plan(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
     def part_for(self, processes: Processes) -> Plan:
-        """Return the plan with the cases that this process asks."""
+        """Return the plan with only the cases of this process."""
         return msgspec.structs.replace(self, cases=tuple(own_part(self.cases, processes)))
 
 
 def read_plan(staging: Staging) -> Plan:
-    """Return the plan that is staged."""
+    """Return the staged plan; raise GoldenDamaged if it is not valid."""
     try:
         return msgspec.json.decode(staging.plan.read_bytes(), type=Plan)
     except msgspec.DecodeError as error:
         raise GoldenDamaged(
-            f"{staging.plan} is no valid plan: {error}", "throw it away with --fresh"
+            f"{staging.plan} is not a valid plan: {error}", "throw it away with --fresh"
         ) from error
 
 
 def require_same_settings(old: Settings, new: Settings) -> None:
-    """Raise UsageError, naming a setting, unless an unfinished recording can go on."""
+    """Raise UsageError, naming a setting, if a resumed recording would change it."""
     for name in Settings.__struct_fields__:
         before, now = getattr(old, name), getattr(new, name)
-        if before != now:
-            raise UsageError(
-                f"the unfinished recording has another {name}: {_difference(before, now)}",
-                "finish it with the settings it began with, or throw it away with --fresh",
-            )
-
-
-def _difference(before: object, now: object) -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        return f"{keys[0]} was {before.get(keys[0])}, is {now.get(keys[0])}"
-    return f"it was {before}, is {now}"
+        if before == now:
+            continue
+        what = "it"
+        if name == "environment":
+            what = min(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+            before, now = before.get(what), now.get(what)
+        raise UsageError(
+            f"the unfinished recording has another {name}: {what} was {before}, is {now}",
+            "finish it with the settings it began with, or throw it away with --fresh",
+        )

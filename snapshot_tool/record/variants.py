@@ -2,9 +2,9 @@
 
 Each variant has a theme, so that even a dozen of them cover what a port can get wrong: padding,
 number and placement of images, chat template, unicode, lengths, sizes. Within its theme hypothesis
-draws freely, but for the images' modes: what is left to chance may never come, so modes are dealt
-in turn, and six variants have them all. The recipes are stored with the golden set, which is what a
-re-recording uses: hypothesis's draws may change with its version and with the code around it.
+draws freely, except for the images' modes: these are dealt in turn, so that six variants have them
+all. Recipes are stored with the golden set and used again by a re-recording, since hypothesis's
+draws may change with its version and with the code around it.
 """
 
 from __future__ import annotations
@@ -104,71 +104,70 @@ class _Theme:
 
     Args:
         images: how many, at least and at most.
-        case: returns the strategy of a recipe with so many images, all of them RGB.
+        case: the strategy of a recipe, all of whose images are RGB.
         modes: what the images are dealt; the first one is dealt instead of one that was refused.
     """
 
     images: tuple[int, int]
-    case: Callable[[tuple[int, int]], SearchStrategy[CaseRecipe]]
-    modes: tuple[str, ...] = IMAGE_MODES
+    case: SearchStrategy[CaseRecipe]
+    modes: tuple[str, ...]
+
+
+def _theme(
+    minimum: int,
+    maximum: int,
+    *,
+    text: SearchStrategy[str],
+    modes: tuple[str, ...] = IMAGE_MODES,
+    **drawn: Any,
+) -> _Theme:
+    """Return the theme of cases with so many images; `drawn` goes to `_case`."""
+    images = (minimum, maximum)
+    return _Theme(images, _case(images=images, text=text, **drawn), modes)
 
 
 _RGB = ("RGB",)
+_CHAT = st.just(True)
+_TINY = _images(sides=_tiny_sizes())
 _Themes = tuple[_Theme, ...]
 _IMAGE_TEXT_THEMES: _Themes = (
     # left padding: the one theme in which an ignored attention mask shows
-    _Theme((1, 1), lambda images: _case(images=images, text=_text(), padding=(3, 24))),
-    _Theme((0, 0), lambda images: _case(images=images, text=_words(3, 12))),
-    _Theme((2, 2), lambda images: _case(images=images, text=_text())),
-    _Theme((1, 1), lambda images: _case(images=images, text=_text(), chat=st.just(True))),
-    _Theme((1, 1), lambda images: _case(images=images, text=_unicode_text())),
-    _Theme((3, 3), lambda images: _case(images=images, text=_text())),
-    _Theme(
-        (1, 1),
-        lambda images: _case(images=images, text=_text(), image=_images(sides=_tiny_sizes())),
-        _RGB,
-    ),
-    _Theme((0, 1), lambda images: _case(images=images, text=_words(60, 120))),
-    _Theme((0, 1), lambda images: _case(images=images, text=st.just(""), chat=st.booleans())),
-    _Theme((1, 1), lambda images: _case(images=images, text=_text()), IMAGE_MODES[1:]),
-    _Theme((0, 0), lambda images: _case(images=images, text=_unicode_text(), padding=(1, 12))),
-    _Theme((2, 3), lambda images: _case(images=images, text=_text(), chat=st.just(True))),
+    _theme(1, 1, text=_text(), padding=(3, 24)),
+    _theme(0, 0, text=_words(3, 12)),
+    _theme(2, 2, text=_text()),
+    _theme(1, 1, text=_text(), chat=_CHAT),
+    _theme(1, 1, text=_unicode_text()),
+    _theme(3, 3, text=_text()),
+    _theme(1, 1, text=_text(), image=_TINY, modes=_RGB),
+    _theme(0, 1, text=_words(60, 120)),
+    _theme(0, 1, text=_NO_TEXT, chat=st.booleans()),
+    _theme(1, 1, text=_text(), modes=IMAGE_MODES[1:]),
+    _theme(0, 0, text=_unicode_text(), padding=(1, 12)),
+    _theme(2, 3, text=_text(), chat=_CHAT),
 )
 _TEXT_THEMES: _Themes = (
-    _Theme((0, 0), lambda images: _case(images=images, text=_text(), padding=(3, 24))),
-    _Theme((0, 0), lambda images: _case(images=images, text=_words(3, 12))),
-    _Theme((0, 0), lambda images: _case(images=images, text=_unicode_text())),
-    _Theme((0, 0), lambda images: _case(images=images, text=_words(60, 120))),
-    _Theme((0, 0), lambda images: _case(images=images, text=_text(), chat=st.just(True))),
-    _Theme((0, 0), lambda images: _case(images=images, text=_unicode_text(), padding=(1, 12))),
-    _Theme((0, 0), lambda images: _case(images=images, text=_words(1, 1))),
+    _theme(0, 0, text=_text(), padding=(3, 24)),
+    _theme(0, 0, text=_words(3, 12)),
+    _theme(0, 0, text=_unicode_text()),
+    _theme(0, 0, text=_words(60, 120)),
+    _theme(0, 0, text=_text(), chat=_CHAT),
+    _theme(0, 0, text=_unicode_text(), padding=(1, 12)),
+    _theme(0, 0, text=_words(1, 1)),
 )
 _ENCODER_THEMES: _Themes = (
-    _Theme((0, 0), lambda images: _case(images=images, text=_text(), padding=(3, 24))),
-    _Theme(
-        (0, 0),
-        lambda images: _case(images=images, text=_text(), second=_text(), right_padding=(1, 24)),
-    ),
-    _Theme(
-        (0, 0), lambda images: _case(images=images, text=_unicode_text(), right_padding=(1, 12))
-    ),
-    _Theme((0, 0), lambda images: _case(images=images, text=_words(60, 120))),
-    _Theme((0, 0), lambda images: _case(images=images, text=_words(3, 12))),
-    _Theme(
-        (0, 0),
-        lambda images: _case(images=images, text=_words(1, 3), second=_text(), padding=(1, 12)),
-    ),
-    _Theme((0, 0), lambda images: _case(images=images, text=_words(1, 1))),
+    _theme(0, 0, text=_text(), padding=(3, 24)),
+    _theme(0, 0, text=_text(), second=_text(), right_padding=(1, 24)),
+    _theme(0, 0, text=_unicode_text(), right_padding=(1, 12)),
+    _theme(0, 0, text=_words(60, 120)),
+    _theme(0, 0, text=_words(3, 12)),
+    _theme(0, 0, text=_words(1, 3), second=_text(), padding=(1, 12)),
+    _theme(0, 0, text=_words(1, 1)),
 )
 _IMAGE_THEMES: _Themes = (
-    _Theme((1, 1), lambda images: _case(images=images, text=_NO_TEXT)),
-    _Theme(
-        (1, 1),
-        lambda images: _case(images=images, text=_NO_TEXT, image=_images(sides=_tiny_sizes())),
-        _RGB,
-    ),
+    _theme(1, 1, text=_NO_TEXT),
+    _theme(1, 1, text=_NO_TEXT, image=_TINY, modes=_RGB),
     # Processors of images alone stack them: they must be of one kind.
-    _Theme((2, 3), lambda images: _case(images=images, text=_NO_TEXT), _RGB),
+    _theme(2, 3, text=_NO_TEXT, modes=_RGB),
 )
 _THEMES: Mapping[InputKind, _Themes] = {
     InputKind.BOTH: _IMAGE_TEXT_THEMES,
@@ -213,7 +212,7 @@ def draw_recipe(
         phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    @hypothesis.given(theme.case(theme.images))
+    @hypothesis.given(theme.case)
     def collect(recipe: CaseRecipe) -> None:
         drawn.append(recipe)
 

@@ -67,27 +67,24 @@ from snapshot_tool.taps.hooks import (
 )
 
 _LOGITS = 3  # dimensions: rows, length, vocabulary
-_REMEDY = (
-    "install what it names as missing, or see that the checkpoint is whole and for transformers "
-    f"{transformers.__version__}"
-)
 
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceReference:
     """transformers' own implementation of a checkpoint, in evaluation mode.
 
-    warned: what it has warned of so far.
-    unknown_fields, changed_fields, unused_weights: see ReferenceInfo.
-    facts: what was found out by running a model that no family declares.
+    warned: the warnings so far.
+    eos_token_ids, pad_token_id, unknown_fields, changed_fields, unused_weights: see ReferenceInfo.
+    facts: what running a model without a declared family showed, for the environment.
     """
 
     family: Family
     model: Any
-    processor: Any
+    preparation: Preparation
     dtype: str
     settings: LoadSettings
     warned: Warned
+    eos_token_ids: tuple[int, ...]
     unknown_fields: tuple[str, ...] = ()
     changed_fields: tuple[str, ...] = ()
     unused_weights: tuple[str, ...] = ()
@@ -95,72 +92,86 @@ class HuggingFaceReference:
 
     @classmethod
     def load(cls, checkpoint: Path, *, dtype: str, settings: LoadSettings) -> HuggingFaceReference:
-        """Load processor and model from a folder alone: nothing is fetched.
+        """Load processor and model from a folder; nothing is downloaded.
 
         No pickled weights are read, and no code of the checkpoint runs unless it is trusted.
         """
         log_to_handlers_alone()
         accelerate.utils.set_seed(settings.seed, deterministic=True)
-        _require_files(checkpoint)
+        if not weight_files(checkpoint):
+            raise CheckpointUnavailable(
+                f"cannot load {checkpoint}: it has no {WEIGHTS} and no {INDEX}",
+                "convert its weights to safetensors: pickled weights are not read",
+            )
+        require_whole(checkpoint, loaded_files(checkpoint))
         config = read_json(checkpoint / CONFIG)
         family = family_of_config(config)
         warned = Warned(checkpoint)
         model_class = _model_class(family, config, trusts_code=settings.trusts_code)
-        with _loading("the configuration", checkpoint, settings), warned.listening():
-            known = _configuration(model_class, checkpoint, settings)
+        is_auto = getattr(model_class, "config_class", None) is None
+        # transformers warns of this argument unless the class is an Auto class.
+        trust = {"trust_remote_code": settings.trusts_code} if is_auto else {}
+        config_class = transformers.AutoConfig if is_auto else model_class.config_class
+        with _loading("the configuration", warned, settings):
+            known = config_class.from_pretrained(checkpoint, local_files_only=True, **trust)
             require_computed(config, known, checkpoint / CONFIG)
-        with _loading("the processor", checkpoint, settings), warned.listening():
+        with _loading("the processor", warned, settings):
             processor = Preparation.load(family, checkpoint, trusts_code=settings.trusts_code)
-        with _loading("the model", checkpoint, settings), warned.listening():
+        with _loading("the model", warned, settings):
             model, report = model_class.from_pretrained(
                 checkpoint,
                 local_files_only=True,
-                **_trust(model_class, settings),
                 use_safetensors=True,
                 attn_implementation=family.attention or None,
                 output_loading_info=True,
-                **_placement(settings),
                 **{_dtype_argument(): getattr(torch, dtype)},
+                **trust,
+                **_placement(settings),
             )
             require_filled(model, report, checkpoint)
             # A model that accelerate placed stays where it is.
             model = model.eval() if settings.device_map else model.to(settings.device).eval()
             if dtype == "float64":
                 widen_rotary_frequencies(model)
+            types = getattr(model.config, "type_vocab_size", None) or 1
             reference = cls(
                 family=family,
                 model=model,
-                processor=processor,
+                preparation=Preparation(family, processor, _pad_token_id(model, family), types),
                 dtype=dtype,
                 settings=settings,
                 warned=warned,
+                eos_token_ids=_eos_token_ids(model),
                 unknown_fields=unknown_fields(config, known),
                 changed_fields=changed_fields(model.config),
                 unused_weights=unused_weights(model, report, checkpoint),
             )
-            reference.info()  # raises now if a special token is not a number
         if family.is_declared:
             return reference
         return replace(reference, facts=_try_decoder(reference, checkpoint))
 
     def info(self) -> ReferenceInfo:
-        """Say which family answers, with which configuration and end tokens."""
-        config = self.model.config
-        eos = self._token("eos_token_id")
-        eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+        """Return the family, the configuration, the end tokens, and what else a manifest keeps."""
+        config, settings = self.model.config, self.settings
+        environment = {
+            "attention": str(config._attn_implementation),  # noqa: SLF001 - no other name
+            **self.family.environment,
+            **self.facts,
+        }
+        if settings.trusts_code:
+            environment["remote_code"] = "trusted"
+        if settings.device_map:
+            environment["device_map"] = settings.device_map
+        if settings.max_memory:
+            most = sorted(settings.max_memory.items())
+            environment["max_memory"] = ", ".join(f"{device}={size}" for device, size in most)
         return ReferenceInfo(
             family=self.family.name,
             phases=self.family.phases,
             config=_public_fields(json.loads(config.to_json_string(use_diff=False))),
-            environment={
-                "attention": str(config._attn_implementation),  # noqa: SLF001 - no other name
-                **({"remote_code": "trusted"} if self.settings.trusts_code else {}),
-                **self.family.environment,
-                **self.facts,
-                **_placement_facts(self.settings),
-            },
-            eos_token_ids=tuple(int(token) for token in eos_ids),
-            pad_token_id=self._pad_token_id(),
+            environment=environment,
+            eos_token_ids=self.eos_token_ids,
+            pad_token_id=self.preparation.pad_token_id,
             modules=tuple(name for name, _ in self.model.named_modules() if name),
             unknown_fields=self.unknown_fields,
             changed_fields=self.changed_fields,
@@ -168,27 +179,36 @@ class HuggingFaceReference:
         )
 
     def warnings(self) -> tuple[str, ...]:
-        """Return what transformers has warned of so far."""
+        """Return the warnings of transformers so far."""
         return self.warned.texts()
+
+    def modules(self) -> torch.nn.Module:
+        """Return the model itself."""
+        model: torch.nn.Module = self.model
+        return model
 
     def prepare(
         self, recipe: CaseRecipe, images: Sequence[Image.Image], *, new_tokens: int = 0
     ) -> PreparedCase:
         """Run the checkpoint's own processor on a prompt and its images."""
-        types = getattr(self.model.config, "type_vocab_size", None) or 1
-        pad = self.info().pad_token_id
-        preparation = Preparation(self.family, self.processor, pad, types)
         text = recipe.prompt
         with self.warned.listening():
             if recipe.chat:
                 with raised_as(lambda why: TemplateRefused(f"the chat template: {why}")):
-                    text = preparation.chat_text(recipe.prompt)
+                    text = self.preparation.chat_text(recipe.prompt)
             with raised_as(InputRefused):
-                inputs = preparation.encode(recipe, text, images)
+                inputs = self.preparation.encode(recipe, text, images)
                 self._require_taken(inputs, new_tokens)
-                grids = preparation.image_grids(images)
-                cuts = preparation.image_cuts(images, grids)
-        return PreparedCase(text, inputs, grids, cuts)
+                grids = self.preparation.image_grids(images)
+        return PreparedCase(text, inputs, grids)
+
+    def decode(self, token_ids: torch.Tensor) -> str:
+        """Return tokens (length,) as text; "" if the tokenizer cannot decode them."""
+        try:
+            with raised_as(InputRefused):
+                return str(self.preparation.tokenizer.decode(token_ids))
+        except InputRefused:
+            return ""
 
     def forward(
         self,
@@ -196,24 +216,34 @@ class HuggingFaceReference:
         *,
         observe: Observer,
         continuation: torch.Tensor | None = None,
-        ask_connector: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        connector_input: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> ForwardPass:
-        """Run the model end to end, keeping what the family names."""
+        """Run the model end to end, keeping the tensors that the family names."""
         arguments: dict[str, Any] = self._arguments(inputs)
         if self.family.generates:
             arguments["use_cache"] = continuation is not None
             arguments |= self._positions(arguments["attention_mask"])
-        connector = None if ask_connector is None else self._connector()
+        connector = next(
+            (
+                c
+                for c in self.family.captures
+                if c.phase is Phase.CONNECTOR and c.side is Side.OUTPUT
+            ),
+            None,
+        )
+        watched = self.model
+        if connector and connector_input:
+            watched = self.model.get_submodule(module_name(self.model, connector))
         with self._running(), torch.inference_mode(), self._precision():
             with (
                 capture_tensors(self.model, self.family.captures) as captured,
-                keep_calls(connector[1] if connector else self.model) as calls,
+                keep_calls(watched) as calls,
                 tap_modules(self.model, observe),
             ):
                 answer = self.model(**arguments)
-            if connector and calls and ask_connector:
-                features = ask_connector(_widened(self._vision_output(captured)))
-                captured[connector[0]] = _call_again(calls[0], self._cast(features))
+            if connector and connector_input and calls:
+                features = connector_input(_widened(self._vision_output(captured)))
+                captured[connector] = _call_again(calls[0], self._cast(features))
             logits = self._logits(answer) if self.family.logits else None
             if logits is not None and continuation is not None and len(continuation):
                 logits = torch.cat([logits, self._continue(answer, arguments, continuation)])
@@ -234,10 +264,10 @@ class HuggingFaceReference:
     def _continue(
         self, answer: Any, arguments: dict[str, torch.Tensor], tokens: torch.Tensor
     ) -> torch.Tensor:
-        """Run tokens after a prompt whose cache `answer` holds; return their logits.
+        """Run tokens after a prompt whose cache is in `answer`; return their logits.
 
-        Another cache than one that grows (a hybrid or a static one, a recurrent state) is not gone
-        on with: the whole is run once more.
+        If the cache does not simply grow (a hybrid or a static one, a recurrent state), prompt and
+        tokens are run once more as a whole.
         """
         ids = tokens[None].to(self.settings.device)
         new = ids.shape[1]
@@ -259,20 +289,16 @@ class HuggingFaceReference:
         return logits
 
     def _positions(self, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return position ids, as transformers' generate gives them to models that take them."""
+        """Return position ids as transformers' generate does, for models that take them.
+
+        They are counted from the first real token.
+        """
         if "position_ids" not in inspect.signature(self.model.forward).parameters:
             return {}
-        return {"position_ids": _position_ids(attention_mask)}
-
-    def _connector(self) -> tuple[Capture, Any] | None:
-        """Return the capture of the connector's output and its module, or None without one."""
-        for capture in self.family.captures:
-            if capture.phase is Phase.CONNECTOR and capture.side is Side.OUTPUT:
-                return capture, self.model.get_submodule(module_name(self.model, capture))
-        return None
+        return {"position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0)}
 
     def _vision_output(self, captured: Mapping[Capture, torch.Tensor]) -> torch.Tensor:
-        """Return what the connector is given."""
+        """Return the tensor that the connector takes."""
         name = self.family.compared[Phase.VISION]
         by_name = {(c.phase, c.name): tensor for c, tensor in captured.items()}
         return by_name[Phase.VISION, name]
@@ -281,13 +307,13 @@ class HuggingFaceReference:
         return float64_throughout() if self.dtype == "float64" else nullcontext()
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Move a tensor to the model's device and, where it is floating-point, to its dtype."""
+        """Move a tensor to the model's device, and a floating-point one to its dtype."""
         dtype = getattr(torch, self.dtype) if tensor.is_floating_point() else tensor.dtype
         return tensor.to(self.settings.device, dtype)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Collect the model's warnings; raise ReferenceUnavailable for what it raises itself."""
+        """Collect the model's warnings; raise ReferenceUnavailable for the errors it raises."""
 
         def make(why: str) -> ReferenceUnavailable:
             return ReferenceUnavailable(
@@ -307,14 +333,13 @@ class HuggingFaceReference:
         eos_token_ids: Sequence[int] | None = None,
     ) -> Generation:
         """Generate by argmax alone: none of the checkpoint's sampling or penalty settings."""
-        info = self.info()
-        ends = info.eos_token_ids if eos_token_ids is None else eos_token_ids
+        ends = self.eos_token_ids if eos_token_ids is None else eos_token_ids
         settings = transformers.GenerationConfig(
             do_sample=False,
             num_beams=1,
             max_new_tokens=max_new_tokens,
             eos_token_id=list(ends) or None,
-            pad_token_id=info.pad_token_id,
+            pad_token_id=self.preparation.pad_token_id,
             return_dict_in_generate=True,
             output_logits=True,
         )
@@ -326,56 +351,22 @@ class HuggingFaceReference:
         finally:
             self.model.generation_config = own
         new = answer.sequences[0, inputs.input_ids.shape[1] :].cpu()
-        logits = _widened(torch.stack([step[0] for step in answer.logits]))
-        return Generation(new, logits, self._decode(new))
-
-    def _decode(self, tokens: torch.Tensor) -> str:
-        """Return new tokens as text, for people to read; "" if the tokenizer cannot."""
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        try:
-            with raised_as(InputRefused):
-                return str(tokenizer.decode(tokens))
-        except InputRefused:
-            return ""
-
-    def modules(self) -> torch.nn.Module:
-        """Return the model itself."""
-        model: torch.nn.Module = self.model
-        return model
-
-    def _token(self, name: str) -> Any:
-        """Return a special token's id: generation's own, else the configuration's."""
-        generation = getattr(self.model, "generation_config", None)
-        own = getattr(generation, name, None)
-        return own if own is not None else getattr(self.model.config, name, None)
-
-    def _pad_token_id(self) -> int:
-        """Return what prompts are padded with: the checkpoint's own id if it has an embedding."""
-        pad = self._token("pad_token_id")
-        rows = self._embedded() if self.family.takes_text else 0
-        return int(pad) if pad is not None and 0 <= int(pad) < rows else 0
-
-    def _embedded(self) -> int:
-        """Return how many token ids have an embedding."""
-        return len(self._words().weight)
-
-    def _words(self) -> Any:
-        return self.model.get_input_embeddings()
+        return Generation(new, _widened(torch.stack([step[0] for step in answer.logits])))
 
     def _require_taken(self, inputs: CaseInputs, new_tokens: int) -> None:
         """Raise InputRefused for what the model cannot compute, or only by accident."""
         if self.family.takes_text:
             self._require_length(inputs.input_ids.shape[1], new_tokens)
-            ids, rows = inputs.input_ids, self._embedded()
-            if int(ids.max()) >= rows or int(ids.min()) < 0:
-                wrong = int(ids.max()) if int(ids.max()) >= rows else int(ids.min())
+            least, greatest = int(inputs.input_ids.min()), int(inputs.input_ids.max())
+            rows = len(self.model.get_input_embeddings().weight)
+            if least < 0 or greatest >= rows:
+                wrong = greatest if greatest >= rows else least
                 raise InputRefused(f"token id {wrong} has no embedding, the model has {rows}")
         if inputs.pixel_values is not None and not inputs.pixel_values.isfinite().all():
             raise InputRefused("the processor's pixel values are not finite")
 
     def _require_length(self, tokens: int, new_tokens: int) -> None:
-        config = self.model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None)
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if not isinstance(positions, int):
             return
         longest = positions - self.family.reserved_positions
@@ -391,49 +382,47 @@ class HuggingFaceReference:
     def _has_position_table(self, positions: int) -> bool:
         if self.family.takes_images:
             return False  # an encoder of images has one of its own
+        words = self.model.get_input_embeddings()
         tables = (m for m in self.model.modules() if isinstance(m, torch.nn.Embedding))
-        return any(t.num_embeddings >= positions and t is not self._words() for t in tables)
+        return any(t.num_embeddings >= positions and t is not words for t in tables)
 
     def _arguments(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
-        arguments = {}
-        if self.family.takes_text:
-            arguments["input_ids"] = inputs.input_ids
-            arguments["attention_mask"] = inputs.attention_mask
-        if inputs.pixel_values is not None:
-            batched = self.family.pixel_dims > inputs.pixel_values.dim()
-            pixels = inputs.pixel_values
-            arguments["pixel_values"] = pixels.unsqueeze(0) if batched else pixels
-        if inputs.pixel_attention_mask is not None:
-            arguments["pixel_attention_mask"] = inputs.pixel_attention_mask.unsqueeze(0)
-        if inputs.image_sizes is not None:
-            arguments["image_sizes"] = inputs.image_sizes
-        if inputs.token_type_ids is not None:
-            arguments["token_type_ids"] = inputs.token_type_ids
-        return {name: self._cast(tensor) for name, tensor in arguments.items()}
+        """Return the inputs as the model's forward takes them."""
+        pixels, mask = inputs.pixel_values, inputs.pixel_attention_mask
+        if pixels is not None and self.family.pixel_dims > pixels.dim():
+            pixels = pixels.unsqueeze(0)
+        given = {
+            "input_ids": inputs.input_ids if self.family.takes_text else None,
+            "attention_mask": inputs.attention_mask if self.family.takes_text else None,
+            "pixel_values": pixels,
+            "pixel_attention_mask": None if mask is None else mask.unsqueeze(0),
+            "image_sizes": inputs.image_sizes,
+            "token_type_ids": inputs.token_type_ids,
+        }
+        return {name: self._cast(tensor) for name, tensor in given.items() if tensor is not None}
 
 
-def _require_files(checkpoint: Path) -> None:
-    """Raise CheckpointUnavailable if a file is missing, cut short or damaged."""
-    if not weight_files(checkpoint):
-        raise CheckpointUnavailable(
-            f"cannot load {checkpoint}: it has no {WEIGHTS} and no {INDEX}",
-            "convert its weights to safetensors: pickled weights are not read",
-        )
-    require_whole(checkpoint, loaded_files(checkpoint))
-
-
-def _loading(what: str, checkpoint: Path, settings: LoadSettings) -> AbstractContextManager[None]:
-    # transformers 4.51 takes no map that has everything on disk.
-    remedy = "allow more with --max-memory" if settings.max_memory else _REMEDY
-    return raised_as(
-        lambda why: CheckpointUnavailable(
-            f"transformers cannot load {what} of {checkpoint}: {why}", remedy
-        )
+@contextmanager
+def _loading(what: str, warned: Warned, settings: LoadSettings) -> Iterator[None]:
+    """Collect warnings; raise CheckpointUnavailable for the errors of transformers."""
+    remedy = (
+        "install what it names as missing, or see that the checkpoint is whole and for "
+        f"transformers {transformers.__version__}"
     )
+    if settings.max_memory:  # transformers 4.51 takes no map that has everything on disk
+        remedy = "allow more with --max-memory"
+
+    def make(why: str) -> CheckpointUnavailable:
+        return CheckpointUnavailable(
+            f"transformers cannot load {what} of {warned.checkpoint}: {why}", remedy
+        )
+
+    with raised_as(make), warned.listening():
+        yield
 
 
 def _placement(settings: LoadSettings) -> dict[str, Any]:
-    """Return what tells transformers where modules go, or nothing."""
+    """Return from_pretrained's arguments for the placement of modules by accelerate, if any."""
     if not settings.device_map:
         return {}
     most = {int(k) if k.isdigit() else k: size for k, size in settings.max_memory.items()}
@@ -444,15 +433,27 @@ def _placement(settings: LoadSettings) -> dict[str, Any]:
     }
 
 
-def _placement_facts(settings: LoadSettings) -> dict[str, str]:
-    if not settings.device_map:
-        return {}
-    most = ", ".join(f"{device}={size}" for device, size in sorted(settings.max_memory.items()))
-    return {"device_map": settings.device_map, **({"max_memory": most} if most else {})}
+def _special_token(model: Any, name: str) -> Any:
+    """Return a special token's id: generation's own, else the configuration's."""
+    own = getattr(getattr(model, "generation_config", None), name, None)
+    return own if own is not None else getattr(model.config, name, None)
+
+
+def _eos_token_ids(model: Any) -> tuple[int, ...]:
+    eos = _special_token(model, "eos_token_id")
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return tuple(int(token) for token in ids)
+
+
+def _pad_token_id(model: Any, family: Family) -> int:
+    """Return the id that pads prompts: the checkpoint's own if it has an embedding, else 0."""
+    pad = _special_token(model, "pad_token_id")
+    rows = len(model.get_input_embeddings().weight) if family.takes_text else 0
+    return int(pad) if pad is not None and 0 <= int(pad) < rows else 0
 
 
 def _call_again(call: Call, features: torch.Tensor) -> torch.Tensor:
-    """Make a module's call again with another tensor in the first one's place."""
+    """Repeat a call of a module with another first tensor."""
     answer = first_tensor(call.module(features, *call.arguments[1:], **call.keywords))
     if answer is None:
         raise TypeError(f"{type(call.module).__name__} returned no tensor")
@@ -480,30 +481,9 @@ def _model_class(family: Family, config: Mapping[str, Any], *, trusts_code: bool
     return found
 
 
-def _configuration(model_class: Any, checkpoint: Path, settings: LoadSettings) -> Any:
-    """Return the configuration as the model's class reads it."""
-    kind = transformers.AutoConfig if _is_auto(model_class) else model_class.config_class
-    return kind.from_pretrained(checkpoint, local_files_only=True, **_trust(model_class, settings))
-
-
-def _is_auto(model_class: Any) -> bool:
-    """Tell whether the class is chosen by the checkpoint, as that of trusted code is."""
-    return getattr(model_class, "config_class", None) is None
-
-
-def _trust(model_class: Any, settings: LoadSettings) -> dict[str, bool]:
-    """Return the argument of Auto classes; transformers warns of it for other classes."""
-    return {"trust_remote_code": settings.trusts_code} if _is_auto(model_class) else {}
-
-
 def _dtype_argument() -> str:
     """Return from_pretrained's name of the dtype, which transformers 4.56 changed."""
     return "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-
-
-def _position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Count positions from the first real token, as transformers' generate does."""
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def _public_fields(config: dict[str, Any]) -> dict[str, Any]:
@@ -516,15 +496,15 @@ def _public_fields(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _try_decoder(reference: HuggingFaceReference, checkpoint: Path) -> dict[str, str]:
-    """Return what nobody says of an undeclared model, and what derived questions go by.
+    """Return whether padding changes logits, for the environment; derived questions depend on it.
 
-    Raises CheckpointUnavailable where a token changes the logits before it.
+    Raises CheckpointUnavailable if a token changes the logits before it.
     """
 
     def logits(*ids: int, pads: int = 0) -> torch.Tensor:
-        row = torch.tensor([[reference.info().pad_token_id] * pads + list(ids)])
+        row = torch.tensor([[reference.preparation.pad_token_id] * pads + list(ids)])
         mask = (torch.arange(row.shape[1]) >= pads).long()[None]
-        answer = reference.forward(CaseInputs(row, mask), observe=_look_away)
+        answer = reference.forward(CaseInputs(row, mask), observe=lambda *_: None)
         return answer.logits[pads:]  # type: ignore[index]  # it has logits, or has raised
 
     alike = functools.partial(torch.allclose, rtol=1e-3, atol=1e-3)
@@ -536,7 +516,3 @@ def _try_decoder(reference: HuggingFaceReference, checkpoint: Path) -> dict[str,
             f"set is_decoder in config.json, or declare a family without generate; see {PAGE}",
         )
     return {PADDING: UNSEEN} if alike(plain, logits(3, 4, pads=3)) else {}
-
-
-def _look_away(module: str, side: Side, tensor: torch.Tensor) -> None:
-    """Observe nothing."""

@@ -1,8 +1,9 @@
-"""Loading a checkpoint with transformers: configuration, weights, float64."""
+"""Checks of configuration and weights as transformers loaded them, and float64 throughout."""
 
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +20,7 @@ from snapshot_tool.base.errors import CheckpointUnavailable, printable
 
 
 class _Float64Throughout(TorchDispatchMode):  # type: ignore[no-untyped-call] # untyped in torch
-    """Puts float64 in float32's place in every operation."""
+    """Replaces float32 by float64 in every operation."""
 
     def __torch_dispatch__(
         self,
@@ -28,23 +29,23 @@ class _Float64Throughout(TorchDispatchMode):  # type: ignore[no-untyped-call] # 
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run one operation with float64 in float32's place."""
-        wide = {name: _widen(value) for name, value in (kwargs or {}).items()}
-        return func(*map(_widen, args), **wide)
+        """Run one operation with float64 instead of float32."""
+
+        def widened(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        named = {name: widened(value) for name, value in (kwargs or {}).items()}
+        return func(*map(widened, args), **named)
 
 
 def float64_throughout() -> AbstractContextManager[Any]:
-    """Return a context in which whatever asks torch for float32 gets float64."""
+    """Return a context in which torch operations use float64 where float32 was requested."""
     context: AbstractContextManager[Any] = _Float64Throughout()  # type: ignore[no-untyped-call]
     return context
 
 
-def _widen(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
-
-
 def widen_rotary_frequencies(model: torch.nn.Module) -> None:
-    """Compute rotary frequencies anew: they are float32 buffers whatever a model loads in."""
+    """Compute rotary frequencies again, which are float32 buffers whatever dtype a model has."""
     for module in model.modules():
         initialise = getattr(module, "rope_init_fn", None)
         if callable(initialise) and isinstance(getattr(module, "inv_freq", None), torch.Tensor):
@@ -54,38 +55,36 @@ def widen_rotary_frequencies(model: torch.nn.Module) -> None:
 
 # Some files hold these, which models compute.
 _BUFFERS = ("inv_freq", "masked_bias", "position_ids")
-_PROBLEMS = {
-    "missing_keys": "does not have",
-    "mismatched_keys": "has with another shape than its configuration",
-}
 
 
 def require_filled(model: torch.nn.Module, report: Mapping[str, Any], checkpoint: Path) -> None:
-    """Raise CheckpointUnavailable if the model would compute with weights that are not its own.
+    """Raise CheckpointUnavailable if files and model do not have the same weights.
 
-    That is with one that the files lack or have in another shape, and without one that they have
-    for a module of the model, as a bias or a layer that the configuration does not have. Weights of
-    other modules, as heads of other classes, take part in no answer.
+    The files must not lack a weight, have one in another shape, or have one more for a module of
+    the model, such as a bias or a layer that the configuration does not have. Weights of other
+    modules, such as heads of other classes, take part in no answer.
     """
-    for kind, problem in _PROBLEMS.items():
-        if report.get(kind):
-            raise _misfit(checkpoint, problem, [str(key) for key in report[kind]], kind)
     modules = dict(model.named_modules())
-    kept_from = [key for key in report.get("unexpected_keys", ()) if _belongs(key, modules)]
-    if kept_from:
-        problem = "has for a part of the model that does not take it"
-        raise _misfit(checkpoint, problem, kept_from, "unexpected_keys")
-
-
-def _misfit(checkpoint: Path, problem: str, names: list[str], kind: str) -> CheckpointUnavailable:
-    return CheckpointUnavailable(
-        f"{checkpoint} {problem}: {min(names)}, first of {len(names)} {kind.replace('_', ' ')}",
-        "see that config.json and the weights are of the same model",
-    )
+    unexpected = [key for key in report.get("unexpected_keys", ()) if _belongs(key, modules)]
+    for kind, keys, problem in (
+        ("missing keys", report.get("missing_keys"), "does not have"),
+        (
+            "mismatched keys",
+            report.get("mismatched_keys"),
+            "has with another shape than its configuration",
+        ),
+        ("unexpected keys", unexpected, "has for a part of the model that does not take it"),
+    ):
+        if keys:
+            first = min(map(str, keys))
+            raise CheckpointUnavailable(
+                f"{checkpoint} {problem}: {first}, first of {len(keys)} {kind}",
+                "see that config.json and the weights are of the same model",
+            )
 
 
 def _belongs(weight: str, modules: Mapping[str, torch.nn.Module]) -> bool:
-    """Tell whether a weight is for a module of the model, or for a further one of its layers."""
+    """Return whether a weight is for a module of the model, or for a further layer of it."""
     owner, _, own_name = weight.rpartition(".")
     if own_name in _BUFFERS or not owner:
         return False
@@ -102,17 +101,22 @@ def unused_weights(
     """Return the names of the weights in the files that take part in no answer, sorted.
 
     These are weights that the model does not have, and those that are tied to another weight of
-    the files and differ from it, as an output head beside a tied embedding.
+    the files and differ from it, such as an output head beside a tied embedding.
     """
     left = set(map(str, report.get("unexpected_keys", ())))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     own = dict(model.state_dict(keep_vars=True))
+    tied = _tied(own)
     names = set()
-    for name, weight in _stored(checkpoint, _tied(own)):
-        # transformers names weights as the model does, with or without the base model's prefix.
-        is_left = bool(left & {name, f"{prefix}{name}", name.removeprefix(prefix)})
-        if is_left or (weight is not None and not _is_same(weight, own[name])):
-            names.add(name)
+    for file in weight_files(checkpoint):
+        if not file.endswith(".safetensors"):
+            continue
+        with safe_open(checkpoint / file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - not a mapping
+                # transformers reports names with or without the base model's prefix.
+                is_left = bool(left & {name, f"{prefix}{name}", name.removeprefix(prefix)})
+                if is_left or (name in tied and not _is_same(stored.get_tensor(name), own[name])):
+                    names.add(name)
     return tuple(sorted(map(printable, names)))
 
 
@@ -125,15 +129,6 @@ def _tied(own: Mapping[str, torch.Tensor]) -> set[str]:
     return {name for names in by_place.values() if len(names) > 1 for name in names}
 
 
-def _stored(checkpoint: Path, wanted: set[str]) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """Yield the name of every weight in the files, with its values if they are wanted."""
-    for file in weight_files(checkpoint):
-        if file.endswith(".safetensors"):
-            with safe_open(checkpoint / file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                    yield name, opened.get_tensor(name) if name in wanted else None
-
-
 def _is_same(stored: torch.Tensor, used: torch.Tensor) -> bool:
     return stored.shape == used.shape and torch.equal(stored.to(used.dtype), used.detach().cpu())
 
@@ -141,40 +136,35 @@ def _is_same(stored: torch.Tensor, used: torch.Tensor) -> bool:
 _SHOWN = 8
 
 
-def _means_nothing(value: Any) -> bool:
-    """Return whether a field is off or empty."""
-    return not value
-
-
 def _is_full_attention(value: Any) -> bool:
     return isinstance(value, list) and all(kind == "full_attention" for kind in value)
 
 
-# Fields that a newer release computes by, with that release and with the values that change
+# Fields that a newer release computes by, with that release and a test for values that change
 # nothing; a field counts only if the installed class does not know it. Found by comparing the
-# parameters of all configuration classes of 4.51.3 with those of 4.57.6 and 5.24.0. Left out are
-# fields that add weights: the weights do not fit the model then.
+# parameters of all configuration classes of 4.51.3 with those of 4.57.6 and 5.24.0. Fields that add
+# weights are left out: the weights do not fit the model then.
 _NEWER: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "rope_parameters": ("5.0", _means_nothing),
+    "rope_parameters": ("5.0", operator.not_),
     "layer_types": ("4.53", _is_full_attention),
-    "use_bidirectional_attention": ("4.57", _means_nothing),
+    "use_bidirectional_attention": ("4.57", operator.not_),
 }
 
 
 def unknown_fields(given: Mapping[str, Any], config: Any) -> tuple[str, ...]:
     """Return the fields of a config.json that the class of `config` does not know, sorted.
 
-    given: what the file says. Fields of nested configurations have their place before them, as in
+    given: the file's content. Fields of nested configurations have dotted names, such as
     text_config.pixel_shuffle_factor.
     """
     return tuple(sorted(printable(field) for field, _ in _unknown(given, config)))
 
 
 def changed_fields(config: Any) -> tuple[str, ...]:
-    """Return the fields that are not what their class makes of all others, sorted.
+    """Return the fields that differ from their class's default, given all others, sorted.
 
-    config: a transformers configuration. Fields of nested configurations have their place before
-    them. A size that follows from others, such as head_dim, is not changed.
+    config: a transformers configuration. Fields of nested configurations have dotted names. A size
+    that follows from others, such as head_dim, is not changed.
     """
     return tuple(sorted(printable(field) for field in _changed(config)))
 
@@ -196,9 +186,13 @@ def _changed(config: Any, place: str = "") -> Iterator[str]:
 
 
 def require_computed(given: Mapping[str, Any], config: Any, path: Path) -> None:
-    """Raise CheckpointUnavailable for a config.json that only a newer release computes by."""
+    """Raise CheckpointUnavailable for a config.json that takes a newer release to compute."""
     installed = Version(transformers.__version__)
-    written = _version(given.get("transformers_version"))
+    text = given.get("transformers_version")
+    try:
+        written = Version(text) if isinstance(text, str) else None
+    except InvalidVersion:
+        written = None
     unknown = dict(_unknown(given, config))
     if written is not None and written.major > installed.major:
         lacking = f", which does not know {_listed(unknown)}" if unknown else ""
@@ -208,7 +202,7 @@ def require_computed(given: Mapping[str, Any], config: Any, path: Path) -> None:
         )
     newer = {}
     for field, value in unknown.items():
-        release, changes_nothing = _NEWER.get(field.rpartition(".")[2], ("", _means_nothing))
+        release, changes_nothing = _NEWER.get(field.rpartition(".")[2], ("", operator.not_))
         if release and not changes_nothing(value):
             newer[field] = Version(release)
     if newer:
@@ -238,13 +232,6 @@ def _known_fields(kind: type) -> set[str]:
         names |= set(inspect.signature(parent).parameters) if "__init__" in vars(parent) else set()
         names |= set(vars(parent)) | set(getattr(parent, "attribute_map", {}))
     return names
-
-
-def _version(text: Any) -> Version | None:
-    try:
-        return Version(text) if isinstance(text, str) else None
-    except InvalidVersion:
-        return None
 
 
 def _listed(names: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What transformers and its libraries raise and warn of."""
+"""Errors and warnings of transformers and its libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST_ERROR = 300  # characters
 
 @contextmanager
 def raised_as(make: Callable[[str], Exception]) -> Iterator[None]:
-    """Raise what `make` returns, given one line, in place of a library's error."""
+    """Raise what `make` returns, given one line of text, in place of a library's error."""
     try:
         yield
     except (SnapError, InputRefused, KeyboardInterrupt):
@@ -28,14 +28,9 @@ def raised_as(make: Callable[[str], Exception]) -> Iterator[None]:
         # may call sys.exit.
         if is_out_of_memory(error):
             raise
-        raise make(in_one_line(error)) from error
-
-
-def in_one_line(error: BaseException) -> str:
-    """Return the type of an error and the beginning of its text."""
-    text = " ".join(str(error).split())
-    kind = type(error).__name__
-    return f"{kind}: {text[:_LONGEST_ERROR]}" if text else kind
+        text = " ".join(str(error).split())[:_LONGEST_ERROR]
+        kind = type(error).__name__
+        raise make(f"{kind}: {text}" if text else kind) from error
 
 
 _LONGEST_WARNING = 400
@@ -48,18 +43,18 @@ _ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Collects warnings, each once; `checkpoint` is left out of their text."""
+    """Collects warnings, each once. The path of `checkpoint` is left out of their text."""
 
     checkpoint: Path
     _texts: dict[str, None] = field(default_factory=dict)
 
     def texts(self) -> tuple[str, ...]:
-        """Return what was collected, sorted: a resumed recording meets it in another order."""
+        """Return the warnings, sorted: a resumed recording meets them in another order."""
         return tuple(sorted(self._texts))
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Collect what transformers logs and warns of inside the block."""
+        """Collect the warnings of transformers inside the block, logged or raised."""
         handler = _Handler(self)
         logger = logging.getLogger(_LOGGER)
         logger.addHandler(handler)
@@ -92,7 +87,7 @@ class _Handler(logging.Handler):
 
 
 def log_to_handlers_alone() -> None:
-    """Let transformers log its warnings, and write none of them to the terminal."""
+    """Make transformers log its warnings to our handlers, and nothing to the terminal."""
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_default_handler()
     transformers.utils.logging.disable_propagation()

@@ -1,4 +1,4 @@
-"""From a recipe to tensors, by the checkpoint's own tokenizer, image processor, or both."""
+"""Turn recipes into tensors with the checkpoint's own tokenizer and image processor."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _TILED_BATCH = 5  # dimensions: images, tiles, channels, height, width
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What turns prompts and images of a family into tensors.
+    """Turns prompts and images of a family into tensors.
 
     Args:
-        processor: transformers' processor; of families without images a tokenizer, of those
+        processor: transformers' processor; for families without images a tokenizer, for those
             without text an image processor.
-        pad_token_id: what prompts are padded with.
-        token_types: how many kinds of texts the model tells apart.
+        pad_token_id: the id that pads prompts.
+        token_types: the number of token types of the model.
     """
 
     family: Family
@@ -66,16 +66,20 @@ class Preparation:
         )
 
     def encode(self, recipe: CaseRecipe, text: str, images: Sequence[Image.Image]) -> CaseInputs:
-        """Return the tensors; raise what the libraries raise of an input that they do not take.
+        """Return the tensors; raise the libraries' own errors for an input that they refuse.
 
-        text: what the recipe's prompt became.
+        text: the recipe's prompt, by the chat template if there is one.
         """
         batch = self._batch(text, recipe.second, images)
         ids = batch.get("input_ids", torch.zeros((1, 0), dtype=torch.int64))
         if self.family.takes_text and ids.shape[1] == 0:
             raise ValueError("the prompt has no tokens")
         mask = batch.get("attention_mask", torch.ones_like(ids))
-        types = self._types(batch) if recipe.second and self.token_types > 1 else None
+        types = None
+        if recipe.second and self.token_types > 1:
+            types = batch.get("token_type_ids")
+            if types is None:  # not returned by this tokenizer, but known to it
+                types = torch.tensor([[int(text or 0) for text in batch.sequence_ids(0)]])
 
         def padded(row: torch.Tensor, value: int) -> torch.Tensor:
             left, right = recipe.left_padding, recipe.right_padding
@@ -91,18 +95,9 @@ class Preparation:
             None if types is None else padded(types, 0),
         )
 
-    def _types(self, batch: Any) -> torch.Tensor:
-        """Return which of two texts each token is of, (1, length) int64.
-
-        A tokenizer that does not return it knows all the same where the second text begins.
-        """
-        if "token_type_ids" in batch:
-            return torch.as_tensor(batch["token_type_ids"])
-        return torch.tensor([[int(text or 0) for text in batch.sequence_ids(0)]])
-
     def image_grids(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Return rows and columns of tiles, (images, 2) int64; zeros where none are told."""
-        if not images or not self._tells_grids():
+        """Return rows and columns of tiles, (images, 2) int64; zeros if they are not known."""
+        if not images or not self._returns_grids():
             return torch.zeros((len(images), 2), dtype=torch.int64)
         answer = self._image_processor(list(images), return_row_col_info=True)
         grids = [answer["rows"][0], answer["cols"][0]]
@@ -119,7 +114,7 @@ class Preparation:
         first_size = getattr(module, "get_resize_output_image_size", None)
         size = getattr(processor, "size", None)
         edge = size.get("longest_edge") if isinstance(size, Mapping) else None
-        if not images or edge is None or first_size is None or not self._tells_grids():
+        if not images or edge is None or first_size is None or not self._returns_grids():
             return None
         if "input_data_format" not in inspect.signature(first_size).parameters:
             return None
@@ -132,7 +127,7 @@ class Preparation:
     def _image_processor(self) -> Any:
         return getattr(self.processor, "image_processor", self.processor)
 
-    def _tells_grids(self) -> bool:
+    def _returns_grids(self) -> bool:
         processor = self._image_processor
         parameters = inspect.signature(processor.preprocess).parameters
         # transformers 5 declares the arguments of its image processors as a TypedDict.
@@ -151,7 +146,7 @@ class Preparation:
         return self.processor(text=text.replace(IMAGE_TOKEN, own), return_tensors="pt", **pictures)
 
     def _tiles(self, pixels: Any, images: Sequence[Image.Image]) -> torch.Tensor | None:
-        """Return the tiles of all images, without those that only fill up a batch."""
+        """Return the tiles of all images, without those that fill up a batch."""
         if pixels is None:
             return None
         if pixels.dim() == _TILED_BATCH:

@@ -1,4 +1,4 @@
-"""The processes that `accelerate launch` or torchrun started, as accelerate knows them."""
+"""The processes that `accelerate launch` or torchrun started, by accelerate."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ class LaunchedProcesses:
 def _gone() -> ReferenceUnavailable:
     return ReferenceUnavailable(
         "another process of this recording has ended before its time",
-        "see what it says; then go on with --resume",
+        "see its message; then go on with --resume",
     )

@@ -21,7 +21,7 @@ from snapshot_tool.diagnose.localise import (
     with_inputs,
 )
 from snapshot_tool.families import find_family
-from snapshot_tool.families.family import twins_of
+from snapshot_tool.families.family import pairs_of
 from snapshot_tool.traces.format import Trace, TracedTensor
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def match_modules(
     if one.impl == two.impl:
         return ModuleMapping({n: n for n in names if n in set(others)}, by="equal names")
     family = find_family(one.family)
-    if (one.impl, two.impl) == (_REFERENCE, "fms") and family and family.fms.twins:
-        twins = {hf: name for name in others for hf, _ in twins_of(name, family.fms.twins)}
+    if (one.impl, two.impl) == (_REFERENCE, "fms") and family and family.fms.module_pairs:
+        twins = {hf: name for name in others for hf, _ in pairs_of(name, family.fms.module_pairs)}
         return ModuleMapping({name: twins[name] for name in names if name in twins})
     return _infer(reference, other)
 

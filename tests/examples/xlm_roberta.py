@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from snapshot_tool.families import Capture, EncoderCalls, Family, FmsPort, Phase, Side, Twin
+from snapshot_tool.families import Capture, EncoderCalls, Family, FmsPort, ModulePair, Phase, Side
 
 
 def fms_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,19 +38,19 @@ XLM_ROBERTA = Family(
         architecture="roberta",
         config=fms_config,
         calls=EncoderCalls,
-        twins=(
-            Twin(r"base_model\.enc_norm", "roberta.embeddings"),
-            Twin(LAYER, HF_LAYER),
+        module_pairs=(
+            ModulePair(r"base_model\.enc_norm", "roberta.embeddings"),
+            ModulePair(LAYER, HF_LAYER),
             # FMS has query, key and value in one module: they are parts 0, 1 and 2 of its output.
-            Twin(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.query", 0),
-            Twin(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.key", 1),
-            Twin(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.value", 2),
-            Twin(rf"{LAYER}\.attn\.dense", f"{HF_LAYER}.attention.output.dense"),
-            Twin(rf"{LAYER}\.ln", f"{HF_LAYER}.attention.output.LayerNorm"),
-            Twin(rf"{LAYER}\.ff_sub_layer\.w1", f"{HF_LAYER}.intermediate.dense"),
-            Twin(rf"{LAYER}\.ff_sub_layer\.w2", f"{HF_LAYER}.output.dense"),
-            Twin(rf"{LAYER}\.ff_ln", f"{HF_LAYER}.output.LayerNorm"),
-            Twin("classification_head", "lm_head"),
+            ModulePair(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.query", 0),
+            ModulePair(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.key", 1),
+            ModulePair(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.value", 2),
+            ModulePair(rf"{LAYER}\.attn\.dense", f"{HF_LAYER}.attention.output.dense"),
+            ModulePair(rf"{LAYER}\.ln", f"{HF_LAYER}.attention.output.LayerNorm"),
+            ModulePair(rf"{LAYER}\.ff_sub_layer\.w1", f"{HF_LAYER}.intermediate.dense"),
+            ModulePair(rf"{LAYER}\.ff_sub_layer\.w2", f"{HF_LAYER}.output.dense"),
+            ModulePair(rf"{LAYER}\.ff_ln", f"{HF_LAYER}.output.LayerNorm"),
+            ModulePair("classification_head", "lm_head"),
         ),
     ),
 )

@@ -9,13 +9,13 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.families.findings import FINDINGS_OWN
-from tests.families.install import install
 
 ROOT = Path(__file__).parent.parent.parent
 NEWER, NEWEST = (ROOT / name / "bin" / "python" for name in (".venv-record-4.57", ".venv-record-5"))
@@ -28,6 +28,16 @@ class OwnLoading:
 
     cell: str
     problems: tuple[str, ...] = ()
+
+
+def install(version: str, folder: Path) -> Path:
+    """Install a release of FMS from PyPI by itself into a folder, if it is not there yet."""
+    if not folder.exists():
+        part = folder.with_name(f"{folder.name}.part")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+        subprocess.run([*command, "--target", str(part), f"ibm-fms=={version}"], check=True)
+        part.rename(folder)
+    return folder
 
 
 def check_own_loading(name: str, release: str, out: Path, *, candidate: str = "") -> OwnLoading:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT, Snap, error_lines
 
-EXAMPLE = ROOT / "tests" / "examples" / "plain_llama.py"
 FOLDER = Path(__file__).parent
 GOLDEN = ("--goldens", FOLDER / "goldens", "--checkpoint", FOLDER / "checkpoints" / "llama")
 
 
-def test_the_documented_example_is_the_file_and_short() -> None:
-    """docs/candidates.md shows the example as it is, in under 40 lines of code."""
-    page = (ROOT / "docs" / "candidates.md").read_text("utf-8")
-    (shown,) = re.findall(r"(?ms)^```python\n(.*?)^```", page)
-    code = EXAMPLE.read_text("utf-8")
-    assert shown == code
-    assert sum(bool(line.strip()) for line in code.splitlines()) < 40
+@pytest.mark.parametrize(
+    ("page", "file"),
+    [("candidates.md", "plain_llama.py"), ("adding-a-family.md", "xlm_roberta.py")],
+)
+def test_a_page_shows_its_example_as_it_is(page: str, file: str) -> None:
+    """The file that the tests record and check with."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    (shown,) = re.findall(r"(?ms)^```python\n(.*?)^```", text)
+    assert shown == (ROOT / "tests" / "examples" / file).read_text("utf-8")
 
 
 def test_the_example_passes_and_without_quick_lacks_generation(snap: Snap) -> None:

@@ -6,14 +6,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from snapshot_tool.base.errors import UsageError
-from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.recipes import InputKind, fixed_cases
-from snapshot_tool.families import FAMILIES, family_of_config
+from snapshot_tool.families import FAMILIES, Family, family_of_config, register
 from snapshot_tool.record.variants import draw_recipe
 from tests.conftest import ROOT, Run, Snap, error_lines
 from tests.families.findings import FINDINGS, REPAIRS
@@ -136,6 +136,13 @@ def former_fms(formerly: Former, out: Path) -> Path:
     return out
 
 
+def broken_fms(edit: Edit, out: Path) -> Path:
+    """Lay out the installed FMS with a fault in it."""
+    shutil.copytree(installed_fms(), out / "installed" / "fms")
+    plant(edit, checkout=out / "installed", out=out / "broken")
+    return out / "broken"
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return where each family's golden set is: committed, or recorded now."""
@@ -159,15 +166,8 @@ def test_the_installed_fms_passes(snap: Snap, folders: dict[str, Path], name: st
     assert run.code == 0, run.out
     verdicts = {(r["phase"], r["verdict"]) for r in run.report["results"]}
     passed = {phase for phase, verdict in verdicts if verdict == "pass"}
-    expected = {
-        LLAMA: {"forward", "generate"},
-        ROBERTA: {"forward"},
-        LLAVA: {"vision", "connector", "forward", "generate"},
-        CLASSES: {"forward"},
-        MPNET: {"forward"},
-        BIGCODE: {"forward", "generate"},
-    }
-    assert passed == expected[name]
+    text = {"forward"} if name in (ROBERTA, CLASSES, MPNET) else {"forward", "generate"}
+    assert passed == (text | {"vision", "connector"} if name == LLAVA else text)
     reasons = {r["reason"] for r in run.report["results"] if r["verdict"] == "skip"}
     known = r"the family \w+ has no such phase|FMS has no preprocess of llava_next"
     assert all(re.fullmatch(known, reason) for reason in reasons)
@@ -180,10 +180,7 @@ def test_a_fault_in_a_familys_code_shows_in_its_phase(
 ) -> None:
     """Exit 1; the first phase that differs, and the module, are those whose code was changed."""
     name, module, phase, edit = FAULTS[fault]
-    installed = tmp_path / "installed"
-    shutil.copytree(installed_fms(), installed / "fms")
-    plant(edit, checkout=installed, out=tmp_path / "broken")
-    run = check(snap, folders[name], name, "--fms-path", tmp_path / "broken")
+    run = check(snap, folders[name], name, "--fms-path", broken_fms(edit, tmp_path))
     assert run.code == 1
     assert run.report["first_divergence"]["phase"] == phase
     if module is not None:
@@ -198,9 +195,7 @@ def test_fms_lays_out_padded_prompts_by_itself(
         "fms/utils/generation.py",
         "torch.cat((is_pad, non_pads))", "torch.cat((pads.bool(), non_pads))",
     )  # fmt: skip
-    shutil.copytree(installed_fms(), tmp_path / "installed" / "fms")
-    plant(edit, checkout=tmp_path / "installed", out=tmp_path / "broken")
-    run = check(snap, folders[LLAMA], LLAMA, "--fms-path", tmp_path / "broken")
+    run = check(snap, folders[LLAMA], LLAMA, "--fms-path", broken_fms(edit, tmp_path))
     assert run.code == 1
     failed = {r["case"] for r in run.report["results"] if r["verdict"] == "fail"}
     (manifest,) = (m for name, m in recorded(folders[LLAMA]) if name == LLAMA)
@@ -241,17 +236,11 @@ def test_a_release_in_a_folder_is_named_by_its_version(
     assert candidate["commit"] == ""
 
 
-def test_every_family_says_what_it_is() -> None:
-    """Names are unique, a phase that is compared has a tensor to compare, patterns compile."""
-    for name, family in FAMILIES.items():
-        assert family.name == name
-        assert family.takes_text or family.takes_images
-        assert family.logits or family.whole_outputs or not family.takes_text
-        captured = {(capture.phase, capture.name) for capture in family.captures}
-        assert set(family.compared.items()) <= captured
-        assert {Phase.VISION, Phase.CONNECTOR} & set(family.phases) == set(family.compared)
-        for twin in family.fms.twins:
-            re.compile(twin.fms)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+def test_every_declaration_is_one_that_a_user_could_make(family: Family) -> None:
+    """It has something to compare, and its patterns compile."""
+    assert FAMILIES[family.name] is family
+    register(replace(family, name=f"copy-of-{family.name}", hf_class="NoClass"))
 
 
 def test_a_configuration_is_of_the_family_that_its_class_names() -> None:
@@ -310,31 +299,16 @@ def test_a_part_of_the_page_is_replaced_and_the_others_stay(tmp_path: Path) -> N
     )
 
 
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Record llama's fixed cases in float32 and in bfloat16, with an oracle."""
-    goldens = tmp_path_factory.mktemp("half")
-    checkpoint = COMMITTED / "checkpoints" / LLAMA
-    program = [".venv-record/bin/snap", "record", "--checkpoint", str(checkpoint), "--oracle"]
+def test_the_golden_in_the_candidates_dtype_comes_first(snap: Snap, tmp_path: Path) -> None:
+    """Else the float32 one; half precision is judged by the float64 reference."""
+    where = ("--goldens", tmp_path, "--checkpoint", COMMITTED / "checkpoints" / LLAMA)
+    program = [".venv-record/bin/snap", "record", *map(str, where), "--oracle", "--variants", "0"]
     for dtype in ("float32", "bfloat16"):
-        options = ["--goldens", str(goldens), "--variants", "0", "--dtype", dtype]
-        subprocess.run([*program, *options], cwd=ROOT, check=True, capture_output=True)
-    return goldens
-
-
-@pytest.mark.parametrize("options", [(), ("--dtype", "bfloat16"), ("--dtype", "float16")])
-def test_half_precision_is_judged_by_the_oracle(
-    snap: Snap, half: Path, options: tuple[str, ...]
-) -> None:
-    """A golden in the candidate's dtype comes first, else the float32 one; the oracle judges."""
-    checkpoint = COMMITTED / "checkpoints" / LLAMA
-    where = ("--goldens", half, "--checkpoint", checkpoint, "--json", "-")
-    run = snap("check", *where, "--allow-near-ties", *options)
-    assert run.code == 0, run.out
-    own = "bfloat16" if options == ("--dtype", "bfloat16") else "float32"
-    assert run.report["golden"]["dtype"] == own
-    forward = [r for r in run.report["results"] if r["phase"] == "forward"]
-    assert len(forward) >= 8
-    table = {"atol": 5e-5, "rtol": 5e-5}
-    beyond = [r for r in forward if r["max_abs"] > table["atol"] + table["rtol"] * 10]
-    assert bool(beyond) == bool(options)
+        subprocess.run([*program, "--dtype", dtype], cwd=ROOT, check=True, capture_output=True)
+    for dtype, own in (("float32",) * 2, ("bfloat16",) * 2, ("float16", "float32")):
+        run = snap("check", *where, "--json", "-", "--allow-near-ties", "--dtype", dtype)
+        assert run.code == 0, run.out
+        assert run.report["golden"]["dtype"] == own
+        forward = [r for r in run.report["results"] if r["phase"] == "forward"]
+        # Beyond what the table of float32 allows.
+        assert any(r["max_abs"] > 5e-4 for r in forward) == (dtype != "float32")

@@ -131,6 +131,36 @@ def test_a_field_that_fms_is_not_given_is_noted() -> None:
     assert not [note for note in notes if "hidden_size" in note]
 
 
+def hidden(candidate: FmsCandidate, inputs: CaseInputs) -> torch.Tensor:
+    """Return an encoder's output at the positions that are not padding."""
+    with torch.inference_mode():
+        answer: Any = candidate.forward(inputs)
+    found: torch.Tensor = answer["last_hidden_state"][:, inputs.attention_mask[0].bool()]
+    return found
+
+
+@pytest.mark.parametrize("sides", [(4, 0), (0, 4)], ids=["left", "right"])
+def test_padding_on_either_side_changes_no_answer_of_an_encoder(sides: tuple[int, int]) -> None:
+    """RoBERTa counts positions over the real tokens."""
+    golden, candidate = golden_of("roberta"), load("roberta")
+    whole = golden.inputs("one-sentence")
+    pad = golden.manifest.generation.pad_token_id
+    padded = CaseInputs(
+        torch.nn.functional.pad(whole.input_ids, sides, value=pad),
+        torch.nn.functional.pad(whole.attention_mask, sides),
+    )
+    assert torch.allclose(hidden(candidate, padded), hidden(candidate, whole), atol=1e-5)
+
+
+def test_token_types_reach_an_encoder() -> None:
+    """Those of a second text change the output; zeros are the model's default."""
+    candidate, whole = load("roberta"), golden_of("roberta").inputs("one-sentence")
+    zeros = replace(whole, token_type_ids=torch.zeros_like(whole.input_ids))
+    ones = replace(whole, token_type_ids=torch.ones_like(whole.input_ids))
+    assert torch.equal(hidden(candidate, whole), hidden(candidate, zeros))
+    assert not torch.allclose(hidden(candidate, whole), hidden(candidate, ones), atol=1e-3)
+
+
 class ForgetsMasks:
     """An encoder that attends to the padding of a batch."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from snapshot_tool.base.errors import FamilyInvalid
+from snapshot_tool.families import find_family
+from snapshot_tool.families.own import name_families
 from tests.check.test_bisect import History
 from tests.check.test_torchrun import launch
 from tests.conftest import CHECKOUT, CHECKPOINT, ROOT, Run, Snap, error_lines
@@ -206,19 +210,20 @@ def test_a_file_that_declares_other_answers_is_refused(
         ("F = Family('x', 'X', (Phase.VISION,))", "`compared`"),
         ("F = Family('x', 'X', (Phase.GENERATE,))", "neither forward nor vision"),
         ("F = Family('x', 'X', P, logits=False)", "nothing of forward"),
-        ("F = Family('x', 'X', P, FmsPort('x', dict, FmsCalls, (Twin('(', ''),)))", "twin"),
+        (
+            "F = Family('x', 'X', P, FmsPort('x', dict, FmsCalls, (ModulePair('(', ''),)))",
+            "pattern",
+        ),
     ],
 )
-def test_a_declaration_that_cannot_work_is_refused(
-    snap: Snap, text: Recorded, tmp_path: Path, code: str, message: str
-) -> None:
-    """In two lines, before anything is loaded."""
+def test_a_declaration_that_cannot_work_is_refused(tmp_path: Path, code: str, message: str) -> None:
+    """When it is first needed."""
     file = tmp_path / "bad.py"
-    imported = "from snapshot_tool.families import Family, FmsCalls, FmsPort, Phase, Twin"
+    imported = "from snapshot_tool.families import Family, FmsCalls, FmsPort, ModulePair, Phase"
     file.write_text(f"{imported}\nP = (Phase.FORWARD,)\n{code}\n", "utf-8")
-    run = text.check(snap, "--family", file)
-    assert run.code == 2
-    assert message in error_lines(run)[0]
+    name_families([str(file)])
+    with pytest.raises(FamilyInvalid, match=re.escape(message)):
+        find_family("llama")
 
 
 @pytest.mark.parametrize("name", ["no_such.py", "no-such-entry-point"])

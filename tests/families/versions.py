@@ -23,7 +23,7 @@ from typing import Any
 
 from snapshot_tool.families import FAMILIES
 from tests.families.findings import FINDINGS, REPAIRS
-from tests.families.install import install
+from tests.families.own_loading import install
 from tests.families.table import RELEASES, ROOT, recorded, replace_part
 
 LACKS = "-"

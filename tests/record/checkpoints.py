@@ -6,12 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.manifest import Manifest
-from snapshot_tool.record.workflow import RecordRequest, record
+from snapshot_tool.record.request import RecordRequest
+from snapshot_tool.record.workflow import record
 from tests.conftest import CHECKPOINT, ROOT, set_folder
 
 LLAMA = ROOT / "tests" / "families" / "checkpoints" / "llama"
@@ -31,16 +34,44 @@ class Notes(SilentProgress):
 
 
 def record_here(
-    checkpoint: Path, goldens: Path, *, notes: Notes | None = None, **options: Any
+    checkpoint: Path,
+    goldens: Path,
+    *,
+    prompts: Sequence[str] = (),
+    notes: Notes | None = None,
+    **options: Any,
 ) -> Manifest:
     """Record in this process, two variants and four tokens by default; return the manifest.
 
     An error that is not a SnapError would be reported as a fault of snap.
     """
+    if prompts:
+        file = goldens.with_name("prompts.json")
+        file.write_text(json.dumps(prompts), encoding="utf-8")
+        options["prompt"] = [file]
     request = RecordRequest(
         str(checkpoint), goldens, **{"variants": 2, "max_new_tokens": 4, **options}
     )
     return record(request, notes or Notes(), lambda _drift: "because").manifest
+
+
+def open_set(goldens: Path) -> Golden:
+    """Open the one golden set."""
+    return open_golden(set_folder(goldens))
+
+
+def manifest_of(goldens: Path) -> Any:
+    """Return the manifest of the one set."""
+    return json.loads((set_folder(goldens) / "manifest.json").read_text(encoding="utf-8"))
+
+
+def contents(goldens: Path) -> dict[str, bytes]:
+    """Return every file of the golden sets, by relative path."""
+    return {
+        path.relative_to(goldens).as_posix(): path.read_bytes()
+        for path in sorted(goldens.rglob("*"))
+        if path.is_file() and ".snap" not in path.parts
+    }
 
 
 def copy_checkpoint(source: Path, folder: Path) -> Path:
@@ -64,6 +95,11 @@ def edit_json(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps(kept), encoding="utf-8")
 
 
-def manifest_of(goldens: Path) -> Any:
-    """Return the manifest of the one set."""
-    return json.loads((set_folder(goldens) / "manifest.json").read_text(encoding="utf-8"))
+def edit_weights(folder: Path, **changes: Any) -> None:
+    """Replace weights of a checkpoint, or add them; None removes one."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = {**load_file(path), **changes}
+    kept = {name: weight for name, weight in weights.items() if weight is not None}
+    save_file(kept, path, metadata={"format": "pt"})

@@ -11,7 +11,7 @@ import torch
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.goldens.golden import Golden, open_golden
-from tests.conftest import Snap, error_lines, set_folder
+from tests.conftest import Snap, error_lines
 from tests.record.checkpoints import (
     IDEFICS3,
     LLAMA,
@@ -19,15 +19,11 @@ from tests.record.checkpoints import (
     build_checkpoint,
     copy_checkpoint,
     edit_json,
+    open_set,
     record_here,
 )
 
 pytestmark = pytest.mark.record
-
-
-def open_set(goldens: Path) -> Golden:
-    """Open the one golden set."""
-    return open_golden(set_folder(goldens))
 
 
 @pytest.mark.parametrize("ends", [[2, 7, 9], 2, None], ids=["three", "one", "none"])

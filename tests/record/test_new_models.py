@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, Run, Snap, error_lines, set_folder
+from tests.record.checkpoints import SMALL, copy_checkpoint, edit_json, manifest_of
 
 pytestmark = pytest.mark.record
 
@@ -20,7 +18,6 @@ BUILD = ROOT / "tests" / "checkpoints" / "build_families.py"
 PAGE = "docs/adding-a-family.md"
 DECODERS = {"phi3": True, "bloom": True, "gemma2": True, "rwkv": False}
 OTHERS = ("xlm-roberta", "xlm-roberta-decoder")
-SMALL = ("--variants", "2", "--max-new-tokens", "4")
 FAMILY = """
 from snapshot_tool.families import (Family, Phase)
 
@@ -50,16 +47,11 @@ def record(
     return snap("record", *where, *SMALL, *options, **environment)
 
 
-def manifest_of(goldens: Path) -> Any:
-    """Return the one set's manifest."""
-    return json.loads((set_folder(goldens) / "manifest.json").read_text("utf-8"))
-
-
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_decoder_is_recorded_whatever_its_cache_and_positions(
     snap: Snap, checkpoints: Path, tmp_path: Path, name: str
 ) -> None:
-    """With an oracle near to it, and with what padding does: derived questions go by it."""
+    """Near its float64 reference; and whether padding changes logits, for derived questions."""
     run = record(snap, checkpoints / name, tmp_path, "--oracle")
     assert run.code == 0, run.err
     manifest = manifest_of(tmp_path)
@@ -76,15 +68,14 @@ def test_a_decoder_is_recorded_whatever_its_cache_and_positions(
 def test_a_model_whose_tokens_see_later_ones_is_refused(
     snap: Snap, checkpoints: Path, tmp_path: Path
 ) -> None:
-    """It would be asked questions that it has other answers to; as a decoder it is recorded."""
-    folder = Path(shutil.copytree(checkpoints / "xlm-roberta-decoder", tmp_path / "decoder"))
+    """Its answers to derived questions would be others; as a decoder it is recorded."""
+    folder = copy_checkpoint(checkpoints / "xlm-roberta-decoder", tmp_path / "decoder")
     run = record(snap, folder, tmp_path / "goldens")
     assert run.code == 3
     problem, remedy = error_lines(run)
     assert "is not causal" in problem
     assert "is_decoder" in remedy
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    (folder / "config.json").write_text(json.dumps({**config, "is_decoder": True}), "utf-8")
+    edit_json(folder / "config.json", is_decoder=True)
     assert record(snap, folder, tmp_path / "goldens").code == 0
 
 
@@ -104,12 +95,13 @@ def test_a_class_that_the_checkpoint_brings_is_recorded_if_trusted(
     snap: Snap, checkpoints: Path, tmp_path: Path
 ) -> None:
     """A model may be older than its release in transformers."""
-    folder = Path(shutil.copytree(checkpoints / "phi3", tmp_path / "own"))
+    folder = copy_checkpoint(checkpoints / "phi3", tmp_path / "own")
     (folder / "modeling_own.py").write_text(OWN_CLASS, "utf-8")
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    config["architectures"] = ["OwnForCausalLM"]
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    edit_json(
+        folder / "config.json",
+        architectures=["OwnForCausalLM"],
+        auto_map={"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+    )
     home = str(tmp_path / "hf")
     careful = record(snap, folder, tmp_path / "goldens", HF_HOME=home)
     assert careful.code == 3

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,22 +12,17 @@ from safetensors.torch import load_file
 
 from snapshot_tool.reference.loading import float64_throughout
 from tests.conftest import CHECKPOINT, Snap, error_lines, set_folder
+from tests.record.checkpoints import manifest_of, record_here
 
 pytestmark = pytest.mark.record
 
-# A small set: one of its cases has an image.
-OPTIONS = ("--variants", "0", "--max-new-tokens", "3")
-
 
 @pytest.fixture(scope="module")
-def recorded(snap: Snap, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Record a small set with an oracle and one case's whole outputs."""
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Record a small set with a float64 reference and one case's whole outputs."""
     goldens = tmp_path_factory.mktemp("oracle") / "goldens"
-    run = snap(
-        "record", "--checkpoint", CHECKPOINT, "--goldens", goldens, *OPTIONS, "--oracle",
-        "--whole-outputs", "one-*",
-    )  # fmt: skip
-    assert run.code == 0, run.err
+    options: dict[str, Any] = {"variants": 0, "max_new_tokens": 3, "whole_outputs": ("one-*",)}
+    record_here(CHECKPOINT, goldens, oracle=True, **options)
     return goldens
 
 
@@ -36,7 +31,7 @@ def load(goldens: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(set_folder(goldens) / f"{name}.safetensors")
 
 
-def test_the_oracle_of_the_connector_is_what_float64_arithmetic_says(recorded: Path) -> None:
+def test_the_delta_of_the_connector_leads_to_float64_arithmetic(recorded: Path) -> None:
     """Pixel shuffle and projection by hand, on the golden's own vision features."""
     features = load(recorded, "vision")["one-image/last_hidden_state"].double()
     weight = load_file(CHECKPOINT / "model.safetensors")
@@ -54,7 +49,7 @@ def test_the_oracle_of_the_connector_is_what_float64_arithmetic_says(recorded: P
     assert (kept + delta - by_hand).abs().amax() < errors / 100
 
 
-def test_the_noise_is_how_far_float32_is_from_the_oracle(recorded: Path) -> None:
+def test_the_noise_is_how_far_float32_is_from_float64(recorded: Path) -> None:
     """Root mean square at each position, of what the deltas say element by element."""
     oracle = load(recorded, "oracle")
     for tensor in ("vision.last_hidden_state", "forward.position_sample"):
@@ -64,36 +59,26 @@ def test_the_noise_is_how_far_float32_is_from_the_oracle(recorded: Path) -> None
         assert torch.allclose(noise, delta.square().mean(-1).sqrt(), rtol=1e-2)
 
 
-def test_half_precision_is_noisier_in_proportion_to_its_unit(recorded: Path) -> None:
-    """bfloat16 has 16 bits less than float32, float16 13 less: errors follow."""
-    oracle = load(recorded, "oracle")
-    noise = {
-        dtype: float(oracle[f"one-image/vision.last_hidden_state.noise.{dtype}"].mean())
-        for dtype in ("float32", "bfloat16", "float16")
-    }
-    assert 2**14 < noise["bfloat16"] / noise["float32"] < 2**18
-    assert 2**11 < noise["float16"] / noise["float32"] < 2**15
-
-
-def test_every_module_has_its_noise_in_every_dtype(recorded: Path) -> None:
-    """One row for each tap; small, and greater in half precision."""
+@pytest.mark.parametrize(
+    ("dtype", "unit", "module_limit", "step_limit"),
+    [("float32", 1, 1e-5, 1e-4), ("bfloat16", 2**16, 0.2, 1.0), ("float16", 2**13, 0.02, 0.1)],
+)
+def test_the_noise_of_a_dtype_follows_its_unit(
+    recorded: Path, dtype: str, unit: int, module_limit: float, step_limit: float
+) -> None:
+    """Of tensors, of every module (one row for each tap) and of every generation step."""
     oracle, taps = load(recorded, "oracle"), load(recorded, "taps")
-    for dtype, limit in (("float32", 1e-5), ("bfloat16", 0.2), ("float16", 0.02)):
-        rows = oracle[f"one-image/taps.noise.{dtype}"]
-        assert rows.shape == (len(taps["one-image/modules"]), 2)
-        known = rows[rows >= 0]
-        assert len(known) > len(rows)
-        assert 0 < float(known.max()) < limit
-
-
-def test_generation_keeps_the_rounding_of_every_step(recorded: Path) -> None:
-    """What tells a near-tie from a divergence."""
-    steps = load(recorded, "generate")["one-image/token_ids"]
-    oracle = load(recorded, "oracle")
-    for dtype, limit in (("float32", 1e-4), ("bfloat16", 1.0), ("float16", 0.1)):
-        noise = oracle[f"one-image/generate.step_noise.{dtype}"]
-        assert noise.shape == steps.shape
-        assert 0 < float(noise.max()) < limit
+    kept = "one-image/vision.last_hidden_state.noise"
+    ratio = float(oracle[f"{kept}.{dtype}"].mean() / oracle[f"{kept}.float32"].mean())
+    assert unit / 4 <= ratio <= unit * 4
+    rows = oracle[f"one-image/taps.noise.{dtype}"]
+    assert rows.shape == (len(taps["one-image/modules"]), 2)
+    known = rows[rows >= 0]
+    assert len(known) > len(rows)
+    assert 0 < float(known.max()) < module_limit
+    steps = oracle[f"one-image/generate.step_noise.{dtype}"]
+    assert steps.shape == load(recorded, "generate")["one-image/token_ids"].shape
+    assert 0 < float(steps.max()) < step_limit
 
 
 def test_whole_outputs_are_kept_of_the_cases_named(recorded: Path) -> None:
@@ -117,7 +102,7 @@ def test_an_update_keeps_oracle_and_whole_outputs_unless_told_otherwise(
     dropped = snap(*options, "--yes", "--reason", "smaller", "--no-oracle")
     assert dropped.code == 0, dropped.err
     assert "moved: oracle: dropped" in dropped.out
-    files = json.loads((set_folder(goldens) / "manifest.json").read_text())["files"]
+    files = manifest_of(goldens)["files"]
     assert "oracle.safetensors" not in files
     assert "outputs.safetensors" in files
 

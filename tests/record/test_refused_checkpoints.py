@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from snapshot_tool.base.checkpoint import is_small_file
 from snapshot_tool.base.errors import ReferenceUnavailable, SnapError, UsageError
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.goldens.manifest import case_recipe
-from tests.conftest import Snap, error_lines
+from tests.conftest import Snap
 from tests.record.checkpoints import (
     IDEFICS3,
     LLAMA,
-    SMALL,
     build_checkpoint,
     copy_checkpoint,
     edit_json,
+    edit_weights,
     manifest_of,
     record_here,
 )
@@ -68,6 +70,10 @@ def with_large_ids(folder: Path) -> None:
         (edited("config.json", hidden_act="nonsense"), "the model of"),
         (edited("config.json", rope_scaling={"rope_type": "nonsense"}), "nonsense"),
         (edited("config.json", num_hidden_layers=1), "unexpected keys"),
+        (
+            lambda folder: edit_weights(folder, **{"model.norm.weight": None}),
+            "does not have: model",
+        ),
         (edited("config.json", hidden_size="64"), "TypeError"),
         (edited("generation_config.json", eos_token_id="</s>"), "</s>"),
         (with_large_ids, "has no embedding"),
@@ -82,17 +88,6 @@ def test_what_is_wrong_with_a_checkpoint_is_named(tmp_path: Path, spoil: Spoil, 
     assert named in caught.value.problem
     assert caught.value.remedy
     assert not list(tmp_path.glob("goldens/*/*/*/manifest.json"))
-
-
-def test_a_damaged_checkpoint_ends_the_command_with_two_lines(snap: Snap, tmp_path: Path) -> None:
-    """And with the code of what could not run."""
-    folder = copy_checkpoint(LLAMA, tmp_path / "ck")
-    edit_json(folder / "config.json", hidden_act="nonsense")
-    run = snap("record", "--checkpoint", folder, "--goldens", tmp_path / "goldens", *SMALL)
-    assert run.code == 3
-    problem, remedy = error_lines(run)
-    assert "nonsense" in problem
-    assert "fault of snap" not in remedy
 
 
 @pytest.mark.parametrize(
@@ -164,16 +159,30 @@ def test_a_table_of_positions_ends_where_new_tokens_would_go_beyond_it(
 
 def shorten_positions(folder: Path, length: int) -> None:
     """Cut a GPTBigCode's table of positions."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     edit_json(folder / "config.json", n_positions=length)
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"][:length].clone()
-    save_file(tensors, path, metadata={"format": "pt"})
+    name = "transformer.wpe.weight"
+    table = load_file(folder / "model.safetensors")[name]
+    edit_weights(folder, **{name: table[:length].clone()})
 
 
 def test_a_phase_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
     """A set of no phase would be no golden."""
     with pytest.raises(UsageError, match="llama has no phase vision"):
-        record_here(LLAMA, tmp_path / "goldens", phases=(Phase.VISION,))
+        record_here(LLAMA, tmp_path / "goldens", phase=(Phase.VISION,))
+
+
+def test_the_vocabularies_of_all_tokenizers_count_as_files_of_a_checkpoint() -> None:
+    """Each module of transformers names its files; pickled ones are not read."""
+    import transformers
+
+    models = Path(transformers.__file__).parent / "models"
+    files: set[str] = set()
+    for path in models.glob("*/tokenization_*.py"):
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id="VOCAB_FILES_NAMES")], value=names):
+                    files |= set(ast.literal_eval(names).values())
+    assert len(files) > 20
+    assert {file for file in files if not is_small_file(file)} <= {"vocab.pkl", "vocab.bin"}

@@ -119,9 +119,7 @@ def make_case(named: NamedRecipe) -> dict[str, Tensors]:
     images: Sequence[Image.Image] = [render(image) for image in named.recipe.images]
     prepared = PreparedCase(named.recipe.prompt, inputs, torch.zeros(len(images), 2))
     logits = torch.randn(6, 12, generator=generator)
-    generation = Generation(
-        torch.tensor([5, 4, 2]), torch.randn(3, 12, generator=generator), "größer"
-    )
+    generation = Generation(torch.tensor([5, 4, 2]), torch.randn(3, 12, generator=generator))
     outputs = {module: torch.randn(1, 6, 8, generator=generator) for module in MODULES}
     taps = [Tap(module, None, sketch(output, seed=SEED)) for module, output in outputs.items()]
     tensors = {

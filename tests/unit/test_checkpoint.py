@@ -1,159 +1,234 @@
-"""Checkpoints: folders by digest, hub ids through the real client and a server on loopback."""
+"""Checkpoint folders: their revision, their files, and how a folder is told from a hub id."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from snapshot_tool.base.checkpoint import checkpoint_name, open_checkpoint, require_same_files
-from snapshot_tool.base.errors import CheckpointUnavailable, RevisionMismatch
-from tests.unit.hub import COMMIT, FILES, REPOSITORY, serve_hub
+from snapshot_tool.base.checkpoint import (
+    Checkpoint,
+    checkpoint_name,
+    is_folder,
+    open_checkpoint,
+    require_same_files,
+)
+from snapshot_tool.base.errors import CheckpointUnavailable, RevisionMismatch, UsageError
 
-PROGRAM = """
-import json, sys
-from snapshot_tool.base.checkpoint import open_checkpoint
-from snapshot_tool.base.errors import SnapError
-try:
-    found = open_checkpoint(sys.argv[1], revision=sys.argv[2])
-except SnapError as error:
-    kind = type(error).__name__
-    print(json.dumps({"kind": kind, "problem": error.problem, "remedy": error.remedy}))
-else:
-    print(json.dumps({"name": found.name, "revision": found.revision, "files": found.files,
-                      "resolved_from": found.resolved_from, "folder": str(found.folder)}))
-"""
-
-
-def open_on_hub(home: Path, endpoint: str, name: str, revision: str, **environment: str) -> Any:
-    """Open a hub checkpoint in a process of its own, with a cache of its own."""
-    answer = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name, revision],
-        env={
-            **os.environ,
-            "HF_HOME": str(home),
-            "HF_ENDPOINT": endpoint,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert answer.returncode == 0, answer.stderr
-    return json.loads(answer.stdout)
+INDEX = {"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "parts/two.safetensors"}}
+LOADED = {
+    "config.json": "{}",
+    "tokenizer.json": "{}",
+    "tokenizer.4.0.0.json": "{}",
+    "additional_chat_templates/tools.jinja": "{{ messages }}",
+    "model.safetensors.index.json": json.dumps(INDEX),
+    "one.safetensors": "weights",
+    "parts/two.safetensors": "weights",
+}
+NOT_LOADED = {
+    "README.md": "text",
+    "notes.txt": "text",
+    "eval.json": "{}",
+    "helper.py": "no configuration names code",
+    "pytorch_model.bin": "the same weights",
+    "consolidated.safetensors": "the same weights",
+    "model-00001-of-00003.safetensors": "of an earlier save",
+    "original/config.json": "{}",
+    "original/model.safetensors": "the same weights",
+    "onnx/model.onnx": "the same weights",
+    ".hidden": "",
+    ".git/config": "",
+}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Make a small checkpoint folder."""
-    folder = tmp_path / "My model"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "config.json").write_text("{}", encoding="utf-8")
-    (folder / "vocab.txt").write_text("b", encoding="utf-8")
-    (folder / "README.md").write_text("x", encoding="utf-8")
-    (folder / "sub" / "model.safetensors").write_text("x", encoding="utf-8")
+    """Make a checkpoint folder with more in it than is loaded."""
+    folder = tmp_path / "model"
+    for name, text in (LOADED | NOT_LOADED).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
-def test_a_folders_revision_is_the_digest_of_what_sha256sum_prints(folder: Path) -> None:
-    """Anyone can compute it with coreutils; files that nothing loads do not count."""
-    listing = subprocess.run(
-        ["sha256sum", "config.json", "vocab.txt"], cwd=folder, capture_output=True, check=True
-    ).stdout
-    total = subprocess.run(["sha256sum"], input=listing, capture_output=True, check=True).stdout
-    found = open_checkpoint(str(folder), revision=None)
-    assert found.revision == total.decode().split()[0]
-    assert sorted(found.files) == ["config.json", "vocab.txt"]
-    assert found.name == checkpoint_name(str(folder)) == "local/My-model"
+def opened(folder: Path, revision: str | None = None) -> Checkpoint:
+    """Open a folder."""
+    return open_checkpoint(str(folder), revision=revision)
 
 
-def test_a_folders_revision_must_match_the_one_given(folder: Path) -> None:
-    """Shortened or whole; too short a prefix proves nothing."""
-    revision = open_checkpoint(str(folder), revision=None).revision
-    assert open_checkpoint(str(folder), revision=revision[:12]).revision == revision
-    for wrong in ("f" * 40, revision[:3]):
-        with pytest.raises(RevisionMismatch, match="have revision"):
-            open_checkpoint(str(folder), revision=wrong)
+def test_only_loaded_files_count_and_the_revision_is_what_sha256sum_prints(folder: Path) -> None:
+    """Anyone can compute it with coreutils, from the manifest's list of files."""
+    found = opened(folder)
+    assert found.files.keys() == LOADED.keys()
+    for name in NOT_LOADED:
+        (folder / name).write_text("edited", encoding="utf-8")
+    assert opened(folder) == found
+    command = ["bash", "-c", 'sha256sum "$@" | sha256sum', "", *sorted(LOADED)]
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert found.revision == answer.stdout.split()[0]
 
 
-def test_changed_missing_and_added_files_are_named(folder: Path) -> None:
-    """Weights that were not there are a change; a file that nothing loads is none."""
-    recorded = open_checkpoint(str(folder), revision=None).files
-    (folder / "README.md").write_text("new", encoding="utf-8")
-    (folder / "sub" / "more.safetensors").write_text("new", encoding="utf-8")
-    require_same_files(open_checkpoint(str(folder), revision=None), recorded)
-    (folder / "model.safetensors").write_text("new", encoding="utf-8")
-    with pytest.raises(RevisionMismatch, match=r"model\.safetensors was not there"):
-        require_same_files(open_checkpoint(str(folder), revision=None), recorded)
-    (folder / "model.safetensors").unlink()
-    (folder / "vocab.txt").write_text("c", encoding="utf-8")
-    with pytest.raises(RevisionMismatch, match=r"vocab\.txt has changed"):
-        require_same_files(open_checkpoint(str(folder), revision=None), recorded)
-    (folder / "vocab.txt").unlink()
-    with pytest.raises(RevisionMismatch, match=r"vocab\.txt is missing"):
-        require_same_files(open_checkpoint(str(folder), revision=None), recorded)
+def test_one_file_of_weights_is_taken_before_an_index(folder: Path) -> None:
+    """As transformers does it."""
+    (folder / "model.safetensors").write_text("all weights", encoding="utf-8")
+    files = opened(folder).files
+    assert {name for name in files if name.endswith(".safetensors")} == {"model.safetensors"}
 
 
-def test_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
-    """No such folder; a folder without config.json."""
-    with pytest.raises(CheckpointUnavailable, match="is no folder here"):
-        open_checkpoint(str(tmp_path / "nowhere"), revision=None)
-    with pytest.raises(CheckpointUnavailable, match=r"has no config\.json"):
-        open_checkpoint(str(tmp_path), revision=None)
+def test_python_files_count_if_a_configuration_names_code(folder: Path) -> None:
+    """They are what --trust-remote-code runs."""
+    config = {"auto_map": {"AutoProcessor": "own.OwnProcessor"}}
+    (folder / "processor_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "own.py").write_text("", encoding="utf-8")
+    added = opened(folder).files.keys() - LOADED.keys()
+    assert added == {"processor_config.json", "own.py", "helper.py"}
 
 
-def test_a_branch_is_resolved_and_downloaded_and_then_found_without_the_hub(
-    tmp_path: Path,
-) -> None:
-    """The commit is what is kept; with it the cache answers when the hub is gone."""
-    with serve_hub() as endpoint:
-        found = open_on_hub(tmp_path, endpoint, REPOSITORY, "main")
-    assert (found["name"], found["revision"]) == (REPOSITORY, COMMIT)
-    assert found["resolved_from"] == "main"
-    # Other formats of the weights stay on the hub.
-    assert set(found["files"]) == {"config.json", "model.safetensors"}
-    assert (Path(found["folder"]) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
-    again = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT)
-    assert (again["revision"], again["resolved_from"]) == (COMMIT, "")
-    assert again["files"] == found["files"]
+@pytest.mark.parametrize("change", ["content", "name", "added"])
+def test_any_change_of_a_loaded_file_changes_the_revision(folder: Path, change: str) -> None:
+    """Content, names and the set of files all count."""
+    before = opened(folder).revision
+    if change == "content":
+        (folder / "parts" / "two.safetensors").write_text("other", encoding="utf-8")
+    elif change == "name":
+        (folder / "tokenizer.json").rename(folder / "vocab.json")
+    else:
+        (folder / "vocab.txt").write_text("", encoding="utf-8")
+    assert opened(folder).revision != before
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "problem"),
+    ("index", "problem"),
     [
-        ("owner/nothing", "main", "the hub has no checkpoint owner/nothing"),
-        ("owner/nothing", "6" * 40, "the hub has no checkpoint owner/nothing"),
-        (REPOSITORY, "no-such-branch", "owner/model has no revision 'no-such-branch'"),
-        (REPOSITORY, "6" * 40, f"owner/model has no revision '{'6' * 40}'"),
-        ("owner/gated", "main", "owner/gated is gated"),
+        (INDEX, "one.safetensors is missing"),
+        ({"weight_map": {"a": "../elsewhere.safetensors"}}, "which is not a file of"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "which is not a file of the checkpoint"),
+        ({"weight_map": {"a": ["one.safetensors"]}}, "which is not a file of the checkpoint"),
+        ({"weight_map": {}}, "has no weight_map"),
+        ([], "is not a JSON object"),
     ],
 )
-def test_what_the_hub_does_not_have_is_said_clearly(
-    tmp_path: Path, name: str, revision: str, problem: str
+def test_an_index_and_files_that_do_not_fit_are_named(
+    folder: Path, index: object, problem: str
 ) -> None:
-    """Unknown, private, gated: what is wrong, and what to do."""
-    with serve_hub() as endpoint:
-        found = open_on_hub(tmp_path, endpoint, name, revision)
-    assert found["kind"] == "CheckpointUnavailable"
-    assert found["problem"].startswith(problem)
-    assert found["remedy"]
+    """A download that was cut short, or a damaged index: one line with the file."""
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    (folder / "one.safetensors").unlink()
+    with pytest.raises(CheckpointUnavailable) as caught:
+        opened(folder)
+    assert problem in caught.value.problem
+    assert "model.safetensors.index.json" in caught.value.problem
 
 
-def test_without_a_network_the_message_says_so(tmp_path: Path) -> None:
-    """The hub out of reach, or offline mode on."""
-    with serve_hub() as endpoint:
-        pass  # its port is closed again
-    gone = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT)
-    assert gone["kind"] == "CheckpointUnavailable"
-    assert gone["problem"].endswith("is not in the local cache, and the hub cannot be reached")
-    offline = open_on_hub(tmp_path, endpoint, REPOSITORY, "main", HF_HUB_OFFLINE="1")
-    assert offline["problem"].endswith(": offline mode is on (HF_HUB_OFFLINE)")
-    assert "--checkpoint DIR" in offline["remedy"]
+def test_a_link_to_a_missing_file_is_named(folder: Path) -> None:
+    """As in a cache whose blobs are gone: the file would be passed over in silence."""
+    (folder / "generation_config.json").symlink_to(folder / "gone")
+    with pytest.raises(CheckpointUnavailable, match=r"generation_config\.json is missing"):
+        opened(folder)
+
+
+def test_a_revision_may_be_shortened_to_seven_digits(folder: Path) -> None:
+    """A shorter prefix proves nothing."""
+    revision = opened(folder).revision
+    for accepted in (revision[:7], revision[:40], revision):
+        assert opened(folder, accepted).revision == revision
+    for refused in (revision[:6], revision[:7].upper() + "x", revision + "0", revision[1:20]):
+        with pytest.raises(RevisionMismatch, match=f"have revision {revision}, not {refused}"):
+            opened(folder, refused)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("model.safetensors", "new", "was not there when local/model was recorded"),
+        ("config.json", '{"new": 1}', "has changed since local/model was recorded"),
+        ("tokenizer.json", None, "is missing since local/model was recorded"),
+        ("vocab.txt", "a further small file", None),
+        ("README.md", "not loaded", None),
+    ],
+)
+def test_a_checkpoint_must_have_the_recorded_files(
+    folder: Path, name: str, change: str | None, problem: str | None
+) -> None:
+    """Also if the set lists all files of the folder, as earlier versions recorded it."""
+    recorded = opened(folder).files
+    if change is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(change, encoding="utf-8")
+    for files in (recorded, {**dict.fromkeys(NOT_LOADED, "0" * 64), **recorded}):
+        if problem is None:
+            require_same_files(opened(folder), files)
+            continue
+        with pytest.raises(RevisionMismatch) as caught:
+            require_same_files(opened(folder), files)
+        assert caught.value.problem == f"{folder / name} {problem}"
+        assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("spec", "folder"),
+    [
+        ("HuggingFaceTB/SmolVLM-256M-Instruct", False),
+        ("owner/name", False),
+        ("./owner/name", True),
+        ("/owner/name", True),
+        ("~/name", True),
+        ("name", True),
+        ("a/b/c", True),
+        ("../name", True),
+        ("owner/", True),
+    ],
+)
+def test_a_folder_is_told_from_a_hub_id(spec: str, *, folder: bool) -> None:
+    """One slash between two names is the hub's; all else is written like a path."""
+    assert is_folder(spec) is folder
+
+
+def test_a_folder_that_exists_wins_over_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The local folder of that name is meant."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert is_folder("owner/name")
+    assert checkpoint_name("owner/name") == "local/name"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("tiny", "local/tiny"),
+        ("My model (v2)", "local/My-model-v2-"),
+        ("..hidden", "local/hidden"),
+        ("größe", "local/gr-e"),
+        ("日本", "local/checkpoint"),
+    ],
+)
+def test_a_folders_name_becomes_one_that_a_manifest_takes(
+    tmp_path: Path, folder: str, name: str
+) -> None:
+    """Anything but letters, digits, dots, hyphens and underscores becomes a hyphen."""
+    (tmp_path / folder).mkdir()
+    assert checkpoint_name(str(tmp_path / folder)) == name
+
+
+def test_a_hub_id_without_a_revision_is_a_usage_error() -> None:
+    """A golden is pinned to one commit; the hub is not contacted."""
+    with pytest.raises(UsageError, match="--revision is needed for owner/name"):
+        open_checkpoint("owner/name", revision=None)
+
+
+@pytest.mark.parametrize("spec", ["/no/such/folder", "no-such-folder", "a/b/c", "~no-such-user/x"])
+def test_a_folder_that_is_not_there_is_named_as_the_user_wrote_it(spec: str) -> None:
+    """And what would be a checkpoint."""
+    with pytest.raises(CheckpointUnavailable, match=f"checkpoint {spec} is"):
+        open_checkpoint(spec, revision=None)
+
+
+def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path: Path) -> None:
+    """Its files may be those of anything."""
+    with pytest.raises(CheckpointUnavailable, match=r"has no config\.json"):
+        opened(tmp_path)

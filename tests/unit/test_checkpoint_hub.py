@@ -1,18 +1,19 @@
-"""What comes from the hub is complete and known by its digests, and errors are two lines."""
+"""Hub checkpoints, through the real client and a server on loopback."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.unit.hub import COMMIT, REPOSITORY, serve_hub
-from tests.unit.test_checkpoint import open_on_hub
+from tests.unit.hub import COMMIT, FILES, REPOSITORY, serve_hub
 
 WEIGHTS = bytes(range(256)) * 10_000
 LOADED = {
@@ -31,104 +32,119 @@ NOT_LOADED = {
     "original/own.py": b"",
     "pytorch_model.bin": WEIGHTS,
 }
+# The client reads the hub's address and its cache once, at import.
 PROGRAM = """
-import sys
+import json, sys
 from snapshot_tool.base.checkpoint import open_checkpoint
 from snapshot_tool.base.errors import SnapError
 try:
-    open_checkpoint(sys.argv[1], revision=sys.argv[2])
+    found = open_checkpoint(sys.argv[1], revision=sys.argv[2])
 except SnapError as error:
     sys.exit(f"{type(error).__name__}\\n{error}")
+print(json.dumps({"name": found.name, "revision": found.revision, "files": found.files,
+                  "resolved_from": found.resolved_from, "folder": str(found.folder)}))
 """
 
 
-def fail_on_hub(home: Path, name: str, revision: str, **environment: str) -> list[str]:
-    """Return all lines on stderr of a process that asks the hub in vain."""
-    answer = subprocess.run(
+def run(home: Path, name: str, revision: str, **environment: str) -> Any:
+    """Open a hub checkpoint in a process of its own, with a cache of its own."""
+    return subprocess.run(
         [sys.executable, "-c", PROGRAM, name, revision],
-        env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", **environment},
+        env={
+            **os.environ,
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            **environment,
+        },
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
-    assert answer.returncode == 1
-    return answer.stderr.splitlines()
 
 
-def test_what_is_loaded_is_downloaded_with_its_digest_and_nothing_else(tmp_path: Path) -> None:
+def open_on_hub(home: Path, endpoint: str, revision: str = COMMIT) -> Any:
+    """Return the checkpoint that was opened."""
+    answer = run(home, REPOSITORY, revision, HF_ENDPOINT=endpoint)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)
+
+
+def test_a_branch_is_resolved_and_downloaded_and_then_found_without_the_hub(
+    tmp_path: Path,
+) -> None:
+    """The commit is kept; with it the cache answers when the hub is gone."""
+    with serve_hub() as endpoint:
+        found = open_on_hub(tmp_path, endpoint, "main")
+    assert (found["name"], found["revision"]) == (REPOSITORY, COMMIT)
+    assert found["resolved_from"] == "main"
+    # Other formats of the weights stay on the hub.
+    assert set(found["files"]) == {"config.json", "model.safetensors"}
+    assert (Path(found["folder"]) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    again = open_on_hub(tmp_path, endpoint)
+    assert (again["revision"], again["resolved_from"]) == (COMMIT, "")
+    assert again["files"] == found["files"]
+
+
+def test_loaded_files_are_downloaded_with_their_digests_and_no_others(tmp_path: Path) -> None:
     """Files in folders, of several blocks, code that a configuration names; no second weights."""
     with serve_hub(LOADED | NOT_LOADED) as endpoint:
-        found = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT)
+        found = open_on_hub(tmp_path, endpoint)
     wanted = {name: hashlib.sha256(data).hexdigest() for name, data in LOADED.items()}
     assert found["files"] == wanted
-    assert (found["revision"], found["resolved_from"]) == (COMMIT, "")
     folder = Path(found["folder"])
     here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert here == wanted.keys()
-
-
-def test_a_download_that_was_cut_short_is_named(tmp_path: Path) -> None:
-    """Without the hub, what the cache lacks of the weights is named."""
-    with serve_hub(LOADED) as endpoint:
-        found = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT)
-    (Path(found["folder"]) / "a.safetensors").unlink()
-    again = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT, HF_HUB_OFFLINE="1")
-    assert again["kind"] == "CheckpointUnavailable"
-    assert "a.safetensors is missing" in again["problem"]
+    # A download that was cut short: without the hub, what the cache lacks is named.
+    (folder / "a.safetensors").unlink()
+    again = run(tmp_path, REPOSITORY, COMMIT, HF_HUB_OFFLINE="1")
+    assert "a.safetensors is missing" in again.stderr
 
 
 def test_a_checkpoint_without_config_is_refused(tmp_path: Path) -> None:
     """A repository of weights alone is no checkpoint."""
     with serve_hub({"model.safetensors": b"weights"}) as endpoint:
-        found = open_on_hub(tmp_path, endpoint, REPOSITORY, COMMIT)
-    assert found["kind"] == "CheckpointUnavailable"
-    assert found["problem"] == f"{REPOSITORY} at {COMMIT} has no config.json"
+        answer = run(tmp_path, REPOSITORY, COMMIT, HF_ENDPOINT=endpoint)
+    assert f"{REPOSITORY} at {COMMIT} has no config.json" in answer.stderr
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "environment"),
+    ("name", "revision", "environment", "problem"),
     [
-        ("owner/nothing", "main", {}),
-        ("owner/gated", "main", {}),
-        (REPOSITORY, "6" * 40, {}),
-        (REPOSITORY, COMMIT, {"HF_HUB_OFFLINE": "1"}),
-        (REPOSITORY, COMMIT, {"HF_ENDPOINT": "http://127.0.0.1:9"}),
+        ("owner/nothing", "main", {}, "the hub has no checkpoint owner/nothing"),
+        ("owner/nothing", "6" * 40, {}, "the hub has no checkpoint owner/nothing"),
+        (REPOSITORY, "no-such-branch", {}, "owner/model has no revision 'no-such-branch'"),
+        (REPOSITORY, "6" * 40, {}, f"owner/model has no revision '{'6' * 40}'"),
+        ("owner/gated", "main", {}, "owner/gated is gated"),
+        (REPOSITORY, COMMIT, {"HF_HUB_OFFLINE": "1"}, "offline mode is on (HF_HUB_OFFLINE)"),
+        (REPOSITORY, "main", {"HF_HUB_OFFLINE": "1"}, "offline mode is on (HF_HUB_OFFLINE)"),
+        (
+            REPOSITORY,
+            COMMIT,
+            {"HF_ENDPOINT": "http://127.0.0.1:9"},
+            "is not in the local cache, and the hub cannot be reached",
+        ),
     ],
-    ids=["unknown", "gated", "revision", "offline", "unreachable"],
 )
-def test_an_error_is_two_lines_and_no_traceback(
-    tmp_path: Path, name: str, revision: str, environment: Mapping[str, str]
+def test_what_the_hub_does_not_give_is_two_lines(
+    tmp_path: Path, name: str, revision: str, environment: Mapping[str, str], problem: str
 ) -> None:
-    """Nothing else reaches the terminal: neither a traceback nor the client's own messages."""
+    """Neither a traceback nor the client's own messages reach the terminal."""
     with serve_hub() as endpoint:
-        lines = fail_on_hub(tmp_path, name, revision, **{"HF_ENDPOINT": endpoint, **environment})
-    kind, problem, remedy = lines
+        answer = run(tmp_path, name, revision, **{"HF_ENDPOINT": endpoint, **environment})
+    assert answer.returncode == 1
+    kind, found, remedy = answer.stderr.splitlines()
     assert kind == "CheckpointUnavailable"
-    assert name in problem
+    assert problem in found
     assert remedy
-
-
-def test_offline_mode_is_named_where_the_commit_is_not_in_the_cache(tmp_path: Path) -> None:
-    """With a full SHA the cache is looked into, and named."""
-    lines = fail_on_hub(tmp_path, REPOSITORY, COMMIT, HF_HUB_OFFLINE="1")
-    assert lines[1] == (
-        f"{REPOSITORY} at {COMMIT} is not in the local cache, "
-        "and offline mode is on (HF_HUB_OFFLINE)"
-    )
-    assert lines[2] == "connect to the network, or pass a folder: --checkpoint DIR"
 
 
 def test_a_branch_cannot_be_resolved_offline_and_the_cached_commit_is_named(
     tmp_path: Path,
 ) -> None:
-    """The commit may be in the cache: then it is what to pass."""
-    lines = fail_on_hub(tmp_path, REPOSITORY, "main", HF_HUB_OFFLINE="1")
-    assert lines[1] == (
-        f"'main' of {REPOSITORY} cannot be resolved to a commit: "
-        "offline mode is on (HF_HUB_OFFLINE)"
-    )
+    """The commit may be in the cache: then it can be passed."""
     folder = f"models--{REPOSITORY.replace('/', '--')}"
     (tmp_path / "hub" / folder / "snapshots" / COMMIT).mkdir(parents=True)
-    lines = fail_on_hub(tmp_path, REPOSITORY, "main", HF_HUB_OFFLINE="1")
+    lines = run(tmp_path, REPOSITORY, "main", HF_HUB_OFFLINE="1").stderr.splitlines()
     assert lines[2] == f"in the local cache is: --revision {COMMIT}"

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 from PIL import Image
 
-from snapshot_tool.base.errors import GoldenExists, InputRefused
+from snapshot_tool.base.errors import InputRefused
 from snapshot_tool.base.protocol import CaseInputs, PreparedCase, SilentProgress
 from snapshot_tool.base.recipes import CaseRecipe
 from snapshot_tool.goldens import parts
@@ -109,37 +108,3 @@ def test_recorded_inputs_are_asked_again_and_what_differs_is_reported_by_case(
         assert torch.equal(staged.attention_mask, recorded.attention_mask)
         assert (staged.pixel_values is None) == (recorded.pixel_values is None)
         assert any(f"case {case.name}:" in line for line in notes.lines)
-
-
-def test_sets_that_share_their_inputs_keep_the_same_cases(tmp_path: Path, golden: Golden) -> None:
-    """Before the model runs: a further case would change the inputs of the set beside it."""
-    manifest = golden.manifest
-    settings = Settings(
-        revision=manifest.checkpoint.revision,
-        seed=manifest.seed,
-        variants=manifest.draws.variants,
-        max_new_tokens=4,
-        phases=(),
-        environment={},
-        prompts=("another prompt",),
-    )
-    staging = Staging(tmp_path / "staging")
-    staging.folder.mkdir()
-    with pytest.raises(GoldenExists, match="shares the inputs"):
-        make_plan(
-            staging,
-            settings,
-            reference=Processor(other_ids),  # type: ignore[arg-type]
-            earlier=Earlier(None, (golden,)),
-            redraw=False,
-            progress=SilentProgress(),
-        )
-
-
-def test_an_end_token_of_a_cases_own_counts_for_that_case_alone(golden: Golden) -> None:
-    """The others end by those of the set."""
-    own, other = golden.manifest.cases
-    own = msgspec.structs.replace(own, eos_token_ids=(7,))
-    manifest = msgspec.structs.replace(golden.manifest, cases=(own, other))
-    assert manifest.eos_token_ids(own) == (7,)
-    assert manifest.eos_token_ids(other) == manifest.generation.eos_token_ids

@@ -53,8 +53,8 @@ from snapshot_tool.families.family import (
     PAGE,
     Family,
     computed_without,
+    pairs_of,
     text_config,
-    twins_of,
     unmapped_fields,
 )
 from snapshot_tool.families.fms_calls import FmsCalls, LoadedFms
@@ -157,7 +157,7 @@ class FmsCandidate:
 
     def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
         """Run forward and show the modules; return FMS's name of each, by Hugging Face's."""
-        twins, head_dim = self.family.fms.twins, self._head_dim()
+        twins, head_dim = self.family.fms.module_pairs, self._head_dim()
         with observe_twins(self.model, twins, observe, head_dim=head_dim) as names:
             if self.family.takes_text:
                 self.forward(inputs)
@@ -189,14 +189,14 @@ class FmsCandidate:
         """Return the outputs of Hugging Face's modules in an output, as Hugging Face has them."""
         found = {
             hf_name: twin_output(output, twin, head_dim=self._head_dim())
-            for hf_name, twin in twins_of(module, self.family.fms.twins)
+            for hf_name, twin in pairs_of(module, self.family.fms.module_pairs)
         }
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def graft(self, module: str, output: torch.Tensor) -> AbstractContextManager[str]:
         """Let a module, by Hugging Face's name, return the golden's output meanwhile."""
         return graft_twin(
-            self.model, self.family.fms.twins, module, output, head_dim=self._head_dim()
+            self.model, self.family.fms.module_pairs, module, output, head_dim=self._head_dim()
         )
 
     def output_cache(self) -> OutputCache | None:
@@ -225,7 +225,7 @@ class FmsCandidate:
 
     def _head_dim(self) -> int:
         """Return the elements of one head of the text model; 0 if no twin is rotary."""
-        if not any(twin.rotary for twin in self.family.fms.twins):
+        if not any(twin.rotary for twin in self.family.fms.module_pairs):
             return 0
         return head_dim(text_config(self.request.config))
 
@@ -268,7 +268,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
         ) from error
     require_split(model, architecture=family.fms.architecture)
     unset = require_coverage(model, weights, request.checkpoint, family.fms, request.config)
-    kind = FmsCandidate if family.fms.twins else UnnamedFmsCandidate
+    kind = FmsCandidate if family.fms.module_pairs else UnnamedFmsCandidate
     doubles = tuple(
         f"FMS loads {' and '.join(names)} into one weight, {own}"
         for own, names in find_doubles(model, every, family.fms).items()

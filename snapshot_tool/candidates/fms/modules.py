@@ -10,7 +10,7 @@ from snapshot_tool.base.errors import CandidateUnavailable
 from snapshot_tool.base.protocol import Observer
 from snapshot_tool.base.tap import Side
 from snapshot_tool.candidates.fms.weights import whole_modules
-from snapshot_tool.families.family import Twin, twins_of
+from snapshot_tool.families.family import ModulePair, pairs_of
 from snapshot_tool.taps.hooks import (
     first_tensor,
     plain_modules,
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def observe_twins(
-    model: torch.nn.Module, twins: Sequence[Twin], observe: Observer, *, head_dim: int
+    model: torch.nn.Module, twins: Sequence[ModulePair], observe: Observer, *, head_dim: int
 ) -> Iterator[Mapping[str, str]]:
     """Show every module that has a twin, under the twin's name; yield FMS's name of each twin.
 
     head_dim: elements of one head of the text model, for undoing FMS's rotary order.
     """
     named = whole_modules(model)
-    found = {name: pairs for name in named if (pairs := twins_of(name, twins))}
+    found = {name: pairs for name in named if (pairs := pairs_of(name, twins))}
 
     def watch(name: str, side: Side, value: object) -> None:
         for hf_name, twin in found[name]:
@@ -48,7 +48,7 @@ def observe_twins(
         yield {hf_name: name for name, pairs in found.items() for hf_name, _ in pairs}
 
 
-def twin_output(output: object, twin: Twin, *, head_dim: int) -> torch.Tensor | None:
+def twin_output(output: object, twin: ModulePair, *, head_dim: int) -> torch.Tensor | None:
     """Return the part of an FMS module's output that is a Hugging Face module's, as it has it."""
     tensor = _part(output, twin)
     if tensor is None or not twin.rotary:
@@ -56,7 +56,7 @@ def twin_output(output: object, twin: Twin, *, head_dim: int) -> torch.Tensor | 
     return undo_rotary_order(tensor, head_dim)
 
 
-def _part(output: object, twin: Twin) -> torch.Tensor | None:
+def _part(output: object, twin: ModulePair) -> torch.Tensor | None:
     if twin.part is None:
         return first_tensor(output)
     if isinstance(output, (tuple, list)):
@@ -79,7 +79,7 @@ def undo_rotary_order(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
 @contextmanager
 def graft_twin(
     model: torch.nn.Module,
-    twins: Sequence[Twin],
+    twins: Sequence[ModulePair],
     module: str,
     output: torch.Tensor,
     *,
@@ -121,9 +121,11 @@ def graft_twin(
         handle.remove()
 
 
-def _find_twin(model: torch.nn.Module, twins: Sequence[Twin], module: str) -> tuple[str, Twin]:
+def _find_twin(
+    model: torch.nn.Module, twins: Sequence[ModulePair], module: str
+) -> tuple[str, ModulePair]:
     for name in plain_modules(model):
-        for hf_name, twin in twins_of(name, twins):
+        for hf_name, twin in pairs_of(name, twins):
             if hf_name == module:
                 return name, twin
     raise CandidateUnavailable(
@@ -131,7 +133,7 @@ def _find_twin(model: torch.nn.Module, twins: Sequence[Twin], module: str) -> tu
     )
 
 
-def _with_part(answer: Any, twin: Twin, output: torch.Tensor, *, head_dim: int) -> Any:
+def _with_part(answer: Any, twin: ModulePair, output: torch.Tensor, *, head_dim: int) -> Any:
     """Return what FMS's module returned with one Hugging Face module's part replaced."""
     import torch
 

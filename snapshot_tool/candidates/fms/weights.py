@@ -22,7 +22,7 @@ from snapshot_tool.base import checkpoint as checkpoint_files
 from snapshot_tool.base.errors import CandidateUnavailable, CheckpointUnavailable
 from snapshot_tool.base.protocol import WeightPair
 from snapshot_tool.candidates.distributed import joined_ranks
-from snapshot_tool.families.family import FmsPort, fields_of_shape, twins_of, whole_numbers
+from snapshot_tool.families.family import FmsPort, fields_of_shape, pairs_of, whole_numbers
 from snapshot_tool.taps.hooks import plain_modules, plain_names
 
 
@@ -285,9 +285,10 @@ def _own_weight(own: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | No
 def _reference_modules(weight: str, port: FmsPort) -> tuple[str, ...]:
     """Return Hugging Face's modules that a weight belongs to."""
     module = weight.rpartition(".")[0]
-    # The twin of what FMS fuses may be the module around it.
-    twins = twins_of(module, port.twins) or twins_of(module.rpartition(".")[0], port.twins)
-    return tuple(hf_name for hf_name, _ in twins)
+    # What FMS fuses may correspond to the module around it.
+    around = module.rpartition(".")[0]
+    pairs = pairs_of(module, port.module_pairs) or pairs_of(around, port.module_pairs)
+    return tuple(hf_name for hf_name, _ in pairs)
 
 
 def read_shapes(
