@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.errors import CandidateUnavailable
-from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
 from snapshot_tool.base.report import END_TOKEN, ROPE, WINDOW
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
@@ -131,7 +131,7 @@ def test_a_field_that_fms_is_not_given_is_noted() -> None:
     assert not [note for note in notes if "hidden_size" in note]
 
 
-class ForgetsMasks:
+class ForgetsMasks(Candidate):
     """An encoder that attends to the padding of a batch."""
 
     def __init__(self, right: FmsCandidate) -> None:
