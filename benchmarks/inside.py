@@ -90,7 +90,7 @@ def main() -> None:
         methods = ("preprocess", "vision", "connector", "forward", "generate")
         time_functions(candidates_own, fms.FmsCandidate, *methods)
         time_functions(candidates_own, fms, "_build_model")
-        time_functions(snaps_own, output_cache, "_digest", "_copied", "_joined")
+        time_functions(snaps_own, output_cache, "_description", "_copied", "_joined")
         return load(*given, **options)
 
     candidates.load_candidate = load_timed

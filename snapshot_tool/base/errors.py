@@ -124,6 +124,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text."""
+    return (str(error).strip() or "no message").splitlines()[0]
+
+
 def printable(text: str) -> str:
     """Return the text with control characters, line ends and bidi marks as escapes."""
     if text.isprintable():

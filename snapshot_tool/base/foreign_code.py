@@ -1,4 +1,4 @@
-"""Running code that is not snap's: what ends it is an error, what it does to the process is undone.
+"""Run code that is not snap's: ending the process is an error, changes to the process are undone.
 
 A candidate's file, a factory, a phase and all that they import may call sys.exit, change the
 working folder, close standard output or leave an exit handler behind. None of it may end a check
@@ -24,32 +24,32 @@ from snapshot_tool.base.errors import EndedProcess
 _STREAMS = {"stdout": 1, "stderr": 2}
 
 
-class _Process:
-    """Whether foreign code runs in this process, and which folder it moved to."""
+class _State:
+    """Whether foreign code is running in this process, and the folder that it moved to."""
 
     running = False
-    folder = ""  # "": nowhere
+    folder = ""  # "": none
 
 
 @contextmanager
 def foreign_code(what: str) -> Iterator[None]:
     """Run code that is not snap's inside the block; `what` names it in errors.
 
-    What it prints goes to standard error, sys.argv has no arguments, and its own working folder is
-    kept from block to block.
+    Its output goes to standard error, sys.argv has no arguments, and its own working folder is kept
+    from block to block.
 
-    Raises EndedProcess if the code tries to end the process, or raises what is no Exception.
-    KeyboardInterrupt is raised only if the user has interrupted.
+    Raises EndedProcess if the code tries to end the process, or raises something that is not an
+    Exception. KeyboardInterrupt is raised only if the user has interrupted.
     """
-    if _Process.running:  # foreign code that calls snap
+    if _State.running:  # foreign code that calls snap
         yield
         return
-    _Process.running = True
+    _State.running = True
     folder, arguments = _working_folder(), sys.argv[:]
     interrupts = _Interrupts()
     try:
         sys.argv[:] = sys.argv[:1]
-        _change_folder(_Process.folder)
+        _change_folder(_State.folder)
         with _streams_kept(), interrupts, _no_exits(what), redirect_stdout(sys.stderr):
             yield
     except KeyboardInterrupt as error:
@@ -63,9 +63,9 @@ def foreign_code(what: str) -> Iterator[None]:
     except BaseException as error:
         raise EndedProcess(f"{what} raised {type(error).__name__}: {error}") from error
     finally:
-        _Process.running = False
+        _State.running = False
         now = _working_folder()
-        _Process.folder = now if now != folder else ""
+        _State.folder = now if now != folder else ""
         _change_folder(folder)
         sys.argv[:] = arguments
     if interrupts.seen:  # foreign code caught it
@@ -100,9 +100,9 @@ class _Interrupts:
 
 @contextmanager
 def _no_exits(what: str) -> Iterator[None]:
-    """Let os._exit and os.exec raise, here and in whatever is registered to run at exit.
+    """Let os._exit and os.exec raise, in the block and in exit handlers that it registers.
 
-    Both end the process with an exit code of the caller's choice, and nothing after them runs.
+    Both end the process at once, with a code of the caller's choice.
     """
     originals = {name: getattr(os, name) for name in ("_exit", "execv", "execve")}
     register, process = atexit.register, os.getpid()

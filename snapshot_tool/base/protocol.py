@@ -1,15 +1,16 @@
-"""The seams between the parts: what a reference and a candidate must offer."""
+"""What a candidate and a reference must offer, and what they are given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from snapshot_tool.base.errors import PhaseUnsupported
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.recipes import CaseRecipe
 from snapshot_tool.base.tap import Side
@@ -30,10 +31,10 @@ class CaseInputs:
             None without images.
         pixel_attention_mask: (tiles, height, width) bool, False where a tile is padded; None
             without images.
-        image_sizes: (images, 2) int64, height and width in pixels, for families that are told the
+        image_sizes: (images, 2) int64, height and width in pixels, for families that use the
             sizes of their images; None for others.
         token_type_ids: (1, length) int64, 1 for each token of the second of two texts; None if
-            there is one text, or the family does not tell them apart.
+            there is one text, or the family has no token types.
     """
 
     input_ids: torch.Tensor
@@ -64,9 +65,9 @@ class CandidateRequest:
         config: the reference's complete configuration, defaults filled in, as recorded.
         device: "cpu" or "cuda".
         dtype: a torch dtype's name, e.g. "float32".
-        loading: who maps the configuration and loads the weights; it concerns FMS alone.
-        changed_fields: of the configuration, which are not what its class makes of all others.
-        unused_weights: of the checkpoint, which take part in no answer of the reference.
+        loading: who maps the configuration and loads the weights; it concerns only FMS.
+        changed_fields: of the configuration, those that its class does not derive from the others.
+        unused_weights: of the checkpoint, those that no output of the reference depends on.
     """
 
     checkpoint: Path
@@ -80,11 +81,11 @@ class CandidateRequest:
 
 @dataclass(frozen=True, slots=True)
 class FieldDifference:
-    """A field that FMS's own mapping of a configuration fills otherwise than it should be.
+    """A field that FMS's own mapping of a configuration fills with another value.
 
     Args:
         field: its dotted name in FMS's configuration.
-        actual: what FMS's mapping made of it.
+        actual: what FMS's mapping fills it with.
         expected: what it should be.
         sources: the fields of Hugging Face's configuration that it is made from.
         harmless: whether it has no effect on numbers where the weights fit.
@@ -97,7 +98,7 @@ class FieldDifference:
     harmless: bool = False
 
     def __str__(self) -> str:
-        """Say it in a sentence."""
+        """Return it as a sentence."""
         source = f", from Hugging Face's {', '.join(self.sources)}" if self.sources else ""
         return f"FMS's own mapping has {self.field} {self.actual}, expected {self.expected}{source}"
 
@@ -119,78 +120,16 @@ class CandidateInfo:
     mapping: tuple[FieldDifference, ...] = ()
 
 
-class Candidate(Protocol):
-    """The implementation under test: one method per phase, called under torch.inference_mode.
-
-    A phase whose method is missing, or raises PhaseUnsupported, is a skip with that reason. Any
-    other exception makes the phase of that case an error; the rest still runs.
-    """
-
-    def info(self) -> CandidateInfo:
-        """Say which implementation this is."""
-
-    def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
-        """Return pixel_values (tiles, channels, height, width) and, where padded, its mask."""
-
-    def vision(
-        self, pixel_values: torch.Tensor, *, image_sizes: torch.Tensor | None = None
-    ) -> torch.Tensor | Mapping[str, torch.Tensor]:
-        """Return what the connector is given, of idefics3 (tiles, patches, vision width).
-
-        `image_sizes` is passed only for families whose inputs have them. An encoder with a head
-        returns by name `last_hidden_state` and `pooler_output` (images, width).
-        """
-
-    def connector(
-        self, features: torch.Tensor, *, image_sizes: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the tokens of the text model, of idefics3 (tiles, tokens, text width)."""
-
-    def forward(self, inputs: CaseInputs) -> torch.Tensor | Mapping[str, torch.Tensor]:
-        """Return the logits of every position, (1, length, vocabulary).
-
-        For encoders, return by name what their family compares: `last_hidden_state` (1, length,
-        width), and `logits` or what else the head gives.
-        """
-
-    def generate(
-        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
-    ) -> torch.Tensor:
-        """Return the greedy new tokens, (new,) int64, the end token included."""
-
-
-class Batched(Protocol):
-    """A candidate that runs several prompts at once; rows are padded on the left to one length."""
-
-    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
-        """Return the logits of every position, (rows, length, vocabulary)."""
-
-    def generate_batch(
-        self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
-    ) -> Sequence[torch.Tensor]:
-        """Return each row's greedy new tokens, (new,) int64, up to its own end token, included."""
-
-
-class Cached(Protocol):
-    """A candidate that prefills a prompt in parts, each on the key-value cache of the others."""
-
-    def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
-        """Return the logits of every position of all parts, (1, length, vocabulary).
-
-        A part has its own ids and tiles; its attention_mask is of all parts up to its end.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class WeightPair:
-    """A weight of a candidate and what the checkpoint has for it.
+    """A weight of a candidate and the checkpoint's.
 
     Args:
         name: the candidate's name of it.
         expected: the checkpoint's, laid out as the candidate lays it out, in any dtype.
-        actual: the candidate's own; None where it has none by this name.
-        modules: returns the reference's modules that it belongs to, where they are known; it is
-            asked of weights that differ.
+        actual: the candidate's own; None if it has none by this name.
+        modules: returns the reference's modules that it belongs to, if they are known; called only
+            for weights that differ.
     """
 
     name: str
@@ -199,71 +138,154 @@ class WeightPair:
     modules: Callable[[], tuple[str, ...]] = tuple
 
 
-class Weighted(Protocol):
-    """A candidate that shows its weights: what no recorded input uses can then be judged, too."""
+KeepOutputs = Callable[[str], AbstractContextManager[None]]
+
+
+def keep_nothing(_case: str) -> AbstractContextManager[None]:
+    """Return a context in which every output is computed; see `Candidate.output_cache`."""
+    return nullcontext()
+
+
+class Candidate:
+    """The implementation under test. Every method is optional: override those that it has.
+
+    A method that is not overridden is not supported, and raises PhaseUnsupported where it has no
+    default. Methods run under torch.inference_mode. A phase (preprocess, vision, connector,
+    forward, generate) that raises PhaseUnsupported is skipped with that reason. Any other exception
+    makes the phase of that case an error; the rest still runs.
+    """
+
+    def supports(self, method: str) -> bool:
+        """Return whether the candidate has its own method of this name."""
+        own = getattr(self, method)
+        return callable(own) and getattr(own, "__func__", None) is not getattr(Candidate, method)
+
+    def info(self) -> CandidateInfo:
+        """Return which implementation this is."""
+        _raise_unsupported("info")
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
+        """Return `pixel_values` (tiles, channels, height, width) float32.
+
+        If tiles are padded, return `pixel_attention_mask` (tiles, height, width) bool, too.
+        """
+        _raise_unsupported("preprocess")
+
+    def vision(
+        self, pixel_values: torch.Tensor, *, image_sizes: torch.Tensor | None = None
+    ) -> torch.Tensor | Mapping[str, torch.Tensor]:
+        """Return the connector's input, for idefics3 (tiles, patches, vision width).
+
+        `image_sizes` is passed only for families whose inputs have them. An encoder with a head
+        returns by name `last_hidden_state` and `pooler_output` (images, width).
+        """
+        _raise_unsupported("vision")
+
+    def connector(
+        self, features: torch.Tensor, *, image_sizes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the tokens of the text model, for idefics3 (tiles, tokens, text width)."""
+        _raise_unsupported("connector")
+
+    def forward(self, inputs: CaseInputs) -> torch.Tensor | Mapping[str, torch.Tensor]:
+        """Return the logits of every position, (1, length, vocabulary).
+
+        For encoders, return by name what their family compares: `last_hidden_state` (1, length,
+        width), and `logits` or the other outputs of the head.
+        """
+        _raise_unsupported("forward")
+
+    def generate(
+        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> torch.Tensor:
+        """Return the greedy new tokens, (new,) int64, the end token included."""
+        _raise_unsupported("generate")
+
+    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
+        """Return the logits of several prompts at once, (rows, length, vocabulary).
+
+        The rows are padded on the left to one length.
+        """
+        _raise_unsupported("forward_batch")
+
+    def generate_batch(
+        self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> Sequence[torch.Tensor]:
+        """Return each row's greedy new tokens, (new,) int64, up to its own end token, included."""
+        _raise_unsupported("generate_batch")
+
+    def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
+        """Return the logits of every position of all parts, (1, length, vocabulary).
+
+        Each part runs on the key-value cache of those before it. A part has its own ids and tiles;
+        its attention_mask is of all parts up to its end.
+        """
+        _raise_unsupported("forward_in_parts")
 
     def weights(self) -> Iterator[WeightPair]:
         """Yield every weight of the checkpoint beside the candidate's own, as it is now."""
-
-
-class Incomplete(Protocol):
-    """A candidate that may have weights which the checkpoint does not fill."""
+        _raise_unsupported("weights")
 
     def unset_weights(self) -> Sequence[str]:
-        """Return the candidate's names of them; each has been filled with NaN."""
+        """Return the names of weights that the checkpoint does not fill.
 
-
-class Observable(Protocol):
-    """A candidate that can be looked into: needed to name the module that a fault is in."""
-
-    def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
-        """Run forward, showing each module's input and output under the reference's names.
-
-        Returns the candidate's own name of each module, by the reference's name. What the two
-        implementations lay out differently is shown as the reference lays it out.
+        Each must have been filled with NaN. By default there are none.
         """
-
-
-class Inspectable(Protocol):
-    """A candidate whose modules can be seen, under its own names: which is which is inferred."""
+        return ()
 
     def modules(self) -> torch.nn.Module:
-        """Return the module that holds all those that run in forward."""
+        """Return the module that holds all those that run in forward.
 
+        Which of them is which module of the reference is inferred.
+        """
+        _raise_unsupported("modules")
 
-class Graftable(Protocol):
-    """A candidate in which a module's output can be replaced, to prove where a fault is."""
+    def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
+        """Run forward and call `observe` with each module's input and output.
+
+        Modules have the reference's names there, and tensors the reference's layout. Return the
+        candidate's own name of each module, by the reference's name.
+        """
+        _raise_unsupported("observe_forward")
 
     def graft(self, module: str, output: torch.Tensor) -> AbstractContextManager[str]:
-        """Let a module, by the reference's name, return `output` while the context is open.
+        """Return a context in which a module returns `output`; it yields the module's own name.
 
-        output: as the reference lays it out. Yields the candidate's own name of the module; raises
-        CandidateUnavailable for one that it does not have.
+        module: the reference's name. output: as the reference lays it out.
+        Raises CandidateUnavailable if there is no such module.
         """
+        _raise_unsupported("graft")
 
+    def twin_outputs(self, module: str, output: object) -> Mapping[str, torch.Tensor]:
+        """Return the outputs of the reference's modules in the output of one of the candidate's.
 
-class Serving(Protocol):
-    """What a module of a candidate returned in one phase, kept for those after it."""
-
-    def serving(self, case: str) -> AbstractContextManager[None]:
-        """Return what was computed on the same input, bit for bit, inside the block.
-
-        case: the one that is run; what others computed is forgotten.
+        By the reference's name and as the reference lays them out; by default there are none.
         """
+        return {}
+
+    def output_cache(self) -> KeepOutputs:
+        """Return a function that opens a context for a case, for one check.
+
+        Inside of it, what was computed for the case on the same input, bit for bit, need not be
+        computed again. By default nothing is kept.
+        """
+        return keep_nothing
 
 
-class Caching(Protocol):
-    """A candidate whose phases need not compute what another phase of the same case did."""
+CANDIDATE_METHODS = tuple(
+    name for name in vars(Candidate) if not name.startswith("_") and name != "supports"
+)
 
-    def output_cache(self) -> Serving | None:
-        """Return an empty cache for one check, or None if nothing can be kept."""
+
+def _raise_unsupported(method: str) -> NoReturn:
+    raise PhaseUnsupported(f"the candidate has no method {method!r}")
 
 
 class CandidateFactory(Protocol):
     """What `--candidate module:factory` names."""
 
-    def __call__(self, request: CandidateRequest) -> Candidate:
-        """Build the candidate."""
+    def __call__(self, request: CandidateRequest) -> object:
+        """Return a Candidate, or any object that has some of its methods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,12 +293,12 @@ class PreparedCase:
     """A case as the reference's processor made it.
 
     Args:
-        text: what the tokenizer was given, before image placeholders were expanded.
+        text: the tokenizer's input, before image placeholders were expanded.
         inputs: the tensors.
         image_grids: (images, 2) int64, rows and columns of tiles of each image; zeros where an
             image stayed whole.
         image_cuts: (images, 4) int64, width and height that each image is scaled to before it is
-            cut into tiles, columns and rows; None where the processor does not tell.
+            cut into tiles, columns and rows; None if the processor does not have them.
     """
 
     text: str
@@ -299,10 +321,10 @@ class Generation:
 
 
 class Observer(Protocol):
-    """Shown what every named module is given, and what it returns, as they happen."""
+    """Called with every named module's input and output, as they happen."""
 
     def __call__(self, module: str, side: Side, tensor: torch.Tensor) -> None:
-        """Take what is needed of the tensor; it may change afterwards."""
+        """Read the tensor; it may change afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,11 +343,11 @@ class ForwardPass:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceInfo:
-    """What a manifest says of the reference that answered; `modules` in order of definition.
+    """What a manifest says of the reference; `modules` in order of definition.
 
-    unknown_fields: of config.json, which the reference's class does not know.
-    changed_fields: of the configuration, which are not what its class makes of all others.
-    unused_weights: of the checkpoint, which take part in no answer.
+    unknown_fields: of config.json, those that the reference's class does not have.
+    changed_fields: of the configuration, those that its class does not derive from the others.
+    unused_weights: of the checkpoint, those that no output depends on.
     """
 
     family: str
@@ -411,20 +433,20 @@ class Reference(Protocol):
 
 
 class Progress(Protocol):
-    """How a workflow says what it does; the command line draws it, tests may ignore it."""
+    """How a workflow reports its progress; the command line draws it, tests may ignore it."""
 
     def stage(self, title: str, total: int) -> AbstractContextManager[Iterator[int]]:
         """Open a stage of `total` steps; calling next() on what it yields counts one."""
 
     def now(self, what: str) -> None:
-        """Say what the current step of the stage is about."""
+        """Report what the current step of the stage is about."""
 
     def note(self, message: str) -> None:
-        """Say something that the user should know, on one line."""
+        """Report something that the user should know, on one line."""
 
 
 class SilentProgress:
-    """Satisfies the Progress protocol and says nothing."""
+    """Satisfies the Progress protocol and reports nothing."""
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Iterator[int]]:
@@ -432,7 +454,7 @@ class SilentProgress:
         yield count(1)
 
     def now(self, what: str) -> None:
-        """Drop what a step is about."""
+        """Ignore the step."""
 
     def note(self, message: str) -> None:
-        """Drop a note."""
+        """Ignore the note."""

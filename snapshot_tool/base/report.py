@@ -336,7 +336,8 @@ class CheckReport:
         unmet: what `--require` named, phases that were skipped and coverage that was not reached.
         coverage: what the cases reach of the model.
         warnings: what the candidate did besides answering, each thing once.
-        surroundings: where this machine is not as the one that recorded: "torch 2.6, here 2.7".
+        environment_differences: between this machine and the one that recorded, for example
+            "torch 2.6, here 2.7".
         exploration: what `--explore` or `--replay` asked besides.
         shard: which share of the cases this is; None where it is all of them.
         weights: how the candidate's weights compare with the checkpoint's, after all of it has run;
@@ -354,7 +355,7 @@ class CheckReport:
     localisation: Localisation | None = None
     quick: bool = False
     warnings: tuple[str, ...] = ()
-    surroundings: tuple[str, ...] = ()
+    environment_differences: tuple[str, ...] = ()
     exploration: Exploration | None = None
     dtype: str = "float32"
     rule: Rule = Rule.TABLE

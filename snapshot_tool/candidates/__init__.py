@@ -5,44 +5,48 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 from snapshot_tool.base.errors import CandidateUnavailable, EndedProcess, SnapError, UsageError
 from snapshot_tool.base.foreign_code import foreign_code
-from snapshot_tool.base.protocol import Candidate, CandidateFactory, CandidateRequest
-from snapshot_tool.candidates.distributed import joined_ranks
+from snapshot_tool.base.protocol import (
+    CANDIDATE_METHODS,
+    Candidate,
+    CandidateFactory,
+    CandidateRequest,
+)
+from snapshot_tool.candidates.distributed import joined_ranks, load_on_all_ranks
 
 FMS = "fms"
 ENTRY_POINTS = "snapshot_tool.candidates"
+
+
+class PlainCandidate(Candidate):
+    """A user's object that is not a Candidate: what it lacks is not supported."""
+
+    def __init__(self, own: object) -> None:
+        for name in CANDIDATE_METHODS:
+            method = getattr(own, name, None)
+            if callable(method):
+                setattr(self, name, method)
 
 
 def load_candidate(spec: str, request: CandidateRequest, *, fms_path: Path | None) -> Candidate:
     """Build the candidate that `spec` names: "fms", an entry point, or "module:factory".
 
     With torchrun it is built on every rank, and each of its calls is made there.
-    Raises UsageError for a spec that names nothing, CandidateUnavailable where it cannot be built.
+    Raises UsageError for a spec that names nothing, CandidateUnavailable if it cannot be built.
     """
     ranks = joined_ranks()
-    with _ending_refused(spec):
-        if ranks is None:
-            return build_candidate(spec, request, fms_path)
-        from snapshot_tool.candidates.distributed import lead
-
-        return cast("Candidate", lead(ranks, build_candidate, spec, request, fms_path))
-
-
-@contextmanager
-def _ending_refused(spec: str) -> Iterator[None]:
-    """Run the candidate's own code; raise CandidateUnavailable if it tries to end the process."""
     try:
         with foreign_code(f"--candidate {spec}"):
-            yield
+            if ranks is None:
+                return build_candidate(spec, request, fms_path)
+            return load_on_all_ranks(ranks, build_candidate, spec, request, fms_path)
     except EndedProcess as ended:
         raise CandidateUnavailable(
-            str(ended), 'run main() under if __name__ == "__main__": alone'
+            str(ended), 'run main() only under if __name__ == "__main__":'
         ) from ended
 
 
@@ -56,7 +60,8 @@ def build_candidate(spec: str, request: CandidateRequest, fms_path: Path | None)
         raise UsageError("--fms-path goes with --candidate fms", "leave one of the two out")
     factory = _find_factory(spec)
     try:
-        return factory(request)
+        built = factory(request)
+        return built if isinstance(built, Candidate) else PlainCandidate(built)
     except SnapError:
         raise
     except Exception as error:

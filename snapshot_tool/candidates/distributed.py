@@ -1,4 +1,4 @@
-"""A candidate whose calls are made on every rank at once: the leader's side and the followers'."""
+"""A candidate that runs on every rank of one torchrun: the leader's side and the followers'."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.base.environment import make_deterministic
-from snapshot_tool.base.errors import CandidateUnavailable, PhaseUnsupported
-from snapshot_tool.base.protocol import CandidateInfo, CandidateRequest, CaseInputs, Observer
+from snapshot_tool.base.errors import CandidateUnavailable, PhaseUnsupported, first_line
+from snapshot_tool.base.protocol import (
+    Candidate,
+    CandidateInfo,
+    CandidateRequest,
+    CaseInputs,
+    Observer,
+)
 
 if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore
 
 
-# The greatest time that one rank may wait inside a collective of the model for another one.
+# How long one rank waits for another inside a collective of the model.
 _MODEL_PATIENCE = dt.timedelta(minutes=10)
-# A follower waits while the leader judges, reads and explores; torchrun ends it with the leader.
+# How long a follower waits for a call while the leader judges and explores.
 _LEADER_PATIENCE = dt.timedelta(days=7)
-# A rank that raised waits so long for the others to raise, too, before it takes them for stuck.
+# How long a rank that raised waits for the others, before it takes them for stuck.
 RAISED_PATIENCE = dt.timedelta(seconds=60)
 
 
@@ -36,9 +41,9 @@ class Ranks:
     """This process among those of one torchrun.
 
     Args:
-        rank: from 0.
+        rank: from 0; rank 0 is the leader.
         size: how many there are.
-        backend: what torch.distributed moves tensors with.
+        backend: the backend of torch.distributed.
         store: torchrun's key-value store.
         control: a group for calls, apart from the model's.
     """
@@ -46,9 +51,9 @@ class Ranks:
     rank: int
     size: int
     backend: str
-    store: PrefixStore
+    store: dist.Store
     control: dist.ProcessGroup
-    _told: int = field(default=0)
+    _calls: int = field(default=0)
 
     def send(self, message: object) -> None:
         """Send a message to all followers."""
@@ -58,26 +63,48 @@ class Ranks:
             dist.broadcast_object_list([message], src=0, group=self.control)
         except RuntimeError as error:
             raise CandidateUnavailable(
-                "another rank has ended before its time", "look at what it says"
+                "another rank ended too early", "look at its output"
             ) from error
 
     def receive(self) -> Any:
-        """Return the leader's next message, None where there are no more."""
+        """Return the leader's next message, None if there are no more."""
         import torch.distributed as dist
 
         box: list[Any] = [None]
-        # Where the leader is gone, it has said why itself.
+        # If the leader is gone, it has reported the reason itself.
         with contextlib.suppress(RuntimeError):
             dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
-    def tell(self, ending: str, *, what: str, raised: bool) -> list[str]:
-        """Tell how a call ended here; return how it ended on every rank, in their order.
+    def run(self, what: str, function: Callable[..., Any], *given: Any, **options: Any) -> Any:
+        """Make a call that all ranks make, and return its answer.
 
-        Raises CandidateUnavailable where a rank does not say so in time: it is stuck in the model.
+        On a follower, return None for a call that raises, or that ends otherwise elsewhere: the
+        leader reports it. On the leader, raise what all ranks raised, or RanksDiffer. Raise
+        CandidateUnavailable if another rank is stuck in the model.
         """
-        self._told += 1
-        keys = [f"ending/{self._told}/{rank}" for rank in range(self.size)]
+        answer, raised = None, None
+        try:
+            answer = function(*given, **options)
+            ending = f"the answer {_outline(answer)}"
+        except BaseException as error:  # every rank must learn of it
+            raised = error
+            ending = f"{type(error).__name__}: {first_line(error)}"
+        endings = self._exchange_endings(ending, what=what, raised=raised is not None)
+        differing = [rank for rank, other in enumerate(endings) if other != endings[0]]
+        if self.rank and (raised or differing):
+            return None
+        if differing and not isinstance(raised, PhaseUnsupported):
+            other = f"rank {differing[0]} with {endings[differing[0]]}"
+            raise RanksDiffer(f"{what} ended on rank 0 with {endings[0]}, on {other}") from raised
+        if raised:
+            raise raised
+        return answer
+
+    def _exchange_endings(self, ending: str, *, what: str, raised: bool) -> list[str]:
+        """Return how a call ended on every rank, in their order."""
+        self._calls += 1
+        keys = [f"ending/{self._calls}/{rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], ending)
         try:
             self.store.wait(keys, RAISED_PATIENCE if raised else _MODEL_PATIENCE)
@@ -90,208 +117,14 @@ class Ranks:
         return [self.store.get(key).decode() for key in keys]
 
 
-_JOINED: list[Ranks] = []
-
-
-def joined_ranks() -> Ranks | None:
-    """Return the ranks that this process has joined, or None where it is alone."""
-    return _JOINED[-1] if _JOINED else None
-
-
-@contextmanager
-def join_ranks(device: str) -> Iterator[Ranks]:
-    """Meet the other ranks, each with a GPU of its own where `device` is "cuda"."""
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
-    if device == "cuda":
-        # From here on, "cuda" means this one.
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "nccl" if device == "cuda" else "gloo"
-    store, rank, size = next(rendezvous("env://"))
-    dist.init_process_group(
-        backend,
-        store=PrefixStore("model", store),
-        rank=rank,
-        world_size=size,
-        timeout=_MODEL_PATIENCE,
-    )
-    control = dist.new_group(backend="gloo", timeout=_LEADER_PATIENCE)
-    _JOINED.append(Ranks(rank, size, backend, PrefixStore("snap", store), control))
-    try:
-        yield _JOINED[-1]
-    finally:
-        _JOINED.pop()
-        dist.destroy_process_group()
-
-
-# What runs the model, or a part of it. Preprocessing does not.
-_CALLS = frozenset(
-    {
-        *("vision", "connector", "forward", "generate"),
-        *("forward_batch", "forward_in_parts", "generate_batch"),
-    }
-)
-
-Load = Callable[[str, CandidateRequest, Path | None], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Loading:
-    """The leader's first message: what to build."""
-
-    spec: str
-    request: CandidateRequest
-    fms_path: Path | None
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A method of the candidate to call, or a graft to begin or to end."""
-
-    name: str
-    given: tuple[Any, ...] = ()
-    options: Mapping[str, Any] | None = None
-
-
-_END_GRAFT = "end of graft"
-
-
 class RanksDiffer(RuntimeError):
-    """A call did not end on all ranks alike: the candidate's fault, and all ranks can go on."""
-
-
-class Led:
-    """Passes everything on to the leader's candidate; what runs the model is run everywhere."""
-
-    # A module that one rank takes from a cache and another one computes would part them.
-    output_cache = None
-
-    def __init__(self, candidate: Any, ranks: Ranks, *, spec: str) -> None:
-        self._candidate = candidate
-        self._spec = spec
-        self._ranks = ranks
-        if not callable(getattr(candidate, "observe_forward", None)):
-            self.observe_forward = None  # type: ignore[assignment,method-assign]
-        if not callable(getattr(candidate, "graft", None)):
-            self.graft = None  # type: ignore[assignment,method-assign]
-
-    def info(self) -> CandidateInfo:
-        """Say which implementation this is, and over how many ranks it is split."""
-        own = getattr(self._candidate, "info", None)
-        info: CandidateInfo = own() if callable(own) else CandidateInfo(self._spec)
-        note = (
-            f"on {self._ranks.size} ranks ({self._ranks.backend}); modules are compared where a "
-            "rank has the whole output: blocks, attention, feed-forward"
-        )
-        return replace(info, notes=(*info.notes, note))
-
-    def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
-        """Run forward everywhere and show the leader's modules."""
-        self._ranks.send(_Call("observe_forward", (inputs, _look_away)))
-        names: Mapping[str, str] = _run(
-            self._ranks, "observe_forward", self._candidate.observe_forward, inputs, observe
-        )
-        return names
-
-    @contextmanager
-    def graft(self, module: str, output: torch.Tensor) -> Iterator[str]:
-        """Replace a module's output on every rank meanwhile."""
-        self._ranks.send(_Call("graft", (module, output)))
-        with self._candidate.graft(module, output) as name:
-            yield name
-        self._ranks.send(_Call(_END_GRAFT))
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._candidate, name)
-        return functools.partial(self._call, name, attribute) if name in _CALLS else attribute
-
-    def _call(self, name: str, method: Callable[..., Any], *given: Any, **options: Any) -> Any:
-        self._ranks.send(_Call(name, given, options))
-        return _run(self._ranks, name, method, *given, **options)
-
-
-def lead(
-    ranks: Ranks, load: Load, spec: str, request: CandidateRequest, fms_path: Path | None
-) -> Led:
-    """Build the candidate on every rank; raise CandidateUnavailable where one of them cannot."""
-    import torch
-
-    ranks.send(_Loading(spec, request, fms_path, torch.initial_seed()))
-    try:
-        candidate = _run(ranks, "loading", _quietly(load), spec, request, fms_path)
-    except RanksDiffer as error:
-        raise CandidateUnavailable(f"the candidate cannot be loaded: {error}") from error
-    return Led(candidate, ranks, spec=spec)
-
-
-def dismiss(ranks: Ranks) -> None:
-    """Let the followers go."""
-    ranks.send(None)
-
-
-def follow(ranks: Ranks, load: Load) -> None:
-    """Build the candidate and make the leader's calls until it sends no more."""
-    import torch
-
-    loading = ranks.receive()
-    if loading is None:
-        return
-    make_deterministic(loading.seed, strict=False)
-    arguments = (loading.spec, loading.request, loading.fms_path)
-    candidate = _try(ranks, "loading", _quietly(load), *arguments)
-    grafts = ExitStack()
-    with torch.inference_mode():
-        while (call := ranks.receive()) is not None:
-            if call.name == "graft":
-                grafts.enter_context(candidate.graft(*call.given))
-            elif call.name == _END_GRAFT:
-                grafts.close()
-            else:
-                method = getattr(candidate, call.name)
-                _try(ranks, call.name, method, *call.given, **(call.options or {}))
-
-
-def _try(ranks: Ranks, what: str, function: Callable[..., Any], *given: Any, **options: Any) -> Any:
-    """Run on a follower: what all ranks raise, or one of them, is the leader's to report."""
-    try:
-        return _run(ranks, what, function, *given, **options)
-    except _Alike:
-        return None
-
-
-class _Alike(Exception):
-    """Stands on a follower for an exception that every rank has told."""
-
-
-def _run(ranks: Ranks, what: str, function: Callable[..., Any], *given: Any, **options: Any) -> Any:
-    """Make a call here, as all ranks do, and see that it ends alike everywhere."""
-    answer, raised = None, None
-    try:
-        answer = function(*given, **options)
-        ending = f"the answer {_outline(answer)}"
-    except BaseException as error:  # the other ranks must hear of it, whatever it is
-        raised = error
-        ending = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-    endings = ranks.tell(ending, what=what, raised=raised is not None)
-    differing = [rank for rank, other in enumerate(endings) if other != endings[0]]
-    if ranks.rank and (raised or differing):
-        raise _Alike
-    if differing and not isinstance(raised, PhaseUnsupported):
-        other = f"rank {differing[0]} with {endings[differing[0]]}"
-        raise RanksDiffer(f"{what} ended on rank 0 with {endings[0]}, on {other}") from raised
-    if raised:
-        raise raised
-    return answer
+    """A call ended differently on two ranks: the candidate's fault, and all ranks can go on."""
 
 
 def _outline(answer: Any) -> str:
-    """Return the form of an answer, and of token ids their values: what ranks have in common.
+    """Return the shape and dtype of an answer, and the values of token ids.
 
-    Floating-point values may differ in their last bits from device to device.
+    Floating-point values may differ in their last bits between devices.
     """
     import torch
 
@@ -305,15 +138,155 @@ def _outline(answer: Any) -> str:
     return type(answer).__name__
 
 
-def _quietly(load: Load) -> Load:
-    """Send what FMS prints while loading to standard error: the report is on standard output."""
-
-    def quiet(spec: str, request: CandidateRequest, fms_path: Path | None) -> Any:
-        with redirect_stdout(sys.stderr):
-            return load(spec, request, fms_path)
-
-    return quiet
+_JOINED: list[Ranks] = []
 
 
-def _look_away(_module: str, _side: object, _tensor: object) -> None:
+def joined_ranks() -> Ranks | None:
+    """Return the ranks that this process has joined, or None if it is alone."""
+    return _JOINED[-1] if _JOINED else None
+
+
+@contextmanager
+def join_ranks(device: str) -> Iterator[Ranks]:
+    """Meet the other ranks, each with its own GPU if `device` is "cuda"."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    if device == "cuda":
+        # From here on, "cuda" means this one.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "nccl" if device == "cuda" else "gloo"
+    store, rank, size = next(rendezvous("env://"))
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("model", store),
+        rank=rank,
+        world_size=size,
+        timeout=_MODEL_PATIENCE,
+    )
+    control = dist.new_group(backend="gloo", timeout=_LEADER_PATIENCE)
+    _JOINED.append(Ranks(rank, size, backend, dist.PrefixStore("snap", store), control))
+    try:
+        yield _JOINED[-1]
+    finally:
+        _JOINED.pop()
+        dist.destroy_process_group()
+
+
+Load = Callable[[str, CandidateRequest, Path | None], Candidate]
+
+# Methods that run the model, or a part of it.
+_RUN_EVERYWHERE = (
+    *("vision", "connector", "forward", "generate"),
+    *("forward_batch", "forward_in_parts", "generate_batch"),
+)
+_RUN_BY_LEADER = ("preprocess", "weights", "unset_weights", "modules", "twin_outputs")
+_END_GRAFT = "end of graft"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A method of the candidate to call, or a graft to begin or to end."""
+
+    name: str
+    given: tuple[Any, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class DistributedCandidate(Candidate):
+    """The leader's candidate; what runs the model runs on every rank.
+
+    It keeps no outputs: a module that one rank takes from a cache and another computes would part
+    them.
+    """
+
+    def __init__(self, own: Candidate, ranks: Ranks, *, spec: str) -> None:
+        self._own = own
+        self._ranks = ranks
+        self._spec = spec
+        for name in _RUN_EVERYWHERE:
+            setattr(self, name, functools.partial(self._run_everywhere, name))
+        for name in _RUN_BY_LEADER:
+            setattr(self, name, getattr(own, name))
+
+    def supports(self, method: str) -> bool:
+        """Return whether the leader's candidate has a method of this name."""
+        return method == "info" or self._own.supports(method)
+
+    def info(self) -> CandidateInfo:
+        """Return which implementation this is, and over how many ranks it is split."""
+        own = self._own
+        info = own.info() if own.supports("info") else CandidateInfo(self._spec)
+        note = (
+            f"on {self._ranks.size} ranks ({self._ranks.backend}); modules are compared where a "
+            "rank has the whole output: blocks, attention, feed-forward"
+        )
+        return replace(info, notes=(*info.notes, note))
+
+    def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
+        """Run forward everywhere and observe the leader's modules."""
+        name = "observe_forward"
+        self._ranks.send(_Call(name, (inputs, _ignore)))
+        names: Mapping[str, str] = self._ranks.run(name, self._own.observe_forward, inputs, observe)
+        return names
+
+    @contextmanager
+    def graft(self, module: str, output: torch.Tensor) -> Iterator[str]:
+        """Replace a module's output on every rank inside the block."""
+        self._ranks.send(_Call("graft", (module, output)))
+        with self._own.graft(module, output) as name:
+            yield name
+        self._ranks.send(_Call(_END_GRAFT))
+
+    def _run_everywhere(self, name: str, *given: Any, **options: Any) -> Any:
+        self._ranks.send(_Call(name, given, options))
+        return self._ranks.run(name, getattr(self._own, name), *given, **options)
+
+
+def _ignore(_module: str, _side: object, _tensor: object) -> None:
     """Observe nothing: the leader does."""
+
+
+def load_on_all_ranks(
+    ranks: Ranks, load: Load, spec: str, request: CandidateRequest, fms_path: Path | None
+) -> DistributedCandidate:
+    """Build the candidate on every rank; raise CandidateUnavailable if one of them cannot."""
+    import torch
+
+    ranks.send((spec, request, fms_path, torch.initial_seed()))
+    try:
+        own = ranks.run("loading", load, spec, request, fms_path)
+    except RanksDiffer as error:
+        raise CandidateUnavailable(f"the candidate cannot be loaded: {error}") from error
+    return DistributedCandidate(own, ranks, spec=spec)
+
+
+def dismiss_followers(ranks: Ranks) -> None:
+    """End the followers."""
+    ranks.send(None)
+
+
+def run_follower(ranks: Ranks, load: Load) -> None:
+    """Build the candidate and make the leader's calls until it sends no more.
+
+    What the candidate prints goes to standard error.
+    """
+    import torch
+
+    first = ranks.receive()
+    if first is None:
+        return
+    spec, request, fms_path, seed = first
+    make_deterministic(seed, strict=False)
+    with redirect_stdout(sys.stderr):
+        own = ranks.run("loading", load, spec, request, fms_path)
+        grafts = ExitStack()
+        with torch.inference_mode():
+            while (call := ranks.receive()) is not None:
+                if call.name == "graft":
+                    grafts.enter_context(own.graft(*call.given))
+                elif call.name == _END_GRAFT:
+                    grafts.close()
+                else:
+                    ranks.run(call.name, getattr(own, call.name), *call.given, **call.options)

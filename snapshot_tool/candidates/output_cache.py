@@ -1,110 +1,97 @@
-"""Keeping what an FMS model's image encoder returned: no phase of a case encodes a tile again.
+"""Keep what an FMS model's image encoder returns: no phase of a case encodes a tile again.
 
-Vision, forward and generate all give the encoder the golden's tiles, and at the true shape nearly
-all the time of a check is spent there. What is returned from the cache was computed on the same
-input, bit for bit, by the same call; all code around the encoder runs in every phase.
+Vision, forward and generate all encode the golden's tiles, and at the true shape a check spends
+nearly all its time there. What the cache returns was computed by the same call on the same input,
+bit for bit. All code around the encoder runs in every phase.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from snapshot_tool.base.memory import fingerprint
 
-Forward = Callable[..., Any]
 Call = tuple[Sequence[Any], Mapping[str, Any]]
 
-_CHUNK = 2**20  # elements of the tiles that an encoder is given at once: one tile of 512 x 512
+_CHUNK = 2**20  # elements of the tiles that are encoded at once: one tile of 512 x 512
 
 
-@dataclass(slots=True)
 class OutputCache:
-    """What an encoder returned, for the case at hand.
+    """The encoder's outputs for the case at hand.
 
     Args:
-        encoder: the module that encodes images.
+        encoder: the module that encodes images. Its forward is replaced once, so that torch.compile
+            compiles it only once; outside of `for_case` it computes.
         tiles_apart: whether it takes (tiles, channels, height, width) and computes each tile by
-            itself: large tiles then go through it a few at a time, which bounds memory.
+            itself. Large tiles are then encoded a few at a time, which bounds memory.
     """
 
-    encoder: torch.nn.Module
-    tiles_apart: bool = False
-    _outputs: dict[str, Any] = field(default_factory=dict)
-    _case: str = ""
-    _active: bool = False
-    _installed: bool = False
+    def __init__(self, encoder: torch.nn.Module, *, tiles_apart: bool = False) -> None:
+        self._compute = encoder.forward
+        self._tiles_apart = tiles_apart
+        self._outputs: dict[tuple[str, ...], Any] = {}
+        self._case = ""
+        self._active = False
+        encoder.forward = self._forward
 
     @contextmanager
-    def serving(self, case: str) -> Iterator[None]:
-        """Let the encoder answer from the cache inside the block; another case empties it."""
+    def for_case(self, case: str) -> Iterator[None]:
+        """Let the encoder return known outputs inside the block; another case empties the cache."""
         if case != self._case:
             self._case = case
             self._outputs.clear()
-        self._install()
         self._active = True
         try:
             yield
         finally:
             self._active = False
 
-    def _install(self) -> None:
-        """Put the cache before the encoder's forward, once: torch.compile compiles it only once."""
-        if self._installed:
-            return
-        compute = self.encoder.forward
-        self.encoder.forward = lambda *given, **options: self._forward(compute, given, options)
-        self._installed = True
-
-    def _forward(self, compute: Forward, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    def _forward(self, *given: Any, **options: Any) -> Any:
         # Digests cannot be traced into a graph: a compiled encoder computes.
         if torch.compiler.is_compiling() or not self._active:
-            return compute(*given, **options)
-        call = inspect.signature(compute).bind(*given, **options)
+            return self._compute(*given, **options)
+        call = inspect.signature(self._compute).bind(*given, **options)
         # A default that is passed and one that is not are the same call.
         call.apply_defaults()
-        chunks = self._chunks(call)
-        if len(chunks) > 1:
-            outputs = [self._output(compute, chunk) for chunk in chunks]
-            if all(map(_has_batch, outputs)):
-                return _joined(outputs)  # a copy
-        return _copied(self._output(compute, (call.args, call.kwargs)))
+        whole = (call.args, call.kwargs)
+        parts = self._split(whole)
+        if len(parts) > 1:
+            outputs = [self._output(part) for part in parts]
+            if all(map(_can_be_joined, outputs)):
+                return _joined(outputs)
+        output = self._output(whole)
+        return _copied(output) if _is_plain(output) else output
 
-    def _chunks(self, call: inspect.BoundArguments) -> list[Call]:
-        """Return the call in calls for a few tiles each, or the call alone if it has one part.
+    def _split(self, call: Call) -> list[Call]:
+        """Return the call as calls for a few tiles each, or alone if it cannot be split.
 
         Tensors besides the tiles, such as a patch mask, are split with them.
         """
-        whole = [(call.args, call.kwargs)]
-        given = [
-            value for value in _flat([call.args, call.kwargs]) if isinstance(value, torch.Tensor)
-        ]
-        if not self.tiles_apart or not given or any(len(t.shape) == 0 for t in given):
-            return whole
+        given = [value for value in _flat(call) if isinstance(value, torch.Tensor)]
+        if not self._tiles_apart or not given or any(tensor.ndim == 0 for tensor in given):
+            return [call]
         count = len(given[0])
+        if any(len(tensor) != count for tensor in given):
+            return [call]
         size = max(1, _CHUNK // max(1, given[0][:1].numel()))
-        if count <= size or any(len(tensor) != count for tensor in given):
-            return whole
-        return [
-            _sliced((call.args, call.kwargs), slice(start, start + size))
-            for start in range(0, count, size)
-        ]
+        starts = range(0, count, size)
+        return [_sliced(call, slice(start, start + size)) for start in starts] or [call]
 
-    def _output(self, compute: Forward, call: Call) -> Any:
-        """Return what the encoder makes of a call; it must not be changed."""
+    def _output(self, call: Call) -> Any:
+        """Return what the encoder returns; the caller must not change it."""
+        key = tuple(map(_description, _flat(call)))
+        if key in self._outputs:
+            return self._outputs[key]
         args, options = call
-        key = _digest([args, options])
-        if key not in self._outputs:
-            output = compute(*args, **options)
-            if not _is_plain(output):
-                return output
+        output = self._compute(*args, **options)
+        if _is_plain(output):
             self._outputs[key] = output
-        return self._outputs[key]
+        return output
 
 
 def _sliced(value: Any, rows: slice) -> Any:
@@ -118,12 +105,8 @@ def _sliced(value: Any, rows: slice) -> Any:
     return value
 
 
-def _digest(value: Any) -> str:
-    """Return what is equal for values that a module cannot tell apart, and for no others."""
-    return fingerprint("\n".join(map(_described, _flat(value))).encode())
-
-
-def _described(part: Any) -> str:
+def _description(part: Any) -> str:
+    """Return a text that is equal only for values that a module cannot tell apart."""
     if not isinstance(part, torch.Tensor):
         return repr(part)
     return f"{part.dtype} {part.shape} {part.stride()} {part.device} {fingerprint(part)}"
@@ -143,45 +126,43 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 def _is_plain(output: Any) -> bool:
-    """Tell whether an output is tensors in lists and tuples, which can be copied."""
+    """Return whether an output is tensors in lists and tuples, which can be copied."""
     if type(output) in (list, tuple):
         return all(map(_is_plain, output))
     return output is None or isinstance(output, torch.Tensor)
 
 
-def _has_batch(output: Any) -> bool:
-    """Tell whether an output can be joined with others: plain, and no tensor a number."""
+def _can_be_joined(output: Any) -> bool:
+    """Return whether an output is plain and every tensor in it has a batch dimension."""
     tensors = [part for part in _flat(output) if isinstance(part, torch.Tensor)]
     return _is_plain(output) and all(tensor.ndim for tensor in tensors)
 
 
 def _copied(output: Any) -> Any:
-    """Return an output in memory of its own, laid out as it was."""
+    """Return a copy of a plain output, in the same memory layout."""
     if isinstance(output, torch.Tensor):
         return output.clone()
-    if isinstance(output, list | tuple):
-        return type(output)(_copied(part) for part in output)
-    return output
+    return None if output is None else type(output)(map(_copied, output))
 
 
 def _joined(outputs: Sequence[Any]) -> Any:
-    """Return plain outputs for parts of a batch as one for the whole."""
+    """Return the plain outputs for parts of a batch as one for the whole."""
     first = outputs[0]
     if isinstance(first, torch.Tensor):
-        return _cat(outputs)
-    if isinstance(first, list | tuple):
-        return type(first)(_joined(parts) for parts in zip(*outputs, strict=True))
-    return None
+        return _concatenated(outputs)
+    if first is None:
+        return None
+    return type(first)(_joined(parts) for parts in zip(*outputs, strict=True))
 
 
-def _cat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return torch.cat of the parts, laid out in memory as they are.
+def _concatenated(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return torch.cat of the parts, in their memory layout.
 
     FMS's encoder returns a transposed view. A port that views it as contiguous raises, and must
     raise here, too.
     """
     strides = parts[0].stride()
-    # Of a single tile the first one says nothing: tiles mostly follow each other.
+    # The stride of a single tile's first dimension says nothing: tiles mostly follow each other.
     order = sorted(range(len(strides)), key=lambda d: (d > 0 or len(parts[0]) > 1, -strides[d]))
     joined = torch.cat([part.permute(order) for part in parts], dim=order.index(0))
     return joined.permute([order.index(d) for d in range(len(order))])

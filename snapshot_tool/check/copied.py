@@ -1,15 +1,13 @@
-"""Whether an answer that equals the golden bit for bit was worked out, or read from somewhere.
+"""Fail outputs that equal the golden bit for bit because they were copied from it.
 
-Whoever answers with what the golden set holds, however it came there, does not know what the model
-makes of other inputs. One question with another answer, which follows from the golden,
-tells the two apart.
+A candidate that returns what the golden set holds does not compute what the model computes for
+other inputs. One question with another answer, which follows from the golden, tells.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
 
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.questions import (
@@ -27,36 +25,45 @@ from snapshot_tool.explore.explore import QuestionJudge
 from snapshot_tool.explore.run import Examiner, Recorded
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.judge.judge import Judge
+from snapshot_tool.judge.watch import WatchedCandidate
 
 
-def require_worked_out(
-    candidate: Any,
+def fail_if_copied(
+    candidate: WatchedCandidate,
     golden: Golden,
-    results: Sequence[Result],
+    results: list[Result],
     *,
     phase: Phase,
     judge: Judge,
+    ran: bool,
+    run_again: Callable[[], object],
 ) -> list[Result]:
-    """Return the results of one case; as failures where all were equal and the next one is wrong.
+    """Return the results of a phase of a case; as failures if the outputs were copied.
 
-    A candidate that cannot be asked, or raises, is believed: it may be compiled for one shape.
+    A candidate that does not support the question, or raises, passes: it may be compiled for one
+    shape. ran: whether a torch module ran for the outputs. run_again: runs the phase again.
     """
-    if phase is Phase.PREPROCESSING or not all(map(_is_equal, results)) or not results:
-        return list(results)
+    if phase is Phase.PREPROCESSING or not results or not all(map(_is_equal, results)):
+        return results
+    if not ran and phase is not Phase.GENERATE:
+        # Rounding differs between implementations: equal bits are impossible if none computes.
+        with candidate.counting_products() as products:
+            run_again()
+        if not products.count:
+            return _failures(results, "and nothing was computed")
+    # Equal tokens are normal if a model ran; equal numbers, to the last bit, are not.
+    if (ran and phase is Phase.GENERATE) or judge.dtype != golden.manifest.dtype:
+        return results
     case = results[0].case
     subjects = find_subjects(golden, [case])
     question = _question(subjects[case], phase)
     if question is None:
-        return list(results)
+        return results
     examiner = Examiner(candidate, Recorded(golden, subjects))
     answer = QuestionJudge(examiner, judge).result(question)
     if answer.verdict is not Verdict.FAIL:
-        return list(results)
-    reason = (
-        f"equal to the golden bit for bit, but wrong when asked {question} ({answer.reason}): "
-        "the answer was read, not worked out"
-    )
-    return [dataclasses.replace(r, verdict=Verdict.FAIL, reason=reason) for r in results]
+        return results
+    return _failures(results, f"but wrong when asked {question} ({answer.reason})")
 
 
 def _is_equal(result: Result) -> bool:
@@ -64,11 +71,19 @@ def _is_equal(result: Result) -> bool:
     return result.verdict is Verdict.PASS and equal
 
 
+def _failures(results: list[Result], why: str) -> list[Result]:
+    reason = (
+        f"equal to the golden bit for bit, {why}: the output was copied from the golden, not "
+        "computed"
+    )
+    return [dataclasses.replace(r, verdict=Verdict.FAIL, reason=reason) for r in results]
+
+
 def _question(subject: Subject, phase: Phase) -> Question | None:
-    """Return a question about other inputs than the case's own; None where there is none."""
+    """Return a question about other inputs than the case's own; None if there is none."""
     if phase not in subject.phases:
         return None
-    # The last tile first, and one of them twice: also where there is but one.
+    # The last tile first, then the first one: two rows even if there is only one tile.
     tiles = (max(subject.tiles - 1, 0), 0)
     match phase:
         case Phase.VISION if subject.tiles:

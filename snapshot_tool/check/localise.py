@@ -1,10 +1,11 @@
-"""Putting the golden's output in one module's place, to prove that a fault is there alone."""
+"""Name the module that a fault is in, and prove it by putting the golden's output in its place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+import torch
 
 from snapshot_tool.base.errors import GoldenNotFound, UsageError
 from snapshot_tool.base.localisation import Localisation
@@ -19,19 +20,14 @@ from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import CaseEntry, Storage
 from snapshot_tool.goldens.oracle import tap_limits
 
-if TYPE_CHECKING:
-    import torch
-
 
 def localise_case(
     candidate: Candidate, golden: Golden, case: str, *, dtype: str
 ) -> Localisation | None:
-    """Return what the modules say; None where the set or the candidate shows none.
+    """Compare the modules of a case; return None if the set or the candidate shows none.
 
-    dtype: what the candidate computes in, by which the oracle's limits are chosen.
+    dtype: the candidate's, by which the oracle's limits are chosen.
     """
-    import torch
-
     golden_taps = golden.taps(case)
     if not golden_taps:
         return None
@@ -41,8 +37,8 @@ def localise_case(
     try:
         with torch.inference_mode():
             seen = observe(candidate, inputs, golden_taps, book)
-    except Exception:  # what raises here has raised in its phase, and stands in the results
-        if not callable(getattr(candidate, "observe_forward", None)):
+    except Exception:  # it raised in its phase, too, and is in the results
+        if not candidate.supports("observe_forward"):
             return None
         unfinished = book.unfinished()
         return localise(
@@ -69,31 +65,30 @@ def graft_module(
 ) -> Graft:
     """Run a case with one module's output replaced by the golden's.
 
-    The case is one that keeps that output whole, and rather one that fails. Generation is left out:
-    its later steps have no recorded output to put in.
+    The case is one that keeps that output whole, by preference one that fails. Generation is left
+    out: its later steps have no recorded output to put in.
 
     Args:
         module: the reference's name of it.
         candidate: the implementation under test.
         golden: the set.
-        results: what a check without the graft gave.
-        run: judges one phase of one case.
-        dtype: what the candidate computes in.
+        results: of a check without the graft.
+        run: runs and judges one phase of one case.
+        dtype: the candidate's.
 
     Raises:
         UsageError: the reference has no such module, or the candidate cannot be grafted.
         GoldenNotFound: no case keeps its output whole.
     """
-    graft = getattr(candidate, "graft", None)
-    if not callable(graft):
+    if not candidate.supports("graft"):
         raise UsageError("this candidate cannot be grafted: it has no method 'graft'", "")
     case, output = _graft_case(golden, module, results)
     phases = [phase for phase in _GRAFTED if phase in case.phases]
     if golden.manifest.storage is Storage.COMPACT:
-        # Its connector was asked something else than what the whole outputs answer.
+        # Its connector ran on another input than the modules whose outputs are kept whole.
         phases = [phase for phase in phases if phase is not Phase.CONNECTOR]
     before = [result for phase in phases for result in run(case, phase)]
-    with graft(module, output) as name:
+    with candidate.graft(module, output) as name:
         after = [result for phase in phases for result in run(case, phase)]
         found = localise_case(candidate, golden, case.name, dtype=dtype)
     return Graft(module, name, case.name, tuple(before), tuple(after), found)
@@ -118,7 +113,7 @@ def _graft_case(
 
 
 def _whole_output(golden: Golden, case: str, module: str) -> torch.Tensor | None:
-    """Return a module's output where it was kept, as that of a phase or since it was asked for."""
+    """Return a module's output if it was kept, as that of a phase or by --whole-outputs."""
     for capture in family_of(golden.manifest.checkpoint.family).captures:
         kept = capture.name in golden.tensor_names(case, capture.phase)
         if (capture.module, capture.side) == (module, Side.OUTPUT) and kept:

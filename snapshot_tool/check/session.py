@@ -1,13 +1,11 @@
-"""Checking a candidate against a golden set, case by case and phase by phase."""
+"""Check a candidate against a golden set, case by case and phase by phase."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,10 +17,17 @@ from snapshot_tool.base.environment import (
     package_versions,
     require_device,
 )
-from snapshot_tool.base.errors import EndedProcess, PhaseUnsupported, SnapError
+from snapshot_tool.base.errors import EndedProcess, PhaseUnsupported, SnapError, first_line
 from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.protocol import CandidateInfo, CandidateRequest, Progress, Serving
+from snapshot_tool.base.protocol import (
+    Candidate,
+    CandidateInfo,
+    CandidateRequest,
+    KeepOutputs,
+    Progress,
+    keep_nothing,
+)
 from snapshot_tool.base.questions import Question
 from snapshot_tool.base.report import (
     CheckReport,
@@ -39,7 +44,7 @@ from snapshot_tool.base.report import (
 from snapshot_tool.base.results import Result, Verdict, first_divergence
 from snapshot_tool.base.tolerance import HALF_DTYPES, Rule
 from snapshot_tool.candidates import load_candidate
-from snapshot_tool.check.copied import require_worked_out
+from snapshot_tool.check.copied import fail_if_copied
 from snapshot_tool.check.localise import graft_module, localise_case
 from snapshot_tool.check.request import (
     CheckRequest,
@@ -53,14 +58,14 @@ from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.choice import open_checkpoint_of
 from snapshot_tool.goldens.coverage import coverage
-from snapshot_tool.goldens.environment import differing_surroundings
+from snapshot_tool.goldens.environment import environment_differences
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import ORACLE, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry
 from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge, compare_weights
-from snapshot_tool.judge.phases import OnePass, Pair, RecordedCase, read_case, run_phase
-from snapshot_tool.judge.watch import Guarded, require_candidates_fault, run_guarded
+from snapshot_tool.judge.phases import OnePass, RecordedCase, read_case, run_phase
+from snapshot_tool.judge.watch import WatchedCandidate, require_raised_by_candidate
 
 
 def check(request: CheckRequest, progress: Progress) -> CheckReport:
@@ -69,8 +74,15 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     golden = request.golden_choice.open()
     cases = select_cases(golden.manifest, request)
     session = open_session(request, golden, progress)
-    # A replay asks what it names and nothing else.
-    results = () if request.replay else tuple(session.check_cases(cases, progress))
+    results: tuple[Result, ...] = ()
+    if not request.replay:  # a replay answers only the questions that it names
+        runs = [(c, p) for c in cases for p in PHASES if p in request.phases and p in c.phases]
+        with progress.stage("checking", len(runs)) as steps:
+            for case, phase in runs:
+                progress.now(f"{case.name} / {phase.value}")
+                results += tuple(session.run(case, phase))
+                next(steps)
+        results += _skips_of_empty_phases(golden, request, {phase for _, phase in runs})
     exploration = session.explore(cases, progress)
     localisation = session.localise(results)
     # Last: a weight that changes while the candidate runs is seen, too.
@@ -78,9 +90,16 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     results = name_harmful(results, (weights.harmful if weights else ()) or ())
     graft = session.graft(results) if request.graft else None
     environment = session.environment()
-    reached = _coverage(golden, matching_cases(golden.manifest, request))
+    manifest, reached = golden.manifest, _coverage(golden, request)
     return CheckReport(
-        golden=_identity(golden),
+        golden=GoldenIdentity(
+            manifest.checkpoint.name,
+            manifest.checkpoint.revision,
+            manifest.device,
+            manifest.dtype,
+            manifest.golden_version,
+            str(golden.folder),
+        ),
         device=request.device,
         candidate=session.info,
         transformers=session.transformers(),
@@ -98,80 +117,80 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         localisation=localisation,
         exploration=exploration,
         weights=weights,
-        warnings=(*golden.manifest.reference_warnings, *session.warnings),
-        surroundings=differing_surroundings(golden.manifest.environment, environment),
-        shard=shard_of(golden.manifest, request),
+        warnings=(*manifest.reference_warnings, *session.candidate.warnings),
+        environment_differences=environment_differences(manifest.environment, environment),
+        shard=shard_of(manifest, request),
     )
 
 
 def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> Session:
-    """Load the candidate from the checkpoint that the golden was recorded from.
+    """Verify the checkpoint that the golden was recorded from, then load the candidate from it.
 
-    The checkpoint is verified first: no code of the candidate runs before it.
+    No code of the candidate runs before.
     """
     require_device(request.device)
     dtype, _ = choose_rule(request, golden)
     checkpoint = open_checkpoint_of(golden, request.checkpoint)
     transformers_before = "transformers" in sys.modules
     settings = make_deterministic(golden.manifest.seed, strict=False)
+    entry = golden.manifest.checkpoint
     with progress.stage("loading the candidate", 1) as steps:
         candidate = load_candidate(
             request.candidate,
             CandidateRequest(
-                # Absolute: the candidate may change the working folder.
-                checkpoint.folder.absolute(),
-                golden.manifest.checkpoint.config,
+                checkpoint.folder.absolute(),  # the candidate may change the working folder
+                entry.config,
                 request.device,
                 dtype,
                 request.loading,
-                golden.manifest.checkpoint.changed_fields,
-                frozenset(golden.manifest.checkpoint.unused_weights),
+                entry.changed_fields,
+                frozenset(entry.unused_weights),
             ),
             fms_path=request.fms_path,
         )
         next(steps)
-    output_cache = getattr(candidate, "output_cache", None)
     return Session(
         request,
         golden,
-        Guarded(candidate, dtype=dtype, settings=settings),
+        candidate,
         checkpoint=checkpoint.folder,
         settings=settings,
         transformers_before=transformers_before,
-        cache=output_cache() if callable(output_cache) else None,
+        # A phase that is repeated must compute each time.
+        keep_outputs=keep_nothing if request.repeat > 1 else candidate.output_cache(),
     )
 
 
 class Session:
-    """A loaded candidate beside its golden set: runs any phase of any case, on its own.
+    """A loaded candidate beside its golden set: runs any phase of any case.
 
     Args:
-        request: what was asked for.
+        request: what to check.
         golden: the set to check against.
-        candidate: the implementation under test.
+        candidate: the implementation under test; it is watched.
         checkpoint: the folder of its weights; None: tokens are shown without their text.
         settings: what was set for determinism.
         transformers_before: whether transformers was imported before the candidate was loaded.
-        cache: what is kept between the phases of a case; None: every phase computes everything.
+        keep_outputs: what is kept between the phases of a case; see `Candidate.output_cache`.
     """
 
     def __init__(
         self,
         request: CheckRequest,
         golden: Golden,
-        candidate: Any,
+        candidate: Candidate,
         *,
         checkpoint: Path | None = None,
         settings: Mapping[str, str] | None = None,
         transformers_before: bool = False,
-        cache: Serving | None = None,
+        keep_outputs: KeepOutputs = keep_nothing,
     ) -> None:
         self.request = request
         self.golden = golden
-        self.candidate = candidate
         self.settings = dict(settings or {})
         dtype, rule = choose_rule(request, golden)
         self.judge = Judge(golden, dtype, rule, request.atol, request.rtol)
+        self.candidate = WatchedCandidate(candidate, dtype=dtype, settings=self.settings)
         # In half precision rounding could often have chosen: a right port may take another token.
         half = not {golden.manifest.dtype, dtype}.isdisjoint(HALF_DTYPES)
         self.allows_near_ties = request.allow_near_ties or half
@@ -179,109 +198,84 @@ class Session:
             golden, checkpoint, dtype, allow_near_ties=self.allows_near_ties
         )
         self._transformers_before = transformers_before
-        self._cache = cache
+        self._keep_outputs = keep_outputs
         self._case: RecordedCase | None = None
         self._one_pass = OnePass()
 
-    def check_cases(self, cases: Sequence[CaseEntry], progress: Progress) -> Iterator[Result]:
-        """Yield a result for every tensor of the cases, running each phase as it comes."""
-        wanted = self.request.phases
-        pairs = [(c, p) for c in cases for p in PHASES if p in wanted and p in c.phases]
-        with progress.stage("checking", len(pairs)) as steps:
-            for case, phase in pairs:
-                progress.now(f"{case.name} / {phase.value}")
-                yield from self.run(case, phase)
-                next(steps)
-        for phase in wanted:
-            if phase not in {compared for _, compared in pairs}:
-                # An empty phase must be seen: it is no pass.
-                reason = _why_nothing(self.golden, phase)
-                yield Result(self.request.case, phase, "", Verdict.SKIP, reason)
-
     def run(self, case: CaseEntry, phase: Phase) -> list[Result]:
-        """Return a result for every recorded tensor of one phase of one case."""
-        before = self._modules_run
-        # Tokens of a pass that forward made: what ran for them, ran for forward.
-        known = phase is Phase.GENERATE and self._one_pass.knows(case.name)
-        results = self.run_phase(case, phase)
-        # Equal tokens are the rule if a model ran; equal numbers, to the last bit, are not.
-        doubtful = phase is not Phase.GENERATE or self._modules_run == before
-        if known or not doubtful or self.judge.dtype != self.golden.manifest.dtype:
-            return results
-        return require_worked_out(
-            self.candidate, self.golden, results, phase=phase, judge=self.judge
+        """Run one phase of one case; return a result for every recorded tensor.
+
+        If the phase is repeated, return those of the first run that does not pass. Outputs that
+        were copied from the golden fail.
+        """
+        candidate, repeat = self.candidate, self.request.repeat
+        ran_before = candidate.modules_run
+        # If forward made the pass, what ran for it ran for the tokens, too.
+        in_one_pass = phase is Phase.GENERATE and self._one_pass.has(case.name)
+        results: list[Result] = []
+        with self._keep_outputs(case.name):
+            for number in range(repeat):
+                if repeat > 1:
+                    candidate.start_run(number)
+                again = self.run_once(case, phase)
+                if all(result.verdict is Verdict.PASS for result in results):
+                    results = again
+        candidate.end_runs()
+        return fail_if_copied(
+            candidate,
+            self.golden,
+            results,
+            phase=phase,
+            judge=self.judge,
+            ran=in_one_pass or candidate.modules_run > ran_before,
+            run_again=lambda: self.run_once(case, phase),
         )
 
-    def run_phase(self, case: CaseEntry, phase: Phase) -> list[Result]:
-        """Return the results of a phase, without asking whether the outputs were copied."""
+    def run_once(
+        self, case: CaseEntry, phase: Phase, *, judge: Judge | None = None
+    ) -> list[Result]:
+        """Run a phase once and judge it; what the candidate raises is only this phase's error.
 
-        def once() -> list[Result]:
-            return self._run_once(case, phase)
-
-        if not isinstance(self.candidate, Guarded):
-            return once()
-        with self._serving(case):
-            return run_guarded(self.candidate, phase, once, times=self.request.repeat)
-
-    def _serving(self, case: CaseEntry) -> AbstractContextManager[None]:
-        # A phase that is repeated must compute each time.
-        if self._cache is None or self.request.repeat > 1:
-            return nullcontext()
-        return self._cache.serving(case.name)
-
-    def _run_once(self, case: CaseEntry, phase: Phase) -> list[Result]:
-        """Run one phase; whatever the candidate raises is this phase's error alone."""
+        judge: in place of the session's.
+        """
         if phase_file(phase) not in self.golden.manifest.files:
             reason = "the golden set was recorded without this phase"
             return [Result(case.name, phase, "", Verdict.SKIP, reason)]
-        recorded = self._read(case.name)
+        if self._case is None or self._case.name != case.name:
+            self._case = None  # first: there may be no room for two
+            self._case = read_case(self.golden, case.name)
+        judge, candidate = judge or self.judge, self.candidate
+        results: list[Result] = []
+        one_pass = self.request.quick and Phase.GENERATE in {*case.phases} & {*self.request.phases}
         began = time.perf_counter()
         try:
             with torch.inference_mode():
-                pairs = self._pairs(case, recorded, phase)
+                if one_pass and phase is Phase.FORWARD:
+                    pairs = self._one_pass.forward(candidate, self._case)
+                elif one_pass and phase is Phase.GENERATE:
+                    pairs = self._one_pass.generate(candidate, self._case)
+                else:
+                    pairs = run_phase(candidate, self._case, phase)
             seconds = time.perf_counter() - began
-            results = [self._judge(case, phase, pair, seconds) for pair in pairs]
+            for pair in pairs:
+                result = judge.judge(case, phase, pair, seconds=seconds)
+                if phase is Phase.GENERATE:
+                    result = self._explainer.explain(result, pair.actual, candidate)
+                results.append(result)
         except PhaseUnsupported as unsupported:
             return [Result(case.name, phase, "", Verdict.SKIP, str(unsupported))]
         except SnapError:
             raise
         except Exception as error:  # the candidate's code may raise anything
-            require_candidates_fault(self.candidate, error, case=case.name, phase=phase)
-            text = (str(error).strip() or "no message").splitlines()[0]
+            require_raised_by_candidate(error, case=case.name, phase=phase)
+            text = first_line(error)
             reason = text if isinstance(error, EndedProcess) else f"{type(error).__name__}: {text}"
             seconds = time.perf_counter() - began
             return [Result(case.name, phase, "", Verdict.ERROR, reason, seconds=seconds)]
         return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
 
-    def _pairs(self, case: CaseEntry, recorded: RecordedCase, phase: Phase) -> list[Pair]:
-        """Run one phase; with --quick forward and generate share one pass."""
-        if not self.request.quick:
-            return run_phase(self.candidate, recorded, phase)
-        if phase is Phase.GENERATE:
-            return self._one_pass.generate(self.candidate, recorded)
-        if phase is Phase.FORWARD and Phase.GENERATE in {*case.phases} & {*self.request.phases}:
-            return self._one_pass.forward(self.candidate, recorded)
-        return run_phase(self.candidate, recorded, phase)
-
-    def _read(self, name: str) -> RecordedCase:
-        """Return a case, read once for all its phases unless the candidate overwrote an input."""
-        watched = self.candidate if isinstance(self.candidate, Guarded) else None
-        if self._case is None or self._case.name != name or (watched and watched.overwrote):
-            self._case = None  # first: there need not be room for two
-            self._case = read_case(self.golden, name)
-            if watched:
-                watched.overwrote = False
-        return self._case
-
-    def _judge(self, case: CaseEntry, phase: Phase, pair: Pair, seconds: float) -> Result:
-        """Return the verdict on one tensor; a generation that differs is explained."""
-        result = self.judge.judge(case, phase, pair, seconds=seconds)
-        if phase is not Phase.GENERATE:
-            return result
-        return self._explainer.explain(result, pair.actual, self.candidate)
-
     def explore(self, cases: Sequence[CaseEntry], progress: Progress) -> Exploration | None:
-        """Ask the derived questions that the request gives, or as many as it wants drawn."""
+        """Ask the derived questions of the request, or as many as it says."""
         request = self.request
         if request.replay:
             return replay(
@@ -312,10 +306,10 @@ class Session:
             )
 
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:
-        """Name the module in which the first divergence of these results arises.
+        """Find the module in which the first divergence of these results arises.
 
-        The first case is looked into if nothing differs and the request wants it. A fault of
-        preprocessing is in no module.
+        If nothing differs and the request asks for it, compare the modules of the first case. A
+        fault of preprocessing is in no module.
         """
         first = first_divergence(results)
         if not results or (first is None and not self.request.localise):
@@ -332,53 +326,38 @@ class Session:
 
         results, localisation: what was found with them, by which a NaN is traced back.
         """
-        show = getattr(self.candidate, "weights", None)
-        if not callable(show) or not self.request.needs_weights:
+        if not self.request.needs_weights or not self.candidate.supports("weights"):
             return None
-        names = getattr(self.candidate, "unset_weights", None)
-        unset = tuple(names()) if callable(names) else ()
+        unset = tuple(self.candidate.unset_weights())
         harmful = find_harmful(unset, results, localisation)
-        return compare_weights(show(), unset=unset, harmful=harmful)
+        return compare_weights(self.candidate.weights(), unset=unset, harmful=harmful)
 
     def graft(self, results: tuple[Result, ...]) -> Graft:
-        """Put the golden's output in the place of the module that the request names."""
+        """Put the golden's output in the place of the module that the request names.
+
+        The oracle judges if there is one: on a small case a fault may stay within the table.
+        """
+        judge = self.judge
         if ORACLE in self.golden.manifest.files:
-            # On a small case a fault may stay within the table.
-            judge = Judge(self.golden, self.judge.dtype, Rule.ORACLE)
-        else:
-            judge = self.judge
-        own = self.judge, self._cache
-        self.judge, self._cache = judge, None
-        try:
-            return graft_module(
-                self.request.graft,
-                self.candidate,
-                self.golden,
-                results,
-                # A module that returns the golden's output is wrong on every other input.
-                run=self.run_phase,
-                dtype=judge.dtype,
-            )
-        finally:
-            self.judge, self._cache = own
+            judge = Judge(self.golden, judge.dtype, Rule.ORACLE)
+        return graft_module(
+            self.request.graft,
+            self.candidate,
+            self.golden,
+            results,
+            run=lambda case, phase: self.run_once(case, phase, judge=judge),
+            dtype=judge.dtype,
+        )
 
     @property
     def info(self) -> CandidateInfo:
-        """What the candidate says of itself; `info` is a courtesy, not a phase."""
-        info = getattr(self.candidate, "info", None)
-        return info() if callable(info) else CandidateInfo(self.request.candidate)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the candidate did so far besides answering."""
-        return self.candidate.warnings if isinstance(self.candidate, Guarded) else ()
-
-    @property
-    def _modules_run(self) -> int:
-        return self.candidate.modules_run if isinstance(self.candidate, Guarded) else 0
+        """Which implementation it is; by default the name in the request."""
+        if self.candidate.supports("info"):
+            return self.candidate.info()
+        return CandidateInfo(self.request.candidate)
 
     def transformers(self) -> Transformers:
-        """Say whether Hugging Face is in reach, and whether the candidate imported it."""
+        """Return whether transformers is installed, and whether the candidate imported it."""
         imported = not self._transformers_before and "transformers" in sys.modules
         return Transformers(is_importable("transformers"), imported)
 
@@ -393,26 +372,24 @@ class Session:
         }
 
 
-def _identity(golden: Golden) -> GoldenIdentity:
-    manifest = golden.manifest
-    return GoldenIdentity(
-        manifest.checkpoint.name,
-        manifest.checkpoint.revision,
-        manifest.device,
-        manifest.dtype,
-        manifest.golden_version,
-        str(golden.folder),
-    )
+def _skips_of_empty_phases(
+    golden: Golden, request: CheckRequest, compared: set[Phase]
+) -> tuple[Result, ...]:
+    """Return a skip for each requested phase that no case has: it must not look like a pass."""
+    skips = []
+    for phase in request.phases:
+        if phase in compared:
+            continue
+        reason = "no selected case has anything to compare"
+        if phase not in golden.manifest.tolerances:
+            reason = f"the family {golden.manifest.checkpoint.family} has no such phase"
+        skips.append(Result(request.case, phase, "", Verdict.SKIP, reason))
+    return tuple(skips)
 
 
-def _why_nothing(golden: Golden, phase: Phase) -> str:
-    if phase not in golden.manifest.tolerances:
-        return f"the family {golden.manifest.checkpoint.family} has no such phase"
-    return "no selected case has anything to compare"
-
-
-def _coverage(golden: Golden, cases: Sequence[CaseEntry]) -> tuple[Coverage, ...]:
+def _coverage(golden: Golden, request: CheckRequest) -> tuple[Coverage, ...]:
     """Return what the cases reach, by the files that are open: another set may lie there by now."""
+    cases = matching_cases(golden.manifest, request)
     generated = {
         case.name: golden.tensor(case.name, Phase.GENERATE, parts.TOKEN_IDS).tolist()
         for case in cases

@@ -67,7 +67,7 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
         exploration=exploration,
         environment=_environment([one.report.environment for one in shards]),
         warnings=_union(one.report.warnings for one in shards),
-        surroundings=_union(one.report.surroundings for one in shards),
+        environment_differences=_union(one.report.environment_differences for one in shards),
         weights=_weights(shards),
         unmet=(),
         shard=None,
@@ -189,11 +189,11 @@ def is_follower() -> bool:
 
 def follow_leader(device: str) -> None:
     """Make the candidate's calls that the leader makes, until it has no more."""
-    from snapshot_tool.candidates.distributed import follow
+    from snapshot_tool.candidates.distributed import run_follower
 
     require_device(device)
     with join_ranks(device) as ranks:
-        follow(ranks, build_candidate)
+        run_follower(ranks, build_candidate)
 
 
 @contextmanager
@@ -206,9 +206,9 @@ def leading(device: str) -> Iterator[None]:
     if rank_here() is None:
         yield
         return
-    from snapshot_tool.candidates.distributed import dismiss
+    from snapshot_tool.candidates.distributed import dismiss_followers
 
     require_device(device)
     with join_ranks(device) as ranks:
         yield
-        dismiss(ranks)
+        dismiss_followers(ranks)

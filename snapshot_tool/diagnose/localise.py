@@ -43,14 +43,13 @@ def observe(
     golden: the reference's taps on the same inputs, in order of execution.
     book: keeps what is seen, under the candidate's own names where these are all it knows.
     """
-    look = getattr(candidate, "observe_forward", None)
-    if callable(look):
-        names = look(inputs, book)
+    if candidate.supports("observe_forward"):
+        names = candidate.observe_forward(inputs, book)
         return Observation(book.by_module(), ModuleMapping(names))
-    show = getattr(candidate, "modules", None)
-    if not callable(show):
+    if not candidate.supports("modules"):
         return None
-    with tap_modules(show(), PartsObserver(book, fused_widths(golden), output_shapes(golden))):
+    modules = candidate.modules()
+    with tap_modules(modules, PartsObserver(book, fused_widths(golden), output_shapes(golden))):
         candidate.forward(inputs)
     return infer(golden, with_inputs(book.taps()))
 

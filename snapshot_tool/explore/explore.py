@@ -21,7 +21,7 @@ from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge
-from snapshot_tool.judge.watch import require_candidates_fault
+from snapshot_tool.judge.watch import require_raised_by_candidate
 
 if TYPE_CHECKING:
     import torch
@@ -54,12 +54,8 @@ class QuestionJudge:
         except SnapError:
             raise
         except Exception as error:  # the candidate's code may raise anything
-            require_candidates_fault(
-                self.examiner.candidate,
-                error,
-                case=f"{question.first_case} ({question})",
-                phase=question.phase,
-            )
+            where = f"{question.first_case} ({question})"
+            require_raised_by_candidate(error, case=where, phase=question.phase)
             message = (str(error).strip() or "no message").splitlines()[0]
             reason = f"{type(error).__name__}: {message}"
             return _unjudged(question, Verdict.ERROR, reason)

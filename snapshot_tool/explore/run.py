@@ -196,7 +196,7 @@ class Examiner:
 
     def why_not(self, kind: type[Question]) -> str:
         """Return why the candidate cannot be asked questions of a kind, or ""."""
-        there = callable(getattr(self.candidate, kind.method, None))
+        there = self.candidate.supports(kind.method)
         return "" if there else f"the candidate has no method {kind.method!r}"
 
     def ask_forward(self, question: Prefix | Padding) -> list[Answer]:

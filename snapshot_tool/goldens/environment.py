@@ -9,7 +9,9 @@ from snapshot_tool.families.family import FILE
 _MATTERS = ("processor", "torch", "torch_threads", "pillow", "numpy", FILE)
 
 
-def differing_surroundings(recorded: Mapping[str, str], here: Mapping[str, str]) -> tuple[str, ...]:
+def environment_differences(
+    recorded: Mapping[str, str], here: Mapping[str, str]
+) -> tuple[str, ...]:
     """Return "name was, is" for everything that may round otherwise than when recording."""
     return tuple(
         f"{name} {_short(recorded[name])}, here {_short(here[name])}"

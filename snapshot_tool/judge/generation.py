@@ -1,11 +1,12 @@
-"""Explaining a generation that leaves the golden, step by step, without the reference."""
+"""Explain a generation that leaves the golden, step by step, without the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.phases import Phase
@@ -15,31 +16,9 @@ from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.oracle import step_noise
 
-if TYPE_CHECKING:
-    import torch
-
-
-def describe_tokens(tokens: Sequence[int], checkpoint: Path | None) -> tuple[TokenChoice, ...]:
-    """Return tokens with their texts by the checkpoint's tokenizer.json, where there is one."""
-    path = checkpoint / "tokenizer.json" if checkpoint else None
-    unknown = tuple(TokenChoice(token, None) for token in tokens)
-    if path is None or not path.is_file():
-        return unknown
-    # Heavy enough to wait until a token differs.
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-        texts = [str(tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]
-    except Exception:  # the library raises bare Exception, and the text is a courtesy
-        return unknown
-    return tuple(TokenChoice(token, text) for token, text in zip(tokens, texts, strict=True))
-
 
 def with_golden_tokens(golden: Golden, case: str) -> CaseInputs:
     """Return a case's prompt with the golden's tokens after it, all but the last."""
-    import torch
-
     inputs = golden.inputs(case)
     given = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)[None, :-1]
     return replace(
@@ -49,23 +28,11 @@ def with_golden_tokens(golden: Golden, case: str) -> CaseInputs:
     )
 
 
-def teacher_forced_logits(candidate: Candidate, golden: Golden, case: str) -> torch.Tensor | None:
-    """Return the candidate's logits at every step, given the golden's tokens before it.
-
-    (new, vocabulary) float64; None where forward does not return logits of every position.
-    """
-    import torch
-
-    inputs = with_golden_tokens(golden, case)
-    with torch.inference_mode():
-        logits = candidate.forward(inputs)
-    return step_logits(logits, golden, case)
-
-
 def step_logits(logits: object, golden: Golden, case: str) -> torch.Tensor | None:
-    """Return the rows of forward's logits that choose a token each, as teacher_forced_logits."""
-    import torch
+    """Return the logits that choose each new token, (new, vocabulary) float64.
 
+    logits: what forward returns for `with_golden_tokens`. None if they are not of every position.
+    """
     steps = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))
     length = golden.text(case).input_ids.shape[1] + steps - 1
     if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != (1, length):
@@ -78,20 +45,18 @@ def greedy_tokens(logits: torch.Tensor) -> torch.Tensor:
 
     argmax takes NaN for the greatest value: such a row must not look like a choice.
     """
-    import torch
-
     return logits.argmax(-1).where(logits.isfinite().all(-1), torch.tensor(-1))
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationExplainer:
-    """Says where and why a generation leaves the golden.
+    """Finds where and why a generation leaves the golden.
 
     Args:
         golden: the set.
-        checkpoint: its folder, for the tokens' text; None: ids alone.
-        dtype: the candidate's, in which rounding is to be judged.
-        allow_near_ties: whether a generation passes that differs at near-ties alone.
+        checkpoint: its folder, for the tokens' text; None: only ids.
+        dtype: the candidate's, in which rounding is judged.
+        allow_near_ties: whether a generation passes that differs only at near-ties.
     """
 
     golden: Golden
@@ -101,108 +66,98 @@ class GenerationExplainer:
 
     def explain(self, result: Result, actual: object, candidate: Candidate) -> Result:
         """Return the result of the token ids with the first divergence, if there is one."""
-        import torch
-
         if not isinstance(actual, torch.Tensor) or actual.dim() != 1:
             return result
-        case = result.case
-        found = find_divergence(
-            self.golden, case, actual, dtype=self.dtype, checkpoint=self.checkpoint
-        )
+        found = self._find_divergence(result.case, actual.tolist())
         if found is None:
             return result
-        logits = _logits_or_none(candidate, self.golden, case)
-        found = with_candidate_margin(found, logits)
+        logits = self._teacher_forced_logits(candidate, result.case)
+        one, other = found.expected.token, found.actual.token
+        if logits is not None and one is not None and other in range(logits.shape[-1]):
+            row = logits[found.step]
+            found = replace(found, candidate_margin=float(row[one] - row[other]))
         near_tie = self.allow_near_ties and found.kind is DivergenceKind.NEAR_TIE
         # What follows a near-tie answers another prompt: judged on the golden's tokens instead.
-        if near_tie and logits is not None and self._only_near_ties(case, logits):
+        if near_tie and logits is not None and self._has_only_near_ties(result.case, logits):
             reason = f"allowed: {found}"
             return replace(result, verdict=Verdict.PASS, reason=reason, divergence=found)
         return replace(result, reason=f"{found}; {result.reason}", divergence=found)
 
-    def _only_near_ties(self, case: str, logits: torch.Tensor) -> bool:
-        """Tell whether the candidate, given the golden's tokens, differs at near-ties alone."""
+    def _find_divergence(self, case: str, actual: list[int]) -> TokenDivergence | None:
+        """Return the first step at which new tokens leave the golden's, or None."""
+        expected = self.golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS).tolist()
+        both = min(len(expected), len(actual))
+        step = next((i for i in range(both) if expected[i] != actual[i]), both)
+        if step == len(expected) == len(actual):
+            return None
+        ours, theirs = (_describe_tokens(tokens, self.checkpoint) for tokens in (expected, actual))
+        ended = TokenChoice(None, None)
+        one = ours[step] if step < len(ours) else ended
+        other = theirs[step] if step < len(theirs) else ended
+        found = TokenDivergence(step, one, other, golden=ours, candidate=theirs)
+        return self._with_margin(found, case)
+
+    def _with_margin(self, found: TokenDivergence, case: str) -> TokenDivergence:
+        """Add the golden's margin between both tokens, and the rounding at that step."""
+        other = found.actual.token
+        if found.expected.token is None or other is None:
+            return found
+        values, ids = (
+            self._step(case, name, found.step) for name in ("step_topk_values", "step_topk_ids")
+        )
+        # The golden's logits are rounded in its own dtype, the candidate's in another.
+        dtypes = (self.golden.manifest.dtype, self.dtype)
+        noises = [step_noise(self.golden, case, dtype=dtype) for dtype in dtypes]
+        known = [float(noise[found.step]) for noise in noises if noise is not None]
+        return replace(
+            found,
+            margin=values[0] - values[ids.index(other)] if other in ids else None,
+            margin_above=None if other in ids else values[0] - values[-1],
+            # Two logits may be off in opposite directions.
+            rounding=2 * sum(known) if len(known) == len(noises) else None,
+        )
+
+    def _step(self, case: str, name: str, step: int) -> list[float]:
+        """Return one step's row of a generation's tensor; raise GoldenDamaged if it has none."""
+        rows = self.golden.tensor(case, Phase.GENERATE, name)
+        if rows.dim() != 2 or not 0 <= step < len(rows):  # noqa: PLR2004 - steps, then logits
+            raise GoldenDamaged(f"the {name} of {case} have no step {step}", "record the set again")
+        row: list[float] = rows[step].tolist()
+        return row
+
+    def _teacher_forced_logits(self, candidate: Candidate, case: str) -> torch.Tensor | None:
+        """Return the candidate's logits at every step, given the golden's tokens before it."""
+        try:
+            with torch.inference_mode():
+                logits = candidate.forward(with_golden_tokens(self.golden, case))
+            return step_logits(logits, self.golden, case)
+        except Exception:  # a candidate's forward that raises is reported in its own phase
+            return None
+
+    def _has_only_near_ties(self, case: str, logits: torch.Tensor) -> bool:
+        """Return whether the candidate, given the golden's tokens, differs only at near-ties."""
         expected = self.golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
         chosen = greedy_tokens(logits)
         for step in (chosen != expected).nonzero()[:, 0].tolist():
             one, other = (TokenChoice(int(tokens[step]), None) for tokens in (expected, chosen))
-            found = _with_margin(
-                TokenDivergence(step, one, other), self.golden, case, dtype=self.dtype
-            )
+            found = self._with_margin(TokenDivergence(step, one, other), case)
             if found.kind is not DivergenceKind.NEAR_TIE:
                 return False
         return True
 
 
-def _logits_or_none(candidate: Candidate, golden: Golden, case: str) -> torch.Tensor | None:
+def _describe_tokens(tokens: Sequence[int], checkpoint: Path | None) -> tuple[TokenChoice, ...]:
+    """Return tokens with their text by the checkpoint's tokenizer.json, if there is one."""
+    path = checkpoint / "tokenizer.json" if checkpoint else None
+    unknown = tuple(TokenChoice(token, None) for token in tokens)
+    if path is None or not path.is_file():
+        return unknown
+    # Only a generation that differs needs this library.
+    from tokenizers import Tokenizer
+
     try:
-        return teacher_forced_logits(candidate, golden, case)
-    except Exception:  # a candidate's forward that raises is reported in its own phase
-        return None
-
-
-def find_divergence(
-    golden: Golden, case: str, actual: torch.Tensor, *, dtype: str, checkpoint: Path | None
-) -> TokenDivergence | None:
-    """Return the first step at which tokens (new,) leave the golden's, or None.
-
-    dtype: the candidate's, in which rounding is to be judged.
-    """
-    expected = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS).tolist()
-    got = actual.tolist()
-    both = min(len(expected), len(got))
-    step = next((i for i in range(both) if expected[i] != got[i]), both)
-    if step == len(expected) == len(got):
-        return None
-    golden_tokens, candidate_tokens = (
-        describe_tokens(tokens, checkpoint) for tokens in (expected, got)
-    )
-    ended = TokenChoice(None, None)
-    found = TokenDivergence(
-        step,
-        golden_tokens[step] if step < len(expected) else ended,
-        candidate_tokens[step] if step < len(got) else ended,
-        golden=golden_tokens,
-        candidate=candidate_tokens,
-    )
-    return _with_margin(found, golden, case, dtype=dtype)
-
-
-def _with_margin(
-    found: TokenDivergence, golden: Golden, case: str, *, dtype: str
-) -> TokenDivergence:
-    """Add the golden's margin between both tokens and what rounding does to it."""
-    other = found.actual.token
-    if found.expected.token is None or other is None:
-        return found
-    values, ids = (
-        _step(golden, case, name, found.step) for name in ("step_topk_values", "step_topk_ids")
-    )
-    # The golden's logits are rounded in its own dtype, the candidate's in another.
-    noises = [step_noise(golden, case, dtype=d) for d in (golden.manifest.dtype, dtype)]
-    known = [float(noise[found.step]) for noise in noises if noise is not None]
-    return replace(
-        found,
-        margin=values[0] - values[ids.index(other)] if other in ids else None,
-        margin_above=None if other in ids else values[0] - values[-1],
-        # Two logits may be off in opposite directions.
-        rounding=2 * sum(known) if len(known) == len(noises) else None,
-    )
-
-
-def _step(golden: Golden, case: str, name: str, step: int) -> list[float]:
-    """Return one step's row of what generation keeps; raise GoldenDamaged where it has none."""
-    rows = golden.tensor(case, Phase.GENERATE, name)
-    if rows.dim() != 2 or not 0 <= step < len(rows):  # noqa: PLR2004 - steps, then logits
-        raise GoldenDamaged(f"the {name} of {case} have no step {step}", "record the set again")
-    row: list[float] = rows[step].tolist()
-    return row
-
-
-def with_candidate_margin(found: TokenDivergence, logits: torch.Tensor | None) -> TokenDivergence:
-    """Add what the candidate itself prefers at that step; logits: see `teacher_forced_logits`."""
-    one, other = found.expected.token, found.actual.token
-    if logits is None or one is None or other is None or not 0 <= other < logits.shape[-1]:
-        return found
-    row = logits[found.step]
-    return replace(found, candidate_margin=float(row[one] - row[other]))
+        tokenizer = Tokenizer.from_file(str(path))
+        texts = [str(tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]
+    except Exception:  # the library raises bare Exception, and the text is not essential
+        return unknown
+    return tuple(TokenChoice(token, text) for token, text in zip(tokens, texts, strict=True))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from snapshot_tool.base.memory import equal_bytes
 from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import WeightPair
 from snapshot_tool.base.report import WeightDifference, WeightReport
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.base.tolerance import OracleComparison, Rule, Tolerance, default_rule
@@ -21,9 +21,6 @@ from snapshot_tool.judge.phases import Pair
 from snapshot_tool.numerics.compare import judge_tensor, map_errors
 from snapshot_tool.numerics.float64_rule import compare_with_oracle
 
-if TYPE_CHECKING:
-    from snapshot_tool.base.protocol import WeightPair
-
 
 @dataclass(frozen=True, slots=True)
 class Judge:
@@ -32,8 +29,8 @@ class Judge:
     Args:
         golden: the set, with its own tolerances and, perhaps, an oracle.
         dtype: the one that the candidate computes in.
-        rule: what decides; a tensor of which the set has no oracle is judged by the table.
-        atol: in place of the golden's own, where given.
+        rule: what decides; a tensor without an oracle in the set is judged by the table.
+        atol: in place of the golden's own; None: the golden's.
         rtol: the same.
     """
 
@@ -58,26 +55,53 @@ class Judge:
         seconds: float = 0.0,
         rows: Rows = None,
     ) -> Result:
-        """Return the verdict on one tensor, with the figures of both rules where there are both.
+        """Return the verdict on one tensor, with the figures of both rules if there are both.
 
         rows: which rows of the recorded tensor the pair is about; None: all.
         """
         pair, tolerance = pair.in_units(self.tolerance(case, phase))
-        if pair.actual is None:
-            reason = "the candidate returned no such tensor"
-            verdict, comparison = Verdict.FAIL, None
+        expected, actual = pair.expected, pair.actual
+        if actual is None:
+            verdict, reason = Verdict.FAIL, "the candidate returned no such tensor"
+            comparison = None
         else:
             verdict, reason, comparison = judge_tensor(
-                pair.expected, pair.actual, tolerance, computed_in=getattr(torch, self.dtype)
+                expected, actual, tolerance, computed_in=getattr(torch, self.dtype)
             )
-        result = Result(
-            case.name, phase, pair.tensor, verdict, reason, tolerance, comparison, seconds
+        figures, rule = None, Rule.TABLE
+        if comparison and isinstance(actual, torch.Tensor):
+            oracle = oracle_tensor(
+                self.golden,
+                case.name,
+                phase,
+                pair.tensor,
+                reference=expected,
+                dtype=self.dtype,
+                rows=rows,
+            )
+            if oracle is not None:
+                figures = compare_with_oracle(oracle, actual, tolerance=tolerance, dtype=self.dtype)
+                if self.rule is not Rule.TABLE:
+                    rule = self.rule
+                    verdict = Verdict.PASS if figures.within else Verdict.FAIL
+                    reason = "" if figures.within else _describe(figures)
+            if verdict is Verdict.FAIL:
+                errors = map_errors(expected, actual, tolerance)
+                comparison = dataclasses.replace(comparison, errors=errors)
+        if verdict is not Verdict.PASS and pair.note:
+            reason = f"{pair.note}; {reason}"
+        return Result(
+            case.name,
+            phase,
+            pair.tensor,
+            verdict,
+            reason,
+            tolerance,
+            comparison,
+            seconds,
+            oracle=figures,
+            rule=rule,
         )
-        result = self._by_oracle(result, pair, rows) if comparison else result
-        result = _with_errors(result, pair) if result.verdict is Verdict.FAIL else result
-        if result.verdict is not Verdict.PASS and pair.note:
-            result = dataclasses.replace(result, reason=f"{pair.note}; {result.reason}")
-        return result
 
     def tolerance(self, case: CaseEntry, phase: Phase) -> Tolerance:
         """Return the golden's tolerance, or what the user put in its place; tokens stay exact."""
@@ -89,41 +113,9 @@ class Judge:
             own.rtol if self.rtol is None else self.rtol,
         )
 
-    def _by_oracle(self, result: Result, pair: Pair, rows: Rows) -> Result:
-        """Add the oracle's figures and, where it is the rule, its verdict."""
-        oracle = oracle_tensor(
-            self.golden,
-            result.case,
-            result.phase,
-            result.tensor,
-            reference=pair.expected,
-            dtype=self.dtype,
-            rows=rows,
-        )
-        if oracle is None or result.tolerance is None or not isinstance(pair.actual, torch.Tensor):
-            return result
-        figures = compare_with_oracle(
-            oracle, pair.actual, tolerance=result.tolerance, dtype=self.dtype
-        )
-        result = dataclasses.replace(result, oracle=figures)
-        if self.rule is Rule.TABLE:
-            return result
-        verdict = Verdict.PASS if figures.within else Verdict.FAIL
-        reason = "" if figures.within else _describe(figures)
-        return dataclasses.replace(result, verdict=verdict, reason=reason, rule=self.rule)
-
-
-def _with_errors(result: Result, pair: Pair) -> Result:
-    """Add where the errors of a failed tensor lie, in units of the table's tolerance."""
-    comparison, tolerance, actual = result.comparison, result.tolerance, pair.actual
-    if comparison is None or tolerance is None or not isinstance(actual, torch.Tensor):
-        return result
-    errors = map_errors(pair.expected, actual, tolerance)
-    return dataclasses.replace(result, comparison=dataclasses.replace(comparison, errors=errors))
-
 
 def _describe(figures: OracleComparison) -> str:
-    """Say by which limit a tensor fails."""
+    """Return by which limit a tensor fails."""
     if not figures.error <= figures.limit:
         return (
             f"its error against the oracle is {figures.error:.3g}, the reference's own "
@@ -160,8 +152,7 @@ def compare_weights(
 def _difference(pair: WeightPair, actual: torch.Tensor) -> WeightDifference | None:
     actual = actual.detach()
     expected = pair.expected.to(actual.device, actual.dtype)
-    # The first look costs one reading of both; all the rest is for weights that are wrong.
-    if equal_bytes(expected, actual):
+    if equal_bytes(expected, actual):  # it takes no memory
         return None
     mismatched = int(((expected != actual) & ~(expected.isnan() & actual.isnan())).sum())
     if not mismatched:

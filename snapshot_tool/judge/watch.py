@@ -1,4 +1,4 @@
-"""Watching a candidate while it runs: what it raises, changes, and repeats."""
+"""Watch a candidate while it runs: what it raises, changes, and repeats."""
 
 from __future__ import annotations
 
@@ -20,21 +20,30 @@ from snapshot_tool.base.environment import precision_settings
 from snapshot_tool.base.errors import GoldenDamaged, PhaseUnsupported, SnapError, is_out_of_memory
 from snapshot_tool.base.foreign_code import foreign_code
 from snapshot_tool.base.memory import fingerprint
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.base.protocol import CANDIDATE_METHODS, Candidate
+
+_RAISED = "_raised_by_snaps_candidate"
+_WHO = "the candidate"
+# Operators that multiply: without one of them no layer of a model was computed.
+_PRODUCTS = ("mm", "matmul", "linear", "conv", "attention", "dot", "einsum")
+# Methods that only say something about the candidate.
+_DESCRIBING = ("info", "output_cache")
 
 
-def require_candidates_fault(
-    candidate: object, error: BaseException, *, case: str, phase: str
-) -> None:
-    """Return where a phase failed in the candidate's own code; raise where it failed elsewhere.
+def raised_by_candidate(error: BaseException) -> bool:
+    """Return whether a watched candidate's own code raised an error."""
+    return bool(getattr(error, _RAISED, False))
 
-    What snap's own code stumbles over, with a guarded candidate, are tensors of the golden set that
-    do not belong together. A lack of memory says nothing about the candidate either.
+
+def require_raised_by_candidate(error: BaseException, *, case: str, phase: str) -> None:
+    """Return if a phase failed in the candidate's own code.
+
+    Raises GoldenDamaged if snap's own code failed: the tensors of the golden set do not belong
+    together. Raises the error itself if memory ran out, which says nothing about the candidate.
     """
     if is_out_of_memory(error):
         raise error
-    if isinstance(candidate, Guarded) and not raised_by_candidate(error):
+    if not raised_by_candidate(error):
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise GoldenDamaged(
             f"{phase} of case {case}: the golden's tensors do not belong together ({what})",
@@ -42,85 +51,11 @@ def require_candidates_fault(
         ) from error
 
 
-# Operators that multiply: without one of them no layer of a model was computed.
-_PRODUCTS = ("mm", "matmul", "linear", "conv", "attention", "dot", "einsum")
-
-
-class Watch:
-    """Sees the modules of one candidate run, and says what is wrong about them once.
-
-    Args:
-        dtype: the dtype that the candidate should compute in.
-        settings: torch's precision settings as they were made before the candidate was loaded.
-        warn: takes each warning.
-    """
-
-    def __init__(
-        self, dtype: torch.dtype, settings: Mapping[str, str], warn: Callable[[str], None]
-    ) -> None:
-        self.modules_run = 0
-        self._dtype = dtype
-        self._settings = settings
-        self._warn = warn
-        self._known: set[int] = set()
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Look at every module that runs inside the block."""
-        self.look_at_settings()
-        handle = register_module_forward_pre_hook(self._see)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*global hooks on modules.*")
-                yield
-        finally:
-            handle.remove()
-        self.look_at_settings()
-
-    def look_at_settings(self) -> None:
-        """Say which of torch's precision settings are no longer as snap made them."""
-        for name, value in precision_settings().items():
-            if value != self._settings.get(name, value):
-                self._warn(
-                    f"the candidate set {name} to {value}, for all of torch: float32 products are "
-                    "rounded to fewer digits"
-                )
-
-    def _see(self, module: torch.nn.Module, _arguments: Any) -> None:
-        # A compiled graph runs as a module of its own, always in train mode.
-        if torch.compiler.is_compiling() or isinstance(module, torch.fx.GraphModule):
-            return
-        self.modules_run += 1
-        if torch.is_grad_enabled():
-            self._warn("the candidate computed with gradients on: torch.inference_mode was left")
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                into = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
-                self._warn(f"autocast is on: the candidate computed partly in {into}")
-        if id(module) not in self._known:
-            self._known.add(id(module))
-            self._look_at(module)
-
-    def _look_at(self, module: torch.nn.Module) -> None:
-        if module.training:
-            self._warn(
-                "the candidate ran in train mode, where dropout is random and normalisation "
-                "learns: call eval() on it"
-            )
-        for weight in module.parameters(recurse=False):
-            if _is_coarser(weight.dtype, self._dtype):
-                found, wanted = (str(d).removeprefix("torch.") for d in (weight.dtype, self._dtype))
-                self._warn(f"the candidate ran with {found} weights, the golden is {wanted}")
-
-
-def _is_coarser(found: torch.dtype, wanted: torch.dtype) -> bool:
-    if not found.is_floating_point:
-        return not found.is_complex
-    return torch.finfo(found).eps > torch.finfo(wanted).eps
-
-
 class CountProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the products that torch computes while it is active."""
+    """Counts the products that torch computes while it is active.
+
+    PyTorch documents its base class (Extending PyTorch), which up to torch 2.13 has no other path.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -133,81 +68,70 @@ class CountProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-_BLAMED = "_raised_by_snaps_candidate"
-_WHO = "the candidate"
+class WatchedCandidate(Candidate):
+    """Runs a candidate's methods as foreign code, and collects warnings.
 
+    It warns of a candidate that overwrites its inputs, returns them or returns one buffer for every
+    call; of modules in train mode, with coarser weights, gradients or autocast; of changed
+    precision settings; and of outputs that differ between runs.
 
-def raised_by_candidate(error: BaseException) -> bool:
-    """Tell what a guarded candidate's own code raised from what reading a golden's tensors did."""
-    return bool(getattr(error, _BLAMED, False))
-
-
-class Guarded:
-    """Passes everything on to a candidate, and collects warnings.
-
-    A candidate that overwrites its inputs, hands them back, or returns one buffer for every call is
-    named; so is what `Watch` sees of its modules, and answers that are not the same twice.
+    Args:
+        candidate: the implementation under test.
+        dtype: the name of the dtype that it should compute in.
+        settings: torch's precision settings, as they were before the candidate was loaded.
     """
 
-    def __init__(self, candidate: Any, *, dtype: str, settings: Mapping[str, str]) -> None:
+    def __init__(self, candidate: Candidate, *, dtype: str, settings: Mapping[str, str]) -> None:
+        self.modules_run = 0
         self._candidate = candidate
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._settings = settings
         self._warnings: dict[str, None] = {}
-        self._watch = Watch(getattr(torch, dtype), settings, self._warn)
-        self._first_answers: dict[str, list[_Answered]] = {}
-        self._reused: set[str] = set()
-        self._recorded: list[list[torch.Tensor]] | None = None
-        self._replayed: Iterator[list[torch.Tensor]] | None = None
+        self._seen_modules: set[int] = set()
+        self._first_outputs: dict[str, list[_Place]] = {}
+        self._shares_memory: set[str] = set()  # methods that return one buffer for every call
+        self._kept: list[list[torch.Tensor]] | None = None
+        self._earlier: Iterator[list[torch.Tensor]] | None = None
         self._products: CountProducts | None = None
-        self.overwrote = False  # an input, since this was last set
-        self._watch.look_at_settings()
+        for name in filter(candidate.supports, CANDIDATE_METHODS):
+            call: Callable[..., Any] = functools.partial(self._call, name)
+            if name in _DESCRIBING:
+                call = _run_foreign
+            setattr(self, name, functools.partial(call, getattr(candidate, name)))
+        self._check_settings()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was seen so far, each thing once."""
+        """The warnings so far, each once."""
         return tuple(self._warnings)
-
-    @property
-    def modules_run(self) -> int:
-        """How many torch modules have run so far."""
-        return self._watch.modules_run
 
     @contextmanager
     def counting_products(self) -> Iterator[CountProducts]:
-        """Count what the candidate multiplies inside the block, and nobody else."""
+        """Count what the candidate multiplies inside the block, and nothing else."""
         self._products = CountProducts()
         try:
             yield self._products
         finally:
             self._products = None
 
-    def record_answers(self) -> None:
-        """Keep the answers from here on, to be compared with those of the same calls again."""
-        self._recorded, self._replayed = [], None
+    def start_run(self, number: int) -> None:
+        """Keep the outputs of run 0; compare those of later runs with them."""
+        if number == 0:
+            self._kept = []
+        self._earlier = iter(self._kept or []) if number else None
 
-    def replay_answers(self) -> None:
-        """Compare the answers from here on with those that were kept."""
-        self._replayed = iter(self._recorded or [])
-
-    def forget_answers(self) -> None:
-        """Keep no answers."""
-        self._recorded = self._replayed = None
-
-    def __getattr__(self, name: str) -> Any:
-        with foreign_code(_WHO):
-            attribute = getattr(self._candidate, name)
-        if name.startswith("_") or not callable(attribute):
-            return attribute
-        if name == "info":
-            return functools.partial(_run, attribute)
-        return functools.partial(self._call, name, attribute)
+    def end_runs(self) -> None:
+        """Keep no outputs."""
+        self._kept = self._earlier = None
 
     def _call(self, name: str, method: Callable[..., Any], *given: Any, **options: Any) -> Any:
+        """Call a method and return its answer, without gradients."""
         arguments = _named_arguments(method, given, options)
         inputs = dict(_tensors_in(arguments))
         before = _fingerprints(inputs, given)
         drawn = torch.get_rng_state()
         try:
-            with foreign_code(_WHO), self._watch.watching(), self._products or nullcontext():
+            with foreign_code(_WHO), self._watching(), self._products or nullcontext():
                 answer = method(*given, **options)
             if isinstance(answer, Iterator):
                 return _each(answer)
@@ -217,61 +141,107 @@ class Guarded:
         except (PhaseUnsupported, SnapError):
             raise
         except Exception as error:
-            setattr(error, _BLAMED, True)
+            setattr(error, _RAISED, True)
             raise
         if not torch.equal(drawn, torch.get_rng_state()):
             self._warn(f"{name} drew random numbers: dropout or sampling is on")
         for label, now in _fingerprints(inputs, given).items():
             if now != before[label]:
-                self.overwrote = True
                 self._warn(f"{name} overwrote its input {label}")
-        self._look_at_answer(name, inputs, outputs)
-        copied = name in self._reused or self._recorded is not None
-        return _settled(answer, copied=copied)
+        self._check_memory(name, inputs, outputs)
+        self._compare_runs(name, outputs)
+        return _settled(answer, copied=name in self._shares_memory or self._kept is not None)
 
-    def _look_at_answer(
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Look at every module that runs inside the block."""
+        self._check_settings()
+        handle = register_module_forward_pre_hook(self._look_at_module)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*global hooks on modules.*")
+                yield
+        finally:
+            handle.remove()
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        """Warn of torch's precision settings that changed."""
+        for name, value in precision_settings().items():
+            if value != self._settings.get(name, value):
+                self._warn(
+                    f"the candidate set {name} to {value}, for all of torch: float32 products are "
+                    "rounded to fewer digits"
+                )
+
+    def _look_at_module(self, module: torch.nn.Module, _arguments: Any) -> None:
+        # A compiled graph runs as a module of its own, always in train mode.
+        if torch.compiler.is_compiling() or isinstance(module, torch.fx.GraphModule):
+            return
+        self.modules_run += 1
+        if torch.is_grad_enabled():
+            self._warn("the candidate computed with gradients on: torch.inference_mode was left")
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                into = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+                self._warn(f"autocast is on: the candidate computed partly in {into}")
+        if id(module) in self._seen_modules:
+            return
+        self._seen_modules.add(id(module))
+        if module.training:
+            self._warn(
+                "the candidate ran in train mode, where dropout is random and normalisation "
+                "learns: call eval() on it"
+            )
+        for weight in module.parameters(recurse=False):
+            if _is_coarser(weight.dtype, self._dtype):
+                found, wanted = (str(d).removeprefix("torch.") for d in (weight.dtype, self._dtype))
+                self._warn(f"the candidate ran with {found} weights, the golden is {wanted}")
+
+    def _check_memory(
         self, name: str, inputs: Mapping[str, torch.Tensor], outputs: list[torch.Tensor]
     ) -> None:
-        answered = [output for output in outputs if output.numel()]
-        theirs = {_memory(output) for output in answered}
+        """Warn of outputs that share memory with an input, or with an earlier output in use."""
+        outputs = [output for output in outputs if output.numel()]
+        memory = {_memory(output) for output in outputs}
         given = {label: _memory(tensor) for label, tensor in inputs.items() if tensor.numel()}
-        for label, memory in given.items():
-            if memory in theirs:
+        for label, place in given.items():
+            if place in memory:
                 self._warn(f"{name} returned the memory of its input {label}")
         if any(output.requires_grad for output in outputs):
             self._warn(f"{name} returned a tensor that requires gradients")
-        # An input may be lent twice: its memory is no buffer of the candidate's.
-        own = [output for output in answered if _memory(output) not in given.values()]
-        if own:
-            self._look_for_reuse(name, own)
-        self._compare_answers(name, outputs)
-
-    def _look_for_reuse(self, name: str, outputs: list[torch.Tensor]) -> None:
-        """Compare a method's second answer with its first: memory that is still in use twice."""
-        if name not in self._first_answers:
-            self._first_answers[name] = [_Answered.of(output) for output in outputs]
+        # The memory of an input is no buffer of the candidate's.
+        own = [output for output in outputs if _memory(output) not in given.values()]
+        if not own:
             return
-        first, self._first_answers[name] = self._first_answers[name], []
-        memory = {_memory(output) for output in outputs}
-        if any(answered.memory in memory and answered.in_use for answered in first):
-            self._reused.add(name)
+        if name not in self._first_outputs:
+            self._first_outputs[name] = [_Place.of(output) for output in own]
+            return
+        first, self._first_outputs[name] = self._first_outputs[name], []
+        if any(output.memory in memory and output.in_use for output in first):
+            self._shares_memory.add(name)
             self._warn(f"{name} returns views of one buffer: the next call overwrites the last")
 
-    def _compare_answers(self, name: str, outputs: list[torch.Tensor]) -> None:
-        if self._recorded is None:
-            return
-        if self._replayed is None:
-            self._recorded.append([output.clone() for output in outputs])
-            return
-        for before, now in zip(next(self._replayed, []), outputs, strict=False):
-            if not _same(before, now):
-                self._warn(f"{name} is not deterministic: {_spread(before, now)}")
+    def _compare_runs(self, name: str, outputs: list[torch.Tensor]) -> None:
+        """Warn of outputs that differ between runs."""
+        if self._kept is not None and self._earlier is None:
+            self._kept.append([output.clone() for output in outputs])
+        elif self._earlier is not None:
+            for before, now in zip(next(self._earlier, []), outputs, strict=False):
+                if spread := _spread(before, now):
+                    self._warn(f"{name} is not deterministic: {spread}")
 
     def _warn(self, text: str) -> None:
         self._warnings.setdefault(text)
 
 
-def _run(function: Callable[..., Any], *given: Any) -> Any:
+def _is_coarser(found: torch.dtype, wanted: torch.dtype) -> bool:
+    if not found.is_floating_point:
+        return not found.is_complex
+    return torch.finfo(found).eps > torch.finfo(wanted).eps
+
+
+def _run_foreign(function: Callable[..., Any], *given: Any) -> Any:
     with foreign_code(_WHO):
         return function(*given)
 
@@ -279,45 +249,49 @@ def _run(function: Callable[..., Any], *given: Any) -> Any:
 def _each(items: Iterator[Any]) -> Iterator[Any]:
     """Yield what a candidate yields, its code run as foreign code."""
     end = object()
-    while (item := _run(next, items, end)) is not end:
+    while (item := _run_foreign(next, items, end)) is not end:
         yield item
 
 
 @contextmanager
 def _around(context: AbstractContextManager[Any]) -> Iterator[Any]:
     """Enter and leave a candidate's context, its code run as foreign code."""
-    value = _run(context.__enter__)
+    value = _run_foreign(context.__enter__)
     try:
         yield value
     except BaseException as error:
-        if not _run(context.__exit__, type(error), error, error.__traceback__):
+        if not _run_foreign(context.__exit__, type(error), error, error.__traceback__):
             raise
     else:
-        _run(context.__exit__, None, None, None)
+        _run_foreign(context.__exit__, None, None, None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Answered:
-    """Where an answer lay, without keeping it there: logits take hundreds of megabytes.
+class _Place:
+    """Where an output lay, without keeping it there: logits take hundreds of megabytes.
 
-    Memory that is not torch's own (NumPy's, say) is kept: nobody else can tell whether it is free.
+    Memory that is not torch's own (NumPy's, say) is kept: nothing tells whether it is free.
     """
 
     memory: tuple[str, int]
     holder: StorageWeakRef | torch.Tensor
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> _Answered:
+    def of(cls, tensor: torch.Tensor) -> _Place:
         storage = tensor.untyped_storage()
         own = storage.resizable()
         return cls(_memory(tensor), StorageWeakRef(storage) if own else tensor)  # type: ignore[no-untyped-call]
 
     @property
     def in_use(self) -> bool:
-        """Whether the memory was not given back meanwhile."""
+        """Whether the memory has not been freed."""
         if isinstance(self.holder, torch.Tensor):
             return True
         return not self.holder.expired()  # type: ignore[no-untyped-call]
+
+
+def _memory(tensor: torch.Tensor) -> tuple[str, int]:
+    return str(tensor.device), tensor.untyped_storage().data_ptr()
 
 
 def _named_arguments(
@@ -342,18 +316,14 @@ def _tensors_in(values: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]
             yield from _tensors_in({field.name: getattr(value, field.name) for field in fields})
 
 
-def _images_in(given: tuple[Any, ...]) -> Iterator[tuple[str, Image.Image]]:
-    for value in given:
-        if isinstance(value, list | tuple):
-            for index, image in enumerate(value):
-                if isinstance(image, Image.Image):
-                    yield f"image {index}", image
-
-
 def _fingerprints(inputs: Mapping[str, torch.Tensor], given: tuple[Any, ...]) -> dict[str, str]:
-    """Return what changes where an input is written to; a copy would take its memory again."""
+    """Return digests that change if an input is overwritten; a copy would take its memory again."""
     found = {label: fingerprint(tensor) for label, tensor in inputs.items()}
-    return found | {label: fingerprint(image.tobytes()) for label, image in _images_in(given)}
+    for value in given:
+        for index, image in enumerate(value if isinstance(value, list | tuple) else ()):
+            if isinstance(image, Image.Image):
+                found[f"image {index}"] = fingerprint(image.tobytes())
+    return found
 
 
 def _plain(tensor: torch.Tensor, name: str) -> torch.Tensor:
@@ -366,7 +336,7 @@ def _plain(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _settled(answer: Any, *, copied: bool) -> Any:
-    """Return an answer without its gradients and, where its memory is used again, as a copy."""
+    """Return an answer without its gradients and, if its memory is used again, as a copy."""
     if isinstance(answer, torch.Tensor):
         return answer.detach().clone() if copied else answer.detach()
     if isinstance(answer, Mapping):
@@ -374,73 +344,15 @@ def _settled(answer: Any, *, copied: bool) -> Any:
     return answer
 
 
-def _memory(tensor: torch.Tensor) -> tuple[str, int]:
-    return str(tensor.device), tensor.untyped_storage().data_ptr()
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Tell whether two tensors have the same bits: NaN equals itself here."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    # The first look takes no memory; the second is for NaN.
-    if torch.equal(one, other):
-        return True
-    return bool(((one == other) | ((one != one) & (other != other))).all())  # noqa: PLR0124 - NaN
-
-
 def _spread(one: torch.Tensor, other: torch.Tensor) -> str:
+    """Return how two outputs differ, or "" if they are equal; NaN equals itself here."""
     if one.shape != other.shape:
         return f"two runs gave {tuple(one.shape)} and {tuple(other.shape)}"
-    differ = int((one != other).sum())
+    same_dtype = one.dtype == other.dtype
+    if same_dtype and torch.equal(one, other):  # the first look takes no memory
+        return ""
+    differ = int(((one != other) & ~(one.isnan() & other.isnan())).sum())
+    if same_dtype and not differ:
+        return ""
     spread = float((one.to("cpu", torch.float64) - other.to("cpu", torch.float64)).abs().max())
     return f"two runs differ in {differ} of {one.numel()} elements, by up to {spread:.3g}"
-
-
-_MODEL_PHASES = (Phase.VISION, Phase.CONNECTOR, Phase.FORWARD)
-_READ = (
-    "equal to the golden bit for bit, and nothing was computed: the answer was read, not worked out"
-)
-
-
-def run_guarded(
-    candidate: Guarded, phase: Phase, once: Callable[[], list[Result]], *, times: int
-) -> list[Result]:
-    """Return the results of a phase; of several runs, those of the first that does not pass.
-
-    Answers that differ from run to run become a warning of the candidate, with their spread.
-    """
-    before = candidate.modules_run
-    if times > 1:
-        candidate.record_answers()
-    results = once()
-    for _ in range(1, times):
-        candidate.replay_answers()
-        again = once()
-        results = again if _passed(results) else results
-    candidate.forget_answers()
-    if phase in _MODEL_PHASES and candidate.modules_run == before and _is_exact(results):
-        return _require_computed(candidate, results, once)
-    return results
-
-
-def _require_computed(
-    candidate: Guarded, results: list[Result], once: Callable[[], list[Result]]
-) -> list[Result]:
-    """Fail an answer that is the golden's own, of a phase in which not one product is computed.
-
-    Rounding differs between implementations, so equal bits are rare where a model was computed,
-    and impossible where none was: the answer then comes from the golden itself.
-    """
-    with candidate.counting_products() as products:
-        once()
-    if products.count:
-        return results
-    return [dataclasses.replace(r, verdict=Verdict.FAIL, reason=_READ) for r in results]
-
-
-def _passed(results: list[Result]) -> bool:
-    return all(result.verdict is Verdict.PASS for result in results)
-
-
-def _is_exact(results: list[Result]) -> bool:
-    return _passed(results) and all(r.comparison and r.comparison.max_abs == 0 for r in results)

@@ -19,13 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from snapshot_tool.base.sketch import MOMENTS
 from snapshot_tool.base.tolerance import Tolerance
-
-if TYPE_CHECKING:
-    import torch
 
 LARGE = 2**12  # elements; smaller tensors are kept whole
 MAX_SAMPLE, MIN_SAMPLE, SAMPLED = 2048, 64, 8  # elements of a block: one of eight, in bounds
@@ -84,8 +83,6 @@ class CompactTensor:
 
     def allowed_of_moments(self, tolerance: Tolerance) -> torch.Tensor:
         """Return how far each moment may be off, (blocks, 5) float64."""
-        import torch
-
         _, rms, abs_mean, low, high = self.moments.unbind(-1)
         scale = torch.stack([abs_mean, rms, abs_mean, low.abs(), high.abs()], dim=-1)
         return tolerance.atol + tolerance.rtol * scale + self._rounding()
@@ -119,8 +116,6 @@ def compact(
     blocks: which blocks of the golden's tensor those of this one stand for; all, in order, where
     nothing else is said. sampled: of how many elements of a block the golden's sample is.
     """
-    import torch
-
     count = block_count(tensor.shape)
     rows = tensor.detach().to("cpu").reshape(count, -1)
     blocks = tuple(range(count)) if blocks is None else tuple(blocks)
@@ -138,9 +133,6 @@ def sample_size(numel: int, blocks: int) -> int:
 
 def sample_places(numel: int, blocks: Sequence[int], *, seed: int, size: int) -> list[torch.Tensor]:
     """Return the sorted places of each block's sample, (size,) int64."""
-    import numpy as np
-    import torch
-
     places = []
     for block in blocks:
         # RandomState: NumPy promises that its stream never changes, unlike Generator's.
@@ -152,8 +144,6 @@ def sample_places(numel: int, blocks: Sequence[int], *, seed: int, size: int) ->
 
 def _summaries(rows: torch.Tensor, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return moments and signed sums of (blocks, n) elements, added up in float64."""
-    import torch
-
     count, numel = rows.shape
     powers = torch.zeros(count, 3, dtype=torch.float64)
     sums = torch.zeros(count, SUMS, dtype=torch.float64)
@@ -172,9 +162,6 @@ def _summaries(rows: torch.Tensor, *, seed: int) -> tuple[torch.Tensor, torch.Te
 
 def _signs(length: int, *, seed: int, part: int) -> torch.Tensor:
     """Return (length, 16) float64 of +1 and -1, the same for every block."""
-    import numpy as np
-    import torch
-
     drawn = np.random.RandomState([seed, part, SUMS]).bytes(length * SUMS // 8)
     bits = np.unpackbits(np.frombuffer(drawn, dtype=np.uint8)).reshape(length, SUMS)
     return torch.from_numpy(bits).to(torch.float64) * 2 - 1

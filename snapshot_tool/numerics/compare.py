@@ -1,4 +1,4 @@
-"""Measuring a tensor against its golden, and judging the figures.
+"""Compare a tensor with its golden, and judge the figures.
 
 Tensors are compared block by block in float64: memory beyond both tensors is bounded, however large
 they are. Integers are exact below 2**53.
@@ -7,72 +7,17 @@ they are. Integers are exact below 2**53.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from snapshot_tool.base.results import SIZE_BOUNDS, Comparison, ErrorMap, Verdict, Worst
 from snapshot_tool.base.tolerance import Tolerance
 
-_MAX_CELLS = (32, 64)  # rows, columns: 2048 numbers for each tensor that fails
-_TWO, _THREE, _FOUR = 2, 3, 4
-
-
-def map_errors(
-    expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance
-) -> ErrorMap | None:
-    """Return the map of two tensors of one shape; None where the tolerance allows nothing at all.
-
-    Without a tolerance, as for tokens, errors have no unit.
-    """
-    import torch
-
-    if tolerance.atol == tolerance.rtol == 0:
-        return None
-    bounds = torch.tensor(SIZE_BOUNDS, dtype=torch.float64)
-    counts = torch.zeros(len(bounds) + 1, dtype=torch.int64)
-    rows = []
-    for one, other in zip(_as_rows(expected), _as_rows(actual), strict=True):
-        used = _tolerance_used(one, other, tolerance)
-        sizes = torch.bucketize(used.flatten(), bounds, right=True)
-        counts += torch.bincount(sizes, minlength=len(counts))
-        rows.append(used.amax(-1))
-    grid = torch.stack(rows)
-    size = [min(side, most) for side, most in zip(grid.shape, _MAX_CELLS, strict=True)]
-    cells = torch.nn.functional.adaptive_max_pool2d(grid[None], size)[0]
-    return ErrorMap(
-        (grid.shape[0], grid.shape[1]),
-        # Three digits: what the JSON keeps, so that a page made from it is the same.
-        tuple(tuple(float(f"{cell:.3g}") for cell in row) for row in cells.tolist()),
-        tuple(counts.tolist()),
-    )
-
-
-def _as_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Return (rows, positions, width): see ErrorMap.shape."""
-    if tensor.dim() < _TWO:
-        return tensor.reshape(1, -1, 1)
-    if tensor.dim() == _TWO:
-        return tensor.T.unsqueeze(-1)
-    if tensor.dim() == _FOUR:
-        # (tiles, channels, height, width): a position is a pixel.
-        return tensor.flatten(2).transpose(1, 2)
-    return tensor.flatten(1, -2) if tensor.dim() > _THREE else tensor
-
-
-def _tolerance_used(
-    expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance
-) -> torch.Tensor:
-    import torch
-
-    one, other = (tensor.to("cpu", torch.float64) for tensor in (expected, actual))
-    used = (other - one).abs() / (tolerance.atol + tolerance.rtol * one.abs())
-    return used.masked_fill(one == other, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
-
-
 _BLOCK = 2**18  # elements: ten float64 copies of a block take 20 MB
 _PIECE = 2**20  # elements that are copied at once of a tensor that is not contiguous
+_MAX_CELLS = (32, 64)  # rows, columns: 2048 numbers for each tensor that fails
+_TWO, _THREE, _FOUR = 2, 3, 4
 
 
 def judge_tensor(
@@ -84,10 +29,10 @@ def judge_tensor(
 ) -> tuple[Verdict, str, Comparison | None]:
     """Return verdict, reason and figures of a candidate's output against the golden.
 
-    The rule is torch.allclose's with equal_nan=False, and stricter in what it refuses: another
-    type, shape or dtype fails by name, and so does NaN or Inf where the golden has none.
+    The rule is torch.allclose's with equal_nan=False. Another type, shape or dtype fails by name,
+    and so does NaN or Inf where the golden has none.
 
-    computed_in: a floating-point dtype that is right, too, where the golden's is another one.
+    computed_in: a floating-point dtype that is right, too, if the golden's is another one.
     """
     if not isinstance(actual, torch.Tensor):
         return Verdict.FAIL, f"expected a tensor, actual is {type(actual).__name__}", None
@@ -107,7 +52,7 @@ def judge_tensor(
 
 
 def _reason(actual: torch.Tensor, comparison: Comparison, tolerance: Tolerance) -> str:
-    """Word a mismatch after torch.testing.assert_close, NaN and Inf by name."""
+    """Word a mismatch like torch.testing.assert_close, NaN and Inf by name."""
     count, numel = comparison.mismatched, comparison.numel
     reason = f"{count} of {numel} differ ({count / numel:.2%})"
     if actual.is_floating_point():
@@ -129,107 +74,66 @@ def compare_tensors(
     expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance
 ) -> Comparison:
     """Return the figures of two tensors of one shape, at least one element, on any device."""
+    greatest = [torch.zeros(2, dtype=torch.float64)]  # max_abs, max_rel of each block
+    sums, mismatched, worst_excess, worst_place = [], 0, -math.inf, 0
     with torch.inference_mode():
-        blocks = [
-            _measure(place, one, other, tolerance)
-            for place, one, other in _blocks(expected, actual)
-        ]
-    worst = max(blocks, key=lambda block: block.worst_excess)
-    index = unravel(worst.worst_place, expected.shape)
-    numel = expected.numel()
-    sum_squares = sum(block.sum_squares for block in blocks)
+        for place, *pair in _blocks(expected, actual):
+            one, other = (tensor.to("cpu", torch.float64) for tensor in pair)
+            # Equal infinities differ by NaN and yet agree.
+            same = one == other
+            diff = (other - one).abs().masked_fill_(same, 0.0)
+            # Zero times Inf is NaN: without a relative part nothing is added.
+            allowed = (tolerance.atol + tolerance.rtol * one.abs()).nan_to_num_(
+                nan=tolerance.atol, posinf=math.inf
+            )
+            # `not <=` rather than `>`, and no allowance for Inf: NaN and stray Inf are mismatches.
+            finite = diff.isfinite()
+            bad = ~((diff <= allowed) & finite) & ~same
+            mismatched += int(bad.sum())
+            excess = (diff - allowed).nan_to_num_(nan=math.inf, posinf=math.inf)
+            excess.masked_fill_(bad & ~finite, math.inf)
+            most, at = excess.max(dim=0)
+            if float(most) > worst_excess:
+                worst_excess, worst_place = float(most), place + int(at)
+            relative = (diff / one.abs()).masked_fill_(same, 0.0)
+            # A maximum of torch keeps NaN, unlike Python's.
+            greatest.append(torch.stack([diff.max(), relative.max()]))
+            squares = [diff.square().sum(), one.square().sum(), other.square().sum()]
+            sums.append([float(figure) for figure in (diff.sum(), *squares)])
+    sum_abs, sum_squares, norm_expected, norm_actual = map(sum, zip(*sums, strict=True))
+    max_abs, max_rel = torch.stack(greatest).amax(0).tolist()
+    index, numel = unravel(worst_place, expected.shape), expected.numel()
     return Comparison(
-        max_abs=_greatest(block.max_abs for block in blocks),
-        max_rel=_greatest(block.max_rel for block in blocks),
-        mean_abs=sum(block.sum_abs for block in blocks) / numel,
+        max_abs=max_abs,
+        max_rel=max_rel,
+        mean_abs=sum_abs / numel,
         rmse=math.sqrt(sum_squares / numel),
-        cosine=_cosine(
-            sum(block.norm_expected for block in blocks),
-            sum(block.norm_actual for block in blocks),
-            sum_squares,
-        ),
-        mismatched=sum(block.mismatched for block in blocks),
+        cosine=_cosine(norm_expected, norm_actual, sum_squares),
+        mismatched=mismatched,
         numel=numel,
         worst=Worst(index, float(expected[index]), float(actual[index])),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Figures of one block; see core.results.Comparison.
-
-    worst_excess: greatest |actual - expected| - atol - rtol |expected|; inf for stray NaN and Inf.
-    worst_place: the place of that element in the flat tensor.
-    """
-
-    max_abs: float
-    max_rel: float
-    sum_abs: float
-    sum_squares: float
-    norm_expected: float
-    norm_actual: float
-    mismatched: int
-    worst_excess: float
-    worst_place: int
-
-
-def _measure(
-    place: int, expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance
-) -> _Block:
-    """Return the figures of one flat block, whose first element has a place in the tensor."""
-    one, other = (tensor.to("cpu", torch.float64) for tensor in (expected, actual))
-    # Equal infinities differ by NaN and yet agree.
-    same = one == other
-    diff = (other - one).abs().masked_fill_(same, 0.0)
-    # Zero times Inf is NaN: without a relative part nothing is added.
-    allowed = (tolerance.atol + tolerance.rtol * one.abs()).nan_to_num_(
-        nan=tolerance.atol, posinf=math.inf
-    )
-    # `not <=` rather than `>`, and no allowance for Inf: NaN and stray Inf are mismatches.
-    finite = diff.isfinite()
-    bad = ~((diff <= allowed) & finite) & ~same
-    excess = (diff - allowed).nan_to_num_(nan=math.inf, posinf=math.inf)
-    worst, at = excess.masked_fill_(bad & ~finite, math.inf).max(dim=0)
-    return _Block(
-        max_abs=float(diff.max()),
-        max_rel=float((diff / one.abs()).masked_fill_(same, 0.0).max()),
-        sum_abs=float(diff.sum()),
-        sum_squares=float(diff.square().sum()),
-        norm_expected=float(one.square().sum()),
-        norm_actual=float(other.square().sum()),
-        mismatched=int(bad.sum()),
-        worst_excess=float(worst),
-        worst_place=place + int(at),
-    )
-
-
 def _blocks(
-    expected: torch.Tensor, actual: torch.Tensor
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield the blocks of both tensors, flat, with the place of their first element."""
-    for start, *pair in _pieces(expected, actual):
-        place = start
-        for one, other in zip(*(torch.split(t.reshape(-1), _BLOCK) for t in pair), strict=True):
-            yield place, one, other
-            place += one.numel()
-
-
-def _pieces(
     expected: torch.Tensor, actual: torch.Tensor, start: int = 0
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield parts of both tensors, with the place of their first element.
+    """Yield flat blocks of both tensors, with the place of their first element.
 
-    Making them flat copies what is not contiguous: a piece of it, so that memory stays small.
+    A tensor that is not contiguous is copied when it is made flat: a piece of it at a time.
     """
     plain = expected.is_contiguous() and actual.is_contiguous()
     if plain or expected.numel() <= _PIECE:
-        yield start, expected, actual
+        flat = [torch.split(tensor.reshape(-1), _BLOCK) for tensor in (expected, actual)]
+        for one, other in zip(*flat, strict=True):
+            yield start, one, other
+            start += one.numel()
         return
     size = expected[0].numel()
     rows = max(1, _PIECE // max(1, size))
     for row in range(0, len(expected), rows):
         part = slice(row, row + rows) if rows > 1 else row
-        yield from _pieces(expected[part], actual[part], start + row * size)
+        yield from _blocks(expected[part], actual[part], start + row * size)
 
 
 def _cosine(expected: float, actual: float, difference: float) -> float:
@@ -243,12 +147,6 @@ def _cosine(expected: float, actual: float, difference: float) -> float:
     return 1 - (difference - (one - other) ** 2) / (2 * one * other)
 
 
-def _greatest(figures: Iterable[float]) -> float:
-    """Return the greatest of non-negative figures; NaN, once seen, stays: max would lose it."""
-    found = list(figures)
-    return math.nan if any(map(math.isnan, found)) else max(found)
-
-
 def unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the index into `shape` of a flat place."""
     index: list[int] = []
@@ -256,3 +154,45 @@ def unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
         flat, place = divmod(flat, side)
         index.append(place)
     return tuple(reversed(index))
+
+
+def map_errors(
+    expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance
+) -> ErrorMap | None:
+    """Return where the errors of two tensors of one shape lie, in units of the tolerance.
+
+    None without a tolerance, as for tokens: errors have no unit then.
+    """
+    if tolerance.atol == tolerance.rtol == 0:
+        return None
+    bounds = torch.tensor(SIZE_BOUNDS, dtype=torch.float64)
+    counts = torch.zeros(len(bounds) + 1, dtype=torch.int64)
+    rows = []
+    for pair in zip(_as_rows(expected), _as_rows(actual), strict=True):
+        one, other = (tensor.to("cpu", torch.float64) for tensor in pair)
+        used = (other - one).abs() / (tolerance.atol + tolerance.rtol * one.abs())
+        used = used.masked_fill(one == other, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
+        sizes = torch.bucketize(used.flatten(), bounds, right=True)
+        counts += torch.bincount(sizes, minlength=len(counts))
+        rows.append(used.amax(-1))
+    grid = torch.stack(rows)
+    size = [min(side, most) for side, most in zip(grid.shape, _MAX_CELLS, strict=True)]
+    cells = torch.nn.functional.adaptive_max_pool2d(grid[None], size)[0]
+    return ErrorMap(
+        (grid.shape[0], grid.shape[1]),
+        # Three digits, as in the JSON: a page made from it is the same.
+        tuple(tuple(float(f"{cell:.3g}") for cell in row) for row in cells.tolist()),
+        tuple(counts.tolist()),
+    )
+
+
+def _as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Return (rows, positions, width): see ErrorMap.shape."""
+    if tensor.dim() < _TWO:
+        return tensor.reshape(1, -1, 1)
+    if tensor.dim() == _TWO:
+        return tensor.T.unsqueeze(-1)
+    if tensor.dim() == _FOUR:
+        # (tiles, channels, height, width): a position is a pixel.
+        return tensor.flatten(2).transpose(1, 2)
+    return tensor.flatten(1, -2) if tensor.dim() > _THREE else tensor

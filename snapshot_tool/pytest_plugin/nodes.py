@@ -18,6 +18,7 @@ from snapshot_tool.base.protocol import Candidate, Loading, SilentProgress
 from snapshot_tool.base.report import parse_share
 from snapshot_tool.base.results import Result, Verdict, tolerance_used
 from snapshot_tool.base.tolerance import Rule
+from snapshot_tool.candidates import PlainCandidate
 from snapshot_tool.check.request import CheckRequest, select_cases
 from snapshot_tool.check.session import Session, open_session
 from snapshot_tool.families.own import name_families
@@ -155,8 +156,7 @@ class LoadedCandidate:
     @property
     def candidate(self) -> Candidate:
         """The candidate itself, watched."""
-        candidate: Candidate = self.session.candidate
-        return candidate
+        return self.session.candidate
 
     def culprit(self, bad: list[Result]) -> list[str]:
         """Return a line that names the module at fault; one forward pass for each failed case."""
@@ -275,13 +275,13 @@ def problems(
     output: what a candidate's method of that phase returns (docs/candidates.md).
     """
     method = "preprocess" if phase == Phase.PREPROCESSING else phase
-    candidate: Any = SimpleNamespace(**{method: lambda *_inputs, **_options: output})
+    candidate = PlainCandidate(SimpleNamespace(**{method: lambda *_inputs, **_options: output}))
     request = replace(make_request(config), case=case, quick=False)
     session = Session(request, golden, candidate)
     results = [
         result
         for entry in select_cases(golden.manifest, request)
-        for result in session.run(entry, Phase(phase))
+        for result in session.run_once(entry, Phase(phase))
     ]
     return [run_text.problem_text(r) for r in results if r.verdict is not Verdict.PASS]
 

@@ -68,7 +68,7 @@ def run_to_dict(report: CheckReport) -> dict[str, Any]:
             "checked_on": report.device,
         },
         "warnings": list(report.warnings),
-        "recorded_elsewhere": list(report.surroundings),
+        "recorded_elsewhere": list(report.environment_differences),
         "results": [_result(result) for result in report.all_results],
         "error_size_bounds": list(SIZE_BOUNDS),
         "weights": _weights(report.weights),

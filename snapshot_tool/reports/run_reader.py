@@ -86,7 +86,9 @@ def _report(data: Mapping[str, Any]) -> CheckReport:
         graft=_graft(data.get("graft")),
         warnings=msgspec.convert(data.get("warnings", []), tuple[str, ...]),
         weights=_weights(data.get("weights")),
-        surroundings=msgspec.convert(data.get("recorded_elsewhere", []), tuple[str, ...]),
+        environment_differences=msgspec.convert(
+            data.get("recorded_elsewhere", []), tuple[str, ...]
+        ),
         shard=_shard(data.get("shard")),
     )
 

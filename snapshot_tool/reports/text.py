@@ -63,7 +63,7 @@ def header_lines(report: CheckReport, *, base: str) -> list[str]:
         *([quick] if report.quick else []),
         *([f"weights       {report.weights}"] if report.weights else []),
         *([f"weights       {unset}"] if (unset := _unset(report)) else []),
-        *(f"recorded on   {difference}" for difference in report.surroundings),
+        *(f"recorded on   {difference}" for difference in report.environment_differences),
         *(f"not covered   {one.text}" for one in report.coverage if not one.reached),
         *(f"warning       {warning}" for warning in report.warnings),
     ]

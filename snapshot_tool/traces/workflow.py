@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from snapshot_tool.base.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, open_checkpoint
 from snapshot_tool.base.environment import package_version, require_device
@@ -17,7 +17,7 @@ from snapshot_tool.base.errors import (
 )
 from snapshot_tool.base.foreign_code import foreign_code
 from snapshot_tool.base.protocol import (
-    CandidateInfo,
+    Candidate,
     CandidateRequest,
     LoadSettings,
     Progress,
@@ -39,7 +39,6 @@ from snapshot_tool.traces.subject import (
 from snapshot_tool.traces.write import Mode, write_trace
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
 
@@ -142,25 +141,26 @@ def trace_candidate(
         subject.checkpoint.folder, subject.config, options.device, options.dtype
     )
     with progress.stage("loading the candidate", 1) as steps:
-        loaded: Any = load_candidate(candidate, request, fms_path=fms_path)
+        loaded = load_candidate(candidate, request, fms_path=fms_path)
         next(steps)
-    show = getattr(loaded, "modules", None)
-    if not callable(show):
+    if not loaded.supports("modules"):
         raise CandidateUnavailable(
             f"{candidate} does not show its modules",
             "give it a method modules() that returns the torch.nn.Module, see docs/candidates.md",
         )
     return write_trace(
         out,
-        show(),
+        loaded.modules(),
         lambda: _run(loaded, subject, options, spec=candidate),
         header=_named(header, loaded),
         inputs=subject.inputs,
-        twin_outputs=getattr(loaded, "twin_outputs", _no_twins),
+        twin_outputs=loaded.twin_outputs,
     )
 
 
-def _run(candidate: Any, subject: TraceSubject, options: TraceOptions, *, spec: str) -> object:
+def _run(
+    candidate: Candidate, subject: TraceSubject, options: TraceOptions, *, spec: str
+) -> object:
     """Run the candidate; raise CandidateUnavailable if it tries to end the process."""
     try:
         with foreign_code(f"--candidate {spec}"):
@@ -169,12 +169,13 @@ def _run(candidate: Any, subject: TraceSubject, options: TraceOptions, *, spec: 
         raise CandidateUnavailable(str(ended), "nothing was written") from ended
 
 
-def _answer(candidate: Any, subject: TraceSubject, options: TraceOptions) -> object:
+def _answer(candidate: Candidate, subject: TraceSubject, options: TraceOptions) -> object:
     import torch
 
     with torch.inference_mode():
-        if not family_of(subject.family).takes_text:
-            return candidate.vision(subject.inputs.pixel_values)
+        pixel_values = subject.inputs.pixel_values
+        if not family_of(subject.family).takes_text and pixel_values is not None:
+            return candidate.vision(pixel_values)
         if options.mode is Mode.FORWARD:
             return candidate.forward(subject.inputs)
         return candidate.generate(
@@ -184,19 +185,14 @@ def _answer(candidate: Any, subject: TraceSubject, options: TraceOptions) -> obj
         )
 
 
-def _named(header: TraceHeader, candidate: Any) -> TraceHeader:
+def _named(header: TraceHeader, candidate: Candidate) -> TraceHeader:
     """Say which implementation it is, where it says so itself."""
     import msgspec
 
-    info = getattr(candidate, "info", None)
-    if not callable(info):
+    if not candidate.supports("info"):
         return header
-    found: CandidateInfo = info()
+    found = candidate.info()
     words = [found.name, f"version {found.version}" if found.version else ""]
     if found.commit:
         words.append(f"commit {found.commit[:12]} ({'dirty' if found.dirty else 'clean'})")
     return msgspec.structs.replace(header, implementation=" ".join(word for word in words if word))
-
-
-def _no_twins(_module: str, _output: object) -> Mapping[str, torch.Tensor]:
-    return {}

@@ -11,7 +11,7 @@ import pytest
 
 from snapshot_tool.base.errors import PhaseUnsupported, UsageError
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
 from snapshot_tool.base.questions import KINDS, Batch, Prefix, Prompt, parse_question
 from snapshot_tool.base.results import Verdict, tolerance_used
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
@@ -20,6 +20,7 @@ from snapshot_tool.explore.draw import find_subjects, questions_of
 from snapshot_tool.explore.explore import explore, replay
 from snapshot_tool.families.idefics3 import IDEFICS3
 from snapshot_tool.goldens.golden import Golden, open_golden
+from snapshot_tool.judge.watch import WatchedCandidate
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Run, Snap, set_folder
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import Edit, plant
@@ -135,7 +136,7 @@ def test_a_candidate_may_refuse_some_questions_and_fail_others(
 ) -> None:
     """A refusal is a skip of that question; the failure is found, and shrunk, all the same."""
 
-    class TwoRows:
+    class TwoRows(Candidate):
         def forward_batch(self, rows: Any) -> Any:
             if len(rows) > 2:
                 raise PhaseUnsupported("two rows at most")
@@ -243,14 +244,19 @@ def test_a_question_that_raises_is_an_error_of_its_kind_alone(
 ) -> None:
     """With its message, and shrunk like any failure."""
 
-    class Raises:
+    class Raises(Candidate):
         def forward(self, inputs: Any) -> Any:
             return candidate.forward(inputs)
 
         def forward_batch(self, rows: Any) -> Any:
             raise RuntimeError(f"not {len(rows)} rows\nand a second line")
 
-    found = explore(Raises(), golden, count=12, phases=[Phase.FORWARD])
+    found = explore(
+        WatchedCandidate(Raises(), dtype="float32", settings={}),
+        golden,
+        count=12,
+        phases=[Phase.FORWARD],
+    )
     verdicts = {kind.kind: kind.verdict for kind in found.kinds}
     assert verdicts == {"prefix": "pass", "padding": "pass", "split": "skip", "batch": "error"}
     failure = found.kinds[-1].failure
@@ -286,7 +292,7 @@ def test_another_token_is_told_with_its_step_and_the_goldens_margin(golden: Gold
     tokens = golden.tensor("one-image", Phase.GENERATE, "token_ids")
     top = golden.tensor("one-image", Phase.GENERATE, "step_topk_ids")[9]
 
-    class TakesSecondBest:
+    class TakesSecondBest(Candidate):
         def generate(self, inputs: Any, *, max_new_tokens: int, eos_token_ids: Any) -> Any:
             rest = tokens[-max_new_tokens:].clone()
             rest[9 - (len(tokens) - max_new_tokens)] = top[1]
@@ -307,7 +313,7 @@ def test_every_position_of_every_row_is_compared(
 ) -> None:
     """One logit off, at the first or the last position: found, with its row's case and place."""
 
-    class OneOff:
+    class OneOff(Candidate):
         def forward_batch(self, rows: Any) -> Any:
             logits = candidate.forward_batch(rows)
             pads = 0 if row == 0 else 2
@@ -325,7 +331,7 @@ def test_every_position_of_every_row_is_compared(
 def test_more_logits_than_tokens_are_named(golden: Golden, candidate: FmsCandidate) -> None:
     """An answer of another shape is a failure by its shape."""
 
-    class Longer:
+    class Longer(Candidate):
         def forward(self, inputs: Any) -> Any:
             logits = candidate.forward(inputs)
             return logits.repeat(1, 2, 1)

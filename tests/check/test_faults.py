@@ -10,7 +10,7 @@ import torch
 
 from snapshot_tool.base.localisation import ERROR_LIMIT
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CandidateRequest, SilentProgress
+from snapshot_tool.base.protocol import CandidateRequest
 from snapshot_tool.base.results import first_divergence
 from snapshot_tool.base.tap import Sketchbook, shapes_of
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
@@ -76,10 +76,10 @@ def test_any_weight_off_by_one_percent_is_found_in_its_phase(
     """Each of the model's weights alone, times 1.01, fails the phase that it belongs to first."""
     request = CheckRequest(GOLDENS, phases=tuple(Phase)[:4], case="one-image")
     checker = Session(request, golden, candidate)
-    cases = [golden.case("one-image")]
+    case = golden.case("one-image")
     found = {}
     for name in scaled_weights(candidate, 1.01):
-        results = checker.check_cases(cases, SilentProgress())
+        results = [r for phase in request.phases for r in checker.run(case, phase)]
         first = first_divergence(tuple(results))
         found[name] = first.phase if first else None
     unset = {name for name in candidate.unset_weights() if name.startswith("vision_tower.head.")}

@@ -7,7 +7,7 @@ import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from snapshot_tool.base.environment import make_deterministic
 from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
 from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.candidates import PlainCandidate
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session
 from snapshot_tool.goldens.golden import Golden, open_golden
-from snapshot_tool.judge.watch import Guarded
+from snapshot_tool.judge.watch import WatchedCandidate
 from tests.check import wrong_candidates as wrong
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Snap, error_lines, set_folder
 
@@ -59,14 +60,13 @@ def run(
 ) -> tuple[tuple[str, ...], list[Result]]:
     """Return the warnings and results of some phases."""
     settings = make_deterministic(1, strict=False)
-    guarded = Guarded(candidate, dtype="float32", settings=settings)
     request = CheckRequest(GOLDENS, repeat=repeat)
-    checker = Session(request, golden, cast("Candidate", guarded), settings=settings)
+    checker = Session(request, golden, PlainCandidate(candidate), settings=settings)
     results = []
     for case in cases:
         for phase in phases:
             results += checker.run(golden.case(case), phase)
-    return checker.warnings, results
+    return checker.candidate.warnings, results
 
 
 def verdicts(results: list[Result]) -> set[Verdict]:
@@ -123,7 +123,7 @@ def test_what_is_wrong_about_a_run_is_named(
 
 
 def test_an_input_that_is_returned_is_no_buffer(golden: Golden, fms: FmsCandidate) -> None:
-    """Though the next run is lent the same memory."""
+    """Also if the next run gets the same memory."""
     candidate = wrong.ReturnsItsInput(fms, FOLDER)
     warnings, results = run(golden, candidate, Phase.CONNECTOR, repeat=2)
     assert warnings == ("connector returned the memory of its input features",)
@@ -131,14 +131,13 @@ def test_an_input_that_is_returned_is_no_buffer(golden: Golden, fms: FmsCandidat
 
 
 def test_an_input_that_becomes_a_buffer_is_named_once_it_is_one(fms: FmsCandidate) -> None:
-    """However often it was lent before."""
-    lent = torch.zeros(1, 4, 3)
-    candidate = Guarded(
-        cast("Candidate", wrong.AdoptsItsInput(fms, FOLDER)), dtype="float32", settings={}
-    )
-    answers = [candidate.connector(given) for given in (lent, lent, lent + 1)]
+    """However often it was an input before."""
+    given = torch.zeros(1, 4, 3)
+    adopting = PlainCandidate(wrong.AdoptsItsInput(fms, FOLDER))
+    candidate = WatchedCandidate(adopting, dtype="float32", settings={})
+    answers = [candidate.connector(one) for one in (given, given, given + 1)]
     assert list(candidate.warnings) == ["connector returned the memory of its input features"]
-    answers.append(candidate.connector(lent + 2))
+    answers.append(candidate.connector(given + 2))
     buffer = "connector returns views of one buffer: the next call overwrites the last"
     assert list(candidate.warnings[1:]) == [buffer]
 
@@ -198,8 +197,8 @@ def test_a_candidate_that_returns_the_golden_fails(golden: Golden, fms: FmsCandi
     _, results = run(golden, wrong.ReadsTheGolden(fms, FOLDER), Phase.VISION, Phase.CONNECTOR)
     assert verdicts(results) == {Verdict.FAIL}
     assert {result.reason for result in results} == {
-        "equal to the golden bit for bit, and nothing was computed: the answer was read, not "
-        "worked out"
+        "equal to the golden bit for bit, and nothing was computed: the output was copied from "
+        "the golden, not computed"
     }
 
 
@@ -219,7 +218,7 @@ def test_a_candidate_that_hands_out_the_golden_fails_whatever_it_computes_beside
     assert verdicts(results) == {Verdict.FAIL}
     (reason,) = {result.reason for result in results}
     assert reason.startswith(f"equal to the golden bit for bit, but wrong when asked {question} (")
-    assert reason.endswith("): the answer was read, not worked out")
+    assert reason.endswith("): the output was copied from the golden, not computed")
 
 
 def test_equal_bits_that_were_computed_pass(golden: Golden, fms: FmsCandidate) -> None:
@@ -266,7 +265,9 @@ def test_a_lack_of_memory_is_no_verdict(golden: Golden, fms: FmsCandidate) -> No
         run(golden, Greedy(fms, FOLDER), Phase.CONNECTOR)
 
 
-def test_warnings_and_surroundings_stand_before_the_numbers(snap: Snap, goldens_copy: Path) -> None:
+def test_warnings_and_environment_differences_come_before_the_numbers(
+    snap: Snap, goldens_copy: Path
+) -> None:
     """In text above the grid, and in JSON under their own names."""
     path = set_folder(goldens_copy) / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
 from snapshot_tool.base.tap import Sketchbook
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.diagnose.localise import Observation, localise, observe
@@ -29,8 +29,8 @@ WRAPPER = "model.connector.modality_projection"
 HEADLESS, OUTER = "vision_tower.base_model", "vision_tower"
 
 
-@dataclass(frozen=True, slots=True)
-class Unnamed:
+@dataclass(frozen=True)
+class Unnamed(Candidate):
     """FMS behind the candidate protocol, without the family's names."""
 
     fms: FmsCandidate

@@ -52,13 +52,12 @@ def checked(*, quick: bool = False, repeat: int = 1, case: str = "two-images") -
     request = CheckRequest(GOLDENS, fms_path=CHECKOUT, case=case, quick=quick, repeat=repeat)
     checker = open_session(request, golden, SilentProgress())
     model: Any = vars(checker.candidate)["_candidate"].model
-    cases = [entry for entry in golden.manifest.cases if entry.name == case]
-    # Within the modules that are served, whose own forward is another meanwhile.
+    # Inside of the encoder, whose own forward is replaced.
     with counted(
         encoder=model.vision_tower.base_model.post_layernorm,
         decoder=model.text_model.base_model.dec_norm,
     ) as runs:
-        results = list(checker.check_cases(cases, SilentProgress()))
+        results = [r for phase in Phase for r in checker.run(golden.case(case), phase)]
     assert len(results) > 5
     assert {result.verdict for result in results} == {Verdict.PASS}
     return runs
@@ -75,12 +74,12 @@ def test_quick_verifies_forward_and_generate_in_one_pass() -> None:
 
 
 def test_what_is_repeated_is_computed_each_time() -> None:
-    """--repeat looks for answers that are not the same twice: none of them is served."""
+    """--repeat looks for outputs that differ between runs: none comes from the cache."""
     assert checked(repeat=2) == {"encoder": 6, "decoder": 4}
 
 
-def test_a_case_is_read_again_if_the_candidate_overwrites_an_input() -> None:
-    """The next phase is given what was recorded; what is reshaped in place is no harm."""
+def test_an_overwritten_input_changes_no_later_phase() -> None:
+    """The next phase gets what was recorded, also if the input was reshaped in place."""
     golden = open_golden(set_folder(GOLDENS))
     request = CheckRequest(GOLDENS, fms_path=CHECKOUT)
     session = open_session(request, golden, SilentProgress())
@@ -97,7 +96,7 @@ def test_a_case_is_read_again_if_the_candidate_overwrites_an_input() -> None:
     for phase in (Phase.VISION, Phase.FORWARD, Phase.VISION):
         results = session.run(golden.case("one-image"), phase)
         assert {result.verdict for result in results} == {Verdict.PASS}
-    assert "vision overwrote its input pixel_values" in session.warnings
+    assert "vision overwrote its input pixel_values" in session.candidate.warnings
 
 
 class Encoder(torch.nn.Module):
@@ -113,12 +112,12 @@ class Encoder(torch.nn.Module):
         return self.linear(tiles).flatten(1), None
 
 
-def test_an_encoder_is_served_on_equal_bits_alone_and_by_copies() -> None:
-    """What a caller writes into an answer, or another input, changes no later answer."""
+def test_the_cache_returns_copies_and_only_for_equal_bits() -> None:
+    """What a caller writes into an output, or another input, changes no later output."""
     encoder = Encoder()
     expected = encoder(TILES)[0]
     cache = OutputCache(encoder)
-    with torch.inference_mode(), cache.serving("a case"):
+    with torch.inference_mode(), cache.for_case("a case"):
         encoder(TILES)[0].zero_()
         encoder(TILES.clone())[0].zero_()
         assert torch.equal(encoder(TILES)[0], expected)
@@ -137,10 +136,10 @@ def test_large_tiles_go_through_the_encoder_in_parts(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(output_cache, "_CHUNK", 2 * TILES[0].numel())
     apart, whole = Encoder(), Encoder()
     expected = apart(TILES)[0]
-    with OutputCache(apart, tiles_apart=True).serving("a case"):
+    with OutputCache(apart, tiles_apart=True).for_case("a case"):
         assert torch.equal(apart(TILES)[0], expected)
         apart(TILES[2:])
-    with OutputCache(whole).serving("a case"):
+    with OutputCache(whole).for_case("a case"):
         whole(TILES)
     assert apart.batches == [5, 2, 2, 1]
     assert whole.batches == [5]
@@ -168,15 +167,15 @@ class Laid(Encoder):
     ]
     + [((1, 2, 0, 3), 2), ((3, 2, 1, 0), 9)],
 )
-def test_what_is_served_lies_in_memory_as_the_encoder_laid_it(
+def test_cached_outputs_have_the_memory_layout_of_the_encoders(
     order: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A port that views a transposed answer as a contiguous one raises, served or not."""
+    """A port that views a transposed output as a contiguous one raises, cached or not."""
     monkeypatch.setattr(output_cache, "_CHUNK", at_once * TILES[0].numel())
     encoder = Laid(order)
     with torch.inference_mode():
         expected = encoder(TILES)[0]
-        with OutputCache(encoder, tiles_apart=True).serving("a case"):
+        with OutputCache(encoder, tiles_apart=True).for_case("a case"):
             first, second = encoder(TILES)[0], encoder(TILES)[0]
     for served in (first, second):
         assert torch.equal(served, expected)
@@ -192,16 +191,16 @@ class Scaled(Encoder):
 
 
 @pytest.mark.parametrize(("at_once", "batches"), [(1, [1, 1, 1, 1, 1, 5]), (5, [5])])
-def test_an_answer_that_has_a_number_in_it_is_of_all_tiles(
+def test_an_output_with_a_number_in_it_is_computed_for_all_tiles(
     at_once: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Numbers cannot be joined; the answer about all of them is served."""
+    """Numbers cannot be joined; the output for all tiles is cached."""
     monkeypatch.setattr(output_cache, "_CHUNK", at_once * TILES[0].numel())
     encoder = Scaled()
     with torch.inference_mode():
         expected = encoder(TILES)[0]
         encoder.batches.clear()
-        with OutputCache(encoder, tiles_apart=True).serving("a case"):
+        with OutputCache(encoder, tiles_apart=True).for_case("a case"):
             for _ in range(2):
                 features, scale = encoder(TILES)
                 assert torch.equal(features, expected)
@@ -209,12 +208,13 @@ def test_an_answer_that_has_a_number_in_it_is_of_all_tiles(
     assert encoder.batches == batches
 
 
-def test_joined_answers_keep_their_gradients() -> None:
-    """A candidate that switches gradients on is told of it, as without snap."""
-    parts = [torch.ones(2, requires_grad=True)]
-    with torch.enable_grad():
-        (joined,) = output_cache._joined([parts, parts])
-    assert joined.requires_grad
+def test_joined_outputs_keep_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate that switches gradients on gets a warning, as without the cache."""
+    monkeypatch.setattr(output_cache, "_CHUNK", TILES[0].numel())
+    encoder = Encoder()
+    with torch.enable_grad(), OutputCache(encoder, tiles_apart=True).for_case("a case"):
+        assert encoder(TILES)[0].requires_grad
+    assert encoder.batches == [1] * 5
 
 
 class Named(Encoder):
@@ -224,12 +224,14 @@ class Named(Encoder):
         return {"features": super().forward(tiles)[0]}
 
 
-def test_answers_that_cannot_be_joined_are_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An encoder that answers by name is asked about the whole batch."""
+def test_outputs_that_cannot_be_joined_are_computed_for_all_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An encoder that returns a mapping runs on the whole batch."""
     monkeypatch.setattr(output_cache, "_CHUNK", TILES[0].numel())
     encoder = Named()
     expected = encoder(TILES)["features"]
-    with OutputCache(encoder, tiles_apart=True).serving("a case"):
+    with OutputCache(encoder, tiles_apart=True).for_case("a case"):
         assert torch.equal(encoder(TILES)["features"], expected)
 
 
@@ -239,7 +241,7 @@ def test_another_case_finds_the_cache_empty() -> None:
     cache = OutputCache(encoder)
     runs = []
     for case in ("first", "first", "second", "first"):
-        with torch.inference_mode(), cache.serving(case):
+        with torch.inference_mode(), cache.for_case(case):
             encoder(TILES)
         runs.append(len(encoder.batches))
     assert runs == [1, 1, 2, 3]
@@ -255,7 +257,7 @@ def test_a_default_that_is_passed_is_the_same_call() -> None:
             return super().forward(tiles if mask is None else tiles * mask)
 
     encoder = Masked()
-    with torch.inference_mode(), OutputCache(encoder).serving("a case"):
+    with torch.inference_mode(), OutputCache(encoder).for_case("a case"):
         encoder(TILES)
         encoder(TILES, None)
         encoder(TILES, mask=None)
@@ -263,10 +265,10 @@ def test_a_default_that_is_passed_is_the_same_call() -> None:
     assert encoder.batches == [5, 5]
 
 
-def test_an_encoder_that_is_called_by_name_is_served() -> None:
+def test_an_encoder_that_is_called_by_keyword_is_cached() -> None:
     """Mistral 3's forward names the pixels that it gives its encoder."""
     encoder = torch.nn.Conv2d(3, 4, 2)
-    with torch.inference_mode(), OutputCache(encoder).serving("a case"):
+    with torch.inference_mode(), OutputCache(encoder).for_case("a case"):
         assert torch.equal(encoder(input=TILES), encoder(TILES))
 
 
@@ -280,7 +282,7 @@ def test_a_compiled_encoder_computes(*, whole: bool) -> None:
     compiled.compile(backend="aot_eager")
     cache = OutputCache(encoder)
     for case in ("first", "second"):
-        with torch.inference_mode(), cache.serving(case):
+        with torch.inference_mode(), cache.for_case(case):
             assert torch.equal(model(TILES), expected)
             assert torch.equal(model(TILES), expected)
     assert torch.equal(model(TILES), expected)

@@ -17,12 +17,15 @@ from tests.mutants.mutant import plant
 
 OWN_TESTS = """
 import torch
+from snapshot_tool.base.phases import Phase
 
 def test_vision_of_ones_own(snap_golden, snap_case, snap_candidate, snap_compare):
     pixels = snap_golden.inputs(snap_case).pixel_values
     with torch.inference_mode():
         features = snap_candidate.vision(pixels)
     snap_compare(features, case=snap_case, phase="vision")
+    recorded = snap_golden.tensor(snap_case, Phase.VISION, "last_hidden_state")
+    snap_compare(recorded, case=snap_case, phase="vision")
     if snap_case == "two-images":
         features = features.clone()
         features[0, 0, 0] += 1

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.errors import CandidateUnavailable
-from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
 from snapshot_tool.base.report import END_TOKEN, ROPE, WINDOW
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
@@ -161,7 +161,7 @@ def test_token_types_reach_an_encoder() -> None:
     assert not torch.allclose(hidden(candidate, whole), hidden(candidate, ones), atol=1e-3)
 
 
-class ForgetsMasks:
+class ForgetsMasks(Candidate):
     """An encoder that attends to the padding of a batch."""
 
     def __init__(self, right: FmsCandidate) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.candidates.fms.importing import import_models
+from snapshot_tool.candidates.fms.importing import import_fms
 from snapshot_tool.families import family_of_config
 from snapshot_tool.goldens.manifest import load_manifest
 from tests.conftest import CHECKPOINT, GOLDENS, set_folder
@@ -22,7 +22,7 @@ from tests.conftest import CHECKPOINT, GOLDENS, set_folder
 
 def describe(fms_path: Path) -> dict[str, Any]:
     """Return names, signatures, shapes and types of an FMS's idefics3."""
-    import_models(fms_path)
+    import_fms(fms_path)
     from fms import models
     from fms.models import idefics3
 

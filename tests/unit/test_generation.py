@@ -56,11 +56,11 @@ def test_the_sentence_has_step_tokens_margin_and_rounding() -> None:
     assert "actual nothing (it has ended)" in str(diverge(actual=None))
 
 
-def test_the_generation_loop_is_blamed_where_the_forward_pass_agrees() -> None:
+def test_the_generation_loop_is_named_if_the_forward_pass_agrees() -> None:
     """Only for a real divergence, and only where its forward clearly chooses the golden's token."""
-    blamed = {
+    named = {
         margins: "its generation loop or cache is at fault"
         in str(diverge(margin=margins[0], rounding=2e-6, candidate_margin=margins[1]))
         for margins in ((0.25, 0.24), (0.25, -0.1), (0.25, 1e-7), (1e-7, 0.24))
     }
-    assert [margins for margins, blame in blamed.items() if blame] == [(0.25, 0.24)]
+    assert [margins for margins, is_named in named.items() if is_named] == [(0.25, 0.24)]

@@ -8,7 +8,7 @@ import torch
 from snapshot_tool.base.memory import equal_bytes, fingerprint
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 4099, 2**20])
+@pytest.mark.parametrize("size", [0, 1, 8, 4099])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float32, torch.int64])
 def test_bytes_are_equal_where_the_last_bit_is(size: int, dtype: torch.dtype) -> None:
     """However many there are, and wherever in memory they begin."""

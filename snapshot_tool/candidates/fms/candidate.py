@@ -7,9 +7,8 @@ Its registry and adapters do not: this module fills in the configuration that th
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +21,20 @@ from snapshot_tool.base.errors import (
     PhaseUnsupported,
     SnapError,
     UsageError,
+    first_line,
     is_out_of_memory,
 )
 from snapshot_tool.base.protocol import (
+    Candidate,
     CandidateInfo,
     CandidateRequest,
     CaseInputs,
     FieldDifference,
+    KeepOutputs,
     Loading,
     Observer,
     WeightPair,
+    keep_nothing,
 )
 from snapshot_tool.candidates.fms.importing import FmsSource, import_fms
 from snapshot_tool.candidates.fms.modules import graft_twin, observe_twins, twin_output
@@ -64,9 +67,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-@dataclass(frozen=True, slots=True)
-class FmsCandidate:
-    """FMS's model of a family behind the candidate protocol; `calls` knows how it is called."""
+@dataclass(frozen=True)
+class FmsCandidate(Candidate):
+    """FMS's model of a family; `calls` calls it, phase by phase."""
 
     model: Any
     calls: FmsCalls
@@ -77,8 +80,16 @@ class FmsCandidate:
     mapping: tuple[FieldDifference, ...] = ()
     doubles: tuple[str, ...] = ()
 
+    def supports(self, method: str) -> bool:
+        """Return whether there is such a method; without twins, modules have no known names."""
+        return method != "observe_forward" or bool(self.family.fms.module_pairs)
+
     def info(self) -> CandidateInfo:
-        """Say which FMS this is."""
+        """Return which FMS this is."""
+        stray = [
+            f"FMS also loads {name}, which is not part of the checkpoint"
+            for name in stray_files(self.request.checkpoint)
+        ]
         return CandidateInfo(
             "fms",
             path=str(self.source.path),
@@ -87,7 +98,7 @@ class FmsCandidate:
             dirty=self.source.dirty,
             notes=(
                 *self.calls.notes,
-                *self._stray_files(),
+                *stray,
                 *_unmapped(self.family, self.request),
                 *self.doubles,
             ),
@@ -95,63 +106,55 @@ class FmsCandidate:
             mapping=self.mapping,
         )
 
-    def _stray_files(self) -> list[str]:
-        """Say which files FMS loads weights from besides those of the checkpoint."""
-        return [
-            f"FMS also loads {name}, which is not part of the checkpoint"
-            for name in stray_files(self.request.checkpoint)
-        ]
-
     def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
         """Return the tiles of all images, (tiles, channels, height, width)."""
-        answer: Mapping[str, torch.Tensor] = self._method("preprocess")(images)
+        answer: Mapping[str, torch.Tensor] = self._call("preprocess", images)
         return answer
 
     def vision(self, pixel_values: torch.Tensor, *, image_sizes: torch.Tensor | None = None) -> Any:
-        """Return the encoder's output, as the connector is given it, or its outputs by name."""
+        """Return the connector's input, or the encoder's outputs by name."""
         sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
-        return self._method("vision")(self._moved(pixel_values), **sizes)
+        return self._call("vision", self._moved(pixel_values), **sizes)
 
     def connector(
         self, features: torch.Tensor, *, image_sizes: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the text model's image tokens."""
         sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
-        tokens: torch.Tensor = self._method("connector")(self._moved(features), **sizes)
+        tokens: torch.Tensor = self._call("connector", self._moved(features), **sizes)
         return tokens
 
     def forward(self, inputs: CaseInputs) -> Any:
         """Return the logits of every position, or an encoder's outputs by name."""
-        return self._method("forward")(self._inputs(inputs))
+        return self._call("forward", self._inputs(inputs))
 
     def generate(
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> torch.Tensor:
         """Return the greedy new tokens, the end token included."""
-        new: torch.Tensor = self._method("generate")(
-            self._inputs(inputs), max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids
+        ends = eos_token_ids
+        new: torch.Tensor = self._call(
+            "generate", self._inputs(inputs), max_new_tokens=max_new_tokens, eos_token_ids=ends
         )
         return new
 
     def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
         """Return the logits of prompts padded to one length, (rows, length, vocabulary)."""
-        logits: torch.Tensor = self._method("forward_batch")([self._inputs(row) for row in rows])
+        logits: torch.Tensor = self._call("forward_batch", list(map(self._inputs, rows)))
         return logits
 
     def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
         """Return the logits of all parts of a prompt, each run on the cache of those before it."""
-        moved = [self._inputs(part) for part in parts]
-        logits: torch.Tensor = self._method("forward_in_parts")(moved)
+        logits: torch.Tensor = self._call("forward_in_parts", list(map(self._inputs, parts)))
         return logits
 
     def generate_batch(
         self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> list[torch.Tensor]:
         """Return the greedy new tokens of each prompt, its own end token included."""
-        new: list[torch.Tensor] = self._method("generate_batch")(
-            [self._inputs(row) for row in rows],
-            max_new_tokens=max_new_tokens,
-            eos_token_ids=eos_token_ids,
+        moved, ends = list(map(self._inputs, rows)), eos_token_ids
+        new: list[torch.Tensor] = self._call(
+            "generate_batch", moved, max_new_tokens=max_new_tokens, eos_token_ids=ends
         )
         return new
 
@@ -167,14 +170,9 @@ class FmsCandidate:
 
     def weights(self) -> Iterator[WeightPair]:
         """Yield every weight of the checkpoint beside the model's own, as it is now."""
-        request = self.request
-        return pair_weights(
-            self.model,
-            request.checkpoint,
-            self.family.fms,
-            request.config,
-            unused=request.unused_weights,
-        )
+        request, unused = self.request, self.request.unused_weights
+        port = self.family.fms
+        return pair_weights(self.model, request.checkpoint, port, request.config, unused=unused)
 
     def unset_weights(self) -> tuple[str, ...]:
         """Return the model's weights that the checkpoint leaves unset: they are NaN."""
@@ -194,27 +192,27 @@ class FmsCandidate:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def graft(self, module: str, output: torch.Tensor) -> AbstractContextManager[str]:
-        """Let a module, by Hugging Face's name, return the golden's output meanwhile."""
-        return graft_twin(
-            self.model, self.family.fms.module_pairs, module, output, head_dim=self._head_dim()
-        )
+        """Return a context in which a module, by Hugging Face's name, returns `output`."""
+        pairs, head_dim = self.family.fms.module_pairs, self._head_dim()
+        return graft_twin(self.model, pairs, module, output, head_dim=head_dim)
 
-    def output_cache(self) -> OutputCache | None:
-        """Return an empty cache of the image encoder's output, or None without an encoder."""
+    def output_cache(self) -> KeepOutputs:
+        """Keep the image encoder's outputs; nothing if this branch of FMS names it otherwise."""
         port = self.family.fms
-        # Another branch of FMS may call it otherwise: nothing is kept then.
         encoder = dict(self.model.named_modules()).get(port.encoder) if port.encoder else None
-        return None if encoder is None else OutputCache(encoder, port.tiles_apart)
+        if encoder is None:
+            return keep_nothing
+        return OutputCache(encoder, tiles_apart=port.tiles_apart).for_case
 
-    def _method(self, name: str) -> Callable[..., Any]:
+    def _call(self, name: str, *given: Any, **options: Any) -> Any:
+        """Call FMS; raise PhaseUnsupported if it has nothing for this of the family."""
         method = getattr(self.calls, name, None)
-        if not callable(method):
+        if method is None:
             raise PhaseUnsupported(f"FMS has no {name} of {self.family.name}")
-        call: Callable[..., Any] = method
-        return call
+        return method(*given, **options)
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Move a tensor to the model's device and, where it is floating-point, to its dtype."""
+        """Move a tensor to the model's device and, if it is floating-point, to its dtype."""
         dtype = getattr(torch, self.request.dtype) if tensor.is_floating_point() else tensor.dtype
         return tensor.to(self.request.device, dtype)
 
@@ -230,30 +228,41 @@ class FmsCandidate:
         return head_dim(text_config(self.request.config))
 
 
-class UnnamedFmsCandidate(FmsCandidate):
-    """FMS's model of a family without twins: which module is which is inferred."""
-
-    __slots__ = ()
-    observe_forward = None  # type: ignore[assignment]
-
-
 def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> FmsCandidate:
-    """Build FMS's model of a checkpoint; raise CandidateUnavailable where it cannot."""
+    """Import FMS and build its model of a checkpoint; raise CandidateUnavailable if it cannot."""
     source = import_fms(fms_path)
-    family = _require_family(request)
-    _require_architecture(family, source)
-    every = read_shapes(request.checkpoint, family.fms, request.config)
+    from fms import models
+    from fms.utils import generation
+
+    try:
+        family = family_of_config(request.config)
+    except UsageError as unknown:  # the family of a golden set, which the user did not name
+        raise CandidateUnavailable(unknown.problem, unknown.remedy) from unknown
+    port, known = family.fms, models.list_models()
+    if port.architecture not in known:
+        wanted = port.architecture or f"architecture that is declared for {family.name}"
+        raise CandidateUnavailable(
+            f"FMS at {source.path} has no {wanted} (it has: {', '.join(known)})",
+            "pass a checkout that has it (--fms-path DIR), or another --candidate module:factory; "
+            f"see {PAGE}",
+        )
+    every = read_shapes(request.checkpoint, port, request.config)
     weights = {name: shape for name, shape in every.items() if name not in request.unused_weights}
     require_few_layers(request.config, weights, request.checkpoint)
+    mapping: tuple[FieldDifference, ...] = ()
     try:
         with warnings.catch_warnings():
-            # A configuration without sense is told once, by the error that it comes to.
+            # The error of a configuration without sense is enough.
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
             if request.loading is Loading.OWN:
                 model, mapping = load_by_fms(family, request)
             else:
-                model, mapping = _build_model(family, request, weights), ()
-        calls = family.fms.calls(_loaded(model, request))
+                model = _build_model(family, request, weights)
+        pad = getattr(generation, "pad_input_ids", None)
+        loaded = LoadedFms(
+            model.eval(), models, generation.generate, pad, request.checkpoint, request.config
+        )
+        calls = port.calls(loaded)
     except CandidateUnavailable as error:
         missing = _unmapped(family, request)
         raise CandidateUnavailable("; ".join([error.problem, *missing]), error.remedy) from error
@@ -264,69 +273,35 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
             raise
         raise CandidateUnavailable(
             f"FMS at {source.path} cannot load {request.checkpoint}: "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
-    require_split(model, architecture=family.fms.architecture)
-    unset = require_coverage(model, weights, request.checkpoint, family.fms, request.config)
-    kind = FmsCandidate if family.fms.module_pairs else UnnamedFmsCandidate
+    require_split(model, architecture=port.architecture)
+    unset = require_coverage(model, weights, request.checkpoint, port, request.config)
     doubles = tuple(
         f"FMS loads {' and '.join(names)} into one weight, {own}"
-        for own, names in find_doubles(model, every, family.fms).items()
+        for own, names in find_doubles(model, every, port).items()
     )
-    return kind(model, calls, source, family, request, unset, mapping, doubles)
+    return FmsCandidate(model, calls, source, family, request, unset, mapping, doubles)
 
 
 def _unmapped(family: Family, request: CandidateRequest) -> list[str]:
-    """Name the fields that may change answers and that FMS is not given, on one line."""
+    """Return one line that names the fields that may change answers and that FMS does not get."""
     fields = unmapped_fields(family.fms.config, request.config, request.changed_fields)
     return [f"fields that FMS is not given: {', '.join(fields)}"] if fields else []
-
-
-def _loaded(model: Any, request: CandidateRequest) -> LoadedFms:
-    from fms.utils import generation
-
-    return LoadedFms(
-        model.eval(),
-        importlib.import_module("fms.models"),
-        generation.generate,
-        getattr(generation, "pad_input_ids", None),
-        request.checkpoint,
-        request.config,
-    )
-
-
-def _require_family(request: CandidateRequest) -> Family:
-    """Return the family that a configuration names: it is a golden's, and no matter of usage."""
-    try:
-        return family_of_config(request.config)
-    except UsageError as unknown:
-        raise CandidateUnavailable(unknown.problem, unknown.remedy) from unknown
-
-
-def _require_architecture(family: Family, source: FmsSource) -> None:
-    from fms import models
-
-    known = models.list_models()
-    if family.fms.architecture not in known:
-        wanted = family.fms.architecture or f"architecture that is declared for {family.name}"
-        raise CandidateUnavailable(
-            f"FMS at {source.path} has no {wanted} (it has: {', '.join(known)})",
-            "pass a checkout that has it (--fms-path DIR), or another --candidate module:factory; "
-            f"see {PAGE}",
-        )
 
 
 def _build_model(
     family: Family, request: CandidateRequest, weights: Mapping[str, torch.Tensor]
 ) -> Any:
-    """Build through the registry, from whichever variant: every field that counts is given."""
+    """Build the model through FMS's registry, with every field that matters set."""
     from fms import models
 
     architecture = family.fms.architecture
     variant = models.list_variants(architecture)[0]
     fields = family.fms.config(request.config)
-    # get_model begins with this, too, but does not end before it has taken the memory.
-    without_memory = models._get_model_instance(  # noqa: SLF001 - there is no other way to it
+    # get_model begins with this, too, but takes the memory before it ends. FMS 1.13.1 has no
+    # public name for it.
+    without_memory = models._get_model_instance(  # noqa: SLF001
         architecture, variant, device=torch.device("meta"), extra_args=fields
     )
     _require_taken(fields, without_memory.config, architecture, family.fms.absent)
@@ -346,7 +321,7 @@ def _build_model(
 def _require_taken(
     fields: Mapping[str, Any], config: Any, path: str, absent: Mapping[str, Any]
 ) -> None:
-    """Raise unless FMS's configuration holds every field: unknown ones it ignores in silence."""
+    """Raise unless FMS's configuration holds every field: it ignores unknown ones silently."""
     for name, value in fields.items():
         if not hasattr(config, name):
             if name in absent and value == computed_without(absent, name, fields):
@@ -362,7 +337,3 @@ def _require_taken(
             raise CandidateUnavailable(
                 f"FMS's {path} configuration took {name}={actual}, not {value} from the checkpoint"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]

@@ -1,10 +1,12 @@
-"""FMS's modules under Hugging Face's names: observed, and replaced."""
+"""Observe FMS's modules under Hugging Face's names, and replace their outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from snapshot_tool.base.errors import CandidateUnavailable
 from snapshot_tool.base.protocol import Observer
@@ -19,15 +21,12 @@ from snapshot_tool.taps.hooks import (
     watch_modules,
 )
 
-if TYPE_CHECKING:
-    import torch
-
 
 @contextmanager
 def observe_twins(
     model: torch.nn.Module, twins: Sequence[ModulePair], observe: Observer, *, head_dim: int
 ) -> Iterator[Mapping[str, str]]:
-    """Show every module that has a twin, under the twin's name; yield FMS's name of each twin.
+    """Observe every module that has a twin, under the twin's name; yield FMS's name of each twin.
 
     head_dim: elements of one head of the text model, for undoing FMS's rotary order.
     """
@@ -50,19 +49,15 @@ def observe_twins(
 
 def twin_output(output: object, twin: ModulePair, *, head_dim: int) -> torch.Tensor | None:
     """Return the part of an FMS module's output that is a Hugging Face module's, as it has it."""
-    tensor = _part(output, twin)
+    tensor = first_tensor(output)
+    if twin.part is not None:
+        if isinstance(output, (tuple, list)):
+            tensor = first_tensor(output[twin.part])
+        elif tensor is not None:
+            tensor = tensor.chunk(twin.parts, dim=-1)[twin.part]
     if tensor is None or not twin.rotary:
         return tensor
     return undo_rotary_order(tensor, head_dim)
-
-
-def _part(output: object, twin: ModulePair) -> torch.Tensor | None:
-    if twin.part is None:
-        return first_tensor(output)
-    if isinstance(output, (tuple, list)):
-        return first_tensor(output[twin.part])
-    tensor = first_tensor(output)
-    return None if tensor is None else tensor.chunk(twin.parts, dim=-1)[twin.part]
 
 
 def undo_rotary_order(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
@@ -87,8 +82,8 @@ def graft_twin(
 ) -> Iterator[str]:
     """Let FMS's twin of a Hugging Face module return `output`; yield FMS's name of it.
 
-    Only the first call of each run is answered so, as only that was recorded.
-    Raises CandidateUnavailable where FMS has no such module, or lays its output out otherwise.
+    Only the output of the first call of each run is replaced: only that was recorded.
+    Raises CandidateUnavailable if FMS has no such module, or lays its output out differently.
     """
     name, twin = _find_twin(model, twins, module)
     depth, done = 0, False
@@ -135,8 +130,6 @@ def _find_twin(
 
 def _with_part(answer: Any, twin: ModulePair, output: torch.Tensor, *, head_dim: int) -> Any:
     """Return what FMS's module returned with one Hugging Face module's part replaced."""
-    import torch
-
     part = redo_rotary_order(output, head_dim) if twin.rotary else output
     if twin.part is None:
         return replace_first_tensor(answer, part)

@@ -1,7 +1,7 @@
 """Loading a checkpoint as FMS's users do, by get_model("hf_pretrained"): `--loading own`.
 
-FMS maps Hugging Face's configuration to its own fields by itself there, and imports transformers
-for it. What it makes of each field is compared with what snap makes of it.
+FMS itself maps Hugging Face's configuration to its own fields there, and imports transformers for
+it. Each field is compared with snap's mapping.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.errors import CandidateUnavailable
+from snapshot_tool.base.errors import CandidateUnavailable, first_line
 from snapshot_tool.base.protocol import CandidateRequest, FieldDifference
 from snapshot_tool.families.family import Family, FmsPort, computed_without
 
@@ -25,14 +25,14 @@ Fields = Mapping[str, Any]
 def load_by_fms(
     family: Family, request: CandidateRequest
 ) -> tuple[torch.nn.Module, tuple[FieldDifference, ...]]:
-    """Return the model that FMS loads, and where its mapping differs from snap's.
+    """Return the model that FMS loads, and the fields that its mapping fills differently.
 
     Raises CandidateUnavailable without transformers, and if FMS cannot load the checkpoint: with
-    the differences, since they may be why.
+    the differences, since they may be the cause.
     """
     from fms import models
 
-    differences = compare_mappings(family, request)
+    differences = _compare_mappings(family, request)
     try:
         model = models.get_model(
             "hf_pretrained",
@@ -43,17 +43,32 @@ def load_by_fms(
     except Exception as error:
         why = "".join(f"; {difference}" for difference in differences)
         raise CandidateUnavailable(
-            f"FMS's own loading of {request.checkpoint} raises {_first_line(error)}{why}",
-            "mend FMS's mapping, or leave out --loading own",
+            f"FMS's own loading of {request.checkpoint} raises {type(error).__name__}: "
+            f"{first_line(error)}{why}",
+            "repair FMS's mapping, or leave out --loading own",
         ) from error
     return model, differences
 
 
-def compare_mappings(family: Family, request: CandidateRequest) -> tuple[FieldDifference, ...]:
-    """Return the fields that FMS's own mapping fills otherwise than snap's."""
+def _compare_mappings(family: Family, request: CandidateRequest) -> tuple[FieldDifference, ...]:
+    """Return the fields that FMS's own mapping fills differently from snap's."""
     from fms import models
 
-    own = _infer(request)
+    try:
+        from fms.models.hf.utils import infer_model_configuration
+    except ImportError as error:
+        raise CandidateUnavailable(
+            f"--loading own needs transformers, which FMS imports for it: {error}",
+            "check in an environment that has it, or leave out --loading own",
+        ) from error
+    try:
+        own = dict(infer_model_configuration(str(request.checkpoint), download_weights=False))
+    except Exception as error:
+        raise CandidateUnavailable(
+            f"FMS's own mapping of {request.checkpoint} raises {type(error).__name__}: "
+            f"{first_line(error)}",
+            "repair FMS's mapping, or leave out --loading own",
+        ) from error
     architecture, variant = own.pop("architecture"), own.pop("variant")
     if architecture != family.fms.architecture:
         raise CandidateUnavailable(
@@ -68,13 +83,13 @@ def compare_mappings(family: Family, request: CandidateRequest) -> tuple[FieldDi
             architecture, variant, device=torch.device("meta"), extra_args=own
         )
         config: Any = model.config
-    except Exception:  # a mapping without sense: what it holds is compared as it is
+    except Exception:  # a mapping without sense: its fields are compared as they are
         config = own
     return tuple(_differences(family.fms, request.config, config))
 
 
 def _differences(port: FmsPort, hf_config: Fields, own: Any) -> Iterator[FieldDifference]:
-    """Yield the fields of `own`, FMS's configuration, that snap's mapping fills otherwise."""
+    """Yield the fields of `own`, FMS's configuration, that snap's mapping fills differently."""
     for name, value, beside in _leaves(port.config(hf_config)):
         last = name.rpartition(".")[2]
         actual = _field(own, name, otherwise=computed_without(port.absent, last, beside))
@@ -82,24 +97,6 @@ def _differences(port: FmsPort, hf_config: Fields, own: Any) -> Iterator[FieldDi
             sources = tuple(_sources(port.config, hf_config, name))
             harmless = last in _HARMLESS
             yield FieldDifference(name, str(actual), str(value), sources, harmless=harmless)
-
-
-def _infer(request: CandidateRequest) -> dict[str, Any]:
-    """Return what FMS's own mapping makes of a checkpoint."""
-    try:
-        from fms.models.hf.utils import infer_model_configuration
-    except ImportError as error:
-        raise CandidateUnavailable(
-            f"--loading own needs transformers, which FMS imports for it: {error}",
-            "check in an environment that has it, or leave out --loading own",
-        ) from error
-    try:
-        return dict(infer_model_configuration(str(request.checkpoint), download_weights=False))
-    except Exception as error:
-        raise CandidateUnavailable(
-            f"FMS's own mapping of {request.checkpoint} raises {_first_line(error)}",
-            "mend FMS's mapping, or leave out --loading own",
-        ) from error
 
 
 def _leaves(fields: Fields, path: str = "") -> Iterator[tuple[str, Any, Fields]]:
@@ -121,15 +118,11 @@ def _field(config: Any, name: str, *, otherwise: Any = None) -> Any:
 
 
 def _alike(actual: Any, expected: Any) -> bool:
-    """Tell whether two values mean the same to FMS: it has several names for an activation."""
+    """Return whether two values mean the same to FMS: it has several names for an activation."""
     if isinstance(actual, str) and isinstance(expected, str):
         return actual == expected or _activation(actual) == _activation(expected) is not None
-    return bool(actual == expected) or (_off(actual) and _off(expected))
-
-
-def _off(value: Any) -> bool:
-    """Tell whether a value says that a feature is off."""
-    return value is None or value is False or value == {}
+    off = all(value is None or value is False or value == {} for value in (actual, expected))
+    return bool(actual == expected) or off
 
 
 def _activation(name: str) -> type | None:
@@ -142,7 +135,7 @@ def _activation(name: str) -> type | None:
 
 
 def _sources(mapping: Callable[[Fields], Fields], config: Fields, name: str) -> Iterator[str]:
-    """Yield Hugging Face's fields that a field of FMS is made from: those that change it."""
+    """Yield the fields of Hugging Face's configuration that change a field of FMS's."""
     own = _field(mapping(config), name)
     for source in _paths(config):
         try:
@@ -172,8 +165,3 @@ def _changed(config: Fields, path: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(value, list):
         return {**config, name: value * 2}
     return {**config, name: f"{value}'" if isinstance(value, str) else value * 2 + 1}
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {text}"

@@ -1,7 +1,7 @@
-"""Whether a checkpoint fills an FMS model, by name and by value; FMS is silent about both.
+"""Check that a checkpoint fills an FMS model, by name and by value; FMS checks neither.
 
 The adapter that FMS loads weights through runs here again: for the names on tensors without data
-(torch's meta device), which costs neither time nor memory; for the values layer by layer.
+(torch's meta device), which takes no time or memory; for the values layer by layer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from snapshot_tool.taps.hooks import plain_modules, plain_names
 
 
 def require_split(model: torch.nn.Module, *, architecture: str) -> None:
-    """Raise CandidateUnavailable where several ranks would each hold the whole model."""
+    """Raise CandidateUnavailable if several ranks would each hold the whole model."""
     if joined_ranks() and not _split_modules(model):
         raise CandidateUnavailable(
             f"FMS does not split {architecture}: every rank would hold the whole model",
@@ -53,7 +52,7 @@ def _split_modules(model: torch.nn.Module) -> list[str]:
 
 
 def takes_weight(own: Sequence[int], whole: Sequence[int]) -> bool:
-    """Tell by their shapes whether a parameter takes a weight, or this rank's shard of one."""
+    """Return, by their shapes, whether a parameter takes a weight, or this rank's shard of one."""
     ranks = joined_ranks()
     if ranks is None or len(own) != len(whole):
         return list(own) == list(whole)
@@ -73,11 +72,13 @@ _PLACES = {"position": 2**20, "image_size": 2**13}
 def require_few_layers(
     config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], checkpoint: Path
 ) -> None:
-    """Raise CandidateUnavailable where a configuration has more layers than there are weights.
+    """Raise CandidateUnavailable if a configuration has more layers than there are weights.
 
     The same for more positions, or larger images, than any checkpoint has by default.
     """
-    own = dict(whole_numbers(_read_config(checkpoint)))
+    own: dict[str, int] = {}
+    with suppress(OSError, ValueError, RecursionError):
+        own.update(whole_numbers(json.loads((checkpoint / "config.json").read_bytes())))
     for name, value in whole_numbers(config):
         field = name.rpartition(".")[2]
         most = value
@@ -94,7 +95,7 @@ def require_few_layers(
 def require_no_more_numbers(
     model: torch.nn.Module, weights: Mapping[str, torch.Tensor], checkpoint: Path
 ) -> None:
-    """Raise CandidateUnavailable where a model, on the meta device, is larger than its weights."""
+    """Raise CandidateUnavailable if a model, on the meta device, is larger than its weights."""
     needed = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     there = sum(tensor.numel() for tensor in weights.values())
     if needed > _MOST_TIMES * there + _TABLES:
@@ -108,20 +109,12 @@ def _config_misfit(why: str, checkpoint: Path) -> CandidateUnavailable:
     )
 
 
-def _read_config(checkpoint: Path) -> Any:
-    """Return what config.json holds; where it cannot be read, nothing."""
-    try:
-        return json.loads((checkpoint / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-
-
 _SHOWN = 3
 _SIZES = (
     "FMS computes this size from other fields, or the family's declaration maps it wrongly: "
     "see docs/adding-a-family.md"
 )
-# What fms.utils.fusion may have taken apart after loading.
+# What fms.utils.fusion may have split after loading.
 _FUSED: Mapping[str, tuple[str, ...]] = {
     "in_proj.qkv_fused": ("in_proj.query", "in_proj.key", "in_proj.value"),
     "wg1_fused": ("wg", "w1"),
@@ -135,19 +128,20 @@ def require_coverage(
     port: FmsPort,
     config: Mapping[str, Any],
 ) -> tuple[str, ...]:
-    """Return the model's weights that a checkpoint leaves unset, filled with NaN, in its order.
+    """Fill the model's weights that a checkpoint leaves unset with NaN; return their names.
 
-    If one of them matters, NaN arrives in a tensor that is compared. FMS itself leaves whatever
-    its memory held. A head that shares its memory with the embedding is set. What the model
-    computes itself, as position ids, is a buffer and not counted.
+    If one of them matters, NaN reaches a tensor that is compared. FMS itself leaves what its memory
+    held. A head that shares its memory with the embedding is set. What the model computes itself,
+    such as position ids, is a buffer and not counted.
 
     weights: the checkpoint's, by name, without data; see read_shapes.
-    Raises CandidateUnavailable where a weight of the checkpoint fits none of the model, and for an
+    Raises CandidateUnavailable if a weight of the checkpoint fits none of the model, and for an
     unset one that cannot hold NaN.
     """
     adapted = require_shapes(model, weights, checkpoint, port, config)
     own = plain_names(model.state_dict(keep_vars=True).items())
-    unset = own.keys() - adapted.keys() - _tied(own, adapted)
+    filled = {own[name].data_ptr() for name in own.keys() & adapted.keys()}
+    unset = {n for n in own.keys() - adapted.keys() if own[n].data_ptr() not in filled}
     named = plain_names(model.named_parameters())
     parameters = {name: weight for name, weight in named.items() if name in unset}
     missing = {name for name, weight in parameters.items() if not weight.is_floating_point()}
@@ -177,10 +171,9 @@ def require_shapes(
 ) -> dict[str, torch.Tensor]:
     """Return the weights of a checkpoint by FMS's names, and as FMS lays them out.
 
-    Raises CandidateUnavailable if one of them has another shape than the model's.
-
-    The error names the first such weight, both shapes, and the fields of the configuration that
-    give the checkpoint's. The model may be on the meta device.
+    The model may be on the meta device.
+    Raises CandidateUnavailable if a weight has another shape than the model's. The error names the
+    first one, both shapes, and the fields of the configuration that give the checkpoint's.
     """
     own = plain_names(model.state_dict().items())
     try:
@@ -232,11 +225,11 @@ def pair_weights(
     """
     own = plain_names(model.state_dict().items())
     with _opened(checkpoint) as files:
-        layers = _layers(name for name in files.weights(port, config) if name not in unused)
-    for names in layers:
-        # Opened for each anew: what was read of mapped files stays in memory until they are closed.
+        names = [name for name in files if port.is_weight(name, config) and name not in unused]
+    for keys in _layers(names):
+        # Opened again: what was read of mapped files stays in memory until they are closed.
         with _opened(checkpoint) as files:
-            layer = {name: files.weight(name) for name in names}
+            layer = {key: files[key].get_tensor(key) for key in keys}
             for name, expected in _adapted(model, layer, port).items():
                 actual = _own_weight(own, name)
                 yield WeightPair(name, expected, actual, partial(_reference_modules, name, port))
@@ -271,7 +264,7 @@ def _adapted(
 
 
 def _own_weight(own: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:
-    """Return the model's weight of a name; where it was taken apart, put together again."""
+    """Return the model's weight of a name; if it was split, its parts joined."""
     if name in own:
         return own[name]
     for fused, parts in _FUSED.items():
@@ -294,15 +287,10 @@ def _reference_modules(weight: str, port: FmsPort) -> tuple[str, ...]:
 def read_shapes(
     checkpoint: Path, port: FmsPort, config: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """Return every weight of a checkpoint as a tensor of its shape without data."""
+    """Return every weight that the reference loads as a tensor of its shape without data."""
     with _opened(checkpoint) as files:
-        return {name: files.weight(name).to("meta") for name in files.weights(port, config)}
-
-
-def _tied(own: Mapping[str, torch.Tensor], adapted: Mapping[str, Any]) -> set[str]:
-    """Return the names whose memory another, loaded, weight fills."""
-    filled = {own[name].data_ptr() for name in own.keys() & adapted.keys()}
-    return {name for name in own.keys() - adapted.keys() if own[name].data_ptr() in filled}
+        names = [name for name in files if port.is_weight(name, config)]
+        return {name: files[name].get_tensor(name).to("meta") for name in names}
 
 
 def _listed(names: set[str]) -> str:
@@ -311,7 +299,7 @@ def _listed(names: set[str]) -> str:
 
 
 def _layers(names: Iterable[str]) -> list[list[str]]:
-    """Return names in groups that FMS's adapters can fuse: each layer, and all the rest."""
+    """Return names in groups that FMS's adapters can fuse: each layer, and the rest."""
     groups: dict[str, list[str]] = {}
     for name in names:
         numbered = re.match(r".*?\.\d+\.", name)
@@ -319,27 +307,11 @@ def _layers(names: Iterable[str]) -> list[list[str]]:
     return list(groups.values())
 
 
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """The open files of a checkpoint: which of them has a tensor, by name."""
-
-    holders: Mapping[str, Any]
-
-    def weights(self, port: FmsPort, config: Mapping[str, Any]) -> list[str]:
-        """Return the names of all tensors that the reference holds after loading."""
-        return [name for name in self.holders if port.is_weight(name, config)]
-
-    def weight(self, name: str) -> torch.Tensor:
-        """Return a weight; its memory is the file's until something is computed with it."""
-        weight: torch.Tensor = self.holders[name].get_tensor(name)
-        return weight
-
-
 def weight_files(checkpoint: Path) -> list[Path]:
     """Return the files that hold a checkpoint's weights, as transformers chooses them.
 
-    Other files may be left over from an older save. A folder without them, which transformers does
-    not load, has all of its files. Raises CheckpointUnavailable if there are none.
+    Other files may be left over from an older save. If there are none, return all of the folder's;
+    raise CheckpointUnavailable if it has none at all.
     """
     if names := checkpoint_files.weight_files(checkpoint):
         return [checkpoint / name for name in names if name != checkpoint_files.INDEX]
@@ -352,7 +324,7 @@ def weight_files(checkpoint: Path) -> list[Path]:
 
 
 def stray_files(checkpoint: Path) -> list[str]:
-    """Return the names of weights' files that FMS reads, though they are not the checkpoint's."""
+    """Return the names of weight files that FMS reads and that are not the checkpoint's."""
     own = weight_files(checkpoint)
     return [path.name for path in _all_files(checkpoint) if path not in own]
 
@@ -364,8 +336,12 @@ def _all_files(checkpoint: Path) -> list[Path]:
 
 
 @contextmanager
-def _opened(checkpoint: Path) -> Iterator[_Files]:
-    """Open a checkpoint's weights; raise CheckpointUnavailable where they cannot be read."""
+def _opened(checkpoint: Path) -> Iterator[Mapping[str, Any]]:
+    """Open a checkpoint's files of weights; yield the file of each weight, by the weight's name.
+
+    A weight's memory is the file's until something is computed with it.
+    Raises CheckpointUnavailable if a file cannot be read.
+    """
     paths = weight_files(checkpoint)
     holders: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -375,4 +351,4 @@ def _opened(checkpoint: Path) -> Iterator[_Files]:
             except (SafetensorError, OSError) as error:
                 raise CheckpointUnavailable(f"{path} cannot be read: {error}") from error
             holders.update(dict.fromkeys(file.keys(), file))
-        yield _Files(holders)
+        yield holders
