@@ -23,7 +23,6 @@ from snapshot_tool.base.errors import EndedProcess, PhaseUnsupported, SnapError
 from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import CandidateInfo, CandidateRequest, Progress, Serving
-from snapshot_tool.base.questions import Question
 from snapshot_tool.base.report import (
     CheckReport,
     Coverage,
@@ -48,7 +47,8 @@ from snapshot_tool.check.request import (
     select_cases,
     shard_of,
 )
-from snapshot_tool.explore.explore import explore, replay
+from snapshot_tool.explore.questions import Question
+from snapshot_tool.explore.run import explore, replay
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.choice import open_checkpoint_of
