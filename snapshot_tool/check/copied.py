@@ -10,19 +10,16 @@ import dataclasses
 from collections.abc import Callable
 
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.questions import (
+from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.explore.questions import (
     ConnectorTiles,
     Prefix,
-    Prompt,
     Question,
     Resumed,
-    Subject,
     VisionTiles,
 )
-from snapshot_tool.base.results import Result, Verdict
-from snapshot_tool.explore.draw import find_subjects
-from snapshot_tool.explore.explore import QuestionJudge
-from snapshot_tool.explore.run import Examiner, Recorded
+from snapshot_tool.explore.recorded import Capabilities, Prompt, Recorded
+from snapshot_tool.explore.run import QueryRunner
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.judge.judge import Judge
 from snapshot_tool.judge.watch import WatchedCandidate
@@ -55,12 +52,11 @@ def fail_if_copied(
     if (ran and phase is Phase.GENERATE) or judge.dtype != golden.manifest.dtype:
         return results
     case = results[0].case
-    subjects = find_subjects(golden, [case])
-    question = _question(subjects[case], phase)
+    recorded = Recorded.of(golden, [case])
+    question = _question(recorded.case(case), phase)
     if question is None:
         return results
-    examiner = Examiner(candidate, Recorded(golden, subjects))
-    answer = QuestionJudge(examiner, judge).result(question)
+    answer = QueryRunner(candidate, recorded, judge).run(question)
     if answer.verdict is not Verdict.FAIL:
         return results
     return _failures(results, f"but wrong when asked {question} ({answer.reason})")
@@ -79,20 +75,20 @@ def _failures(results: list[Result], why: str) -> list[Result]:
     return [dataclasses.replace(r, verdict=Verdict.FAIL, reason=reason) for r in results]
 
 
-def _question(subject: Subject, phase: Phase) -> Question | None:
+def _question(able: Capabilities, phase: Phase) -> Question | None:
     """Return a question about other inputs than the case's own; None if there is none."""
-    if phase not in subject.phases:
+    if phase not in able.phases:
         return None
     # The last tile first, then the first one: two rows even if there is only one tile.
-    tiles = (max(subject.tiles - 1, 0), 0)
+    tiles = (max(able.tiles - 1, 0), 0)
     match phase:
-        case Phase.VISION if subject.tiles:
-            return VisionTiles(subject.case, tiles)
-        case Phase.CONNECTOR if subject.tiles:
-            return ConnectorTiles(subject.case, tiles)
-        case Phase.FORWARD if len(subject.cuts) > 1:
-            return Prefix(Prompt(subject.case, sorted(subject.cuts)[-2]))
-        case Phase.GENERATE if subject.generated > 1:
-            return Resumed(subject.case, 1)
+        case Phase.VISION if able.tiles:
+            return VisionTiles(able.case, tiles)
+        case Phase.CONNECTOR if able.tiles:
+            return ConnectorTiles(able.case, tiles)
+        case Phase.FORWARD if len(able.cuts) > 1:
+            return Prefix(Prompt(able.case, sorted(able.cuts)[-2]))
+        case Phase.GENERATE if able.generated > 1:
+            return Resumed(able.case, 1)
         case _:
             return None

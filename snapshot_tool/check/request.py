@@ -5,11 +5,11 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from snapshot_tool.base.errors import GoldenNotFound, UsageError
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import Loading
-from snapshot_tool.base.questions import Question
 from snapshot_tool.base.report import Shard, Share
 from snapshot_tool.base.tolerance import Rule, default_rule
 from snapshot_tool.candidates import FMS
@@ -18,6 +18,9 @@ from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import ORACLE
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage
 from snapshot_tool.goldens.oracle import has_coarse_oracle
+
+if TYPE_CHECKING:
+    from snapshot_tool.explore.questions import Question
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,6 @@ from snapshot_tool.base.protocol import (
     Progress,
     keep_nothing,
 )
-from snapshot_tool.base.questions import Question
 from snapshot_tool.base.report import (
     CheckReport,
     Coverage,
@@ -53,7 +52,8 @@ from snapshot_tool.check.request import (
     select_cases,
     shard_of,
 )
-from snapshot_tool.explore.explore import explore, replay
+from snapshot_tool.explore.questions import Question
+from snapshot_tool.explore.run import explore, replay
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.choice import open_checkpoint_of

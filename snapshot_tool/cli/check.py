@@ -166,12 +166,12 @@ def check_command(
     Hugging Face is not needed and never imported. Exit code 0: all passed; 1: something differs
     or raised; 3: it could not run, or nothing was compared.
     """
-    from snapshot_tool.base.questions import parse_question
     from snapshot_tool.base.report import parse_share
     from snapshot_tool.check.request import CheckRequest
     from snapshot_tool.check.session import check
     from snapshot_tool.check.shards import follow_leader, is_follower, leading
     from snapshot_tool.cli.console import TerminalProgress
+    from snapshot_tool.explore.questions import parse_question
     from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.plots import require_plotting
     from snapshot_tool.reports.run_json import run_to_json

@@ -1,1 +1,1 @@
-"""Questions that a golden set answers though nobody asked them: drawn, asked, judged."""
+"""Derived questions, which a golden set answers besides its own cases: drawn, run, judged."""

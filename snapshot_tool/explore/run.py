@@ -1,341 +1,202 @@
-"""Asking a candidate one question: what it answers, beside what the golden set holds."""
+"""Running derived questions on a candidate: drawn ones with `explore`, given ones with `replay`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from snapshot_tool.base.errors import PhaseUnsupported, UsageError
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs
-from snapshot_tool.base.questions import (
-    Batch,
-    ConnectorTiles,
-    GenerationBatch,
-    Padding,
-    Prefix,
-    Prompt,
-    Question,
-    Resumed,
-    Shorter,
-    Split,
-    Subject,
-    VisionTiles,
-)
-from snapshot_tool.families import family_of
+import torch
+
+from snapshot_tool.base.errors import PhaseUnsupported, SnapError
+from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.report import Exploration, ExploredKind
+from snapshot_tool.base.results import Result, Verdict, tolerance_used
+from snapshot_tool.explore.questions import KINDS, Question, find_smallest_failure, questions_of
+from snapshot_tool.explore.recorded import Answer, Recorded
 from snapshot_tool.goldens import parts
-from snapshot_tool.goldens.compact import connector_input, recorded
 from snapshot_tool.goldens.golden import Golden
-from snapshot_tool.goldens.oracle import Rows
-from snapshot_tool.judge.phases import Pair, pairs_with
-from snapshot_tool.numerics.compact import CompactTensor
+from snapshot_tool.judge.generation import GenerationExplainer
+from snapshot_tool.judge.judge import Judge
+from snapshot_tool.judge.watch import require_raised_by_candidate
 
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A golden set seen by prompts and their beginnings, tiles and new tokens.
-
-    subjects: what can be asked about each case, by name.
-    """
-
-    golden: Golden
-    subjects: Mapping[str, Subject]
-
-    def subject(self, case: str) -> Subject:
-        """Return what can be asked about a case."""
-        if case not in self.subjects:
-            raise UsageError(
-                f"there is no case {case} to ask about", f"there are: {', '.join(self.subjects)}"
-            )
-        return self.subjects[case]
-
-    def tiles_within(self, case: str, length: int) -> int:
-        """Return how many tiles belong to the first `length` tokens of a prompt."""
-        cuts = self.subject(case).cuts
-        if length not in cuts:
-            raise UsageError(
-                f"the prompt of {case} cannot be cut after {length} tokens",
-                f"it has {max(cuts)}, and no image tile can be cut in two",
-            )
-        return cuts[length]
-
-    def inputs(self, prompt: Prompt) -> CaseInputs:
-        """Return a prompt's tensors, its own padding and the tiles that belong to it."""
-        import torch
-
-        tiles = self.tiles_within(prompt.case, prompt.length)
-        whole = self.golden.inputs(prompt.case)
-        ids = whole.input_ids[:, parts.real_positions(whole)[: prompt.length]]
-        pads = ids.new_full((1, prompt.pads), self.golden.manifest.generation.pad_token_id)
-        mask = [torch.zeros_like(pads), torch.ones_like(ids)]
-        return CaseInputs(
-            torch.cat([ids, pads] if self.pads_right else [pads, ids], dim=1),
-            torch.cat(mask[::-1] if self.pads_right else mask, dim=1),
-            some(whole.pixel_values, slice(tiles)),
-            some(whole.pixel_attention_mask, slice(tiles)),
-            # Only whole prompts have sizes: what is told of images cannot be cut between tiles.
-            whole.image_sizes,
-        )
-
-    @property
-    def pads_right(self) -> bool:
-        """Whether derived padding is on the right: an encoder counts positions from the left."""
-        return not family_of(self.golden.manifest.checkpoint.family).generates
-
-    def without_padding(self, prompt: Prompt, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows (length, …) of a prompt's own tokens."""
-        return rows[: prompt.length] if self.pads_right else rows[prompt.pads :]
-
-    def padded(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Pad prompts to the length of the longest."""
-        longest = max(prompt.length for prompt in prompts)
-        return [Prompt(p.case, p.length, longest - p.length) for p in prompts]
-
-    def vocabulary(self, case: str) -> int:
-        """Return how many logits a position has."""
-        return len(self.golden.tensor(case, Phase.FORWARD, parts.LOGITS))
-
-    def position_pairs(self, prompt: Prompt, logits: torch.Tensor) -> list[Pair]:
-        """Return what is recorded of a prompt's positions beside the same of logits.
-
-        logits: (length, vocabulary), without padding.
-        """
-        kept = {
-            name: self.golden.tensor(prompt.case, Phase.FORWARD, name)[: prompt.length]
-            for name in (*parts.POSITION_RECORDS, "position_topk_ids")
-        }
-        actual = parts.position_records(
-            parts.widened(logits),
-            topk_ids=kept["position_topk_ids"],
-            sample_ids=self.golden.tensor(prompt.case, Phase.FORWARD, "position_sample_ids"),
-        )
-        return [Pair(name, kept[name], actual[name]) for name in parts.POSITION_RECORDS]
-
-    def features(
-        self, case: str, phase: Phase, tiles: Sequence[int]
-    ) -> torch.Tensor | CompactTensor:
-        """Return what vision or the connector made of some tiles, (tiles, places, width)."""
-        self._require_tiles(case, tiles)
-        whole = recorded(self.golden, case, phase, self.compared(phase))
-        return whole.of_blocks(tiles) if isinstance(whole, CompactTensor) else whole[list(tiles)]
-
-    def connector_input(self, case: str, tiles: Sequence[int]) -> torch.Tensor:
-        """Return what the connector was given of some tiles, (tiles, patches, width)."""
-        self._require_tiles(case, tiles)
-        whole = connector_input(self.golden, case, self.compared(Phase.VISION))
-        if whole is None:
-            raise UsageError(f"what the connector was given of case {case} was not recorded")
-        return whole[list(tiles)]
-
-    def compared(self, phase: Phase) -> str:
-        """Return the name of what vision or the connector is compared by."""
-        return family_of(self.golden.manifest.checkpoint.family).compared[phase]
-
-    def _require_tiles(self, case: str, tiles: Sequence[int]) -> None:
-        there = self.subject(case).tiles
-        if not tiles or not all(0 <= tile < there for tile in tiles):
-            raise UsageError(f"case {case} has {there} tiles, from 0: {list(tiles)} are not there")
-
-    def new_tokens(self, case: str, *, needed: int) -> torch.Tensor:
-        """Return a case's recorded new tokens, (new,), of which `needed` must be there."""
-        there = self.subject(case).generated
-        if not 0 < needed <= there:
-            raise UsageError(f"case {case} has {there} recorded new tokens, not {needed}")
-        return self.golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
-
-
-def some(tensor: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
-    """Return some rows of what there is of an image, None where none are left."""
-    if tensor is None or len(tensor[rows]) == 0:
-        return None
-    return tensor[rows]
+_BAD = (Verdict.FAIL, Verdict.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A golden tensor of a case and what the candidate returned in its place.
+class QueryRunner:
+    """Runs questions on a candidate and judges its outputs as a check judges recorded tensors.
 
-    `rows` are those of the recorded tensor, by the pair's name, that the answer is about. `step` is
-    the step of the recorded generation that new tokens begin with.
-    """
-
-    case: str
-    pair: Pair
-    rows: Rows = None
-    step: int = 0
-
-    @classmethod
-    def of(cls, case: str, expected: torch.Tensor, actual: object, step: int = 0) -> Answer:
-        """Return the answer that is one tensor."""
-        return cls(case, Pair("", expected, actual), step=step)
-
-
-@dataclass(frozen=True, slots=True)
-class Examiner:
-    """Asks a candidate about the cases of a golden set, under torch.inference_mode.
-
-    candidate: anything; what it lacks makes the question unsupported.
+    Args:
+        candidate: any object; a question whose method it lacks is unsupported.
+        recorded: the recorded outputs.
+        judge: compares the outputs.
+        allow_near_ties: whether new tokens may differ from the golden's at near-ties.
     """
 
     candidate: Any
     recorded: Recorded
+    judge: Judge
+    allow_near_ties: bool = False
 
-    def ask(self, question: Question) -> list[Answer]:
-        """Ask; return one answer for each row.
+    def why_unsupported(self, kind: type[Question]) -> str:
+        """Return why the candidate cannot run questions of a kind, or ""."""
+        if self.candidate.supports(kind.method):
+            return ""
+        return f"the candidate has no method {kind.method!r}"
 
-        Raises PhaseUnsupported where the candidate cannot be asked this, UsageError where the
-        golden has no answer, and whatever the candidate raises.
+    def run(self, question: Question) -> Result:
+        """Return the verdict on a question: that of the tensor that differs most.
+
+        What the candidate raises becomes the verdict error. Raises UsageError if the golden set has
+        no answer.
         """
-        if reason := self.why_not(type(question)):
-            raise PhaseUnsupported(reason)
-        return _WAYS[type(question)](self, question)
+        if reason := self.why_unsupported(type(question)):
+            return _without_figures(question, Verdict.SKIP, reason)
+        began = time.perf_counter()
+        try:
+            with torch.inference_mode():
+                answers = question.run(self.candidate, self.recorded)
+        except PhaseUnsupported as unsupported:
+            return _without_figures(question, Verdict.SKIP, str(unsupported))
+        except SnapError:
+            raise
+        except Exception as error:  # the candidate's code may raise anything
+            where = f"{question.first_case} ({question})"
+            require_raised_by_candidate(error, case=where, phase=question.phase)
+            message = (str(error).strip() or "no message").splitlines()[0]
+            return _without_figures(question, Verdict.ERROR, f"{type(error).__name__}: {message}")
+        seconds = time.perf_counter() - began
+        results = [self._judge(question, answer, seconds) for answer in answers]
+        bad = [result for result in results if result.verdict in _BAD]
+        return max(bad or results, key=lambda result: tolerance_used(result) or 0.0)
 
-    def why_not(self, kind: type[Question]) -> str:
-        """Return why the candidate cannot be asked questions of a kind, or ""."""
-        there = self.candidate.supports(kind.method)
-        return "" if there else f"the candidate has no method {kind.method!r}"
-
-    def ask_forward(self, question: Prefix | Padding) -> list[Answer]:
-        """Run one prompt."""
-        prompt = question.prompt
-        answer = self.candidate.forward(self.recorded.inputs(prompt))
-        if isinstance(answer, Mapping):
-            answer = answer.get(parts.LOGITS)
-        return self._logits([prompt], answer)
-
-    def ask_parts(self, question: Split) -> list[Answer]:
-        """Run one prompt in two parts."""
-        prompt = question.prompt
-        if not question.first < prompt.length:
-            raise UsageError(f"{question}: nothing is left for the second part")
-        tiles = self.recorded.tiles_within(prompt.case, question.first)
-        inputs = _split(self.recorded.inputs(prompt), prompt.pads + question.first, tiles=tiles)
-        return self._logits([prompt], self.candidate.forward_in_parts(inputs))
-
-    def ask_batch(self, question: Batch) -> list[Answer]:
-        """Run several prompts at once."""
-        prompts = self.recorded.padded(question.prompts)
-        rows = [self.recorded.inputs(prompt) for prompt in prompts]
-        return self._logits(prompts, self.candidate.forward_batch(rows))
-
-    def ask_vision(self, question: VisionTiles) -> list[Answer]:
-        """Encode some tiles."""
-        case, tiles = question.case, question.tiles
-        expected = self.recorded.features(case, Phase.VISION, tiles)
-        pixels = self.recorded.golden.image_input(case, "pixel_values")
-        actual = self.candidate.vision(pixels[list(tiles)])  # type: ignore[index]
-        if isinstance(actual, Mapping):
-            actual = actual.get(self.recorded.compared(Phase.VISION))
-        name = self.recorded.compared(Phase.VISION)
-        return [Answer(case, pair, list(tiles)) for pair in pairs_with(expected, actual, name)]
-
-    def ask_connector(self, question: ConnectorTiles) -> list[Answer]:
-        """Connect what the golden's connector was given of some tiles."""
-        case, tiles = question.case, question.tiles
-        expected = self.recorded.features(case, Phase.CONNECTOR, tiles)
-        actual = self.candidate.connector(self.recorded.connector_input(case, tiles))
-        name = self.recorded.compared(Phase.CONNECTOR)
-        return [Answer(case, pair, list(tiles)) for pair in pairs_with(expected, actual, name)]
-
-    def ask_shorter(self, question: Shorter) -> list[Answer]:
-        """Generate fewer tokens."""
-        case = question.case
-        expected = self.recorded.new_tokens(case, needed=question.tokens)[: question.tokens]
-        inputs = self.recorded.golden.inputs(case)
-        return [Answer.of(case, expected, self._generate(inputs, question.tokens))]
-
-    def ask_resumed(self, question: Resumed) -> list[Answer]:
-        """Generate from the prompt and the first of the recorded tokens."""
-        case, given = question.case, question.given
-        new = self.recorded.new_tokens(case, needed=given + 1)
-        longer = _continued(self.recorded.golden.inputs(case), new[:given])
-        left = self.recorded.golden.manifest.generation.max_new_tokens - given
-        return [Answer.of(case, new[given:], self._generate(longer, left), step=given)]
-
-    def ask_generation_batch(self, question: GenerationBatch) -> list[Answer]:
-        """Generate for several whole prompts at once."""
-        generation = self.recorded.golden.manifest.generation
-        if not 0 < question.tokens <= generation.max_new_tokens:
-            most = generation.max_new_tokens
-            raise UsageError(f"{question}: {most} new tokens were recorded at most")
-        expected = [self.recorded.new_tokens(case, needed=1) for case in question.cases]
-        whole = [Prompt(case, self.recorded.subject(case).length) for case in question.cases]
-        answers = self.candidate.generate_batch(
-            [self.recorded.inputs(prompt) for prompt in self.recorded.padded(whole)],
-            max_new_tokens=question.tokens,
-            eos_token_ids=generation.eos_token_ids,
+    def _judge(self, question: Question, answer: Answer, seconds: float) -> Result:
+        case = self.recorded.golden.case(answer.case)
+        result = self.judge.judge(
+            case, question.phase, answer.pair, seconds=seconds, rows=answer.rows
         )
-        if not isinstance(answers, list | tuple) or len(answers) != len(expected):
-            # Compared as it is, so that the mismatch of type or shape is named.
-            answers = [answers] * len(expected)
-        return [
-            Answer.of(case, tokens[: question.tokens], answer)
-            for case, tokens, answer in zip(question.cases, expected, answers, strict=True)
-        ]
+        result = dataclasses.replace(result, tensor=str(question))
+        if result.verdict is Verdict.FAIL and question.phase is Phase.GENERATE:
+            return self._explain(result, answer)
+        return result
 
-    def _generate(self, inputs: CaseInputs, tokens: int) -> object:
-        ends = self.recorded.golden.manifest.generation.eos_token_ids
-        return self.candidate.generate(inputs, max_new_tokens=tokens, eos_token_ids=ends)
-
-    def _logits(self, prompts: Sequence[Prompt], answer: object) -> list[Answer]:
-        """Return for each prompt the records of its positions."""
-        import torch
-
-        first = prompts[0]
-        shape = (len(prompts), first.pads + first.length, self.recorded.vocabulary(first.case))
-        if not isinstance(answer, torch.Tensor) or answer.shape != shape:
-            # Compared as it is, so that the mismatch of type or shape is named.
-            return [Answer.of(first.case, torch.zeros(()).expand(shape), answer)]
-        return [
-            Answer(prompt.case, pair, slice(prompt.length))
-            for prompt, logits in zip(prompts, answer.to("cpu"), strict=True)
-            for pair in self.recorded.position_pairs(
-                prompt, self.recorded.without_padding(prompt, logits)
-            )
-        ]
+    def _explain(self, result: Result, answer: Answer) -> Result:
+        """Add the first step that differs, and the golden's margin there."""
+        expected, actual = answer.pair.expected, answer.pair.actual
+        if not isinstance(actual, torch.Tensor) or (actual.dim(), actual.dtype) != (
+            1,
+            expected.dtype,
+        ):
+            return result  # The reason names the wrong type or shape.
+        golden = self.recorded.golden
+        # The explainer compares whole generations, so put the new tokens in their place in it.
+        # Nothing follows if their number is wrong.
+        tokens = golden.tensor(answer.case, Phase.GENERATE, parts.TOKEN_IDS)
+        end = answer.step + len(expected)
+        rest = tokens[end:] if len(actual) == len(expected) else tokens[:0]
+        whole = torch.cat([tokens[: answer.step], actual.to("cpu"), rest])
+        explainer = GenerationExplainer(
+            golden, None, self.judge.dtype, allow_near_ties=self.allow_near_ties
+        )
+        return explainer.explain(result, whole, self.candidate)
 
 
-def _split(inputs: CaseInputs, place: int, *, tiles: int) -> list[CaseInputs]:
-    """Cut a prompt before token `place`; its first part has so many of the tiles."""
-    return [
-        CaseInputs(
-            inputs.input_ids[:, :place],
-            inputs.attention_mask[:, :place],
-            some(inputs.pixel_values, slice(tiles)),
-            some(inputs.pixel_attention_mask, slice(tiles)),
-        ),
-        CaseInputs(
-            inputs.input_ids[:, place:],
-            inputs.attention_mask,
-            some(inputs.pixel_values, slice(tiles, None)),
-            some(inputs.pixel_attention_mask, slice(tiles, None)),
-        ),
-    ]
+def _without_figures(question: Question, verdict: Verdict, reason: str) -> Result:
+    return Result(question.first_case, question.phase, str(question), verdict, reason)
 
 
-def _continued(inputs: CaseInputs, tokens: torch.Tensor) -> CaseInputs:
-    """Append tokens (new,) to a prompt."""
-    import torch
+def explore(
+    candidate: Any,
+    golden: Golden,
+    *,
+    count: int,
+    seed: int | None = None,
+    cases: Sequence[str] | None = None,
+    phases: Sequence[Phase] = PHASES,
+    judge: Judge | None = None,
+    allow_near_ties: bool = False,
+    on_question: Callable[[Question], None] = lambda _question: None,
+) -> Exploration:
+    """Run `count` derived questions, the same number of each kind as far as there are so many.
 
-    return replace(
-        inputs,
-        input_ids=torch.cat([inputs.input_ids, tokens[None]], dim=1),
-        attention_mask=torch.cat([inputs.attention_mask, torch.ones_like(tokens[None])], dim=1),
+    Args:
+        candidate: a loaded candidate.
+        golden: the golden set that has the answers.
+        count: how many questions to draw; shrinking runs more.
+        seed: the seed of the draws; by default the golden's own.
+        cases: names of the cases; by default all.
+        phases: the phases.
+        judge: compares the outputs; by default as those of a candidate in the golden's dtype.
+        allow_near_ties: whether new tokens may differ where rounding could have chosen.
+        on_question: called with every question before it runs.
+    """
+    seed = golden.manifest.seed if seed is None else seed
+    recorded = Recorded.of(golden, cases)
+    runner = QueryRunner(candidate, recorded, judge or Judge.of(golden), allow_near_ties)
+    has = recorded.family.phases
+    kinds = [kind for kind in KINDS.values() if kind.phase in phases and kind.phase in has]
+    explored: list[ExploredKind] = []
+    left = count
+    for place, kind in enumerate(kinds):
+        # Later kinds get what a kind with few questions leaves.
+        share = math.ceil(left / (len(kinds) - place))
+        explored.append(_explore_kind(runner, kind, share, seed, on_question))
+        left -= min(share, explored[-1].asked)
+    return Exploration(tuple(explored), seed)
+
+
+def _explore_kind(
+    runner: QueryRunner,
+    kind: type[Question],
+    share: int,
+    seed: int,
+    on_question: Callable[[Question], None],
+) -> ExploredKind:
+    """Run `share` questions of a kind, or fewer: up to the first failure, which is shrunk."""
+    questions = questions_of(kind, tuple(runner.recorded.cases.values()))
+    reason = runner.why_unsupported(kind)
+    if not reason and questions is None:
+        reason = "no selected case has an answer to any"
+    if not reason and share == 0:
+        reason = "too few questions to draw one of each kind"
+    if reason or questions is None:
+        skip = Result("*", kind.phase, kind.kind, Verdict.SKIP, reason)
+        return ExploredKind(kind.kind, 0, (skip,))
+    known: dict[Question, Result] = {}  # hypothesis repeats questions
+
+    def fails(question: Question) -> bool:
+        if question not in known:
+            first = next(iter(known.values()), None)
+            if first is not None and first.verdict is Verdict.SKIP:
+                return False  # The candidate does not support the kind.
+            on_question(question)
+            known[question] = runner.run(question)
+        return known[question].verdict in _BAD
+
+    smallest = find_smallest_failure(questions, fails, count=share, seed=f"{seed} {kind.kind}")
+    results = [result for result in known.values() if result.verdict not in _BAD]
+    if smallest is not None:
+        results.append(known[smallest])
+    return ExploredKind(kind.kind, len(known), tuple(results))
+
+
+def replay(
+    candidate: Any,
+    golden: Golden,
+    questions: Sequence[Question],
+    *,
+    judge: Judge | None = None,
+    allow_near_ties: bool = False,
+) -> Exploration:
+    """Run the given questions; raise UsageError for one that the golden set has no answer to."""
+    runner = QueryRunner(candidate, Recorded.of(golden), judge or Judge.of(golden), allow_near_ties)
+    results: dict[str, list[Result]] = {}
+    for question in questions:
+        results.setdefault(question.kind, []).append(runner.run(question))
+    return Exploration(
+        tuple(ExploredKind(kind, len(found), tuple(found)) for kind, found in results.items())
     )
-
-
-_WAYS: Mapping[type[Question], Callable[[Examiner, Any], list[Answer]]] = {
-    Prefix: Examiner.ask_forward,
-    Padding: Examiner.ask_forward,
-    Split: Examiner.ask_parts,
-    Batch: Examiner.ask_batch,
-    VisionTiles: Examiner.ask_vision,
-    ConnectorTiles: Examiner.ask_connector,
-    Shorter: Examiner.ask_shorter,
-    Resumed: Examiner.ask_resumed,
-    GenerationBatch: Examiner.ask_generation_batch,
-}

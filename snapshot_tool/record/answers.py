@@ -12,7 +12,7 @@ import msgspec
 from snapshot_tool.base.errors import ReferenceUnavailable, ReferenceWrong
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CaseInputs, ForwardPass, Generation, Progress, Reference
-from snapshot_tool.base.tap import Side, Sketchbook
+from snapshot_tool.base.tap import Side, TapRecorder
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.compact import (
     compact_tensors,
@@ -118,12 +118,12 @@ class _Recorder:
         if not FORWARD_PASS & set(settings.phases) or self.staging.part(case, TAPS).exists():
             return
         keeps_whole = any(fnmatch.fnmatchcase(case, glob) for glob in settings.whole_outputs)
-        book = Sketchbook(settings.seed, inputs.attention_mask)
+        recorder = TapRecorder(settings.seed, inputs.attention_mask)
         whole: dict[str, torch.Tensor] = {}
         question: dict[str, torch.Tensor] = {}
 
         def observe(module: str, side: Side, tensor: torch.Tensor) -> None:
-            book(module, side, tensor)
+            recorder(module, side, tensor)
             if keeps_whole and side is Side.OUTPUT and tensor.is_floating_point():
                 # A copy: a later module may write into it.
                 whole.setdefault(module, tensor.to("cpu", copy=True))
@@ -143,7 +143,7 @@ class _Recorder:
             self.staging.save_part(case, OUTPUTS, whole)
         _save_notes(self.staging, case, TAPS, Notes(self.reference.warnings(), tuple(not_finite)))
         # Written last: its presence means that the forward pass is complete.
-        self.staging.save_part(case, TAPS, parts.tap_tensors(book.taps(), self.modules))
+        self.staging.save_part(case, TAPS, parts.tap_tensors(recorder.taps(), self.modules))
 
     def _stage_outputs(
         self,

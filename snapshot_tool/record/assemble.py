@@ -15,7 +15,7 @@ from snapshot_tool.base.errors import GoldenExists, printable
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import ReferenceInfo
 from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES
-from snapshot_tool.diagnose.diff import Review, describe_drift, diff_goldens
+from snapshot_tool.diagnose.diff import Review, describe_diff, diff_goldens
 from snapshot_tool.families.family import ANSWERS
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import (
@@ -87,7 +87,7 @@ class Assembly:
             manifest = msgspec.structs.replace(manifest, golden_version=version)
             drift = diff_goldens(replaced, Golden(folder, manifest))
             reason = printable(self.review(drift))
-            moved = tuple(describe_drift(drift)) or ("no recorded tensor",)
+            moved = tuple(describe_diff(drift)) or ("no recorded tensor",)
             entry = HistoryEntry(version=version, when=_today(), reason=reason, moved=moved)
             manifest = msgspec.structs.replace(manifest, history=(*old.history, entry))
         write_atomically(folder / MANIFEST, encode_readable(manifest))

@@ -15,7 +15,7 @@ from snapshot_tool.base.localisation import NO_NOISE
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Progress, Reference, ReferenceInfo
 from snapshot_tool.base.sketch import Sketch, relative_error
-from snapshot_tool.base.tap import Sketchbook, Tap
+from snapshot_tool.base.tap import Tap, TapRecorder
 from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
@@ -96,7 +96,7 @@ class _Case:
     def run(self, reference: Reference, dtype: str) -> _Answers:
         """Run the reference on the case and on the recorded tokens after it."""
         inputs = parts.read_inputs(self.staging.part(self.name, INPUTS))
-        book = Sketchbook(self.seed, inputs.attention_mask)
+        recorder = TapRecorder(self.seed, inputs.attention_mask)
         generated = self._load(phase_file(Phase.GENERATE))
         # The connector runs on the recorded features, which are read before the model runs: in
         # float64, tensors read from a file during the run would be misread.
@@ -104,7 +104,7 @@ class _Case:
         features = self._load(phase_file(Phase.VISION)).get(vision)
         run = reference.forward(
             inputs,
-            observe=book,
+            observe=recorder,
             continuation=generated[parts.TOKEN_IDS][:-1] if generated else None,
             connector_input=None if features is None else lambda _own: features,
         )
@@ -128,7 +128,7 @@ class _Case:
             if generated:
                 steps = logits[length - 1 :].gather(-1, generated["step_topk_ids"])
                 tensors[Phase.GENERATE, _STEPS] = steps
-        return _Answers(tensors, book.by_module())
+        return _Answers(tensors, recorder.by_module())
 
     def save_exact(self, answers: _Answers) -> None:
         """Stage the float64 answers whole."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from snapshot_tool.base.recipes import IMAGE_KINDS, IMAGE_MODES, CaseRecipe, ImageRecipe, InputKind
-from snapshot_tool.explore.draw import own_home
+from snapshot_tool.explore.questions import temporary_hypothesis_folder
 
 _WORDS = (
     "describe", "compare", "the", "a", "red", "green", "blue", "small", "large", "circle",
@@ -217,7 +217,7 @@ def draw_recipe(
         drawn.append(recipe)
 
     run: Callable[[], Any] = collect
-    with own_home():
+    with temporary_hypothesis_folder():
         run()
     first = seed + round_of_themes + images_before
     return _deal_modes(drawn[-1], theme.modes, first=first, attempt=attempt)

@@ -1,4 +1,4 @@
-"""`snap check --explore`: questions that the golden answers though nobody asked them."""
+"""`snap check --explore`: derived questions, which the golden answers besides its own cases."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import pytest
 from snapshot_tool.base.errors import PhaseUnsupported, UsageError
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
-from snapshot_tool.base.questions import KINDS, Batch, Prefix, Prompt, parse_question
 from snapshot_tool.base.results import Verdict, tolerance_used
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
-from snapshot_tool.explore import draw as subjects_module
-from snapshot_tool.explore.draw import find_subjects, questions_of
-from snapshot_tool.explore.explore import explore, replay
+from snapshot_tool.explore.questions import KINDS, Batch, Prefix, parse_question, questions_of
+from snapshot_tool.explore.recorded import Prompt, Recorded, capabilities_of
+from snapshot_tool.explore.run import explore, replay
 from snapshot_tool.families.idefics3 import IDEFICS3
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.judge.watch import WatchedCandidate
@@ -94,19 +93,6 @@ def test_a_text_family_answers_all_that_it_has() -> None:
     assert found.asked == 70
 
 
-def test_a_vision_encoder_has_tiles_and_no_prompt(
-    golden: Golden, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A family without text has no tokens at all."""
-    nothing = golden.text("variant-04").input_ids[:, :0]
-    monkeypatch.setattr(Golden, "text", lambda _golden, _case: CaseInputs(nothing, nothing))
-    encoder = replace(IDEFICS3, phases=(Phase.PREPROCESSING, Phase.VISION))
-    monkeypatch.setattr(subjects_module, "family_of", lambda _name: encoder)
-    (subject,) = find_subjects(golden, ["variant-04"]).values()
-    assert (subject.length, subject.tiles) == (0, 5)
-    assert Phase.FORWARD not in subject.phases
-
-
 def test_one_seed_draws_the_same_questions_again(golden: Golden, candidate: FmsCandidate) -> None:
     """And another seed draws others."""
 
@@ -119,16 +105,16 @@ def test_one_seed_draws_the_same_questions_again(golden: Golden, candidate: FmsC
 
 def test_no_prompt_is_cut_within_a_tile(golden: Golden) -> None:
     """Every cut has whole tiles before it, and all numbers of tiles are there."""
-    subjects = find_subjects(golden, [case.name for case in golden.manifest.cases])
+    recorded = Recorded.of(golden)
     image_token = golden.manifest.checkpoint.config["image_token_id"]
     for case in golden.manifest.cases:
-        inputs, cuts = golden.inputs(case.name), subjects[case.name].cuts
+        inputs, cuts = golden.inputs(case.name), recorded.case(case.name).cuts
         ids = inputs.input_ids[inputs.attention_mask.bool()]
         assert set(cuts.values()) == set(range(case.tiles + 1))
         assert {length: int((ids[:length] == image_token).sum()) for length in cuts} == {
             length: tiles * 4 for length, tiles in cuts.items()
         }
-        assert subjects[case.name].length == case.tokens - case.recipe["left_padding"]
+        assert recorded.case(case.name).length == case.tokens - case.recipe["left_padding"]
 
 
 def test_a_candidate_may_refuse_some_questions_and_fail_others(
@@ -155,25 +141,38 @@ def test_a_candidate_may_refuse_some_questions_and_fail_others(
     assert {"two rows at most"} == {r.reason for r in batch.results if r.verdict == "skip"}
 
 
-def test_what_padding_enters_is_not_padded(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recurrent family is asked about unpadded cases alone, and never with padding."""
+def test_a_recurrent_family_is_never_padded(golden: Golden) -> None:
+    """Padding changes its state, so only unpadded cases and kinds without padding remain."""
     recurrent = replace(IDEFICS3, recurrent=True)
-    monkeypatch.setattr(subjects_module, "family_of", lambda _name: recurrent)
-    subjects = find_subjects(golden, ["variant-01", "variant-02"])
-    assert Phase.FORWARD not in subjects["variant-01"].phases
-    assert {Phase.FORWARD, Phase.GENERATE} == subjects["variant-02"].phases
-    there = {kind: questions_of(KINDS[kind], list(subjects.values())) is not None for kind in KINDS}
-    unpadded = {"prefix", "split", "shorter", "resumed", "tiles", "connector-tiles"}
-    assert {kind for kind, drawn in there.items() if drawn} == unpadded
+    padded, unpadded = (
+        capabilities_of(golden, case, recurrent) for case in ("variant-01", "variant-02")
+    )
+    assert Phase.FORWARD not in padded.phases
+    assert {Phase.FORWARD, Phase.GENERATE} == unpadded.phases
+    strategies = {name: questions_of(kind, [padded, unpadded]) for name, kind in KINDS.items()}
+    assert {name for name, strategy in strategies.items() if strategy is not None} == {
+        "prefix",
+        "split",
+        "shorter",
+        "resumed",
+        "tiles",
+        "connector-tiles",
+    }
 
 
-def test_an_encoder_has_no_beginnings(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every token sees all others: only tiles are asked for."""
+def test_an_encoder_answers_questions_about_tiles_only(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token sees all others, so a prefix has other logits; or there are no tokens at all."""
     encoder = replace(IDEFICS3, phases=tuple(set(Phase) - {Phase.GENERATE}))
-    monkeypatch.setattr(subjects_module, "family_of", lambda _name: encoder)
-    subjects = find_subjects(golden, ["one-image", "variant-02"])
-    assert subjects["one-image"].phases == {Phase.VISION, Phase.CONNECTOR}
-    assert subjects["variant-02"].phases == set()
+    found = capabilities_of(golden, "one-image", encoder)
+    assert found.phases == {Phase.VISION, Phase.CONNECTOR}
+    assert capabilities_of(golden, "variant-02", encoder).phases == set()
+    nothing = golden.text("variant-04").input_ids[:, :0]
+    monkeypatch.setattr(Golden, "text", lambda _golden, _case: CaseInputs(nothing, nothing))
+    encoder = replace(IDEFICS3, phases=(Phase.PREPROCESSING, Phase.VISION))
+    found = capabilities_of(golden, "variant-04", encoder)
+    assert (found.length, found.tiles, Phase.FORWARD in found.phases) == (0, 5, False)
 
 
 @pytest.mark.parametrize("fault", SMALLEST)
@@ -272,11 +271,11 @@ def test_a_question_that_raises_is_an_error_of_its_kind_alone(
         ("prefix:nobody@1", "there is no case nobody"),
         ("prefix:one-image@999", "cannot be cut after 999 tokens"),
         ("split:variant-02@3:3", "nothing is left for the second part"),
-        ("tiles:one-image:17", "has 17 tiles, from 0: .17. are not there"),
+        ("tiles:one-image:17", "has 17 tiles, from 0, not .17."),
         ("tiles:variant-02:0", "has 0 tiles, from 0"),
         ("shorter:variant-11:7", "has 6 recorded new tokens, not 7"),
         ("resumed:variant-11:6", "has 6 recorded new tokens, not 7"),
-        ("generation-batch:variant-02,variant-11:21", "20 new tokens were recorded at most"),
+        ("generation-batch:variant-02,variant-11:21", "at most 20 new tokens were recorded"),
     ],
 )
 def test_a_question_without_a_recorded_answer_is_refused(

@@ -306,7 +306,7 @@ def test_a_mask_is_split_with_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None
     with torch.inference_mode():
         expected = [encoder(TILES, patch_attention_mask=m)[0] for m in (mask, other)]
         encoder.batches.clear()
-        with OutputCache(encoder, tiles_apart=True).serving("a case"):
+        with OutputCache(encoder, tiles_apart=True).for_case("a case"):
             for given, answer in zip((mask, other, mask), [*expected, expected[0]], strict=True):
                 assert torch.equal(encoder(TILES, patch_attention_mask=given)[0], answer)
     assert encoder.batches == [1] * (len(TILES) + 1)

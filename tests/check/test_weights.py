@@ -11,10 +11,11 @@ import torch
 
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import CandidateRequest
-from snapshot_tool.base.questions import Prefix, Prompt
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session
+from snapshot_tool.explore.questions import Prefix
+from snapshot_tool.explore.recorded import Prompt
 from snapshot_tool.goldens.golden import open_golden
 from snapshot_tool.judge.judge import compare_weights
 from tests.candidates import CHECKOUT

@@ -19,7 +19,7 @@ from snapshot_tool.base.report import END_TOKEN, ROPE, WINDOW
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.candidates.fms.weights import read_shapes, require_shapes
-from snapshot_tool.explore.explore import explore
+from snapshot_tool.explore.run import explore
 from snapshot_tool.families.llama import LLAMA
 from snapshot_tool.goldens.coverage import coverage, generated_tokens
 from snapshot_tool.goldens.golden import Golden, open_golden

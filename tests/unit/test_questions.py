@@ -1,4 +1,4 @@
-"""Derived questions as text: what --replay is given is what was asked."""
+"""Derived questions as text, which --replay parses."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import pytest
 
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.questions import (
+from snapshot_tool.explore.questions import (
     KINDS,
     Batch,
     ConnectorTiles,
     GenerationBatch,
     Padding,
     Prefix,
-    Prompt,
     Question,
     Resumed,
     Shorter,
@@ -21,6 +20,7 @@ from snapshot_tool.base.questions import (
     VisionTiles,
     parse_question,
 )
+from snapshot_tool.explore.recorded import Prompt
 
 FORMS: dict[str, Question] = {
     "prefix:one-image@12": Prefix(Prompt("one-image", 12)),
@@ -44,8 +44,9 @@ def test_the_text_form_of_a_question_parses_back(text: str, question: Question) 
 
 
 def test_every_kind_has_a_text_form_a_phase_and_a_method() -> None:
-    """The table above is complete."""
+    """The table above is complete, and the example of each kind is valid."""
     assert {type(question) for question in FORMS.values()} == set(KINDS.values())
+    assert all(type(parse_question(kind.example)) is kind for kind in KINDS.values())
     assert {kind.phase for kind in KINDS.values()} == set(Phase) - {Phase.PREPROCESSING}
     assert {kind.kind for kind in KINDS.values()} == set(KINDS)
 
@@ -57,8 +58,8 @@ def test_every_kind_has_a_text_form_a_phase_and_a_method() -> None:
         *("prefix:one-image@1:2", "tiles:one-image:", "split:one-image@3:x", "batch:a@1,b"),
     ],
 )
-def test_what_is_no_question_is_a_usage_error_with_an_example(text: str) -> None:
+def test_an_invalid_question_is_a_usage_error_with_an_example(text: str) -> None:
     """One line says what is wrong, the next how to write it."""
-    with pytest.raises(UsageError, match="is no question") as error:
+    with pytest.raises(UsageError, match="is not a valid question") as error:
         parse_question(text)
     assert error.value.remedy

@@ -1,0 +1,470 @@
+"""Derived questions: what a golden set answers besides its own cases.
+
+The decoder is causal and the tiles of an image are encoded one by one. So the recorded outputs of
+whole prompts also hold for their beginnings, however they are padded, batched or prefilled.
+
+Each kind of question is one class. It has the fields of the question, draws it, and runs it on a
+candidate. To add a kind, write its class and add it to KINDS.
+
+A question has a text form, KIND:FIELD:…, which `--replay` parses. A prompt is written CASE@TOKENS
+or CASE@TOKENS+PADS, a list with commas.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Self
+
+import hypothesis
+import torch
+from hypothesis import configuration
+from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
+
+from snapshot_tool.base.errors import UsageError
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import CaseInputs
+from snapshot_tool.explore.recorded import Answer, Capabilities, Prompt, Recorded, some_tiles
+from snapshot_tool.goldens import parts
+from snapshot_tool.judge.phases import Pair
+
+_MAX_PADS = 40
+_MAX_ROWS = 4
+_SHORT = 8
+
+Cases = Sequence[Capabilities]
+
+
+class Question(ABC):
+    """A question. Subclasses are frozen dataclasses whose fields are the rest of the text form.
+
+    Class attributes:
+        kind: the first word of the text form.
+        phase: the phase whose recorded output answers it.
+        method: the candidate's method that is called.
+        example: a text form.
+        pads: whether it pads prompts, so that only paddable cases answer it.
+    """
+
+    __slots__ = ()
+
+    kind: ClassVar[str]
+    phase: ClassVar[Phase]
+    method: ClassVar[str]
+    example: ClassVar[str]
+    pads: ClassVar[bool] = False
+
+    @staticmethod
+    def is_answered_by(_case: Capabilities) -> bool:
+        """Return whether a case that has the phase answers questions of this kind."""
+        return True
+
+    @classmethod
+    @abstractmethod
+    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+        """Draw a question about some of the cases, which come in the order of their length.
+
+        Draw every number from the smallest on, so that hypothesis shrinks to the shortest prompt
+        and the fewest tokens, pads, rows and tiles that still fail.
+        """
+
+    @abstractmethod
+    def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
+        """Run the question on a candidate and return its output, with the recorded one.
+
+        Raises UsageError if the golden set has no answer, and whatever the candidate raises.
+        """
+
+    @property
+    def first_case(self) -> str:
+        """The case that it is about, or the first of them."""
+        first = self._values()[0]
+        first = first[0] if isinstance(first, tuple) else first
+        return first.case if isinstance(first, Prompt) else str(first)
+
+    def __str__(self) -> str:
+        """Return the text form."""
+        values = [
+            ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            for value in self._values()
+        ]
+        return ":".join([self.kind, *values])
+
+    def _values(self) -> list[Any]:
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix(Question):
+    """Logits of a prompt's first tokens: no later token may change them."""
+
+    kind = "prefix"
+    phase = Phase.FORWARD
+    method = "forward"
+    example = "prefix:one-image@12"
+    prompt: Prompt
+
+    @classmethod
+    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+        """Draw a prompt without padding."""
+        return cls(draw(_prompts(cases)))
+
+    def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
+        """Run one forward pass."""
+        output = candidate.forward(recorded.inputs(self.prompt))
+        if isinstance(output, Mapping):
+            output = output.get(parts.LOGITS)
+        return recorded.logits([self.prompt], output)
+
+
+@dataclass(frozen=True, slots=True)
+class Padding(Prefix):
+    """Logits of a prompt's first tokens, with padding."""
+
+    kind = "padding"
+    example = "padding:one-image@12+3"
+    pads = True
+
+    @classmethod
+    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+        """Draw a prompt with at least one pad."""
+        return cls(draw(_prompts(cases, pads=(1, _MAX_PADS))))
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Question):
+    """Logits of a prompt prefilled in two parts: all padding and `first` tokens, then the rest."""
+
+    kind = "split"
+    phase = Phase.FORWARD
+    method = "forward_in_parts"
+    example = "split:one-image@12:5"
+    prompt: Prompt
+    first: int
+
+    @staticmethod
+    def is_answered_by(case: Capabilities) -> bool:
+        """Return whether the prompt can be cut."""
+        return len(case.cuts) > 1
+
+    @classmethod
+    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+        """Draw a prompt of at least two cuts, and one of the earlier cuts."""
+        case = draw(st.sampled_from(cases))
+        cuts = list(case.cuts)
+        length = draw(_lengths(cuts[1:]))
+        first = draw(st.sampled_from(cuts[: cuts.index(length)]))
+        pads = draw(st.integers(0, _MAX_PADS if case.paddable else 0))
+        return cls(Prompt(case.case, length, pads), first)
+
+    def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
+        """Run both parts with one cache. The mask of the second one covers both."""
+        if not self.first < self.prompt.length:
+            raise UsageError(f"{self}: nothing is left for the second part")
+        whole = recorded.inputs(self.prompt)
+        cut = self.prompt.pads + self.first
+        tiles = recorded.tiles_within(self.prompt.case, self.first)
+        first = CaseInputs(
+            whole.input_ids[:, :cut],
+            whole.attention_mask[:, :cut],
+            some_tiles(whole.pixel_values, slice(tiles)),
+            some_tiles(whole.pixel_attention_mask, slice(tiles)),
+        )
+        second = CaseInputs(
+            whole.input_ids[:, cut:],
+            whole.attention_mask,
+            some_tiles(whole.pixel_values, slice(tiles, None)),
+            some_tiles(whole.pixel_attention_mask, slice(tiles, None)),
+        )
+        return recorded.logits([self.prompt], candidate.forward_in_parts([first, second]))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Question):
+    """Logits of several prompts in one batch, padded to one length."""
+
+    kind = "batch"
+    phase = Phase.FORWARD
+    method = "forward_batch"
+    example = "batch:one-image@12,two-images@7"
+    pads = True
+    prompts: tuple[Prompt, ...]
+
+    @classmethod
+    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+        """Draw at least two prompts."""
+        return cls(tuple(draw(st.lists(_prompts(cases), min_size=2, max_size=_MAX_ROWS))))
+
+    def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
+        """Run one forward pass over all prompts."""
+        prompts = recorded.batch(self.prompts)
+        rows = [recorded.inputs(prompt) for prompt in prompts]
+        return recorded.logits(prompts, candidate.forward_batch(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class VisionTiles(Question):
+    """Features of some of a case's tiles, in any order."""
+
+    kind = "tiles"
+    phase = Phase.VISION
+    method = "vision"
+    example = "tiles:one-image:0,3,2"
+    case: str
+    tiles: tuple[int, ...]
+
+    @staticmethod
+    def is_answered_by(case: Capabilities) -> bool:
+        """Return whether the case has tiles."""
+        return case.tiles > 0
+
+    @classmethod
+    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+        """Draw at least one tile, each at most once."""
+        case = draw(st.sampled_from(cases))
+        tile = st.integers(0, case.tiles - 1)
+        # The size first, so that all sizes are equally likely: lists are short by default.
+        size = draw(st.integers(1, case.tiles))
+        tiles = draw(st.lists(tile, min_size=size, max_size=size, unique=True))
+        return cls(case.case, tuple(tiles))
+
+    def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
+        """Encode the tiles."""
+        output = candidate.vision(recorded.pixels(self.case, self.tiles))
+        if isinstance(output, Mapping):
+            output = output.get(recorded.family.compared[self.phase])
+        return recorded.features(self.case, self.phase, self.tiles, output)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorTiles(VisionTiles):
+    """Image tokens of some of a case's tiles, in any order, from the recorded features."""
+
+    kind = "connector-tiles"
+    phase = Phase.CONNECTOR
+    method = "connector"
+    example = "connector-tiles:one-image:0,3,2"
+
+    def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
+        """Run the connector on the features of the tiles."""
+        output = candidate.connector(recorded.connector_input(self.case, self.tiles))
+        return recorded.features(self.case, self.phase, self.tiles, output)
+
+
+@dataclass(frozen=True, slots=True)
+class Shorter(Question):
+    """The recorded new tokens before step `cut`."""
+
+    kind = "shorter"
+    phase = Phase.GENERATE
+    method = "generate"
+    example = "shorter:one-image:5"
+    case: str
+    cut: int
+
+    @staticmethod
+    def is_answered_by(case: Capabilities) -> bool:
+        """Return whether the generation can be cut."""
+        return case.generated > 1
+
+    @classmethod
+    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+        """Draw where the generation is cut."""
+        case = draw(st.sampled_from(cases))
+        return cls(case.case, draw(st.integers(1, case.generated - 1)))
+
+    def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
+        """Generate fewer tokens."""
+        expected = recorded.new_tokens(self.case, needed=self.cut)[: self.cut]
+        output = candidate.generate(
+            recorded.golden.inputs(self.case),
+            max_new_tokens=self.cut,
+            eos_token_ids=recorded.golden.manifest.generation.eos_token_ids,
+        )
+        return [Answer(self.case, Pair("", expected, output))]
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(Shorter):
+    """The recorded new tokens from step `cut` on, from the prompt and the tokens before."""
+
+    kind = "resumed"
+    example = "resumed:one-image:5"
+
+    def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
+        """Generate from the prompt and the tokens before the cut."""
+        generation = recorded.golden.manifest.generation
+        tokens = recorded.new_tokens(self.case, needed=self.cut + 1)
+        inputs, given = recorded.golden.inputs(self.case), tokens[None, : self.cut]
+        longer = dataclasses.replace(
+            inputs,
+            input_ids=torch.cat([inputs.input_ids, given], dim=1),
+            attention_mask=torch.cat([inputs.attention_mask, torch.ones_like(given)], dim=1),
+        )
+        output = candidate.generate(
+            longer,
+            max_new_tokens=generation.max_new_tokens - self.cut,
+            eos_token_ids=generation.eos_token_ids,
+        )
+        return [Answer(self.case, Pair("", tokens[self.cut :], output), step=self.cut)]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationBatch(Question):
+    """The first `tokens` new tokens of several cases in one batch, padded on the left."""
+
+    kind = "generation-batch"
+    phase = Phase.GENERATE
+    method = "generate_batch"
+    example = "generation-batch:one-image,two-images:5"
+    pads = True
+    cases: tuple[str, ...]
+    tokens: int
+
+    @classmethod
+    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+        """Draw at least two cases, and up to as many tokens as the longest generation has."""
+        rows = draw(st.lists(st.sampled_from(cases), min_size=2, max_size=_MAX_ROWS))
+        tokens = draw(st.integers(1, max(case.generated for case in rows)))
+        return cls(tuple(case.case for case in rows), tokens)
+
+    def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
+        """Generate for all whole prompts at once."""
+        generation = recorded.golden.manifest.generation
+        if not 0 < self.tokens <= generation.max_new_tokens:
+            most = generation.max_new_tokens
+            raise UsageError(f"{self}: at most {most} new tokens were recorded")
+        expected = [recorded.new_tokens(case, needed=1)[: self.tokens] for case in self.cases]
+        prompts = [Prompt(case, recorded.case(case).length) for case in self.cases]
+        outputs = candidate.generate_batch(
+            [recorded.inputs(prompt) for prompt in recorded.batch(prompts)],
+            max_new_tokens=self.tokens,
+            eos_token_ids=generation.eos_token_ids,
+        )
+        if not isinstance(outputs, list | tuple) or len(outputs) != len(expected):
+            # The comparison reports the wrong type or shape.
+            outputs = [outputs] * len(expected)
+        return [
+            Answer(case, Pair("", tokens, output))
+            for case, tokens, output in zip(self.cases, expected, outputs, strict=True)
+        ]
+
+
+KINDS: Mapping[str, type[Question]] = {
+    question.kind: question
+    for question in (
+        *(Prefix, Padding, Split, Batch),
+        *(VisionTiles, ConnectorTiles),
+        *(Shorter, Resumed, GenerationBatch),
+    )
+}
+
+
+def parse_question(text: str) -> Question:
+    """Return the question with a text form; raise UsageError if there is none."""
+    name, *words = text.split(":")
+    if name not in KINDS:
+        raise UsageError(
+            f"{text!r} is not a valid question: there is no kind {name!r}",
+            f"there are: {', '.join(KINDS)}",
+        )
+    kind = KINDS[name]
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    try:
+        values = [_PARSERS[f.type](word) for f, word in zip(fields, words, strict=True)]
+    except ValueError as error:
+        raise UsageError(
+            f"{text!r} is not a valid question of kind {name}", f"for example: {kind.example}"
+        ) from error
+    return kind(*values)
+
+
+def _parse_prompt(text: str) -> Prompt:
+    match = re.fullmatch(r"([a-z0-9-]+)@(\d+)(?:\+(\d+))?", text)
+    if match is None:
+        raise ValueError(text)
+    return Prompt(match[1], int(match[2]), int(match[3] or 0))
+
+
+# By the annotation of a question's field.
+_PARSERS: Mapping[Any, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "Prompt": _parse_prompt,
+    "tuple[str, ...]": lambda text: tuple(text.split(",")),
+    "tuple[int, ...]": lambda text: tuple(map(int, text.split(","))),
+    "tuple[Prompt, ...]": lambda text: tuple(map(_parse_prompt, text.split(","))),
+}
+
+
+@st.composite
+def _prompts(draw: st.DrawFn, cases: Cases, pads: tuple[int, int] = (0, 0)) -> Prompt:
+    case = draw(st.sampled_from(cases))
+    return Prompt(case.case, draw(_lengths(list(case.cuts))), draw(st.integers(*pads)))
+
+
+def _lengths(cuts: Sequence[int]) -> st.SearchStrategy[int]:
+    """Return the cuts of a prompt; every other one is among its first few, where edges are."""
+    return st.one_of(st.sampled_from(cuts[:_SHORT]), st.sampled_from(cuts))
+
+
+def questions_of(kind: type[Question], cases: Cases) -> st.SearchStrategy[Question] | None:
+    """Return a strategy for a kind of question, or None if no case answers any."""
+    usable = [
+        case
+        for case in sorted(cases, key=lambda case: (case.length, case.case))
+        if kind.phase in case.phases
+        and kind.is_answered_by(case)
+        and (case.paddable or not kind.pads)
+    ]
+    return _questions(kind, usable) if usable else None
+
+
+@st.composite
+def _questions(draw: st.DrawFn, kind: type[Question], cases: Cases) -> Question:
+    return kind.draw(draw, cases)
+
+
+def find_smallest_failure(
+    questions: st.SearchStrategy[Question],
+    fails: Callable[[Question], bool],
+    *,
+    count: int,
+    seed: str,
+) -> Question | None:
+    """Draw up to `count` questions; return the smallest that `fails`, or None.
+
+    A seed draws the same questions only while the installed code stays the same. The text form of
+    a question always repeats it.
+    """
+    settings = hypothesis.settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+    )
+    random = Random(seed)  # noqa: S311 - for drawing, not for secrets
+    with temporary_hypothesis_folder():
+        try:
+            return hypothesis.find(questions, fails, settings=settings, random=random)
+        except NoSuchExample:
+            return None
+
+
+@contextmanager
+def temporary_hypothesis_folder() -> Iterator[None]:
+    """Keep hypothesis from writing a folder .hypothesis, which it does even without a database."""
+    with TemporaryDirectory(prefix="snap-") as folder:
+        configuration.set_hypothesis_home_dir(folder)
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(None)
