@@ -6,7 +6,6 @@ streams. The answer is a line with the exit code. Each process imports an FMS of
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -14,21 +13,10 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
+import tests.preloaded  # noqa: F401 - for its imports
 from snapshot_tool.cli import program
 
 SECONDS = 600
-# What a check imports: half of the time of a small one. FMS imports the last four.
-for module in (
-    "hypothesis.strategies",
-    "snapshot_tool.check.session",
-    "snapshot_tool.cli.check",
-    "snapshot_tool.cli.goldens",
-    "torch._dynamo",
-    "torch._inductor",
-    "torch.distributed._functional_collectives",
-    "torch.distributed.checkpoint",
-):
-    importlib.import_module(module)
 
 
 def run_snap(request: dict[str, Any]) -> NoReturn:

@@ -22,7 +22,7 @@ from snapshot_tool.goldens.find import find_goldens
 from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
 from tests.mutants.mutant import LOADING, Change, Edit, Mutant, plant_linked
-from tests.mutants.probes import Originals, float64_answers, greatest_change
+from tests.mutants.probes import Originals, compute_originals, float64_answers, greatest_change
 
 QUESTIONS = 120  # derived ones, for a mutant that no recorded case shows
 
@@ -50,8 +50,8 @@ class Outcome:
         derived: the kinds of derived questions that fail, if no recorded case does.
         place: what was named: a module, other code, or the message at loading.
         weights: the weights that differ from the checkpoint's.
-        change: if no recorded case fails, the greatest change of an answer in float64, in units
-            of float32's rounding.
+        change: if nothing fails, the greatest change of an answer in float64, in units of
+            float32's rounding.
         question: the answer with that change.
     """
 
@@ -64,9 +64,14 @@ class Outcome:
     question: str = ""
 
     @property
+    def fails(self) -> bool:
+        """Whether an answer shows it."""
+        return bool(self.table or self.oracle or self.derived)
+
+    @property
     def by_weights_alone(self) -> bool:
         """Whether only the comparison of weights finds it."""
-        return bool(self.weights) and not (self.table or self.oracle or self.derived)
+        return bool(self.weights) and not self.fails
 
 
 @contextmanager
@@ -87,9 +92,9 @@ def planted(mutant: Mutant | None, checkout: Path) -> Iterator[Planted]:
         yield plan
 
 
-def measure(mutant: Mutant, setup: Setup, originals: Originals) -> Outcome:
+def measure(mutant: Mutant, setup: Setup) -> Outcome:
     """Check a mutant, in a process of its own."""
-    with planted(mutant, setup.checkout) as plan:
+    with planted(mutant, setup.checkout):
         request = CheckRequest(setup.goldens, candidate=SPEC)
         try:
             report = check(request, SilentProgress())
@@ -107,8 +112,22 @@ def measure(mutant: Mutant, setup: Setup, originals: Originals) -> Outcome:
         assert report.exploration is not None
         derived = tuple(kind.kind for kind in report.exploration.kinds if kind.failure)
         place = "" if derived else report.place
-        change, question = greatest_change(originals, float64_answers(plan, setup.golden()))
-        return Outcome("", "", derived, place, weights, change, question)
+        return Outcome("", "", derived, place, weights)
+
+
+def measure_original(setup: Setup) -> Originals:
+    """Check the unchanged port and compute its answers, in a process of its own."""
+    with planted(None, setup.checkout) as plan:
+        report = check(CheckRequest(setup.goldens, candidate=SPEC), SilentProgress())
+        if report.divergence:
+            raise ValueError(f"the unchanged port fails: {report.divergence}")
+        return compute_originals(plan, setup.golden())
+
+
+def measure_change(mutant: Mutant, setup: Setup, originals: Originals) -> tuple[float, str]:
+    """Return the greatest change of an answer, and which, in a process of its own."""
+    with planted(mutant, setup.checkout) as plan:
+        return greatest_change(originals, float64_answers(plan, setup.golden()))
 
 
 def _differing(report: CheckReport) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ class Originals:
     rounding: Mapping[str, float]
 
 
-def original_answers(plan: Planted, golden: Golden) -> Originals:
+def compute_originals(plan: Planted, golden: Golden) -> Originals:
     """Compute the unchanged port's answers. float64 becomes the default of this process."""
     assert plan.built is not None
     single = _answers(plan.built, golden, nullcontext)
@@ -107,8 +107,7 @@ def greatest_change(originals: Originals, answers: Answers) -> tuple[float, str]
 
 def _change(one: torch.Tensor | str, other: torch.Tensor | str, rounding: float) -> float:
     if isinstance(one, str) or isinstance(other, str):
-        same = isinstance(one, str) and isinstance(other, str) and one == other
-        return 0.0 if same else math.inf
+        return 0.0 if type(one) is type(other) and one == other else math.inf
     if one.shape != other.shape:
         return math.inf
     difference = float((one.double() - other.double()).abs().max())

@@ -52,10 +52,9 @@ def fate(outcome: Outcome | Crash) -> Fate:
     """
     if isinstance(outcome, Crash):
         return Fate.CRASHED
-    shown = outcome.table or outcome.oracle or outcome.derived
-    if not shown and outcome.change <= 1:
+    if not outcome.fails and outcome.change <= 1:
         return Fate.EQUIVALENT
-    return Fate.FOUND if shown or outcome.weights else Fate.MISSED
+    return Fate.FOUND if outcome.fails or outcome.weights else Fate.MISSED
 
 
 def is_named(mutant: Mutant, outcome: Outcome | Crash) -> bool:

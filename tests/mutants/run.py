@@ -3,49 +3,32 @@
     python -m tests.mutants.run [--out docs/detection.md] [--workers 2] [--benign 202]
     python -m tests.mutants.run --mutants exact-gelu,rope-base --benign 3 --json FILE
 
-The second form runs some and writes their results. Each runs in a process forked from this one,
-which has imported everything except FMS.
+The second form runs some and writes their results. Each runs in a process forked from this one.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from snapshot_tool.base.protocol import SilentProgress
-from snapshot_tool.check.request import CheckRequest
-from snapshot_tool.check.session import check
+import tests.preloaded  # noqa: F401 - each process imports only its FMS
 from tests.mutants.benign import benign_runs, run_benign
-from tests.mutants.candidates import SPEC
 from tests.mutants.corpus import MUTANTS
 from tests.mutants.forked import Crash, run_forked
-from tests.mutants.measure import Setup, measure, planted
-from tests.mutants.probes import Originals, original_answers
+from tests.mutants.measure import Outcome, Setup, measure, measure_change, measure_original
+from tests.mutants.mutant import Mutant
 from tests.mutants.report import Detection, write_report
 
 _SECONDS = 2400  # a compiled model takes more than twenty minutes on a busy machine
 
 T = TypeVar("T")
-
-
-def run_original(setup: Setup) -> tuple[Originals, list[str]]:
-    """Check the unchanged port; return its answers, and the modules that this imported."""
-    before = set(sys.modules)
-    with planted(None, setup.checkout) as plan:
-        request = CheckRequest(setup.goldens, candidate=SPEC, localise=True, explore=9)
-        report = check(request, SilentProgress())
-        if report.divergence:
-            raise ValueError(f"the unchanged port fails: {report.divergence}")
-        originals = original_answers(plan, setup.golden())
-    return originals, [name for name in sys.modules if name not in before]
 
 
 def run_all(jobs: Mapping[str, Callable[[], T]], *, workers: int) -> dict[str, T | Crash]:
@@ -55,6 +38,27 @@ def run_all(jobs: Mapping[str, Callable[[], T]], *, workers: int) -> dict[str, T
         results[name] = result
         print(f"{len(results)} of {len(jobs)}: {name}", flush=True)
     return {name: results[name] for name in jobs}
+
+
+def measure_all(
+    mutants: Sequence[Mutant], setup: Setup, *, workers: int
+) -> dict[str, Outcome | Crash]:
+    """Check all mutants; of those that pass, measure whether they change anything."""
+    outcomes: dict[str, Outcome | Crash] = {}
+    outcomes |= run_all({m.name: partial(measure, m, setup) for m in mutants}, workers=workers)
+    quiet = [m for m in mutants if isinstance(o := outcomes[m.name], Outcome) and not o.fails]
+    if quiet:
+        originals = run_all({"unchanged": partial(measure_original, setup)}, workers=1)["unchanged"]
+        if isinstance(originals, Crash):
+            sys.exit(originals.why)
+        jobs = {m.name: partial(measure_change, m, setup, originals) for m in quiet}
+        for name, found in run_all(jobs, workers=workers).items():
+            outcome = outcomes[name]
+            if isinstance(found, Crash):
+                outcomes[name] = found
+            elif isinstance(outcome, Outcome):
+                outcomes[name] = replace(outcome, change=found[0], question=found[1])
+    return outcomes
 
 
 def main() -> None:
@@ -70,22 +74,10 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.monotonic()
     setup = Setup(arguments.goldens, arguments.checkout.resolve())
-    original = run_all({"unchanged": partial(run_original, setup)}, workers=1)["unchanged"]
-    if isinstance(original, Crash):
-        sys.exit(original.why)
-    originals, modules = original
-    for name in modules:
-        # Each process imports its own FMS. Names that were made up cannot be imported.
-        if name.partition(".")[0] != "fms":
-            with suppress(ImportError):
-                importlib.import_module(name)
     names = arguments.mutants.split(",") if arguments.mutants else list(MUTANTS)
     ways = benign_runs(arguments.benign)
     detection = Detection(
-        run_all(
-            {name: partial(measure, MUTANTS[name], setup, originals) for name in names},
-            workers=arguments.workers,
-        ),
+        measure_all([MUTANTS[name] for name in names], setup, workers=arguments.workers),
         run_all(
             {str(way): partial(run_benign, way, setup) for way in ways}, workers=arguments.workers
         ),

@@ -62,13 +62,18 @@ def test_only_an_expected_place_counts_as_named(
 
 def test_misses_crashes_and_alarms_are_counted_apart(tmp_path: Path) -> None:
     """Of all faults one is missed, one crashes, one changes nothing, and one is rightly named."""
-    outcomes = {name: Outcome("forward", place="elsewhere") for name in MUTANTS} | {
+    outcomes: dict[str, Outcome | Crash] = {
+        **{name: Outcome("forward", place="elsewhere") for name in MUTANTS},
         "rope-base": Outcome("forward", place="model.text_model.layers.0.self_attn"),
         "sampled": Outcome(change=3.0, question="generate/a"),
         "exact-gelu": Crash("it died"),
         "rope-in-bfloat16": Outcome(change=0.0, question="forward/a"),
     }
-    alarms = {"a": Alarms(), "b": Alarms("1 of 9 differ"), "c": Crash("took more than 9 s")}
+    alarms: dict[str, Alarms | Crash] = {
+        "a": Alarms(),
+        "b": Alarms("1 of 9 differ"),
+        "c": Crash("took more than 9 s"),
+    }
     detection = Detection(outcomes, alarms)
     faults, names, benign = detection.summary()
     real = len(MUTANTS) - 1
