@@ -1,7 +1,7 @@
-# Everything that this repository can do for you. Each target builds what it needs.
+# Each target builds what it needs.
 #
-# torch comes first and alone in every environment: resolved together with other packages, pip may
-# take another build of it.
+# torch is installed first and alone in every environment: together with other packages, pip may
+# choose another build of it.
 
 PYTHON ?= python3
 TORCH := torch==2.13.0
@@ -19,24 +19,24 @@ EMBEDDED := tests/checkpoints/tiny-idefics3
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
-	@echo "make fms-checkout  lay out an FMS checkout with idefics3 in $(CHECKOUT)"
+	@echo "make fms-checkout  build an FMS checkout with idefics3 in $(CHECKOUT)"
 	@echo "make demo          record, check, and see a broken port fail"
 	@echo "make test          the whole test suite, in both environments"
 	@echo "make check         format, lint, types, layers"
-	@echo "make port          check FMS's own idefics3 (FMS_REPO=..., SUITE=..., SMOLVLM=...)"
-	@echo "make families      record and check every family, write docs/families.md"
+	@echo "make port          check FMS's own idefics3 (FMS_REPO=..., SUITE=..., SMOLVLM=...); writes docs/port-503.md"
+	@echo "make families      record and check every family; writes docs/families.md"
 	@echo "make versions      check FMS's releases and its main branch (FMS_REPO=...); after make families"
-	@echo "make real          the same with true weights, SmolLM2-135M; minutes, and 700 MB in build/real"
-	@echo "make drift         show what transformers 4.57 and 5 compute otherwise than 4.51"
-	@echo "make torture       the long tests of faults and of hostile files; writes docs/reliability.md"
-	@echo "make lowest        the tests with the oldest versions that pyproject.toml allows; torch's is 5 GB"
+	@echo "make real          record and check SmolLM2-135M; minutes, and 700 MB in build/real"
+	@echo "make drift         show what transformers 4.57 and 5 compute differently from 4.51"
+	@echo "make torture       run the long tests of faults and hostile files; writes docs/reliability.md"
+	@echo "make lowest        run the tests with the oldest versions that pyproject.toml allows; torch's is 5 GB"
 	@echo "make package       build wheel and sdist, install them elsewhere, run snap doctor"
-	@echo "make audit         ask pip-audit for known holes in what is installed"
+	@echo "make audit         run pip-audit on the pinned packages"
 	@echo "make mutants       plant every known fault, run every benign change; writes docs/detection.md"
-	@echo "make mutants-compact  compare what a compact golden set detects with the full one"
-	@echo "make bench         measure against the live way and the targets; writes docs/performance.md"
+	@echo "make mutants-compact  compare what a compact and a full golden set detect"
+	@echo "make bench         measure time and memory; writes docs/performance.md"
 	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes, REDRAW=--redraw)"
-	@echo "make pictures      take the pictures of the documentation again"
+	@echo "make pictures      take the screenshots of the documentation"
 	@echo "make clean         remove what the other targets built"
 
 setup: $(RECORD)/.ready $(CHECK)/.ready
@@ -47,7 +47,7 @@ $(RECORD)/.ready: pyproject.toml .ci/record.txt Makefile
 	$(RECORD)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-# The release of transformers that ibm-fms asks for; not needed for make test.
+# The release of transformers that ibm-fms requires; not needed for make test.
 $(NEWER)/.ready: pyproject.toml .ci/record.txt .ci/record-4.57.txt Makefile
 	$(call new_environment,$(NEWER))
 	$(NEWER)/bin/python -m pip install --quiet -r .ci/record.txt
@@ -103,7 +103,7 @@ port: setup fms-checkout
 	$(CHECK)/bin/python -m tests.port.run --fms-repo $(FMS_REPO) $(if $(SUITE),--suite $(SUITE)) \
 		$(if $(SMOLVLM),--smolvlm $(SMOLVLM))
 
-# atheris has no build for every Python: it is fetched here alone.
+# atheris has no build for every Python, so it is only installed here.
 torture: setup fms-checkout
 	$(CHECK)/bin/python -m pip install --quiet --no-deps atheris==3.0.0
 	rm -rf build/torture
@@ -125,14 +125,14 @@ lowest: $(LOWEST)/.ready fms-checkout
 package: $(CHECK)/.ready fms-checkout
 	bash tests/package.sh $(CHECK)/bin/python
 
-# --strict: what could not be looked up is no clean bill.
+# --strict: a package that could not be looked up is a failure.
 audit:
 	$(PYTHON) -m venv --clear build/audit
 	build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r .ci/check.txt
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r .ci/record.txt
 
-# One thread each, so that forked processes share nothing and take what cores there are.
+# One thread each: two processes run at a time.
 mutants: setup fms-checkout
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(CHECK)/bin/python -m tests.mutants.run
 
@@ -169,7 +169,7 @@ goldens: $(RECORD)/.ready
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --goldens tests/compact-goldens \
 		--update --reason "$(REASON)" $(YES)
 
-# One thread each: on so small models, two stand in each other's way.
+# One thread each: small models are slower with two.
 families: export OMP_NUM_THREADS = 1
 families: setup $(NEWER)/.ready $(NEWEST)/.ready fms-checkout
 	rm -rf build/families
@@ -195,8 +195,8 @@ real: setup
 		--goldens build/real/goldens --variants 5
 	$(CHECK)/bin/python -m tests.families.real
 
-# The fixed cases of the embedded checkpoint, answered by three releases: variants may be refused by
-# any. The answers of 4.57 do differ: snap diff exits with 1, and so it should.
+# The fixed cases of the embedded checkpoint on three releases; any may refuse a variant. The outputs
+# of 4.57 differ, so snap diff exits with 1.
 drift: setup $(NEWER)/.ready $(NEWEST)/.ready
 	rm -rf build/drift
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --variants 0 --goldens build/drift/4.51

@@ -75,7 +75,7 @@ def compare_verdicts() -> tuple[list[Row], str]:
         if isinstance(result, Crash):
             raise SystemExit(f"{name}: {result.why}")
         stepwise, quick = result
-        same[MUTANTS[name].place == GENERATION].append(stepwise == quick)
+        same[MUTANTS[name].places == (GENERATION,)].append(stepwise == quick)
         if stepwise != quick:
             differing.append(f"`{name}` ({stepwise or 'nowhere'}, {quick or 'nowhere'})")
     rows = [

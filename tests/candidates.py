@@ -1,4 +1,4 @@
-"""Candidates for the tests: the real FMS one, with one thing about it changed."""
+"""Candidates for the tests: FMS's, with one change each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHECKOUT = Path(__file__).parent.parent / "build" / "fms-checkout"
 
 
 class Wrapped:
-    """FMS's idefics3, phase by phase; subclasses change what they are about."""
+    """FMS's idefics3, phase by phase."""
 
     def __init__(self, request: CandidateRequest) -> None:
         self.fms: FmsCandidate = load_fms_candidate(request, fms_path=CHECKOUT)
@@ -58,7 +58,7 @@ class Wrapped:
 
 
 class Unnamed(Wrapped):
-    """It shows its modules under its own names, and does not know the reference's."""
+    """Returns its modules under its own names, not the reference's."""
 
     def modules(self) -> torch.nn.Module:
         model: torch.nn.Module = self.fms.model
@@ -66,7 +66,7 @@ class Unnamed(Wrapped):
 
 
 class UnnamedAndFaulty(Unnamed):
-    """The same, with one weight of its encoder off by a hundredth."""
+    """Has one weight of its encoder off by a hundredth, too."""
 
     def __init__(self, request: CandidateRequest) -> None:
         super().__init__(request)
@@ -75,7 +75,7 @@ class UnnamedAndFaulty(Unnamed):
 
 
 class RaisesInForward(Unnamed):
-    """It raises when half of it has run."""
+    """Raises after forward has run."""
 
     def forward(self, inputs: CaseInputs) -> Any:
         self.fms.forward(inputs)
@@ -83,14 +83,14 @@ class RaisesInForward(Unnamed):
 
 
 class Raises(Wrapped):
-    """Its connector raises."""
+    """Raises in the connector."""
 
     def connector(self, features: torch.Tensor) -> Any:
         raise RuntimeError(f"no connector for {len(features)} tiles\nand a second line")
 
 
 class ReturnsNan(Wrapped):
-    """One of its logits is NaN."""
+    """Returns a NaN among its logits."""
 
     def forward(self, inputs: CaseInputs) -> Any:
         logits = super().forward(inputs)
@@ -99,14 +99,14 @@ class ReturnsNan(Wrapped):
 
 
 class WrongShape(Wrapped):
-    """It returns the last position's logits alone."""
+    """Returns only the last position's logits."""
 
     def forward(self, inputs: CaseInputs) -> Any:
         return super().forward(inputs)[:, -1]
 
 
 class WrongType(Wrapped):
-    """Its connector computes in float64, and its forward returns no tensor."""
+    """Returns float64 from the connector, and a list from forward."""
 
     def connector(self, features: torch.Tensor) -> Any:
         return super().connector(features).double()
@@ -116,7 +116,7 @@ class WrongType(Wrapped):
 
 
 class SpoilsItsInputs(Wrapped):
-    """It overwrites what it was given, after having used it."""
+    """Overwrites its inputs after using them."""
 
     def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
         features = super().vision(pixel_values)
@@ -130,7 +130,7 @@ class SpoilsItsInputs(Wrapped):
 
 
 class StopsEarly(Wrapped):
-    """It generates half of the tokens."""
+    """Generates half of the tokens."""
 
     def generate(
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
@@ -140,7 +140,7 @@ class StopsEarly(Wrapped):
 
 
 class TakesSecondBest(Wrapped):
-    """At the fifth step it takes the second best token."""
+    """Takes the second best token at the fifth step."""
 
     def generate(
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
@@ -153,9 +153,9 @@ class TakesSecondBest(Wrapped):
 
 
 class TakesTheOtherOfTwo(Wrapped):
-    """Token 335 in place of 338, which variant-12 hardly prefers, as where rounding chose.
+    """Takes token 335 in place of 338.
 
-    In half precision that is a near-tie at step 17; nowhere else in that case is 338 chosen.
+    In variant-12 and half precision that is a near-tie at step 17, the only step with 338.
     """
 
     def forward(self, inputs: CaseInputs) -> Any:
@@ -171,7 +171,7 @@ class TakesTheOtherOfTwo(Wrapped):
 
 
 class TakesAnyToken(Wrapped):
-    """At the fifth step it takes the first token of the vocabulary."""
+    """Takes the first token of the vocabulary at the fifth step."""
 
     def generate(
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
@@ -182,7 +182,7 @@ class TakesAnyToken(Wrapped):
 
 
 class HasNoGeneration:
-    """It has three phases: generation is missing, forward says why it is unsupported."""
+    """Has no generate, and a forward that is not supported."""
 
     def __init__(self, request: CandidateRequest) -> None:
         fms = load_fms_candidate(request, fms_path=CHECKOUT)
@@ -195,12 +195,12 @@ class HasNoGeneration:
 
 
 def refuses(request: CandidateRequest) -> Any:
-    """A factory that fails."""
+    """Fail to build a candidate."""
     raise ValueError(f"cannot build on {request.device}")
 
 
 class AsksForOneRow(Wrapped):
-    """It cannot run a batch, and says of a prompt in parts that it is not supported."""
+    """Has no batches, and does not support a prompt in parts."""
 
     forward_batch = None  # type: ignore[assignment]
 
@@ -209,7 +209,7 @@ class AsksForOneRow(Wrapped):
 
 
 class SlightlyOff(Wrapped):
-    """Its last norm is off by 3 in 100,000: within the table, beyond any rounding."""
+    """Has its last norm off by 3 in 100,000: within the table, beyond rounding."""
 
     def __init__(self, request: CandidateRequest) -> None:
         super().__init__(request)
@@ -219,7 +219,7 @@ class SlightlyOff(Wrapped):
 
 
 class OneBadPosition(Wrapped):
-    """One patch of its vision features is off by what the table allows."""
+    """Returns vision features with one patch off by what the table allows."""
 
     def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
         features = super().vision(pixel_values)

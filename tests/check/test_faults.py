@@ -32,8 +32,8 @@ def test_a_fault_in_the_source_fails_the_check_and_is_named(snap: Snap, tmp_path
     run = snap("check", "--fms-path", tmp_path / "checkout", "--json", "-")
     assert run.code == 1
     first = run.report["first_divergence"]
-    assert (first["phase"], first["place"]) == (mutant.phase, mutant.place)
-    assert first["module"] == mutant.place
+    assert (first["phase"], first["place"]) == (mutant.phase, mutant.places[0])
+    assert first["module"] == mutant.places[0]
     assert run.report["environment"]["candidate"]["dirty"] is True
 
 

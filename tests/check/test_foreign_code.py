@@ -18,7 +18,7 @@ import pytest
 
 from snapshot_tool.base.errors import EndedProcess
 from snapshot_tool.base.foreign_code import foreign_code
-from tests.conftest import ROOT, Snap
+from tests.conftest import ROOT, Snap, run_snap
 
 FAMILIES = ROOT / "tests" / "families"
 LLAMA = ("--checkpoint", FAMILIES / "checkpoints" / "llama", "--goldens", FAMILIES / "goldens")
@@ -105,13 +105,13 @@ def test_a_candidate_cannot_move_or_silence_the_report(
 
 @pytest.mark.parametrize("at_exit", ["os._exit, 0", "sys.exit, 0"])
 def test_an_exit_handler_does_not_change_the_exit_code(
-    snap: Snap, write_port: Callable[..., Path], at_exit: str
+    write_port: Callable[..., Path], at_exit: str
 ) -> None:
     """A check that fails ends with 1, whatever the candidate registered."""
     folder = write_port(
         at_import=f"atexit.register({at_exit})", in_forward="raise ValueError('never right')"
     )
-    code, _, report = check(snap, folder)
+    code, _, report = check(run_snap, folder)
     assert (code, report["verdict"]) == (1, "error")
 
 

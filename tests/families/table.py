@@ -211,18 +211,18 @@ def page(rows: list[Row], record_seconds: dict[str, float]) -> str:
     lines = [
         "# Families",
         "",
-        "Written by `make families`: a tiny checkpoint of each family, weights all random, is "
-        f"recorded with Hugging Face and checked on ibm-fms {fms} from PyPI as it is, without "
-        "transformers. idefics3 is checked on the tests' FMS checkout. How to add one: "
-        "[adding-a-family.md](adding-a-family.md).",
+        "`make families` writes this page. It records a tiny checkpoint of each family, with "
+        f"random weights, and checks it on ibm-fms {fms} from PyPI without transformers; idefics3 "
+        "on the tests' FMS checkout. [adding-a-family.md](adding-a-family.md) is about new "
+        "families.",
         "",
         f"{len(passed)} families pass all that FMS has of them: {', '.join(passed)}.",
         "",
         *table_lines(rows, record_seconds),
         "",
-        "Encoders have no generate: their hidden states and what their head gives are compared in "
-        "forward. Text families have no preprocessing, vision and connector. Where FMS has no "
-        "preprocessing of its own, Hugging Face's pixel values are what it is fed.",
+        "Encoders have no generate: forward compares their hidden states and the output of their "
+        "head. Text families have no preprocessing, vision and connector. If FMS has no "
+        "preprocessing, its input is Hugging Face's pixel values.",
         "",
         "## Where FMS differs",
         "",
@@ -230,10 +230,10 @@ def page(rows: list[Row], record_seconds: dict[str, float]) -> str:
         "",
         "## FMS's own loading",
         "",
-        "The column is of `snap check --loading own`: FMS loads the checkpoint by "
+        "With `snap check --loading own`, FMS loads the checkpoint by "
         '`get_model("hf_pretrained")`, with transformers 4.57.6, or 5.24.0 if only that has the '
-        "model. The columns before it are of snap's mapping. A tiny checkpoint shows what a "
-        "published one may not: sizes that are not multiples of 256, for one.",
+        "model. The other columns use snap's mapping. A tiny checkpoint can fail where a published "
+        "one passes, for example since its sizes are not multiples of 256.",
         "",
         *problem_lines([(row.name + (" (repaired)" * bool(row.repair)), row.own) for row in rows]),
     ]
@@ -254,13 +254,13 @@ def again_section(changed: list[Row], again: list[Row], refused: Mapping[str, st
         "",
         f"## The same with transformers {release}",
         "",
-        f"The same checkpoints, recorded by that release: {same} of {len(again)} have the verdict "
-        "above, these have another:",
+        f"Recorded by that release, {same} of {len(again)} checkpoints have the verdict above. "
+        "These have another:",
         "",
         *table_lines(changed, {}),
         "",
         *difference_lines(changed, FINDINGS_AGAIN),
-        *(f"- **{name}** cannot be recorded by it: `{why}`" for name, why in refused.items()),
+        *(f"- **{name}** cannot be recorded with it: `{why}`" for name, why in refused.items()),
     ]
     return "\n".join(lines) + "\n"
 

@@ -20,7 +20,7 @@ from tests.families.findings import FINDINGS, REPAIRS
 from tests.families.table import REAL, RELEASES, recorded, replace_part
 from tests.families.versions import VERSIONS
 from tests.fms_checkout.build import installed_fms
-from tests.mutants.mutant import Edit, plant
+from tests.mutants.mutant import Edit, edit_file
 
 COMMITTED = Path(__file__).parent
 LLAMA, ROBERTA, LLAVA = "llama", "roberta", "llava-next"
@@ -123,8 +123,15 @@ FORMER: Sequence[tuple[str, Former]] = (
 )
 
 
+def broken_fms(edit: Edit, out: Path) -> Path:
+    """Copy the installed FMS and edit the copy."""
+    shutil.copytree(installed_fms(), out / "fms")
+    edit_file(edit, root=out)
+    return out
+
+
 def former_fms(formerly: Former, out: Path) -> Path:
-    """Lay out the installed FMS with some of its code as it was in older releases."""
+    """Copy the installed FMS, with some of its code as it was in older releases."""
     shutil.copytree(installed_fms(), out / "fms")
     for file, changes in formerly.items():
         path = out / "fms" / file
@@ -145,7 +152,7 @@ def broken_fms(edit: Edit, out: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return where each family's golden set is: committed, or recorded now."""
+    """Return the folder of each family's golden set: committed, or recorded now."""
     out = tmp_path_factory.mktemp("recorded")
     program = [".venv-record/bin/python", "-m", "tests.families.record"]
     command = [*program, "--out", str(out), "--variants", "1", *RECORDED]
@@ -161,7 +168,7 @@ def check(snap: Snap, folder: Path, name: str, *options: object) -> Run:
 
 @pytest.mark.parametrize("name", [LLAMA, ROBERTA, LLAVA, CLASSES, MPNET, BIGCODE])
 def test_the_installed_fms_passes(snap: Snap, folders: dict[str, Path], name: str) -> None:
-    """Everything that FMS has of the family passes; what it lacks is a skip that says so."""
+    """Every phase that FMS has passes, and every other one is a skip with its reason."""
     run = check(snap, folders[name], name)
     assert run.code == 0, run.out
     verdicts = {(r["phase"], r["verdict"]) for r in run.report["results"]}
@@ -190,7 +197,7 @@ def test_a_fault_in_a_familys_code_shows_in_its_phase(
 def test_fms_lays_out_padded_prompts_by_itself(
     snap: Snap, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """A pad_input_ids as before FMS's 32bfbc89, which lets tokens see the padding, fails them."""
+    """A pad_input_ids from before FMS's 32bfbc89, which lets tokens see the padding, fails."""
     edit = Edit(
         "fms/utils/generation.py",
         "torch.cat((is_pad, non_pads))", "torch.cat((pads.bool(), non_pads))",
@@ -207,7 +214,7 @@ def test_fms_lays_out_padded_prompts_by_itself(
 def test_an_fms_from_before_passes(
     snap: Snap, folders: dict[str, Path], tmp_path: Path, name: str, formerly: Former
 ) -> None:
-    """A field or function that an older FMS lacks is no failure if it computes the same."""
+    """A field or function that an older FMS lacks has no effect if it computes the same."""
     run = check(snap, folders[name], name, "--fms-path", former_fms(formerly, tmp_path))
     assert run.code == 0, run.err
 
@@ -225,7 +232,7 @@ def test_a_value_that_an_older_fms_does_not_compute_with_is_refused(
 def test_a_release_in_a_folder_is_named_by_its_version(
     snap: Snap, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The metadata beside the package are read, not those of the FMS that is installed."""
+    """From the metadata beside the package, not from those of the installed FMS."""
     shutil.copytree(installed_fms(), tmp_path / "fms")
     metadata = tmp_path / "ibm_fms-1.2.3.dist-info"
     metadata.mkdir()
@@ -258,7 +265,7 @@ def test_a_configuration_is_of_the_family_that_its_class_names() -> None:
 
 @pytest.mark.parametrize("kind", InputKind)
 def test_inputs_are_of_the_familys_kind(kind: InputKind) -> None:
-    """Text families are drawn no images, vision encoders no case without one."""
+    """Text families get no images, and vision encoders one in every case."""
     drawn = [draw_recipe(seed=1, index=index, attempt=0, kind=kind) for index in range(12)]
     recipes = [*drawn, *(named.recipe for named in fixed_cases(kind))]
     counts = {len(recipe.images) for recipe in recipes}
@@ -272,7 +279,7 @@ def test_inputs_are_of_the_familys_kind(kind: InputKind) -> None:
 
 
 def test_the_page_names_every_finding_and_twelve_families() -> None:
-    """docs/families.md is what the commands wrote: its rows, its findings, its releases."""
+    """docs/families.md has all rows, findings and releases."""
     text = (ROOT / "docs" / "families.md").read_text("utf-8")
     count = re.search(r"^(\d+) families pass", text, re.MULTILINE)
     assert count is not None
@@ -288,7 +295,7 @@ def test_the_page_names_every_finding_and_twelve_families() -> None:
 
 
 def test_a_part_of_the_page_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
-    """Three commands write the page, in any order; its parts keep their own."""
+    """Three commands write the page, in any order."""
     page = tmp_path / "families.md"
     replace_part(page, f"{REAL}\n\ntrue weights\n")
     replace_part(page, "# Families\n\nold\n\n## More\n\nold\n")

@@ -30,7 +30,7 @@ LACKS = "-"
 REPAIRED = " (repaired)"
 _SEES_PADDING = "FMS's pad_input_ids lets tokens attend to padding"
 _PADDING = (
-    "  FMS mended it in 32bfbc89: on the golden sets of llama and roberta, whose pad token is 1, "
+    "  FMS fixed it in 32bfbc89: on the golden sets of llama and roberta, whose pad token is 1, "
     "that commit passes. Its parent, 61b614ec, fails in the three prompts with padding on the "
     "left, and in no other."
 )
@@ -132,16 +132,16 @@ def section(releases: Sequence[Release], rows: Mapping[str, Sequence[Outcome]]) 
     lines = [
         RELEASES,
         "",
-        "Written by `make versions`: the golden sets of the first table, checked on releases of "
-        "ibm-fms from PyPI and on FMS's main branch. A failure has the first phase that differs, "
-        "in how many of its cases, and the module that `snap` names.",
+        "`make versions` writes this part. It checks the golden sets of the first table on "
+        "releases of ibm-fms from PyPI and on FMS's main branch. A failure has the first phase "
+        "that differs, the number of cases, and the module that `snap` names.",
         "",
         f"| checkpoint | {' | '.join(release.name for release in releases)} |",
         f"| --- |{' --- |' * len(releases)}",
         *(f"| {name} | {' | '.join(o.cell for o in row)} |" for name, row in rows.items()),
         "",
         f"`{LACKS}`: the release does not have the family.{REPAIRED}: loaded by a repair of the "
-        "tests. What is known of the other failures is above.",
+        "tests. The reasons of the other failures are above.",
         "",
         *note_lines(releases, rows),
         *(

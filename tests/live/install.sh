@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# ibm-fms 1.13.1 wants transformers 4.57.6, which neither environment has: it goes into a folder of
-# its own, build/live, laid over .venv-check.
+# ibm-fms 1.13.1 requires transformers 4.57.6, which neither environment has. It is installed into
+# build/live, which comes before .venv-check on PYTHONPATH.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 site=build/live

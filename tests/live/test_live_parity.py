@@ -1,8 +1,7 @@
-"""The parity suite's way, FMS beside live Hugging Face, on the tests' FMS checkout.
+"""FMS beside live Hugging Face, as in the parity suite, on the tests' FMS checkout.
 
-It proves that the checkout offers what the suite calls, `get_model("hf_pretrained", variant=dir)`
-included, and shows the drift that makes the live way treacherous: transformers 4.57 computes other
-vision position ids in float32 than 4.51.3 did.
+The checkout has the interface that the suite uses, `get_model("hf_pretrained", variant=dir)`
+included. transformers 4.57 computes other vision position ids in float32 than 4.51.3.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    """Load Hugging Face's model and, through its own way in, FMS's."""
+    """Load Hugging Face's model, and FMS's by its own loading."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     sys.path.insert(0, str(CHECKOUT))
@@ -71,7 +70,7 @@ def ordered_positions(model: Any) -> Iterator[None]:
 
 
 def inputs_of(pair: Pair, case: NamedRecipe) -> dict[str, torch.Tensor]:
-    """Return what the processor makes of a fixed case."""
+    """Return the processor's output for a fixed case."""
     images = [render(image) for image in case.recipe.images]
     batch = pair.processor(text=case.recipe.prompt, images=images, return_tensors="pt")
     return {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
@@ -87,7 +86,7 @@ def largest_excess(
 
 
 def test_this_environment_has_both() -> None:
-    """Transformers 4.57 is what ibm-fms 1.13.1 asks for."""
+    """ibm-fms 1.13.1 requires transformers 4.57."""
     import transformers
 
     assert transformers.__version__.startswith("4.57.")
@@ -118,7 +117,7 @@ def test_every_phase_agrees_when_positions_are_numbered_in_order(
 
 
 def test_transformers_own_position_ids_are_off_by_one_in_float32(pair: Pair) -> None:
-    """Without the numbering a correct port fails against 4.57: the drift is the reference's."""
+    """Without the numbering a correct port fails against 4.57."""
     pixels = inputs_of(pair, FIXED_CASES[0])["pixel_values"][0]
     seen: list[torch.Tensor] = []
     embedding = pair.hf.model.vision_model.embeddings.position_embedding

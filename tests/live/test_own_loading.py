@@ -16,7 +16,7 @@ pytestmark = pytest.mark.live
 
 FAMILIES = ROOT / "tests" / "families"
 PHASES = ("--phase", "vision", "--phase", "connector", "--phase", "forward", "--phase", "generate")
-# The mapping of pull request 503 reads a field that no configuration has, 4 by default.
+# The mapping of pull request 503 reads a field that does not exist, with the default 4.
 INVENTED = Edit(
     "fms/models/hf/config_utils/param_builders.py",
     '"connector_scale": config.scale_factor,',
@@ -75,7 +75,7 @@ def scale_two(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 def test_a_mapping_that_agrees_gives_the_same_figures(
     snap: Snap, recorded: Recorded, options: tuple[object, ...]
 ) -> None:
-    """No field differs in a way that counts, and each tensor's figures are those of snap's way."""
+    """Only harmless fields differ, and each tensor's figures are those of snap's mapping."""
     plain, own = (recorded.check(snap, *options, *more) for more in ((), ("--loading", "own")))
     assert (plain.code, own.code) == (0, 0), own.err
     assert _figures(own.report) == _figures(plain.report)
@@ -92,7 +92,7 @@ def _figures(report: Any) -> list[dict[str, Any]]:
 def test_a_field_without_which_fms_cannot_load_is_named(
     snap: Snap, scale_two: Recorded, tmp_path: Path
 ) -> None:
-    """The field, both values, and Hugging Face's field; snap's own mapping is right about it."""
+    """With both values and Hugging Face's field; with snap's own mapping it passes."""
     plant(INVENTED, checkout=CHECKOUT, out=tmp_path / "fms")
     run = scale_two.check(snap, "--fms-path", tmp_path / "fms", "--loading", "own")
     assert run.code == 3
@@ -103,7 +103,7 @@ def test_a_field_without_which_fms_cannot_load_is_named(
 
 
 def test_a_wrong_field_fails_a_check_that_loads(snap: Snap, tmp_path: Path) -> None:
-    """It is in the report with the field that it should come from, beside wrong numbers."""
+    """The report has it with the field that it should come from."""
     plant(WRONG_EPSILON, checkout=CHECKOUT, out=tmp_path / "fms")
     options = ("--fms-path", tmp_path / "fms", "--case", "one-image", "--phase", "forward")
     run = EMBEDDED.check(snap, *options, "--loading", "own")

@@ -1,13 +1,14 @@
-"""Changes that are no faults: other ways to compute the same, which a check must not mind."""
+"""Benign changes: other ways to compute the same, which must raise no alarm."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
+from unittest import mock
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,7 +29,7 @@ Attention = Literal["default", "math", "flash", "eager"]
 Weights = Literal["fused", "unfused on loading", "unfused in memory"]
 Layout = Literal["contiguous", "channels last", "strided"]
 _THREADS = (1, 2, 4)
-QUESTIONS = 9  # derived ones, one of each kind, with another seed in every run
+QUESTIONS = 9  # derived ones, one of each kind
 _TILES = (0, 1, 4)
 
 
@@ -37,13 +38,13 @@ class Benign:
     """One way to run the unchanged port.
 
     Args:
-        seed: of what is drawn at check time.
-        threads: of torch.
-        attention: how scaled dot-product attention is computed; eager is spelt out in this file.
-        weights: whether query, key and value, gate and up, are one weight or several.
+        seed: of the derived questions.
+        threads: torch's.
+        attention: how scaled dot-product attention is computed; eager is written out below.
+        weights: whether query, key and value, and gate and up, are fused.
         tiles: how many go through the vision encoder at once; 0 for all.
-        layout: how the inputs of vision and connector lie in memory.
-        compiled: whether torch.compile has compiled encoder and text model.
+        layout: memory layout of the inputs of vision and connector.
+        compiled: whether torch.compile compiles encoder and text model.
     """
 
     seed: int
@@ -54,9 +55,17 @@ class Benign:
     layout: Layout = "contiguous"
     compiled: bool = False
 
+    def __str__(self) -> str:
+        """Describe the run in words."""
+        tiles = f"{self.tiles} tiles" if self.tiles else "all tiles"
+        return (
+            f"threads {self.threads}, attention {self.attention}, weights {self.weights}, "
+            f"{tiles} at once, inputs {self.layout}{', compiled' if self.compiled else ''}"
+        )
+
 
 def benign_runs(count: int, *, seed: int = 0) -> list[Benign]:
-    """Return `count` different ways: each change alone, two compiled ones, and drawn mixtures."""
+    """Return `count` different ways: each change alone, two compiled, and drawn mixtures."""
     plain = Benign(0)
     alone = [
         *(replace(plain, threads=threads) for threads in _THREADS),
@@ -77,19 +86,19 @@ def benign_runs(count: int, *, seed: int = 0) -> list[Benign]:
 
 @dataclass(frozen=True, slots=True)
 class Alarms:
-    """What was wrong with a benign run: by the table and in the modules, and by the oracle."""
+    """The alarm that a benign run raised, by the table or in a module, and by the oracle."""
 
     table: str = ""
     oracle: str = ""
 
 
 def run_benign(benign: Benign, setup: Setup) -> Alarms:
-    """Check the unchanged port in this way. For a process of its own."""
+    """Check the unchanged port in this way, in a process of its own."""
     torch.set_num_threads(benign.threads)
     with ExitStack() as stack:
         _set_attention(benign.attention, stack)
         if benign.weights == "unfused on loading":
-            vars(fms)["family_of_config"] = _unfused_family
+            stack.enter_context(mock.patch.object(fms, "family_of_config", _unfused_family))
         plant_candidate(Planted(setup.checkout, lambda candidate: _alter(candidate, benign)))
         request = CheckRequest(
             setup.goldens, candidate=SPEC, localise=True, explore=QUESTIONS, seed=benign.seed
@@ -110,7 +119,7 @@ def _table_alarm(report: CheckReport) -> str:
 
 
 def _unfused_family(config: Mapping[str, Any]) -> Family:
-    """Return the family with a configuration that asks FMS for unfused weights."""
+    """Return the family with a configuration for unfused weights."""
     family = family_of_config(config)
 
     def unfused(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,10 +173,12 @@ def _in_parts(forward: Callable[..., Any], tiles: int) -> Callable[..., Any]:
 def _set_attention(attention: Attention, stack: ExitStack) -> None:
     backends = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION}
     if attention in backends:
-        # Flash attention on a CPU refuses some masks: math is its stand-in, as by default.
+        # Flash attention on a CPU refuses some masks: math computes these, as by default.
         stack.enter_context(sdpa_kernel([backends[attention], SDPBackend.MATH], set_priority=True))
     elif attention == "eager":
-        vars(torch.nn.functional)["scaled_dot_product_attention"] = _eager_attention
+        functional = torch.nn.functional
+        patch = mock.patch.object(functional, "scaled_dot_product_attention", _eager_attention)
+        stack.enter_context(patch)
 
 
 def _eager_attention(
@@ -188,14 +199,3 @@ def _eager_attention(
     if attn_mask is not None:
         scores = scores + attn_mask
     return scores.softmax(-1) @ value
-
-
-def kinds_of(benign: Benign) -> Iterator[str]:
-    """Yield what differs from a plain run, in words."""
-    yield f"{benign.threads} threads" if benign.threads > 1 else "1 thread"
-    yield f"attention {benign.attention}"
-    yield f"weights {benign.weights}"
-    yield f"{benign.tiles} tiles at once" if benign.tiles else "all tiles at once"
-    yield f"inputs {benign.layout}"
-    if benign.compiled:
-        yield "torch.compile"

@@ -1,7 +1,4 @@
-"""The candidates that the mutants and the benign changes are run as: `--candidate module:factory`.
-
-A forked process says in `PLANTED` what it is about; the factory builds that.
-"""
+"""The candidate that mutants and benign changes are checked as: `--candidate module:build`."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ SPEC = f"{__name__}:build"
 
 @dataclass(slots=True)
 class Planted:
-    """What `build` builds: an FMS checkout, and what is then done to the candidate."""
+    """What `build` builds in this process: an FMS checkout's candidate, altered."""
 
     checkout: Path
-    alter: Callable[[FmsCandidate], Any]
+    alter: Callable[[FmsCandidate], Any] = lambda candidate: candidate
     built: FmsCandidate | None = None
 
 
@@ -29,12 +26,12 @@ _planted: list[Planted] = []
 
 
 def plant_candidate(planted: Planted) -> None:
-    """Let `build` build this from now on, in this process."""
+    """Set what `build` builds from now on."""
     _planted[:] = [planted]
 
 
 def build(request: CandidateRequest) -> Any:
-    """Build what was planted; keep FMS's own candidate for whoever wants to look at it."""
+    """Build what was planted, and keep FMS's own candidate in it."""
     (planted,) = _planted
     planted.built = load_fms_candidate(request, fms_path=planted.checkout)
     return planted.alter(planted.built)

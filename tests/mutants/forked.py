@@ -1,4 +1,4 @@
-"""Running jobs in forked processes: each starts with what the parent imported, and dies alone.
+"""Run jobs in forked processes: each starts with what the parent imported.
 
 The parent must not have computed anything in parallel before: OpenMP's threads do not survive a
 fork.
@@ -8,76 +8,59 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkProcess
-from typing import Generic, TypeVar
+from multiprocessing.connection import Connection
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """A job that gave no result, and why."""
+    """Why a job gave no result."""
 
     why: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Running(Generic[T]):
-    name: str
-    process: ForkProcess
-    deadline: float
 
 
 def run_forked(
     jobs: Mapping[str, Callable[[], T]], *, workers: int, seconds: float
 ) -> Iterator[tuple[str, T | Crash]]:
-    """Run jobs in processes of their own, `workers` at a time; yield results as they come.
+    """Run each job in a process of its own, `workers` at a time; yield results as they come.
 
-    seconds: how long one may take. Whatever a job raises or dies of is its own result.
+    A job that raises, dies or takes more than `seconds` yields a Crash.
     """
+    with ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(_run_alone, job, seconds): name for name, job in jobs.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _run_alone(job: Callable[[], T], seconds: float) -> T | Crash:
     context = multiprocessing.get_context("fork")
-    waiting = list(jobs.items())[::-1]
-    running: dict[Connection, _Running[T]] = {}
-    while waiting or running:
-        while waiting and len(running) < workers:
-            name, job = waiting.pop()
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(job, sender))
-            process.start()
-            sender.close()
-            running[receiver] = _Running(name, process, time.monotonic() + seconds)
-        ready = wait(list(running), timeout=1)
-        for receiver in [r for r in running if r in ready]:
-            done = running.pop(receiver)
-            yield done.name, _receive(receiver, done.process)
-        for receiver, late in [*running.items()]:
-            if time.monotonic() > late.deadline:
-                late.process.kill()
-                late.process.join()
-                del running[receiver]
-                yield late.name, Crash(f"took more than {seconds:.0f} s")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(job, sender))
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(seconds):
+            result: T | Crash = pickle.loads(receiver.recv_bytes())
+        else:
+            process.kill()
+            result = Crash(f"took more than {seconds:.0f} s")
+    except EOFError:
+        process.join()
+        result = Crash(f"the process died with {process.exitcode}")
+    process.join()
+    return result
 
 
 def _work(job: Callable[[], T], sender: Connection) -> None:
     try:
         result: T | Crash = job()
-    except BaseException:  # whatever it is, it is this job's result
+    except BaseException:  # any end of the job is its result
         result = Crash(traceback.format_exc().strip())
     # Plain pickles: torch would share a tensor's memory with a process that is about to end.
     sender.send_bytes(pickle.dumps(result))
-    sender.close()
-
-
-def _receive(receiver: Connection, process: ForkProcess) -> T | Crash:
-    try:
-        result: T | Crash = pickle.loads(receiver.recv_bytes())
-    except EOFError:
-        process.join()
-        return Crash(f"the process died with {process.exitcode}")
-    process.join()
-    return result

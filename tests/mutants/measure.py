@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from snapshot_tool.base.errors import CandidateUnavailable
 from snapshot_tool.base.phases import phase_order
 from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.base.report import CheckReport
-from snapshot_tool.base.results import Result, Verdict, tolerance_used
+from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.base.tolerance import Rule
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.check.request import CheckRequest
@@ -23,11 +21,10 @@ from snapshot_tool.check.session import check
 from snapshot_tool.goldens.find import find_goldens
 from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
-from tests.mutants.exact import exact_answers
 from tests.mutants.mutant import LOADING, Change, Edit, Mutant, plant_linked
-from tests.mutants.probes import Originals, answers, greatest_change
+from tests.mutants.probes import Originals, compute_originals, float64_answers, greatest_change
 
-QUESTIONS = 120  # derived ones, of a mutant that no recorded case shows
+QUESTIONS = 120  # derived ones, for a mutant that no recorded case shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,61 +45,56 @@ class Outcome:
     """What became of a mutant.
 
     Args:
-        table: the first phase that shows it by the table of tolerances, LOADING, or "".
+        table: the first phase that fails by the table of tolerances, LOADING, or "".
         oracle: the same by the oracle.
-        derived: the kinds of derived questions that show it, of one that the table does not show.
-        place: what was named: a module, words for what is none, or the message at loading.
-        used: by how much an answer is beyond its tolerance; inf where that is exact.
-        change: of one that neither rule shows, the greatest difference of any answer from the
-            original's, in units of rounding.
-        question: the answer with that difference.
-        weights: the weights that are not the checkpoint's, as the comparison of weights says.
-        exact: of one that neither rule shows, the greatest difference in float64 throughout, in
-            units of float32's rounding, too.
+        derived: the kinds of derived questions that fail, if no recorded case does.
+        place: what was named: a module, other code, or the message at loading.
+        weights: the weights that differ from the checkpoint's.
+        change: if nothing fails, the greatest change of an answer in float64, in units of
+            float32's rounding.
+        question: the answer with that change.
     """
 
     table: str = ""
     oracle: str = ""
     derived: tuple[str, ...] = ()
     place: str = ""
-    used: float = math.inf
+    weights: tuple[str, ...] = ()
     change: float = math.inf
     question: str = ""
-    weights: tuple[str, ...] = ()
-    exact: float = math.inf
 
     @property
-    def found(self) -> bool:
-        """Whether anything shows it."""
-        return bool(self.table or self.oracle or self.derived or self.weights)
+    def fails(self) -> bool:
+        """Whether an answer shows it."""
+        return bool(self.table or self.oracle or self.derived)
 
     @property
     def by_weights_alone(self) -> bool:
-        """Whether no answer shows it."""
-        return bool(self.weights) and not (self.table or self.oracle or self.derived)
+        """Whether only the comparison of weights finds it."""
+        return bool(self.weights) and not self.fails
 
 
 @contextmanager
-def planted(mutant: Mutant, checkout: Path) -> Iterator[Planted]:
-    """Plant a mutant in this process: `candidates.SPEC` builds it."""
-    edit = mutant.fault if isinstance(mutant.fault, Edit) else None
+def planted(mutant: Mutant | None, checkout: Path) -> Iterator[Planted]:
+    """Let `candidates.SPEC` build a mutant in this process, or the unchanged port."""
+    fault = mutant.fault if mutant else None
 
     def alter(candidate: FmsCandidate) -> FmsCandidate:
-        if isinstance(mutant.fault, Change):
-            with torch.no_grad():
-                mutant.fault.apply(candidate.model)
+        if isinstance(fault, Change):
+            fault.apply(candidate.model)
         return candidate
 
     with tempfile.TemporaryDirectory(dir=checkout.parent, prefix=".mutant-") as folder:
+        edit = fault if isinstance(fault, Edit) else None
         plant_linked(edit, checkout=checkout, out=Path(folder))
         plan = Planted(Path(folder), alter)
         plant_candidate(plan)
         yield plan
 
 
-def measure(mutant: Mutant, setup: Setup, originals: Originals) -> Outcome:
-    """Check a mutant; where nothing shows, ask it everything. For a process of its own."""
-    with planted(mutant, setup.checkout) as plan:
+def measure(mutant: Mutant, setup: Setup) -> Outcome:
+    """Check a mutant, in a process of its own."""
+    with planted(mutant, setup.checkout):
         request = CheckRequest(setup.goldens, candidate=SPEC)
         try:
             report = check(request, SilentProgress())
@@ -112,37 +104,30 @@ def measure(mutant: Mutant, setup: Setup, originals: Originals) -> Outcome:
         oracle = fails_by_oracle(report.results)
         if report.divergence:
             table = report.divergence.phase.value
-            return Outcome(table, oracle, (), report.place, _used(report.results), weights=weights)
+            return Outcome(table, oracle, place=report.place, weights=weights)
         if oracle:
-            by_oracle = check(replace(request, rule=Rule.ORACLE), SilentProgress())
-            return Outcome(
-                "", oracle, (), by_oracle.place, _used(by_oracle.results), weights=weights
-            )
-        return _measure_quiet(replace(request, explore=QUESTIONS, seed=0), plan, setup, originals)
+            report = check(replace(request, rule=Rule.ORACLE), SilentProgress())
+            return Outcome("", oracle, place=report.place, weights=weights)
+        report = check(replace(request, explore=QUESTIONS, seed=0), SilentProgress())
+        assert report.exploration is not None
+        derived = tuple(kind.kind for kind in report.exploration.kinds if kind.failure)
+        place = "" if derived else report.place
+        return Outcome("", "", derived, place, weights)
 
 
-def _measure_quiet(
-    request: CheckRequest, plan: Planted, setup: Setup, originals: Originals
-) -> Outcome:
-    """Ask a mutant that no recorded case shows all there is to ask."""
-    report = check(request, SilentProgress())
-    assert report.exploration is not None
-    failed = {kind.kind: kind.failure for kind in report.exploration.kinds if kind.failure}
-    assert plan.built is not None
-    golden = setup.golden()
-    change, question = greatest_change(originals, answers(plan.built, golden))
-    # Last: it makes float64 the default of this process.
-    exactly = replace(originals, answers=originals.exact)
-    exact, _ = greatest_change(exactly, exact_answers(plan, golden))
-    return Outcome(
-        derived=tuple(failed),
-        place=report.place if not failed else "",
-        used=_used(list(failed.values())),
-        change=change,
-        question=question,
-        weights=_differing(report),
-        exact=exact,
-    )
+def measure_original(setup: Setup) -> Originals:
+    """Check the unchanged port and compute its answers, in a process of its own."""
+    with planted(None, setup.checkout) as plan:
+        report = check(CheckRequest(setup.goldens, candidate=SPEC), SilentProgress())
+        if report.divergence:
+            raise ValueError(f"the unchanged port fails: {report.divergence}")
+        return compute_originals(plan, setup.golden())
+
+
+def measure_change(mutant: Mutant, setup: Setup, originals: Originals) -> tuple[float, str]:
+    """Return the greatest change of an answer, and which, in a process of its own."""
+    with planted(mutant, setup.checkout) as plan:
+        return greatest_change(originals, float64_answers(plan, setup.golden()))
 
 
 def _differing(report: CheckReport) -> tuple[str, ...]:
@@ -160,10 +145,3 @@ def _passes_by_oracle(result: Result) -> bool:
     if result.oracle is not None:
         return result.oracle.within
     return result.verdict in (Verdict.PASS, Verdict.SKIP)
-
-
-def _used(results: Sequence[Result]) -> float:
-    """Return the greatest |diff| / allowed of the results that are no pass."""
-    bad = [r for r in results if r.verdict in (Verdict.FAIL, Verdict.ERROR)]
-    factors = [tolerance_used(result) for result in bad]
-    return max((math.inf if factor is None else factor for factor in factors), default=0.0)

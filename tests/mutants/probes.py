@@ -1,7 +1,7 @@
-"""Everything that a model answers: on the recorded inputs, and on more that no golden set has.
+"""What a port computes in float64, for the recorded inputs and for more: does a mutant change it?
 
-Comparing a mutant's answers with the original's, on one machine, tells whether the mutant changes
-anything at all, whatever `snap check` says of it.
+In float32 two ways to compute the same differ by rounding. In float64 throughout, only the fault
+itself is left.
 """
 
 from __future__ import annotations
@@ -15,62 +15,129 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.candidates.fms.candidate import FmsCandidate
+from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.families import family_of
-from snapshot_tool.goldens import parts
+from snapshot_tool.goldens.choice import open_checkpoint_of
 from snapshot_tool.goldens.golden import Golden
+from tests.mutants.candidates import Planted
 
 # An answer is a tensor, or the name of the error that was raised in its place.
 Answers = Mapping[str, torch.Tensor | str]
-_Ask = Callable[[], torch.Tensor]
 _Arguments = Mapping[str, torch.Tensor | None]
 
 _NEW_TOKENS = 24
-# Rounding that Hugging Face and the port happen to share is still rounding.
-_FLOOR = 2 * torch.finfo(torch.float32).eps
+
+
+class _Float64Throughout(TorchFunctionMode):
+    """Give float64 to all code that requests float32, for example for a norm."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        def widen(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        wide = {name: widen(value) for name, value in (kwargs or {}).items()}
+        return func(*map(widen, args), **wide)
 
 
 @dataclass(frozen=True, slots=True)
 class Originals:
-    """What the unchanged port answers, and by phase how far rounding puts it off.
+    """What the unchanged port computes.
 
     Args:
-        answers: by question.
-        rounding: greatest difference between the port and Hugging Face, by phase.
-        exact: the answers in float64 throughout.
+        answers: in float64, by question: "phase/input".
+        rounding: by phase, the greatest difference between float32 and float64.
     """
 
     answers: Answers
     rounding: Mapping[str, float]
-    exact: Answers
 
 
-def answers(
-    candidate: FmsCandidate,
-    golden: Golden,
-    *,
-    asked_within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+def compute_originals(plan: Planted, golden: Golden) -> Originals:
+    """Compute the unchanged port's answers. float64 becomes the default of this process."""
+    assert plan.built is not None
+    single = _answers(plan.built, golden, nullcontext)
+    double = float64_answers(plan, golden)
+    # Rounding in preprocessing may be the same in both: at least a float32's own.
+    rounding = {phase.value: 0.0 for phase in Phase}
+    for entry in golden.manifest.cases:
+        for phase in entry.phases:
+            one, other = (found[f"{phase}/{entry.name}"] for found in (single, double))
+            assert isinstance(one, torch.Tensor)
+            assert isinstance(other, torch.Tensor)
+            if phase is not Phase.GENERATE:  # tokens are not rounded
+                floor = 2 * torch.finfo(torch.float32).eps * float(other.abs().max())
+                difference = float((one.double() - other.double()).abs().max())
+                rounding[phase] = max(rounding[phase], difference, floor)
+    return Originals(double, rounding)
+
+
+def float64_answers(plan: Planted, golden: Golden) -> Answers:
+    """Compute a planted port's answers in float64, which becomes the default of this process."""
+    torch.set_default_dtype(torch.float64)
+    checkpoint = open_checkpoint_of(golden, None).folder
+    config = golden.manifest.checkpoint.config
+    request = CandidateRequest(checkpoint, config, "cpu", "float64")
+    candidate = load_fms_candidate(request, fms_path=plan.checkout)
+    plan.alter(candidate)
+    parts = [part for module in candidate.model.modules() for part in vars(module).values()]
+    for rotary in (part for part in parts if hasattr(part, "cached_freqs")):
+        # FMS made these tables in float32 on loading: it makes them again.
+        rotary.cached_freqs.clear()
+        rotary.max_seq_len_cached.clear()
+    return _answers(candidate, golden, _Float64Throughout)
+
+
+def greatest_change(originals: Originals, answers: Answers) -> tuple[float, str]:
+    """Return the greatest difference from the original, in units of rounding, and the question."""
+    changes = {
+        question: _change(answer, answers[question], originals.rounding[question.partition("/")[0]])
+        for question, answer in originals.answers.items()
+    }
+    question = max(changes, key=lambda name: changes[name])
+    return changes[question], question
+
+
+def _change(one: torch.Tensor | str, other: torch.Tensor | str, rounding: float) -> float:
+    if isinstance(one, str) or isinstance(other, str):
+        return 0.0 if type(one) is type(other) and one == other else math.inf
+    if one.shape != other.shape:
+        return math.inf
+    difference = float((one.double() - other.double()).abs().max())
+    if difference == 0:
+        return 0.0
+    return difference / rounding if rounding and math.isfinite(difference) else math.inf
+
+
+def _answers(
+    candidate: FmsCandidate, golden: Golden, context: Callable[[], AbstractContextManager[Any]]
 ) -> Answers:
-    """Return all answers by question; each is asked in a context of its own."""
     found: dict[str, torch.Tensor | str] = {}
     with torch.inference_mode():
-        for name, ask in _questions(candidate, golden):
+        for question, compute in _questions(candidate, golden):
             try:
-                with asked_within():
-                    found[name] = ask().clone()
+                with context():
+                    found[question] = compute().clone()
             except Exception as error:
-                found[name] = type(error).__name__
+                found[question] = type(error).__name__
     return found
 
 
-def _questions(candidate: FmsCandidate, golden: Golden) -> Iterator[tuple[str, _Ask]]:
+def _questions(
+    candidate: FmsCandidate, golden: Golden
+) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    encoder_output = family_of(golden.manifest.checkpoint.family).compared[Phase.VISION]
     for entry in golden.manifest.cases:
         pixels = golden.inputs(entry.name).pixel_values
         if pixels is not None:
-            vision = family_of(golden.manifest.checkpoint.family).compared[Phase.VISION]
-            features = golden.tensor(entry.name, Phase.VISION, vision)
+            features = golden.tensor(entry.name, Phase.VISION, encoder_output)
             images = golden.images(entry.name)
             yield f"preprocessing/{entry.name}", partial(_pixels, candidate, images)
             yield f"vision/{entry.name}", partial(candidate.vision, pixels)
@@ -79,8 +146,7 @@ def _questions(candidate: FmsCandidate, golden: Golden) -> Iterator[tuple[str, _
         yield f"preprocessing/{name}", partial(_pixels, candidate, [image])
     (end, *_) = golden.manifest.generation.eos_token_ids
     dtype = getattr(torch, candidate.request.dtype)
-    prompts = {**_recorded(golden), **_batches(golden), **_other_ids(golden)}
-    for name, recorded in prompts.items():
+    for name, recorded in _prompts(golden).items():
         pixels = recorded["pixel_values"]
         prompt = {**recorded, "pixel_values": None if pixels is None else pixels.to(dtype)}
         yield f"forward/{name}", partial(_logits, candidate.model, prompt)
@@ -104,21 +170,22 @@ def _tokens(model: Any, prompt: _Arguments, end: int) -> torch.Tensor:
     return ids
 
 
-def _recorded(golden: Golden) -> dict[str, _Arguments]:
-    return {entry.name: _prompt(golden, (entry.name,)) for entry in golden.manifest.cases}
-
-
-def _batches(golden: Golden) -> dict[str, _Arguments]:
-    """Return two cases with as many tiles as a left-padded batch, in both orders."""
+def _prompts(golden: Golden) -> dict[str, _Arguments]:
+    """Return the recorded prompts, batches of two with as many tiles, and one of every token."""
     cases: dict[int, list[str]] = {}
     for entry in golden.manifest.cases:
         cases.setdefault(entry.tiles, []).append(entry.name)
     pairs = [names[:2] for names in cases.values() if len(names) > 1]
-    ordered = [(one, other) for pair in pairs for one, other in (pair, reversed(pair))]
-    return {"+".join(pair): _prompt(golden, pair) for pair in ordered}
+    names = [[entry.name] for entry in golden.manifest.cases]
+    names += [ordered for pair in pairs for ordered in (pair, pair[::-1])]
+    config = golden.manifest.checkpoint.config
+    ids = torch.arange(config["text_config"]["vocab_size"])
+    ids = ids[ids != config["image_token_id"]][None]
+    every = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": None}
+    return {**{"+".join(batch): _batch(golden, batch) for batch in names}, "every-token": every}
 
 
-def _prompt(golden: Golden, names: tuple[str, ...]) -> _Arguments:
+def _batch(golden: Golden, names: Sequence[str]) -> _Arguments:
     """Return the model's arguments for cases as a batch, padded on the left."""
     cases = [golden.inputs(name) for name in names]
     length = max(case.input_ids.shape[1] for case in cases)
@@ -135,69 +202,11 @@ def _padded(row: torch.Tensor, length: int, value: int) -> torch.Tensor:
     return torch.nn.functional.pad(row, (length - row.shape[1], 0), value=value)
 
 
-def _other_ids(golden: Golden) -> dict[str, _Arguments]:
-    """Return a prompt of every token but the image's."""
-    config = golden.manifest.checkpoint.config
-    ids = torch.arange(config["text_config"]["vocab_size"])
-    ids = ids[ids != config["image_token_id"]][None]
-    every = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": None}
-    return {"every-token": every}
-
-
 def _other_images() -> dict[str, Image.Image]:
-    """Return pictures of all sorts, made from one with colour and transparency."""
+    """Return pictures of several modes and sizes, made from one with colour and transparency."""
     ramp = Image.linear_gradient("L").resize((90, 50))
     bands = (ramp, *(ramp.rotate(angle) for angle in (90, 180, 270)))
     picture = Image.merge("RGBA", bands)
     found = {mode: picture.convert(mode) for mode in ("RGB", "RGBA", "L", "P", "CMYK")}
     sizes = ((1, 1), (3, 200), (200, 3), (33, 31), (130, 97))
     return {**found, **{f"{w}x{h}": picture.convert("RGB").resize((w, h)) for w, h in sizes}}
-
-
-def rounding_of(found: Answers, golden: Golden) -> dict[str, float]:
-    """Return, by phase, how far the unchanged port is from Hugging Face: that much is rounding."""
-    greatest = {phase.value: 0.0 for phase in Phase}
-    for entry in golden.manifest.cases:
-        for phase in entry.phases:
-            actual = found[f"{phase}/{entry.name}"]
-            if phase is Phase.GENERATE or isinstance(actual, str):
-                continue
-            expected = _expected(golden, entry.name, phase)
-            # Of the logits, a golden set has the last position's whole.
-            actual = actual[-1] if phase is Phase.FORWARD else actual
-            floor = _FLOOR * float(expected.abs().max())
-            difference = float((actual - expected).abs().max())
-            greatest[phase] = max(greatest[phase], difference, floor)
-    return greatest
-
-
-def _expected(golden: Golden, case: str, phase: Phase) -> torch.Tensor:
-    if phase is Phase.PREPROCESSING:
-        pixels = golden.inputs(case).pixel_values
-        assert pixels is not None
-        return pixels
-    if phase is Phase.FORWARD:
-        return golden.tensor(case, phase, parts.LOGITS)
-    name = family_of(golden.manifest.checkpoint.family).compared[phase]
-    return golden.tensor(case, phase, name)
-
-
-def greatest_change(originals: Originals, other: Answers) -> tuple[float, str]:
-    """Return the greatest difference from the original, in units of rounding, and the question."""
-    changes = {
-        question: _change(answer, other[question], originals.rounding[question.partition("/")[0]])
-        for question, answer in originals.answers.items()
-    }
-    question = max(changes, key=lambda name: changes[name])
-    return changes[question], question
-
-
-def _change(one: torch.Tensor | str, other: torch.Tensor | str, rounding: float) -> float:
-    if isinstance(one, str) or isinstance(other, str):
-        return 0.0 if isinstance(one, str) and isinstance(other, str) and one == other else math.inf
-    if one.shape != other.shape:
-        return math.inf
-    difference = float((one.double() - other.double()).abs().max())
-    if difference == 0:
-        return 0.0
-    return difference / rounding if rounding and math.isfinite(difference) else math.inf

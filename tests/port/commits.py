@@ -1,15 +1,15 @@
-"""The commits of FMS's pull request 503, what a check of each must say, and why."""
+"""The commits of FMS's pull request 503, and the expected verdict of a check of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 HEAD = "2603441a"
-LAST_OF_SUITE = "cff04250"  # the last commit whose forward returns what the suite takes
+LAST_OF_SUITE = "cff04250"  # the last commit whose output the suite can read
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One commit: its hash, and the first phase and module that must fail; "" if all pass."""
+    """One commit: its hash, the first phase and module that fail or "", and how many cases."""
 
     sha: str
     phase: str = ""
@@ -27,16 +27,14 @@ COMMITS = (
     Commit(HEAD),
 )
 
-# Whose fault it is if a derived question fails, by its kind.
+# The reason why a derived question fails, by its kind.
 _ATTENTION = (
-    "FMS's attention (fms.modules.attention): without a cache, a prompt of as many tokens as there "
-    "are key-value heads is taken for transposed already, and attended to the wrong way. Every "
-    "model of that FMS has it."
+    "FMS's attention (fms.modules.attention), for every model: without a cache, it reads a prompt "
+    "of as many tokens as key-value heads the wrong way round."
 )
 _BATCH = (
-    "FMS's idefics3: rows of a batch do not end each at its own end token. Before 7ee2249f a row "
-    "goes on after its end; since then fms.utils.generation.generate stops every row at the first "
-    "one's end."
+    "FMS's idefics3: a row of a batch does not end at its own end token. Before 7ee2249f it goes "
+    "on after it; since then fms.utils.generation.generate stops all rows at the first row's end."
 )
 _CACHE = (
     "FMS's idefics3: its first generation loop gives the cache no mask, so new tokens attend to "
@@ -57,5 +55,5 @@ FAULTS_OF_ALL: Mapping[str, str] = {
 
 
 def fault_of(sha: str, kind: str) -> str:
-    """Return whose fault a failing kind of question is, or "" if nobody looked into it."""
+    """Return why a kind of question fails, or "" if that is unknown."""
     return FAULTS.get(sha, {}).get(kind) or FAULTS_OF_ALL.get(kind, "")

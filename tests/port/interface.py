@@ -60,7 +60,7 @@ def describe(fms_path: Path) -> dict[str, Any]:
 
 
 def _preprocessed(idefics3: Any) -> dict[str, Any]:
-    """Return what the preprocessor of a checkpoint gives of one image."""
+    """Return the shapes that the preprocessor of a checkpoint returns for one image."""
     from PIL import Image
 
     answer = idefics3.load_smolvlm_preprocessor(str(CHECKPOINT)).preprocess(
@@ -75,7 +75,7 @@ def _names(config: Any) -> list[str]:
 
 
 def _parameters(function: Any) -> list[str]:
-    """Return the parameters by name; what a caller may leave out has "=" after it."""
+    """Return the names of the parameters, with "=" after those that have a default."""
     return [
         f"{p.name}=" if p.default is not inspect.Parameter.empty else p.name
         for p in inspect.signature(function).parameters.values()

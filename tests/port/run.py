@@ -2,9 +2,8 @@
 
     .venv-check/bin/python -m tests.port.run --fms-repo CLONE [--suite CLONE] [--smolvlm DIR]
 
-Each commit is checked out in a worktree of the clone below build/port. A verdict that is not the
-one of tests/port/commits.py ends the run with exit code 1, and so does a derived question that
-fails and that nobody looked into.
+Each commit is checked out in a worktree of the clone below build/port. Exits with 1 if a verdict
+differs from tests/port/commits.py, or if a derived question fails for an unknown reason.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.families.install import install
-from tests.port import page
+from tests.families.own_loading import install
 from tests.port.commits import COMMITS, HEAD, LAST_OF_SUITE, Commit, fault_of
+from tests.port.page import Process, Row, TrueShape, write
 
 ROOT = Path(__file__).parent.parent.parent
 CHECKPOINT = ROOT / "tests" / "checkpoints" / "tiny-idefics3"
@@ -30,25 +28,8 @@ QUESTIONS = 200
 BUILD = ROOT / "build" / "port"
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A process that has ended.
-
-    Args:
-        code: its exit code.
-        out: what it wrote to both streams.
-        seconds: its wall time.
-        peak: the greatest memory that it held, in bytes.
-    """
-
-    code: int
-    out: str
-    seconds: float
-    peak: int
-
-
-def run(*command: object, **environment: str) -> Finished:
-    """Run a process to its end, with more variables in its environment."""
+def run(*command: object, **environment: str) -> Process:
+    """Run a process to its end, with further environment variables."""
     began = time.perf_counter()
     log = BUILD / "log.txt"
     with log.open("wb") as out:
@@ -62,11 +43,11 @@ def run(*command: object, **environment: str) -> Finished:
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     text = log.read_text(encoding="utf-8", errors="replace")
-    return Finished(os.waitstatus_to_exitcode(status), text, seconds, usage.ru_maxrss * 1024)
+    return Process(os.waitstatus_to_exitcode(status), text, seconds, usage.ru_maxrss * 1024)
 
 
 def worktree(repository: Path, sha: str) -> Path:
-    """Return a checkout of a commit; the clone's own work tree is left as it is."""
+    """Return a checkout of a commit, in a worktree of the clone."""
     folder = BUILD / sha
     if not (folder / "fms").is_dir():
         subprocess.run(
@@ -77,7 +58,7 @@ def worktree(repository: Path, sha: str) -> Path:
     return folder
 
 
-def check(python: Path, fms: Path, *options: object) -> tuple[Any, Finished]:
+def check(python: Path, fms: Path, *options: object) -> tuple[Any, Process]:
     """Return the JSON of a check, and its process."""
     target = BUILD / "run.json"
     target.unlink(missing_ok=True)
@@ -89,11 +70,9 @@ def check(python: Path, fms: Path, *options: object) -> tuple[Any, Finished]:
     return json.loads(target.read_bytes()), finished
 
 
-def run_suite(suite: Path, fms: Path, checkpoint: Path) -> tuple[str, Finished]:
-    """Return the suite's verdict: its result, or the exception that ended it.
-
-    FMS reads its version from the metadata of an installed ibm-fms, which is put behind --fms-path.
-    """
+def run_suite(suite: Path, fms: Path, checkpoint: Path) -> tuple[str, Process]:
+    """Return the suite's verdict: its result, or the exception that ended it."""
+    # FMS reads its version from the metadata of an installed ibm-fms, which goes behind --fms-path.
     installed = install("1.13.1", BUILD / "ibm-fms")
     command = (suite / "test_parity.py", "--fms-path", fms, "--checkpoint", checkpoint)
     finished = run(RECORD, *command, PYTHONPATH=str(installed))
@@ -103,7 +82,7 @@ def run_suite(suite: Path, fms: Path, checkpoint: Path) -> tuple[str, Finished]:
 
 
 def wrong_verdicts(commit: Commit, report: Any) -> list[str]:
-    """Return how a report differs from what it must say."""
+    """Return how a report differs from the expected one."""
     first = report["first_divergence"]
     phase, place = (first["phase"], first["place"]) if first else ("", "")
     failed = {r["case"] for r in report["results"] if r["verdict"] not in ("pass", "skip")}
@@ -118,12 +97,6 @@ def wrong_verdicts(commit: Commit, report: Any) -> list[str]:
     if commit.cases != len(failed):
         found.append(f"{commit.sha}: {len(failed)} cases fail, expected {commit.cases}")
     return found
-
-
-def failing_kinds(report: Any) -> dict[str, str]:
-    """Return the smallest failing question of each kind."""
-    kinds = report["exploration"]["kinds"]
-    return {k["kind"]: k["smallest_failure"] for k in kinds if k["smallest_failure"]}
 
 
 def compare_interfaces(fms: Path) -> list[str]:
@@ -146,24 +119,22 @@ def compare_interfaces(fms: Path) -> list[str]:
     ]
 
 
-def check_commit(commit: Commit, fms: Path, suite: Path | None) -> tuple[page.Row, list[str]]:
-    """Check one commit; return its row of the page and what is not as it must be."""
+def check_commit(commit: Commit, fms: Path, suite: Path | None) -> tuple[Row, list[str]]:
+    """Check one commit; return its row of the page, and the problems."""
     report, _ = check(CHECK, fms)
-    problems = wrong_verdicts(commit, report)
     with_transformers, _ = check(RECORD, fms, "--phase", "preprocessing")
     explored, _ = check(CHECK, fms, "--explore", QUESTIONS)
-    questions = [
-        page.Question(kind, smallest, fault_of(commit.sha, kind))
-        for kind, smallest in failing_kinds(explored).items()
-    ]
-    problems += [
-        f"{commit.sha}: {q.smallest} fails, and nobody knows why" for q in questions if not q.fault
-    ]
+    problems, faults = wrong_verdicts(commit, report), {}
+    for kind in explored["exploration"]["kinds"]:
+        if failure := kind["smallest_failure"]:
+            faults[kind["kind"]] = fault_of(commit.sha, kind["kind"])
+            if not faults[kind["kind"]]:
+                problems.append(f"{commit.sha}: {failure} fails for an unknown reason")
     verdict = run_suite(suite, fms, CHECKPOINT)[0] if suite else "not run"
-    return page.row(commit.sha, report, with_transformers, questions, verdict), problems
+    return Row(commit.sha, verdict, report, with_transformers["verdict"], faults), problems
 
 
-def check_true_shape(fms_repo: Path, suite: Path | None, checkpoint: Path) -> list[page.Figures]:
+def check_true_shape(fms_repo: Path, suite: Path | None, checkpoint: Path) -> list[TrueShape]:
     """Record the checkpoint once, then check it at two commits, beside the suite."""
     goldens = BUILD / "goldens"
     if not goldens.exists():
@@ -176,19 +147,18 @@ def check_true_shape(fms_repo: Path, suite: Path | None, checkpoint: Path) -> li
             sys.exit(recorded.out)
         part.rename(goldens)
     own = ("--goldens", goldens, "--checkpoint", checkpoint)
-    figures = []
-    suites: list[Finished] = []
+    beside = None
     if suite:
-        verdict, finished = run_suite(suite, worktree(fms_repo, LAST_OF_SUITE), checkpoint)
-        suites = [finished]
+        verdict, beside = run_suite(suite, worktree(fms_repo, LAST_OF_SUITE), checkpoint)
         print(f"suite at {LAST_OF_SUITE}: {verdict}", flush=True)
+    found = []
     for sha in (LAST_OF_SUITE, HEAD):
         fms = worktree(fms_repo, sha)
         report, _ = check(CHECK, fms, *own)
-        fixed, finished = check(CHECK, fms, *own, "--case", "*-image*")
-        figures.append(page.figures(sha, report, fixed, finished, suites))
-        print(f"{sha}: {report['verdict']}, {finished.seconds:.0f} s", flush=True)
-    return figures
+        _, process = check(CHECK, fms, *own, "--case", "*-image*")
+        found.append(TrueShape(sha, report, process, beside))
+        print(f"{sha}: {report['verdict']}, {process.seconds:.0f} s", flush=True)
+    return found
 
 
 def main() -> int:
@@ -206,10 +176,10 @@ def main() -> int:
         print(f"{row.sha}: {row.verdict}; suite: {row.suite}", flush=True)
         rows.append(row)
         problems += wrong
-    figures = None
+    found = []
     if arguments.smolvlm:
-        figures = check_true_shape(arguments.fms_repo, arguments.suite, arguments.smolvlm)
-    page.write(arguments.docs, rows, figures)
+        found = check_true_shape(arguments.fms_repo, arguments.suite, arguments.smolvlm)
+    write(arguments.docs, rows, found)
     print("\n".join(problems) or f"all as expected; written to {arguments.docs}")
     return 1 if problems else 0
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.mutants.benign import Alarms, Benign, benign_runs, kinds_of
+from tests.mutants.benign import Alarms, benign_runs
 from tests.mutants.corpus import MUTANTS
 from tests.mutants.forked import Crash, run_forked
 from tests.mutants.measure import Outcome
-from tests.mutants.report import Detection, Fate, fate, is_named
+from tests.mutants.report import Detection, Fate, fate, interval, is_named, write_report
 
 _UNTAKEN = "has 1 weights that nothing takes: lm_head.weight"
 
@@ -22,22 +23,19 @@ _UNTAKEN = "has 1 weights that nothing takes: lm_head.weight"
     [
         (Outcome("vision"), Fate.FOUND),
         (Outcome("", "vision"), Fate.FOUND),
-        (Outcome("", "", ("batch",)), Fate.FOUND),
+        (Outcome(derived=("batch",), change=0), Fate.FOUND),
         (Outcome(change=1.5, question="forward/a"), Fate.MISSED),
         (Outcome(change=math.inf, question="generate/a"), Fate.MISSED),
         (Outcome(change=0.7, question="forward/a"), Fate.EQUIVALENT),
-        (Outcome(change=9.0, question="forward/a", exact=3e-9), Fate.EQUIVALENT),
-        (Outcome(change=9.0, question="forward/a", exact=1.2), Fate.MISSED),
-        (Outcome(change=9.0, exact=1.2, weights=("w",)), Fate.FOUND),
-        (Outcome(change=9.0, exact=3e-9, weights=("w",)), Fate.EQUIVALENT),
-        (Outcome("vision", exact=3e-9, weights=("w",)), Fate.FOUND),
+        (Outcome(change=1.2, weights=("w",)), Fate.FOUND),
+        (Outcome(change=3e-9, weights=("w",)), Fate.EQUIVALENT),
         (Crash("it died"), Fate.CRASHED),
     ],
 )
 def test_a_mutant_is_found_missed_or_changes_nothing(
     outcome: Outcome | Crash, expected: Fate
 ) -> None:
-    """What changes an answer beyond rounding and passes is a miss."""
+    """A mutant that changes an answer beyond rounding and passes is a miss."""
     assert fate(outcome) is expected
 
 
@@ -55,46 +53,58 @@ def test_a_mutant_is_found_missed_or_changes_nothing(
         ("sampled", Crash("it died"), False),
     ],
 )  # fmt: skip
-def test_only_the_stated_place_counts_as_named(
+def test_only_an_expected_place_counts_as_named(
     name: str, outcome: Outcome | Crash, *, expected: bool
 ) -> None:
-    """A parent of the module is too coarse, and nothing is not a name."""
+    """A parent of the module is too coarse."""
     assert is_named(MUTANTS[name], outcome) is expected
 
 
-def test_the_summary_counts_misses_crashes_and_alarms() -> None:
-    """Five real faults, three found, one of them named; a mutant without effect is apart."""
-    detection = Detection(
-        {
-            "rope-base": Outcome("forward", place="model.text_model.layers.0.self_attn"),
-            "not-causal": Outcome("forward", place="model.text_model"),
-            "sampled": Outcome(change=3.0, question="generate/a"),
-            "exact-gelu": Crash("it died"),
-            "rope-in-bfloat16": Outcome(change=0.0, question="forward/a"),
-            "unused-embedding-doubled": Outcome(weights=("embedding",)),
-        },
-        {"0": Benign(0), "1": Benign(1, threads=2), "2": Benign(2)},
-        {"0": Alarms(), "1": Alarms("1 of 9 differ"), "2": Crash("took more than 9 s")},
-    )
-    assert detection.summary() == [
-        "3 of 5 faults found (60.0%): 2 by the table of tolerances, 0 by the oracle, 0 by derived "
-        "questions alone, 1 by the comparison of weights alone; 1 more mutants change no answer "
-        "beyond rounding",
-        "1 of 3 found faults named rightly (33.3%)",
-        "1 false alarms in 2 benign runs; 0 by the oracle; 1 more runs gave no result",
-    ]
+def test_misses_crashes_and_alarms_are_counted_apart(tmp_path: Path) -> None:
+    """Of all faults one is missed, one crashes, one changes nothing, and one is rightly named."""
+    outcomes: dict[str, Outcome | Crash] = {
+        **{name: Outcome("forward", place="elsewhere") for name in MUTANTS},
+        "rope-base": Outcome("forward", place="model.text_model.layers.0.self_attn"),
+        "sampled": Outcome(change=3.0, question="generate/a"),
+        "exact-gelu": Crash("it died"),
+        "rope-in-bfloat16": Outcome(change=0.0, question="forward/a"),
+    }
+    alarms: dict[str, Alarms | Crash] = {
+        "a": Alarms(),
+        "b": Alarms("1 of 9 differ"),
+        "c": Crash("took more than 9 s"),
+    }
+    detection = Detection(outcomes, alarms)
+    faults, names, benign = detection.summary()
+    real = len(MUTANTS) - 1
+    assert faults.startswith(f"{real - 2} of {real} faults")
+    assert names.startswith(f"1 of {real - 2} found")
+    assert benign.startswith("1 false alarms in 2 benign runs")
+    write_report(detection, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    missed = page.partition("Missed\n")[2].partition("\n#")[0]
+    assert "`sampled`" in missed
+    assert "it died" in missed
+    assert "| b | 1 of 9 differ |" in page
+
+
+def test_an_interval_never_promises_certainty() -> None:
+    """It is Wilson's."""
+    assert interval(0, 0) == "none"
+    assert interval(164, 164) == "97.7 to 100.0 %"
+    assert interval(0, 202) == "0.0 to 1.9 %"
 
 
 def test_benign_runs_differ_and_cover_every_way() -> None:
-    """As many as asked for, no two alike, compiled ones among them."""
-    runs = benign_runs(210)
-    assert len({str(run) for run in runs}) == len({tuple(kinds_of(run)) for run in runs}) == 210
-    kinds = {kind for run in runs for kind in kinds_of(run)}
-    assert {"4 threads", "attention eager", "weights unfused on loading", "torch.compile"} <= kinds
+    """As many as requested, no two alike, compiled ones among them."""
+    runs = [str(run) for run in benign_runs(210)]
+    assert len(set(runs)) == 210
+    for way in ("threads 4", "attention eager", "weights unfused on loading", "compiled"):
+        assert any(way in run for run in runs)
 
 
 def test_a_job_that_dies_raises_or_hangs_is_its_own_result() -> None:
-    """The others' results come all the same."""
+    """The other jobs' results come all the same."""
 
     def die() -> int:
         os._exit(7)
@@ -109,8 +119,5 @@ def test_a_job_that_dies_raises_or_hangs_is_its_own_result() -> None:
     jobs = {"dies": die, "fails": fail, "hangs": hang, "works": lambda: 3}
     results = dict(run_forked(jobs, workers=2, seconds=2))
     assert results["works"] == 3
-    assert results["dies"] == Crash("the process died with 7")
-    assert results["hangs"] == Crash("took more than 2 s")
-    failed = results["fails"]
-    assert isinstance(failed, Crash)
-    assert failed.why.endswith("ValueError: wrong")
+    for name in ("dies", "fails", "hangs"):
+        assert isinstance(results[name], Crash)

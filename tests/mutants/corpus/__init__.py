@@ -1,26 +1,54 @@
-"""The corpus: single faults that a person could make, by the part of the port that they are in."""
+"""The corpus: single faults that a person could make, in a file for each part of the port.
 
-from collections.abc import Mapping
+An entry of a file, with an empty line after it:
 
-from tests.mutants.corpus.connector import CONNECTOR
-from tests.mutants.corpus.further import FURTHER
-from tests.mutants.corpus.generation import GENERATION
-from tests.mutants.corpus.merging import MERGING
-from tests.mutants.corpus.preprocessing import PREPROCESSING
-from tests.mutants.corpus.text import TEXT
-from tests.mutants.corpus.vision import VISION
-from tests.mutants.corpus.weights import WEIGHTS
-from tests.mutants.mutant import Edit, Mutant
+    name: the fault in a few words
+    first phase that shows it | places that may be named | file of the checkout
+    -text that the file has exactly once
+    +text in its place
+
+A fault in a weight has the weight's name in place of the file, and one line `*operation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tests.mutants.mutant import Change, Edit, Mutant
+
+_GROUPS = (
+    "preprocessing",
+    "vision",
+    "connector",
+    "text",
+    "merging",
+    "generation",
+    "weights",
+    "further",
+)
+
+
+def _read(path: Path) -> Iterator[Mutant]:
+    comment, *entries = path.read_text(encoding="utf-8").rstrip("\n").split("\n\n")
+    assert comment.startswith("#"), path
+    for entry in entries:
+        title, about, *lines = entry.split("\n")
+        name, _, what = title.partition(": ")
+        phase, places, subject = about.split(" | ")
+        fault: Edit | Change
+        if lines[0].startswith("*"):
+            fault = Change(subject, lines[0][1:])
+        else:
+            old, new = (
+                "\n".join(line[1:] for line in lines if line.startswith(sign)) for sign in "-+"
+            )
+            fault = Edit(subject, old, new)
+        yield Mutant(name, what, phase, tuple(places.split(", ")), fault)
+
 
 GROUPS: Mapping[str, tuple[Mutant, ...]] = {
-    "preprocessing": PREPROCESSING,
-    "vision": VISION,
-    "connector": CONNECTOR,
-    "text": TEXT,
-    "merging": MERGING,
-    "generation": GENERATION,
-    "weights": WEIGHTS,
-    "further": FURTHER,
+    group: tuple(_read(Path(__file__).parent / f"{group}.txt")) for group in _GROUPS
 }
 
 MUTANTS: Mapping[str, Mutant] = {
@@ -29,8 +57,8 @@ MUTANTS: Mapping[str, Mutant] = {
 
 
 def edit_of(name: str) -> Edit:
-    """Return the edit of a mutant that is one; raise ValueError for a changed weight."""
+    """Return the edit of a mutant; raise TypeError if it changes a weight."""
     fault = MUTANTS[name].fault
     if not isinstance(fault, Edit):
-        raise ValueError(f"{name} is no edit of the source")  # noqa: TRY004 - it is about the name
+        raise TypeError(f"{name} changes a weight, not the source")
     return fault
