@@ -22,7 +22,13 @@ from snapshot_tool.base.environment import (
 from snapshot_tool.base.errors import EndedProcess, PhaseUnsupported, SnapError
 from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.protocol import CandidateInfo, CandidateRequest, Progress, Serving
+from snapshot_tool.base.protocol import (
+    CandidateInfo,
+    CandidateRequest,
+    Loading,
+    Progress,
+    Serving,
+)
 from snapshot_tool.base.questions import Question
 from snapshot_tool.base.report import (
     CheckReport,
@@ -123,11 +129,11 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
                 golden.manifest.checkpoint.config,
                 request.device,
                 dtype,
-                request.loading,
+                Loading(request.loading),
                 golden.manifest.checkpoint.changed_fields,
                 frozenset(golden.manifest.checkpoint.unused_weights),
             ),
-            fms_path=request.fms_path,
+            fms_path=Path(request.fms_path) if request.fms_path else None,
         )
         next(steps)
     output_cache = getattr(candidate, "output_cache", None)
@@ -287,7 +293,7 @@ class Session:
             return replay(
                 self.candidate,
                 self.golden,
-                request.replay,
+                request.questions,
                 judge=self.judge,
                 allow_near_ties=self.allows_near_ties,
             )

@@ -44,47 +44,12 @@ from snapshot_tool.record.assemble import Assembly
 from snapshot_tool.record.cases import changes_inputs, make_plan
 from snapshot_tool.record.oracle import stage_oracle
 from snapshot_tool.record.plan import Earlier, Plan, Settings, Staging, read_plan
-
-DEFAULT_SEED = 42
-DEFAULT_VARIANTS = 12
-DEFAULT_NEW_TOKENS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class RecordRequest:
-    """What to record.
-
-    None for seed, variants and max_new_tokens: as recorded before, else 42, 12 and 20; for storage:
-    as before, else full; for oracle and whole_outputs: as before, else without. whole_outputs are
-    globs of cases. redraw draws the variants anew where the set that is replaced has their recipes.
-    prompts and long (numbers of tokens) are further cases. dropped are phases that the new version
-    shall lack. allows_nan records answers with NaN or Inf in them.
-    """
-
-    checkpoint: str
-    goldens: Path
-    revision: str | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
-    phases: tuple[Phase, ...] = PHASES
-    variants: int | None = None
-    seed: int | None = None
-    max_new_tokens: int | None = None
-    redraw: bool = False
-    update: bool = False
-    reason: str = ""
-    resume: bool = False
-    fresh: bool = False
-    oracle: bool | None = None
-    whole_outputs: tuple[str, ...] | None = None
-    storage: Storage | None = None
-    prompts: tuple[str, ...] = ()
-    long: tuple[int, ...] = ()
-    dropped: tuple[Phase, ...] = ()
-    allows_nan: bool = False
-    trusts_code: bool = False
-    device_map: str = ""
-    max_memory: tuple[tuple[str, str], ...] = ()
+from snapshot_tool.record.request import (
+    DEFAULT_NEW_TOKENS,
+    DEFAULT_SEED,
+    DEFAULT_VARIANTS,
+    RecordRequest,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +69,7 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
     from snapshot_tool.reference import join_processes
 
     require_device(request.device)
+    prompts = request.read_prompts()
     processes = join_processes(request.device)
     if processes.count > 1 and request.device_map:
         raise UsageError(
@@ -114,7 +80,7 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
     if checkpoint.resolved_from:
         progress.note(f"{checkpoint.resolved_from} is commit {checkpoint.revision}")
     location = SetLocation(
-        request.goldens, checkpoint.name, checkpoint.revision, request.device, request.dtype
+        Path(request.goldens), checkpoint.name, checkpoint.revision, request.device, request.dtype
     )
     with recording_lock(location):
         existing = _existing_golden(request, location)
@@ -127,6 +93,7 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
                 processes=processes,
                 existing=existing,
                 staging=staging,
+                prompts=prompts,
                 progress=progress,
                 review=review,
             )
@@ -186,12 +153,13 @@ def _record(
     processes: Processes,
     existing: Golden | None,
     staging: Staging,
+    prompts: tuple[str, ...],
     progress: Progress,
     review: Review,
 ) -> RecordOutcome:
     earlier = Earlier(existing, _siblings(location))
     template = earlier.template.manifest if earlier.template else None
-    storage = request.storage or (template.storage if template else Storage.FULL)
+    storage = Storage(request.storage or (template.storage if template else Storage.FULL))
     oracle, whole_outputs = _extras(request, existing, storage)
     work = processes.share(
         _Work(
@@ -199,13 +167,13 @@ def _record(
             checkpoint=checkpoint.folder,
             name=checkpoint.name,
             dtype=request.dtype,
-            allows_nan=request.allows_nan,
+            allows_nan=request.allow_nan,
             load=LoadSettings(
                 device=request.device,
                 seed=_choose(request.seed, template.seed if template else DEFAULT_SEED),
-                trusts_code=request.trusts_code,
-                device_map=request.device_map,
-                max_memory=dict(request.max_memory),
+                trusts_code=request.trust_remote_code,
+                device_map=request.device_map or "",
+                max_memory=request.memory,
                 offload=staging.offload if request.device_map else None,
             ),
         )
@@ -227,7 +195,7 @@ def _record(
             oracle=oracle,
             whole_outputs=whole_outputs,
             storage=storage,
-            prompts=tuple(dict.fromkeys(request.prompts)),
+            prompts=prompts,
             long=tuple(sorted(set(request.long))),
             environment={
                 **describe_machine(),
@@ -375,8 +343,8 @@ def _extras(
             "leave out --oracle, or record with --storage full",
         )
     oracle = ORACLE in files and not compact if request.oracle is None else request.oracle
-    whole = request.whole_outputs
-    if whole is None:
+    whole = tuple(request.whole_outputs)
+    if not whole:
         tensors = files[OUTPUTS].tensors if OUTPUTS in files else ()
         whole = tuple(dict.fromkeys(key.partition("/")[0] for key in tensors))
     if oracle and set(request.phases) != set(PHASES):

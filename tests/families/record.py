@@ -19,7 +19,8 @@ from pathlib import Path
 
 from snapshot_tool.base.errors import SnapError
 from snapshot_tool.base.protocol import SilentProgress
-from snapshot_tool.record.workflow import RecordRequest, record
+from snapshot_tool.record.request import RecordRequest
+from snapshot_tool.record.workflow import record
 
 ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / "tests" / "checkpoints" / "build_families.py"

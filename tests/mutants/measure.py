@@ -114,7 +114,7 @@ def measure(mutant: Mutant, setup: Setup, originals: Originals) -> Outcome:
             table = report.divergence.phase.value
             return Outcome(table, oracle, (), report.place, _used(report.results), weights=weights)
         if oracle:
-            by_oracle = check(replace(request, rule=Rule.ORACLE), SilentProgress())
+            by_oracle = check(replace(request, tolerance=Rule.ORACLE), SilentProgress())
             return Outcome(
                 "", oracle, (), by_oracle.place, _used(by_oracle.results), weights=weights
             )

@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.goldens.manifest import Manifest
-from snapshot_tool.record.workflow import RecordRequest, record
+from snapshot_tool.record.request import RecordRequest
+from snapshot_tool.record.workflow import record
 from tests.conftest import CHECKPOINT, ROOT, set_folder
 
 LLAMA = ROOT / "tests" / "families" / "checkpoints" / "llama"
@@ -31,12 +33,21 @@ class Notes(SilentProgress):
 
 
 def record_here(
-    checkpoint: Path, goldens: Path, *, notes: Notes | None = None, **options: Any
+    checkpoint: Path,
+    goldens: Path,
+    *,
+    prompts: Sequence[str] = (),
+    notes: Notes | None = None,
+    **options: Any,
 ) -> Manifest:
     """Record in this process, two variants and four tokens by default; return the manifest.
 
     An error that is not a SnapError would be reported as a fault of snap.
     """
+    if prompts:
+        file = goldens.with_name("prompts.json")
+        file.write_text(json.dumps(prompts), encoding="utf-8")
+        options["prompt"] = [file]
     request = RecordRequest(
         str(checkpoint), goldens, **{"variants": 2, "max_new_tokens": 4, **options}
     )

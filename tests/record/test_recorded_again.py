@@ -44,7 +44,7 @@ def test_an_update_of_one_phase_keeps_the_inputs_and_the_other_phases(
     notes = Notes()
     after = record_here(
         dated, goldens, variants=None, update=True, reason="tokens", notes=notes,
-        phases=(Phase.GENERATE,), max_new_tokens=6,
+        phase=(Phase.GENERATE,), max_new_tokens=6,
     )  # fmt: skip
     assert after.golden_version == 2
     assert after.files.keys() == before.files.keys()
@@ -98,11 +98,11 @@ def test_an_update_that_would_lose_a_phase_is_refused(
     record_here(LLAMA, goldens)
     with pytest.raises(UsageError, match="would lack: forward"):
         record_here(
-            LLAMA, goldens, update=True, reason="x", phases=(Phase.GENERATE,), fresh=True, **options
+            LLAMA, goldens, update=True, reason="x", phase=(Phase.GENERATE,), fresh=True, **options
         )
     dropped = record_here(
-        LLAMA, goldens, update=True, reason="x", phases=(Phase.GENERATE,), fresh=True,
-        dropped=(Phase.FORWARD,), **options,
+        LLAMA, goldens, update=True, reason="x", phase=(Phase.GENERATE,), fresh=True,
+        drop_phase=(Phase.FORWARD,), **options,
     )  # fmt: skip
     assert dropped.files.keys() == {INPUTS, "generate.safetensors"}
 
@@ -112,11 +112,11 @@ def test_a_dropped_phase_goes_although_its_inputs_are_the_same(tmp_path: Path) -
     goldens = tmp_path / "goldens"
     record_here(LLAMA, goldens)
     after = record_here(
-        LLAMA, goldens, update=True, reason="x", phases=(Phase.GENERATE,),
-        dropped=(Phase.FORWARD,), max_new_tokens=3,
+        LLAMA, goldens, update=True, reason="x", phase=(Phase.GENERATE,),
+        drop_phase=(Phase.FORWARD,), max_new_tokens=3,
     )  # fmt: skip
     assert after.files.keys() == {INPUTS, "generate.safetensors"}
-    back = record_here(LLAMA, goldens, update=True, reason="back", dropped=(Phase.GENERATE,))
+    back = record_here(LLAMA, goldens, update=True, reason="back", drop_phase=(Phase.GENERATE,))
     assert back.files.keys() == {INPUTS, "forward.safetensors", "taps.safetensors"}
 
 
@@ -125,6 +125,6 @@ def test_whole_outputs_are_kept_by_an_update_of_another_phase(tmp_path: Path) ->
     goldens = tmp_path / "goldens"
     before = record_here(LLAMA, goldens, whole_outputs=("one-sentence",))
     after = record_here(
-        LLAMA, goldens, update=True, reason="x", phases=(Phase.GENERATE,), max_new_tokens=3
+        LLAMA, goldens, update=True, reason="x", phase=(Phase.GENERATE,), max_new_tokens=3
     )
     assert after.files["outputs.safetensors"] == before.files["outputs.safetensors"]

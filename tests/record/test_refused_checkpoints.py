@@ -176,4 +176,4 @@ def shorten_positions(folder: Path, length: int) -> None:
 def test_a_phase_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
     """A set of no phase would be no golden."""
     with pytest.raises(UsageError, match="llama has no phase vision"):
-        record_here(LLAMA, tmp_path / "goldens", phases=(Phase.VISION,))
+        record_here(LLAMA, tmp_path / "goldens", phase=(Phase.VISION,))

@@ -55,12 +55,12 @@ def test_an_answer_with_nan_is_refused_before_the_oracle_and_named(tmp_path: Pat
     assert not list(goldens.rglob("oracle*"))
     notes = Notes()
     manifest = record_here(
-        folder, goldens, dtype="float16", resume=True, oracle=True, allows_nan=True, notes=notes
+        folder, goldens, dtype="float16", resume=True, oracle=True, allow_nan=True, notes=notes
     )
     assert "forward/logits" in manifest.cases[0].not_finite
     assert any("NaN in case one-sentence" in line for line in notes.lines)
     again = record_here(
-        folder, goldens, dtype="float16", oracle=False, allows_nan=True, update=True, reason="x",
+        folder, goldens, dtype="float16", oracle=False, allow_nan=True, update=True, reason="x",
         max_new_tokens=3,
     )  # fmt: skip
     assert again.golden_version == 2
