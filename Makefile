@@ -152,17 +152,14 @@ $(BENCH)/goldens: | $(BENCH)/true-shape
 	$(RECORD)/bin/snap record --checkpoint $(BENCH)/true-shape --variants 0 --goldens $@.part
 	mv $@.part $@
 
-$(BENCH)/goldens-64: | $(BENCH)/true-shape
+$(BENCH)/compact: | $(BENCH)/true-shape
 	$(RECORD)/bin/snap record --checkpoint $(BENCH)/true-shape --variants 0 --goldens $@.part \
-		--max-new-tokens 64
+		--storage compact
 	mv $@.part $@
 
-BENCHMARKS := check quick compare commands storage scaling
-bench: setup fms-checkout $(BENCH)/goldens $(BENCH)/goldens-64
+bench: setup fms-checkout $(BENCH)/goldens $(BENCH)/compact
 	bash tests/live/install.sh
-	$(CHECK)/bin/python -m pip install --quiet --no-deps --target build/polygraphy polygraphy==0.53.6
-	for part in $(BENCHMARKS); do $(CHECK)/bin/python -m benchmarks.$$part || exit; done
-	$(CHECK)/bin/python -m benchmarks.page
+	$(CHECK)/bin/python -m benchmarks.measure
 
 goldens: $(RECORD)/.ready
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --update --reason "$(REASON)" $(YES) $(REDRAW)

@@ -82,9 +82,6 @@ def is_importable(module: str) -> bool:
     return module in sys.modules or importlib.util.find_spec(module) is not None
 
 
-DEVICES = ("cpu", "cuda")
-
-
 def require_device(device: str) -> None:
     """Raise DeviceUnavailable unless torch can compute on the device."""
     if device == "cpu":

@@ -6,7 +6,7 @@ import stat
 from io import BufferedReader, FileIO
 from pathlib import Path
 
-from snapshot_tool.base.errors import GoldenDamaged
+from snapshot_tool.base.errors import GoldenDamaged, SnapError
 
 # A set of 10,000 cases needs a third of these.
 MAX_JSON_BYTES = 128 * 2**20
@@ -69,3 +69,11 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_report(path: Path, text: str) -> None:
+    """Write a report; raise SnapError if the file cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SnapError(f"cannot write {path}: {error.strerror}", "name another file") from error

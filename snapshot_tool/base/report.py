@@ -103,12 +103,6 @@ def _passes(results: tuple[Result, ...]) -> bool:
     return bool(results) and all(result.verdict is Verdict.PASS for result in results)
 
 
-END_TOKEN, ALL_END_TOKENS = "end-token", "all-end-tokens"
-WINDOW, ROPE = "sliding-window", "rope-length"
-LEFT, RIGHT, TOKEN_TYPES = "left-padding", "right-padding", "token-types"
-COVERAGE_NAMES = (END_TOKEN, ALL_END_TOKENS, WINDOW, ROPE, LEFT, RIGHT, TOKEN_TYPES)
-
-
 @dataclass(frozen=True, slots=True)
 class Coverage:
     """One thing that a model does only for some inputs.
@@ -150,7 +144,7 @@ def parse_share(text: str) -> Share:
     """Return the share that K/N stands for; raise UsageError for anything else."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"{text} is no share K/N of the cases", "for example: --shard 1/3")
+        raise UsageError(f"invalid --shard {text}: expected K/N", "for example: --shard 1/3")
     return Share(int(match[1]), int(match[2]))
 
 

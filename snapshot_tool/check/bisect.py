@@ -1,6 +1,6 @@
-"""Which commit of FMS broke a port: git bisect over its repository, with the quick check.
+"""Find the commit of FMS that broke a port, by git bisect and the quick check.
 
-Every commit is checked in a process of its own, since one process can import one FMS only.
+Every commit is checked in a process of its own, since a process can import only one FMS.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 from snapshot_tool.base.errors import SnapError, UsageError, printable
 from snapshot_tool.base.protocol import Progress
 
-# Variables that git sets in hooks, and that would lead it to another repository than the one named.
-_LEADING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
+# Variables that git sets in hooks. They would make it use another repository than the one named.
+_HOOK_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Commit:
 
 def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run git in a folder, without its hooks."""
-    environment = {name: value for name, value in os.environ.items() if name not in _LEADING}
+    environment = {name: value for name, value in os.environ.items() if name not in _HOOK_VARIABLES}
     try:
         return subprocess.run(
             ["git", "-C", str(folder), "-c", f"core.hooksPath={os.devnull}", *arguments],  # noqa: S607
@@ -58,8 +58,8 @@ def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         raise SnapError("git is not installed here", "install git") from error
 
 
-def ask_git(folder: Path, *arguments: str) -> str:
-    """Return what git prints; raise SnapError with its first line where it fails."""
+def read_git(folder: Path, *arguments: str) -> str:
+    """Return what git prints; raise SnapError with its first line if it fails."""
     answer = run_git(folder, *arguments)
     if answer.returncode != 0:
         said = (answer.stderr.strip() or answer.stdout.strip() or "no message").splitlines()[0]
@@ -70,7 +70,7 @@ def ask_git(folder: Path, *arguments: str) -> str:
 def find_commit(repository: Path, name: str) -> Commit:
     """Return the commit that a SHA, branch or tag stands for."""
     if not repository.is_dir() or run_git(repository, "rev-parse", "--git-dir").returncode != 0:
-        raise UsageError(f"{repository} is no git repository", "pass the root of a checkout")
+        raise UsageError(f"{repository} is not a git repository", "pass the root of a checkout")
     found = run_git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options",
                     f"{name}^{{commit}}")  # fmt: skip
     if found.returncode != 0:
@@ -80,7 +80,7 @@ def find_commit(repository: Path, name: str) -> Commit:
 
 def read_commit(repository: Path, sha: str) -> Commit:
     """Return a commit by its full SHA."""
-    said = ask_git(repository, "show", "-s", "--format=%H%n%an%n%as%n%s", sha)
+    said = read_git(repository, "show", "-s", "--format=%H%n%an%n%as%n%s", sha)
     return Commit(*(printable(line) for line in said.split("\n")))
 
 
@@ -89,16 +89,18 @@ def temporary_worktree(repository: Path, commit: Commit) -> Iterator[Path]:
     """Check a commit out in a temporary folder while the block runs.
 
     Yields the folder that corresponds to `repository`, which may lie below the repository's root.
-    However the block ends, by Ctrl-C or SIGTERM too, nothing of the worktree is left.
+    The worktree is removed however the block ends, also by Ctrl-C or SIGTERM.
     """
-    prefix = ask_git(repository, "rev-parse", "--show-prefix")
+    prefix = read_git(repository, "rev-parse", "--show-prefix")
     with _interruptible_by_sigterm():
         holder = Path(tempfile.mkdtemp(prefix="snap-worktree-"))
         root = holder / "fms"
         try:
-            # Half a worktree would stay registered, locked, in the repository.
+            # An unfinished worktree would stay registered, locked, in the repository.
             with _interrupts_deferred():
-                ask_git(repository, "worktree", "add", "--quiet", "--detach", str(root), commit.sha)
+                read_git(
+                    repository, "worktree", "add", "--quiet", "--detach", str(root), commit.sha
+                )
             yield root / prefix
         finally:
             with _interrupts_deferred():
@@ -108,7 +110,7 @@ def temporary_worktree(repository: Path, commit: Commit) -> Iterator[Path]:
 
 @contextmanager
 def _interruptible_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that what it holds is cleaned up."""
+    """Let SIGTERM end the block as Ctrl-C does, so that the worktree is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -125,7 +127,7 @@ def _interruptible_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Finish the block, and the git that it runs, before a Ctrl-C or SIGTERM is heard."""
+    """Deliver Ctrl-C and SIGTERM only after the block, and the git that it runs, are finished."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
@@ -134,20 +136,10 @@ def _interrupts_deferred() -> Iterator[None]:
 
 
 _PASSED, _DIFFERS, _WRONG_USAGE, _CANNOT_RUN = range(4)  # exit codes of `snap check`
+# A check also fails if only weights or fields of the configuration differ.
+_NO_DIVERGENCE = {"phase": "weights", "case": "all", "reason": "see snap check: no output differs"}
 _FOUND = re.compile(r"^# first bad commit: \[([0-9a-f]+)\]", re.MULTILINE)
 _LEFT = re.compile(r"^# possible first bad commit: \[([0-9a-f]+)\]", re.MULTILINE)
-
-Mark = Literal["good", "bad", "skip"]
-
-
-@dataclass(frozen=True, slots=True)
-class BisectRequest:
-    """What to search; `options` are given to every `snap check` as they are."""
-
-    fms_path: Path
-    good: str
-    bad: str
-    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,33 +148,33 @@ class Trial:
 
     Args:
         commit: the commit.
-        mark: good, bad, or skip where it could not be checked.
+        mark: what git bisect calls it: good, bad, or skip if it could not be checked.
         reason: why it is bad or was skipped.
         phase, case: where it differs first; empty unless it is bad.
-        module: the reference's name of the module that the fault is in, with the candidate's; empty
-            where none has it.
+        module: the first bad module, by the reference's name and the candidate's; empty if none is
+            known.
     """
 
     commit: Commit
-    mark: Mark
+    mark: Literal["good", "bad", "skip"]
     reason: str = ""
     phase: str = ""
     case: str = ""
     module: str = ""
 
     def __str__(self) -> str:
-        """Tell it on one line."""
+        """Describe it on one line."""
         place = f"{self.phase}, case {self.case}" if self.mark == "bad" else self.reason
         return f"{self.mark:<5}{self.commit}" + (f" ({place})" if place else "")
 
 
 @dataclass(frozen=True, slots=True)
 class BisectOutcome:
-    """What was found.
+    """The result of a search.
 
     Args:
-        first_bad: the commit that broke it; None where commits that cannot be checked hide it.
-        suspects: the commits that it may be, where `first_bad` is None.
+        first_bad: the commit that broke it; None if commits that cannot be checked hide it.
+        suspects: the commits that it may be if `first_bad` is None.
         trials: how many commits were checked.
     """
 
@@ -191,82 +183,72 @@ class BisectOutcome:
     trials: int
 
 
-def bisect(request: BisectRequest, progress: Progress) -> BisectOutcome:
-    """Find the first commit after `good` that the check fails, up to `bad`."""
-    good = find_commit(request.fms_path, request.good)
-    bad = find_commit(request.fms_path, request.bad)
-    if good.sha == bad.sha:
-        raise UsageError(f"--good and --bad are both {good}", "name two commits")
-    with temporary_worktree(request.fms_path, good) as folder:
-        search = _Search(folder, request.options, progress, {})
-        search.require_ends(good, bad)
-        return search.run(good, bad)
+def bisect(
+    fms_path: Path, good: str, bad: str, *, options: tuple[str, ...], progress: Progress
+) -> BisectOutcome:
+    """Find the first commit after `good` that the check fails, up to `bad`.
 
+    options: passed to every `snap check`.
+    """
+    first, last = find_commit(fms_path, good), find_commit(fms_path, bad)
+    if first.sha == last.sha:
+        raise UsageError(f"--good and --bad are both {first}", "name two commits")
+    trials: dict[str, Trial] = {}
+    with temporary_worktree(fms_path, first) as folder:
 
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """A bisection in a worktree; `trials` by SHA, filled as it goes on."""
+        def check(commit: Commit) -> Trial:
+            trials[commit.sha] = trial = _check(folder, commit, options)
+            progress.note(str(trial))
+            return trial
 
-    folder: Path
-    options: tuple[str, ...]
-    progress: Progress
-    trials: dict[str, Trial]
-
-    def require_ends(self, good: Commit, bad: Commit) -> None:
-        """Check both ends; raise unless the good one passes and the bad one does not."""
-        ends = []
-        for name, commit in (("good", good), ("bad", bad)):
-            ask_git(self.folder, "checkout", "--quiet", "--detach", commit.sha)
-            trial = self._try(commit)
-            if trial.mark == "skip":
-                raise SnapError(f"--{name} {commit} cannot be checked: {trial.reason}")
-            ends.append(trial)
-        match [trial.mark for trial in ends]:
-            case ["bad", "good"]:
-                problem = f"{good} fails and {bad} passes: --good and --bad are swapped"
-                remedy = "swap them"
-            case ["bad", _]:
-                problem = f"--good {good} fails already: {ends[0].phase}, case {ends[0].case}"
-                remedy = "name an older commit, one that passes"
-            case [_, "good"]:
-                problem = f"--bad {bad} passes: there is nothing to look for"
-                remedy = "name a commit that snap check fails, with the same options"
-            case _:
-                return
-        raise UsageError(problem, remedy)
-
-    def run(self, good: Commit, bad: Commit) -> BisectOutcome:
-        """Let git choose commits until it knows."""
-        log = self._tell("start", bad.sha, good.sha)
+        read_git(folder, "checkout", "--quiet", "--detach", first.sha)
+        first_trial = check(first)
+        read_git(folder, "checkout", "--quiet", "--detach", last.sha)
+        _require_ends(first_trial, check(last))
+        log = _run_bisect(folder, "start", last.sha, first.sha)
         while not (_FOUND.search(log) or _LEFT.search(log)):
-            trial = self._try(read_commit(self.folder, "HEAD"))
-            log = self._tell(trial.mark)
-        found = _FOUND.search(log)
-        if found:
-            return BisectOutcome(self.trials[found[1]], (), len(self.trials))
-        suspects = tuple(read_commit(self.folder, sha) for sha in _LEFT.findall(log))
-        return BisectOutcome(None, suspects, len(self.trials))
+            log = _run_bisect(folder, check(read_commit(folder, "HEAD")).mark)
+        if found := _FOUND.search(log):
+            return BisectOutcome(trials[found[1]], (), len(trials))
+        suspects = tuple(read_commit(folder, sha) for sha in _LEFT.findall(log))
+        return BisectOutcome(None, suspects, len(trials))
 
-    def _tell(self, *words: str) -> str:
-        """Tell git bisect a verdict and return its log; raise where it cannot go on."""
-        before = run_git(self.folder, "bisect", "log").stdout
-        answer = run_git(self.folder, "bisect", *words)
-        log = run_git(self.folder, "bisect", "log").stdout
-        if answer.returncode != 0 and not (_FOUND.search(log) or _LEFT.search(log)):
-            said = (answer.stdout.strip() or answer.stderr.strip()).splitlines()
-            raise SnapError(
-                f"git bisect cannot go on: {said[0] if said else 'no message'}",
-                "--good must be an ancestor of --bad",
-            )
-        if log == before:
-            raise SnapError("git bisect does not go on", "run it again")
-        return log
 
-    def _try(self, commit: Commit) -> Trial:
-        trial = _check(self.folder, commit, self.options)
-        self.trials[commit.sha] = trial
-        self.progress.note(str(trial))
-        return trial
+def _require_ends(good: Trial, bad: Trial) -> None:
+    """Raise unless the good commit passes and the bad one does not."""
+    for name, trial in (("good", good), ("bad", bad)):
+        if trial.mark == "skip":
+            raise SnapError(f"--{name} {trial.commit} cannot be checked: {trial.reason}")
+    if good.mark == "bad" and bad.mark == "good":
+        raise UsageError(
+            f"{good.commit} fails and {bad.commit} passes: --good and --bad are swapped",
+            "swap them",
+        )
+    if good.mark == "bad":
+        raise UsageError(
+            f"--good {good.commit} fails already: {good.phase}, case {good.case}",
+            "name an older commit that passes",
+        )
+    if bad.mark == "good":
+        raise UsageError(
+            f"--bad {bad.commit} passes: there is nothing to find",
+            "name a commit that snap check fails with the same options",
+        )
+
+
+def _run_bisect(folder: Path, *words: str) -> str:
+    """Run git bisect and return its log; raise SnapError if it cannot go on."""
+    before = run_git(folder, "bisect", "log").stdout
+    answer = run_git(folder, "bisect", *words)
+    log = run_git(folder, "bisect", "log").stdout
+    # git also fails if only commits are left that were skipped; then the log names them.
+    stuck = answer.returncode != 0 and not (_FOUND.search(log) or _LEFT.search(log))
+    if stuck or log == before:
+        said = (answer.stdout.strip() or answer.stderr.strip() or "no message").splitlines()
+        raise SnapError(
+            f"git bisect cannot go on: {said[0]}", "--good must be an ancestor of --bad"
+        )
+    return log
 
 
 def _check(folder: Path, commit: Commit, options: tuple[str, ...]) -> Trial:
@@ -276,7 +258,7 @@ def _check(folder: Path, commit: Commit, options: tuple[str, ...]) -> Trial:
         own = ["--quick", "--candidate", "fms", "--fms-path", str(folder), "--json", str(path)]
         answer = subprocess.run(
             [sys.executable, "-m", "snapshot_tool", "check", *options, *own],
-            # A file of the same size, written within the same second, would look compiled already.
+            # Python would take the bytecode of another commit's file of the same size and second.
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
@@ -284,22 +266,18 @@ def _check(folder: Path, commit: Commit, options: tuple[str, ...]) -> Trial:
             check=False,
         )
         report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    said = answer.stderr.strip().removeprefix("snap: ").replace(str(folder), "the checkout")
-    first = next(iter(said.splitlines()), "")
-    match answer.returncode:
-        case code if code == _PASSED and report:
-            return Trial(commit, "good")
-        case code if code == _DIFFERS and report:
-            return _failed_trial(commit, report["first_divergence"])
-        case code if code == _CANNOT_RUN:
-            return Trial(commit, "skip", first or "nothing was compared")
-        case code if code == _WRONG_USAGE:
-            raise UsageError(f"snap check refuses its options: {said.splitlines()[-1]}")
-    raise SnapError(f"snap check ended with {answer.returncode} on {commit}: {first}")
-
-
-def _failed_trial(commit: Commit, first: dict[str, Any]) -> Trial:
-    module = first.get("module") or ""
-    if module and first.get("candidate_module"):
-        module += f" ({first['candidate_module']})"
-    return Trial(commit, "bad", first["reason"], first["phase"], first["case"], module)
+    message = answer.stderr.strip().removeprefix("snap: ").replace(str(folder), "the checkout")
+    first_line = next(iter(message.splitlines()), "")
+    if answer.returncode == _PASSED and report:
+        return Trial(commit, "good")
+    if answer.returncode == _DIFFERS and report:
+        first = report["first_divergence"] or _NO_DIVERGENCE
+        module = first.get("module") or ""
+        if module and first.get("candidate_module"):
+            module += f" ({first['candidate_module']})"
+        return Trial(commit, "bad", first["reason"], first["phase"], first["case"], module)
+    if answer.returncode == _CANNOT_RUN:
+        return Trial(commit, "skip", first_line or "nothing was compared")
+    if answer.returncode == _WRONG_USAGE:
+        raise UsageError(f"snap check refuses its options: {message.splitlines()[-1]}")
+    raise SnapError(f"snap check ended with {answer.returncode} on {commit}: {first_line}")

@@ -1,4 +1,4 @@
-"""What this environment can do: record, check, on which devices, with which goldens."""
+"""What works in this environment: recording, checking, devices, FMS, golden sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from snapshot_tool.goldens.verify import find_lasting_damage
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the diagnosis: what was looked at, whether it is in order, and the facts."""
+    """One line of the diagnosis: its subject, whether it is in order, and the facts."""
 
     subject: str
     good: bool
@@ -31,22 +31,26 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Everything found; `can_check` and `can_record` say what works here."""
+    """Whether checking and recording work here, and everything that was found."""
 
-    findings: tuple[Finding, ...]
     can_check: bool
     can_record: bool
+    findings: tuple[Finding, ...]
 
 
 def diagnose(goldens: Path, *, fms_path: Path | None) -> Diagnosis:
-    """Look at packages, devices, FMS and goldens without running a model."""
+    """Look at packages, devices, FMS and golden sets without running a model."""
+    import torch
+
     machine = describe_machine()
-    versions = package_versions()
+    packages = ", ".join(f"{k} {v}" for k, v in sorted(package_versions().items()))
+    gpu = torch.cuda.is_available()
+    no_gpu = f"torch {torch.__version__} sees no GPU here"
     facts = [
         Finding("python", True, f"{machine['python']} on {machine['platform']}"),
-        Finding("packages", True, ", ".join(f"{k} {v}" for k, v in sorted(versions.items()))),
-        _device_finding("cpu"),
-        _device_finding("cuda"),
+        Finding("packages", True, packages),
+        Finding("device cpu", True, f"{device_name('cpu')}, {torch.get_num_threads()} threads"),
+        Finding("device cuda", gpu, device_name("cuda") if gpu else no_gpu),
     ]
     fms = _fms_finding(fms_path)
     recording = _recording_finding()
@@ -54,18 +58,7 @@ def diagnose(goldens: Path, *, fms_path: Path | None) -> Diagnosis:
     if not sets:
         sets = [Finding("goldens", False, f"no golden set in {goldens}: record one")]
     usable = fms.good and any(finding.good for finding in sets)
-    return Diagnosis((*facts, fms, recording, *sets), usable, recording.good)
-
-
-def _device_finding(device: str) -> Finding:
-    import torch
-
-    if device == "cpu":
-        detail = f"{device_name('cpu')}, {torch.get_num_threads()} threads"
-        return Finding("device cpu", True, detail)
-    if torch.cuda.is_available():
-        return Finding("device cuda", True, device_name("cuda"))
-    return Finding("device cuda", False, f"torch {torch.__version__} sees no GPU here")
+    return Diagnosis(usable, recording.good, (*facts, fms, recording, *sets))
 
 
 def _fms_finding(fms_path: Path | None) -> Finding:
@@ -113,7 +106,7 @@ def _golden_finding(found: FoundSet, root: Path) -> Finding:
 
 
 def _why_unusable(root: Path, manifest: Manifest) -> str:
-    """Return why a whole set cannot be checked here as it stands, or ""."""
+    """Return why an undamaged set cannot be checked here as it is, or ""."""
     import torch
 
     if manifest.device == "cuda" and not torch.cuda.is_available():
@@ -121,9 +114,8 @@ def _why_unusable(root: Path, manifest: Manifest) -> str:
     entry = manifest.checkpoint
     if entry.location is not None:
         folder = root.absolute().parent / entry.location
-        return (
-            "" if folder.is_dir() else f"its checkpoint is not at {folder}: pass --checkpoint DIR"
-        )
+        missing = f"its checkpoint is not at {folder}: pass --checkpoint DIR"
+        return "" if folder.is_dir() else missing
     if is_folder_name(entry.name):
-        return "it does not say where its checkpoint is: pass --checkpoint DIR"
+        return "it does not name the folder of its checkpoint: pass --checkpoint DIR"
     return ""

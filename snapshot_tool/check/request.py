@@ -1,23 +1,33 @@
-"""What a check is asked to do: which golden set, which cases, on what, judged by which rule."""
+"""What to check: which golden set, which cases, on which device, judged by which rule."""
 
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapshot_tool.base.errors import GoldenNotFound, UsageError
-from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.protocol import Loading
-from snapshot_tool.base.report import Shard, Share
-from snapshot_tool.base.tolerance import Rule, default_rule
-from snapshot_tool.candidates import FMS
-from snapshot_tool.goldens.choice import GoldenChoice
-from snapshot_tool.goldens.golden import Golden
-from snapshot_tool.goldens.layout import ORACLE
-from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage
-from snapshot_tool.goldens.oracle import has_coarse_oracle
+from snapshot_tool.base.options import (
+    DEVICES,
+    family_field,
+    goldens_field,
+    option,
+    require_valid,
+)
+from snapshot_tool.base.phases import COVERAGE_NAMES, PHASES, Phase, named_phases
+from snapshot_tool.base.tolerance import ORACLE_DTYPES, Rule, default_rule
+
+if TYPE_CHECKING:
+    from snapshot_tool.base.report import Shard, Share
+    from snapshot_tool.explore.questions import Question
+    from snapshot_tool.goldens.choice import GoldenChoice
+    from snapshot_tool.goldens.golden import Golden
+    from snapshot_tool.goldens.manifest import CaseEntry, Manifest
+
+# The plugin reads these declarations in every pytest session, also in those that check nothing, so
+# torch and msgspec are imported only by the functions that need them.
 
 if TYPE_CHECKING:
     from snapshot_tool.explore.questions import Question
@@ -25,43 +35,157 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CheckRequest:
-    """What to check. None: whatever the golden says, or anything that is there."""
+    """The options of `snap check`. None: as the golden set says, or any."""
 
-    goldens: Path
-    candidate: str = FMS
-    fms_path: Path | None = None
-    checkpoint: str | None = None
-    revision: str | None = None
-    device: str = "cpu"
-    golden_device: str | None = None
-    phases: tuple[Phase, ...] = PHASES
-    case: str = "*"
-    localise: bool = False
-    quick: bool = False
-    atol: float | None = None
-    rtol: float | None = None
-    dtype: str | None = None
-    rule: Rule | None = None
-    allow_near_ties: bool = False
-    graft: str = ""
-    required: tuple[str, ...] = ()
-    repeat: int = 1
-    explore: int = 0
-    seed: int | None = None
-    replay: tuple[Question, ...] = ()
-    share: Share | None = None
-    loading: Loading = Loading.SNAP
+    goldens: str | Path = goldens_field()
+    _: KW_ONLY
+    fms_path: str | Path | None = option(
+        None,
+        "Root of an FMS checkout; wins over an installed FMS. Its code is run.",
+        metavar="CHECKOUT",
+    )
+    candidate: str = option(
+        "fms", "'fms', or 'module:factory' for anything else. Its code is run.", metavar="SPEC"
+    )
+    loading: str = option(
+        "snap",
+        "Map the configuration by snap, or load by FMS's own get_model('hf_pretrained'), which "
+        "needs transformers; fields that FMS maps differently are reported.",
+        choices=("snap", "own"),
+    )
+    family: Sequence[str] = family_field()
+    checkpoint: str | None = option(
+        None, "Folder or hub id; by default the one that the golden set names."
+    )
+    revision: str | None = option(None, "Revision of the golden set, or its first digits.")
+    device: str = option("cpu", "Where the candidate runs.", choices=DEVICES)
+    golden_device: str | None = option(
+        None, "Device of the golden set, if it is not --device.", choices=DEVICES
+    )
+    phase: Sequence[str] = option(
+        (),
+        "Phase to run; repeat it for several.  [default: all]",
+        choices=("all", *PHASES),
+    )
+    case: str = option("*", "Cases to run, as a glob.", metavar="GLOB")
+    shard: str | None = option(
+        None,
+        "Check the K-th of N shares of the cases; `snap merge` makes one report of all N.",
+        metavar="K/N",
+    )
+    localise: bool = option(
+        False, "Compare module by module even if everything passes.", in_pytest=False
+    )
+    quick: bool = option(
+        False,
+        "Verify generation in one pass over prompt and golden tokens; its cache is not tested.",
+    )
+    repeat: int = option(
+        1,
+        "Run every phase N times and report outputs that differ between runs.",
+        limits=(1, 100),
+        metavar="N",
+    )
+    explore: int | None = option(
+        None,
+        "Run N more queries that the golden set answers: prefixes, padding, batches, tiles …",
+        limits=(1, None),
+        metavar="N",
+        in_pytest=False,
+    )
+    seed: int | None = option(
+        None,
+        "Seed of the queries of --explore; by default the golden set's seed.",
+        limits=(0, None),
+        in_pytest=False,
+    )
+    replay: Sequence[str] = option(
+        (),
+        "Run this query of an --explore again, and nothing else.",
+        metavar="QUESTION",
+        in_pytest=False,
+    )
+    dtype: str | None = option(
+        None,
+        "What the candidate computes in; by default the dtype of the golden set.",
+        choices=ORACLE_DTYPES,
+    )
+    tolerance: str | None = option(
+        None,
+        "Judge by the golden set's table of tolerances, or by its oracle.  [default: table; "
+        "oracle if --dtype is not the golden set's]",
+        choices=tuple(Rule),
+    )
+    allow_near_ties: bool = option(
+        False, "Let a generation pass that differs only if rounding could have chosen."
+    )
+    graft: str = option(
+        "",
+        "Put the golden output in this module's place and run on, to test whether the fault is "
+        "only there.",
+        metavar="MODULE",
+        in_pytest=False,
+    )
+    atol: float | None = option(
+        None, "Absolute tolerance in place of the golden set's.", limits=(0, 1e30)
+    )
+    rtol: float | None = option(
+        None, "Relative tolerance in place of the golden set's.", limits=(0, 1e30)
+    )
+    require: Sequence[str] = option(
+        (),
+        "Exit with 3 if this phase is skipped anywhere, or if no case reaches this feature of the "
+        "model.",
+        choices=(*PHASES, *COVERAGE_NAMES),
+        in_pytest=False,
+    )
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a value that an option does not take."""
+        require_valid(self)
+        _ = self.share, self.questions  # they raise it, too
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases to run, in their order."""
+        return named_phases(self.phase) or PHASES
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """What must be compared or reached, each once."""
+        return tuple(dict.fromkeys(self.require))
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule that --tolerance names."""
+        return Rule(self.tolerance) if self.tolerance else None
+
+    @property
+    def share(self) -> Share | None:
+        """The share that --shard names; raise UsageError if it is not K/N."""
+        from snapshot_tool.base.report import parse_share
+
+        return parse_share(self.shard) if self.shard else None
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """The queries that --replay names; raise UsageError for an unknown one."""
+        from snapshot_tool.explore.questions import parse_question
+
+        return tuple(map(parse_question, self.replay))
 
     @property
     def needs_weights(self) -> bool:
-        """Whether the model as a whole is asked; a replay asks what it names and nothing else."""
+        """Whether the model's weights are compared. A replay runs only what it names."""
         return not self.replay and self.phases != (Phase.PREPROCESSING,)
 
     @property
     def golden_choice(self) -> GoldenChoice:
         """Which golden set is meant."""
+        from snapshot_tool.goldens.choice import GoldenChoice
+
         return GoldenChoice(
-            self.goldens,
+            Path(self.goldens),
             self.checkpoint,
             self.revision,
             self.device,
@@ -71,13 +195,13 @@ class CheckRequest:
 
 
 def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
-    """Return the share asked for of the cases that `--case` names; raise UsageError for none."""
+    """Return the cases that --case and --shard select; raise UsageError for none."""
     cases = matching_cases(manifest, request)
     share = request.share
     if share is None:
         return cases
     if request.replay:
-        raise UsageError("--replay asks what it names, of no share", "leave out --shard")
+        raise UsageError("--replay runs only what it names, not a share", "leave out --shard")
     if share.count > len(cases):
         raise UsageError(
             f"--shard {share}: there are {len(cases)} cases", f"use at most {len(cases)} shards"
@@ -86,7 +210,7 @@ def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
 
 
 def matching_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
-    """Return the cases that `--case` names, of all shards; raise UsageError for none."""
+    """Return the cases that --case selects, of all shards; raise UsageError for none."""
     names = [case.name for case in manifest.cases]
     chosen = set(fnmatch.filter(names, request.case))
     if not chosen:
@@ -98,7 +222,9 @@ def matching_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]
 
 
 def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
-    """Return which share this is, with all that another one must have in common with it."""
+    """Return the share of this check, and all that another one must have in common with it."""
+    from snapshot_tool.base.report import Shard
+
     if request.share is None:
         return None
     asked = {
@@ -108,21 +234,25 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
         "--atol": str(request.atol),
         "--rtol": str(request.rtol),
         "--repeat": str(request.repeat),
-        "--explore": str(request.explore),
+        "--explore": str(request.explore or 0),
         "--seed": str(request.seed),
         "--graft": request.graft,
-        "--loading": request.loading.value,
+        "--loading": request.loading,
     }
     cases = tuple(case.name for case in select_cases(manifest, request))
     return Shard(request.share, cases, len(matching_cases(manifest, request)), asked)
 
 
 def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
-    """Return the candidate's dtype and what judges it.
+    """Return the candidate's dtype and the rule that judges it.
 
     Raises UsageError if the table is to judge half precision, which it is not made for, and
     GoldenNotFound if there is no oracle, or one that is too coarse.
     """
+    from snapshot_tool.goldens.layout import ORACLE
+    from snapshot_tool.goldens.manifest import Storage
+    from snapshot_tool.goldens.oracle import has_coarse_oracle
+
     own = golden.manifest.dtype
     dtype = request.dtype or own
     rule = request.rule or default_rule(own, dtype)

@@ -25,6 +25,7 @@ from snapshot_tool.base.protocol import (
     CandidateInfo,
     CandidateRequest,
     KeepOutputs,
+    Loading,
     Progress,
     keep_nothing,
 )
@@ -142,11 +143,11 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
                 entry.config,
                 request.device,
                 dtype,
-                request.loading,
+                Loading(request.loading),
                 entry.changed_fields,
                 frozenset(entry.unused_weights),
             ),
-            fms_path=request.fms_path,
+            fms_path=Path(request.fms_path) if request.fms_path else None,
         )
         next(steps)
     return Session(
@@ -281,7 +282,7 @@ class Session:
             return replay(
                 self.candidate,
                 self.golden,
-                request.replay,
+                request.questions,
                 judge=self.judge,
                 allow_near_ties=self.allows_near_ties,
             )

@@ -14,11 +14,12 @@ from snapshot_tool.goldens.verify import find_lasting_damage
 
 if TYPE_CHECKING:
     from snapshot_tool.base.localisation import Localisation
+    from snapshot_tool.diagnose.diff import SetDiff
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """One set and what is wrong with it; nothing, where it is whole."""
+    """A golden set and its damage, one line for each problem; empty if it is whole."""
 
     folder: Path
     title: str
@@ -26,14 +27,15 @@ class Verification:
 
 
 def list_goldens(root: Path) -> list[FoundSet]:
-    """Return every golden set below a folder; what is wrong deep in one, `verify` tells."""
+    """Return every golden set below a folder; only `verify` finds damage in all of its files."""
     return find_goldens(root, briefly=True)
 
 
 def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
     """Return the one set that `spec` names.
 
-    A set's folder, a folder of sets with one in it, a part of a path below `root`, or nothing.
+    spec: a set's folder, a folder with one set in it, a part of a path below `root`, or the
+    checkpoint's name; None: the only set.
     """
     if spec and (Path(spec) / MANIFEST).is_file():
         return Path(spec), load_manifest(Path(spec))
@@ -47,28 +49,22 @@ def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
         )
     if len(matching) > 1:
         names = ", ".join(str(found.folder) for found in matching)
-        raise UsageError(
-            f"{spec or root} stands for {len(matching)} golden sets", f"name one: {names}"
-        )
+        raise UsageError(f"{spec or root} names {len(matching)} golden sets", f"name one: {names}")
     return matching[0].folder, load_manifest(matching[0].folder)
 
 
 def _is_named(found: FoundSet, spec: str) -> bool:
-    """Tell whether a set's path or checkpoint contains what the user wrote."""
-    name = Selection(checkpoint=spec)
-    by_checkpoint = found.manifest is not None and name.matches(found.manifest)
-    return by_checkpoint or spec.strip("/") in found.folder.as_posix()
+    """Tell whether a set's path or checkpoint contains a text."""
+    by_checkpoint = found.manifest and Selection(checkpoint=spec).matches(found.manifest)
+    return bool(by_checkpoint) or spec.strip("/") in found.folder.as_posix()
 
 
 def verify_goldens(root: Path, spec: str | None) -> list[Verification]:
-    """Read every byte of the sets below `root` (or of the one named) and compare digests."""
-    found = find_goldens(root)
-    if spec is not None:
-        folder, manifest = find_golden(root, spec)
-        found = [FoundSet(folder, manifest)]
-    if not found:
+    """Compare every byte of the sets below `root`, or of the one named, with its digests."""
+    sets = [FoundSet(*find_golden(root, spec))] if spec is not None else find_goldens(root)
+    if not sets:
         raise GoldenNotFound(f"no golden set in {root}", "name another folder with --goldens")
-    return [_verify(item) for item in found]
+    return [_verify(found) for found in sets]
 
 
 def _verify(found: FoundSet) -> Verification:
@@ -76,15 +72,22 @@ def _verify(found: FoundSet) -> Verification:
         return Verification(found.folder, str(found.folder), (found.problem,))
     try:
         manifest, damage = find_lasting_damage(found.folder)
-    except SnapError as error:  # below the head of its manifest
+    except SnapError as error:  # in a part of the manifest that was not read before
         return Verification(found.folder, found.manifest.title, (error.problem,))
     return Verification(found.folder, manifest.title, tuple(damage))
 
 
-def locate_drift(one_folder: Path, other_folder: Path) -> Localisation | None:
-    """Return where the second set's reference parts from the first's, from the sketches of both.
+def diff_goldens(root: Path, one: str, other: str) -> SetDiff:
+    """Return which tensors differ between two sets, which `find_golden` finds by name."""
+    from snapshot_tool.diagnose.diff import diff_folders
 
-    The first case whose modules differ tells; None where those of no case do.
+    return diff_folders(find_golden(root, one)[0], find_golden(root, other)[0])
+
+
+def locate_drift(one_folder: Path, other_folder: Path) -> Localisation | None:
+    """Return the first module whose sketches differ between two sets, in the first such case.
+
+    None if no module differs.
     """
     from snapshot_tool.diagnose.localise import localise
     from snapshot_tool.goldens.golden import open_golden

@@ -1,4 +1,4 @@
-"""Making one report of the checks of all shares, as if one process had checked every case."""
+"""Merging the reports of all shards of a check, and sharing one check among processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from snapshot_tool.base.report import (
     Exploration,
     ExploredKind,
     Shard,
-    WeightReport,
     unmet_requirements,
 )
 from snapshot_tool.base.results import Result
@@ -24,58 +23,66 @@ from snapshot_tool.candidates.distributed import join_ranks
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """The report of one share, and the file that it was read from."""
+    """The report of one shard, and the file that it was read from."""
 
     source: str
     report: CheckReport
     shard: Shard
 
 
-def _identity(report: CheckReport) -> str:
-    """Return which implementation ran; where it lies counts where nothing else tells."""
+def _implementation(report: CheckReport) -> str:
+    """Return what ran. Its path counts only if it has neither a commit nor a version."""
     info = report.candidate
     known = info.commit or info.version or info.path
     return f"{info.name} {known}" + (" (dirty)" if info.dirty else "")
 
 
-# What must be the same in all shares, as people call it.
-_SAME: Mapping[str, Callable[[CheckReport], object]] = {
-    "golden set": lambda report: replace(report.golden, folder=""),
-    "candidate": _identity,
-    "device": lambda report: report.device,
-    "dtype": lambda report: report.dtype,
-    "tolerance": lambda report: report.rule.value,
-    "--quick": lambda report: report.quick,
-    "--allow-near-ties": lambda report: report.near_ties_allowed,
+# What must be equal in all shards, in words of the command line.
+_EQUAL: Mapping[str, Callable[[ShardReport], object]] = {
+    "golden set": lambda one: replace(one.report.golden, folder=""),
+    "candidate": lambda one: _implementation(one.report),
+    "device": lambda one: one.report.device,
+    "dtype": lambda one: one.report.dtype,
+    "tolerance": lambda one: one.report.rule.value,
+    "--quick": lambda one: one.report.quick,
+    "--allow-near-ties": lambda one: one.report.near_ties_allowed,
+    "number of shards": lambda one: one.shard.share.count,
+    "number of all cases": lambda one: one.shard.all_cases,
 }
 
 
 def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
-    """Return the report of the whole check, given those of its shares, each with its file's name.
+    """Return the report of the whole check, given those of its shards, each with its file's name.
 
-    Raises SnapError where a share is missing or there twice, or where two are not of one check.
+    Raises SnapError if a shard is missing or there twice, or if two are not of one check.
     """
-    shards = sorted(_shards(reports), key=lambda one: one.shard.share.index)
+    shards = []
+    for source, report in reports:
+        if report.shard is None:
+            raise SnapError(
+                f"{source} is the report of a whole check, not of a shard",
+                "merge reports of: snap check --shard K/N --json FILE",
+            )
+        shards.append(ShardReport(source, report, report.shard))
+    shards.sort(key=lambda one: one.shard.share.index)
     for other in shards[1:]:
         _require_one_check(shards[0], other)
     _require_each_once(shards)
-    results = tuple(_in_golden_order(shards))
-    exploration = _exploration(shards)
+    weights = [one.report.weights for one in shards if one.report.weights]
     merged = replace(
         shards[0].report,
-        results=results,
-        exploration=exploration,
+        results=tuple(_in_golden_order(shards)),
+        exploration=_exploration(shards),
         environment=_environment([one.report.environment for one in shards]),
         warnings=_union(one.report.warnings for one in shards),
         environment_differences=_union(one.report.environment_differences for one in shards),
-        weights=_weights(shards),
-        unmet=(),
+        weights=next((found for found in weights if found.differing), next(iter(weights), None)),
         shard=None,
     )
-    # A shard has looked into its own first failure: the first of all is the one that counts.
-    first = next((s.report for s in shards if s.report.divergence == merged.divergence), None)
-    leading = first if first and merged.divergence else shards[0].report
-    unmet = dict.fromkeys(name for one in shards for name in one.report.unmet)
+    # Every shard has localised its own first failure. Only the first of all counts.
+    same = (one.report for one in shards if one.report.divergence == merged.divergence)
+    leading = next(same, shards[0].report) if merged.divergence else shards[0].report
+    unmet = _union(one.report.unmet for one in shards)
     return replace(
         merged,
         unmet=unmet_requirements(merged.all_results, merged.coverage, unmet),
@@ -84,37 +91,19 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
     )
 
 
-def _weights(shards: Sequence[ShardReport]) -> WeightReport | None:
-    """Return the first comparison of weights that found one to differ, or the first of all."""
-    found = [one.report.weights for one in shards if one.report.weights]
-    return next((weights for weights in found if weights.differing), found[0] if found else None)
-
-
-def _shards(reports: Sequence[tuple[str, CheckReport]]) -> Iterator[ShardReport]:
-    for source, report in reports:
-        if report.shard is None:
-            raise SnapError(
-                f"{source} is the report of no shard, but of a whole check",
-                "merge reports of: snap check --shard K/N --json FILE",
-            )
-        yield ShardReport(source, report, report.shard)
-
-
 def _require_one_check(first: ShardReport, other: ShardReport) -> None:
-    def require_same(what: str, one: object, another: object) -> None:
+    options = _union((first.shard.asked, other.shard.asked))
+    pairs = [
+        *((what, value_of(first), value_of(other)) for what, value_of in _EQUAL.items()),
+        *((name, first.shard.asked.get(name), other.shard.asked.get(name)) for name in options),
+    ]
+    for what, one, another in pairs:
         if one != another:
             raise SnapError(
                 f"{first.source} and {other.source} are not of one check: the {what} is "
                 f"{one or 'not given'} in the first, {another or 'not given'} in the second",
-                "check all shares with the same options, golden set and candidate",
+                "check all shards with the same options, golden set and candidate",
             )
-
-    for what, value_of in _SAME.items():
-        require_same(what, value_of(first.report), value_of(other.report))
-    require_same("number of shards", first.shard.share.count, other.shard.share.count)
-    require_same("number of all cases", first.shard.all_cases, other.shard.all_cases)
-    for option in _union((first.shard.asked, other.shard.asked)):
-        require_same(option, first.shard.asked.get(option), other.shard.asked.get(option))
 
 
 def _require_each_once(shards: Sequence[ShardReport]) -> None:
@@ -135,9 +124,9 @@ def _require_each_once(shards: Sequence[ShardReport]) -> None:
 
 
 def _in_golden_order(shards: Sequence[ShardReport]) -> Iterator[Result]:
-    """Yield the results case by case, as they were dealt out.
+    """Yield the results case by case, in the order of the golden set.
 
-    What a shard says of a phase that none of its cases has counts where no other one has it.
+    A shard without a case for a phase reports a skip. It counts only if no shard has such a case.
     """
     places = {
         name: (turn, one.shard.share.index)
@@ -147,33 +136,32 @@ def _in_golden_order(shards: Sequence[ShardReport]) -> Iterator[Result]:
     results = [result for one in shards for result in one.report.results]
     of_cases = [result for result in results if result.case in places]
     yield from sorted(of_cases, key=lambda result: places[result.case])
-    told = {result.phase for result in of_cases}
+    seen = {result.phase for result in of_cases}
     for result in results:
-        if result.case not in places and result.phase not in told:
-            told.add(result.phase)
+        if result.case not in places and result.phase not in seen:
+            seen.add(result.phase)
             yield result
 
 
 def _exploration(shards: Sequence[ShardReport]) -> Exploration | None:
-    """Return all questions that the shards asked, by kind."""
+    """Return all queries that the shards ran, by kind."""
     explored = [one.report.exploration for one in shards if one.report.exploration]
     if not explored:
         return None
     kinds: dict[str, list[ExploredKind]] = {}
     for kind in (kind for found in explored for kind in found.kinds):
         kinds.setdefault(kind.kind, []).append(kind)
-    merged = tuple(_kind(name, same) for name, same in kinds.items())
-    return Exploration(merged, explored[0].seed)
-
-
-def _kind(name: str, same: Sequence[ExploredKind]) -> ExploredKind:
-    asked = [kind for kind in same if kind.asked] or same[:1]
-    results = tuple(result for kind in asked for result in kind.results)
-    return ExploredKind(name, sum(kind.asked for kind in same), results)
+    merged = []
+    for name, same in kinds.items():
+        # A kind that was not run has one skip, which counts only if no shard ran it.
+        run = [kind for kind in same if kind.asked] or same[:1]
+        results = tuple(result for kind in run for result in kind.results)
+        merged.append(ExploredKind(name, sum(kind.asked for kind in same), results))
+    return Exploration(tuple(merged), explored[0].seed)
 
 
 def _environment(all_of_them: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return what the shards ran on; where they differ, every value that there was."""
+    """Return what the shards ran on, with all values of what differs."""
     names = _union(all_of_them)
     return {name: "; ".join(_union([e[name]] for e in all_of_them if name in e)) for name in names}
 
@@ -198,10 +186,10 @@ def follow_leader(device: str) -> None:
 
 @contextmanager
 def leading(device: str) -> Iterator[None]:
-    """Lead the other ranks inside the block; do nothing where there are none.
+    """Lead the other ranks inside the block, if there are any.
 
-    Where the block raises, followers are not dismissed: they may be stuck in the model, and
-    torchrun ends them with this process.
+    If the block raises, followers are not dismissed: they may be stuck in the model, and torchrun
+    ends them with this process.
     """
     if rank_here() is None:
         yield

@@ -1,4 +1,4 @@
-"""The command line: options in, one workflow called, its result drawn, an exit code out."""
+"""The command line: read the options, call a use case, draw its result, return an exit code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import sys
 
 
 def program() -> None:
-    """Run `snap` as a process of its own."""
+    """Run `snap` with the arguments of this process."""
     main(sys.argv[1:])
 
 
 def main(arguments: list[str]) -> None:
-    """Run `snap` with arguments."""
+    """Run `snap` with arguments and end the process with its exit code."""
     from snapshot_tool.cli.main import run
 
     run(arguments)

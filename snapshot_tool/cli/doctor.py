@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -14,35 +15,26 @@ _CANNOT_RUN = 3
 
 @click.command(
     "doctor",
-    short_help="Say what works here.",
+    short_help="Report what works here.",
     epilog="Example: snap doctor --fms-path ./foundation-model-stack",
 )
 @fms_path_option
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @goldens_option
 def doctor_command(*, fms_path: Path | None, as_json: bool, goldens: Path) -> int:
-    """Look at packages, devices, FMS and golden sets, and say what can be done here.
+    """Report whether checking and recording work here: packages, devices, FMS and golden sets.
 
-    No model runs. Exit code 0 where checking or recording is possible, 3 where neither is.
+    No model runs. Exit code 0: checking or recording works; 3: neither does.
     """
     from snapshot_tool.check.doctor import diagnose
 
-    diagnosis = diagnose(goldens, fms_path=fms_path)
-    works = diagnosis.can_check or diagnosis.can_record
+    found = diagnose(goldens, fms_path=fms_path)
     if as_json:
-        findings = [
-            {"subject": f.subject, "good": f.good, "detail": f.detail} for f in diagnosis.findings
-        ]
-        answer = {
-            "can_check": diagnosis.can_check,
-            "can_record": diagnosis.can_record,
-            "findings": findings,
-        }
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-        return 0 if works else _CANNOT_RUN
-    for finding in diagnosis.findings:
-        mark = click.style("ok", fg="green") if finding.good else click.style("--", fg="yellow")
-        click.echo(f"{mark}  {finding.subject}: {finding.detail}")
-    click.echo(f"snap check works here: {'yes' if diagnosis.can_check else 'no'}")
-    click.echo(f"snap record works here: {'yes' if diagnosis.can_record else 'no'}")
-    return 0 if works else _CANNOT_RUN
+        click.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+    else:
+        for finding in found.findings:
+            mark = click.style("ok", fg="green") if finding.good else click.style("--", fg="yellow")
+            click.echo(f"{mark}  {finding.subject}: {finding.detail}")
+        click.echo(f"snap check works here: {'yes' if found.can_check else 'no'}")
+        click.echo(f"snap record works here: {'yes' if found.can_record else 'no'}")
+    return 0 if found.can_check or found.can_record else _CANNOT_RUN

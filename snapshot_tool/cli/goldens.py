@@ -1,4 +1,4 @@
-"""`snap list`, `snap show` and `snap verify`."""
+"""Commands on golden sets that run no model: list, show, verify, diff, push, pull."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snapshot_tool.cli.options import goldens_option, write_text
+from snapshot_tool.cli.options import goldens_option, html_option, json_option, write_text
 
 if TYPE_CHECKING:
     from snapshot_tool.goldens.find import FoundSet
@@ -22,7 +22,7 @@ _DAMAGED = 3
 def list_command(*, goldens: Path) -> int:
     """List every golden set: checkpoint, revision, device, version, cases, size.
 
-    A damaged set may be listed as a sound one: snap verify tells them apart.
+    Only manifests are read: snap verify finds damage in other files.
     """
     from snapshot_tool.check.sets import list_goldens
 
@@ -53,8 +53,8 @@ def _summary(found: FoundSet) -> str:
 def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
     """Show where a golden set comes from and what it holds.
 
-    GOLDEN is its folder, a part of its path, or the checkpoint's name; it may be left out where
-    there is only one.
+    GOLDEN is its folder, a part of its path, or the checkpoint's name. It may be left out if there
+    is only one.
     """
     from snapshot_tool.check.sets import find_golden
     from snapshot_tool.goldens.coverage import coverage, generated_tokens
@@ -80,7 +80,7 @@ def _show_facts(manifest: Manifest) -> None:
 
     environment = manifest.environment
     if manifest.storage is not Storage.FULL:
-        click.echo(f"storage   {manifest.storage}: of large answers a sample, moments, signed sums")
+        click.echo(f"storage   {manifest.storage}: of large tensors a sample, moments, signed sums")
     packages = ("transformers", "huggingface_hub", "torch", "python", "processor")
     facts = ", ".join(f"{name} {environment[name]}" for name in packages if name in environment)
     click.echo(f"made with {facts}")
@@ -134,7 +134,7 @@ def _short(text: str, width: int = 48) -> str:
 def verify_command(*, golden: str | None, goldens: Path) -> int:
     """Read every byte of the golden sets (or of GOLDEN) and compare with the recorded digests.
 
-    No model runs and nothing is changed. Exit code 3 where a file is missing or altered.
+    No model runs and nothing is changed. Exit code 3: a file is missing or altered.
     """
     from snapshot_tool.check.sets import verify_goldens
 
@@ -156,8 +156,8 @@ def verify_command(*, golden: str | None, goldens: Path) -> int:
 )
 @click.argument("one")
 @click.argument("other")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
-@click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write a page.")
+@json_option
+@html_option
 @goldens_option
 def diff_command(
     *, one: str, other: str, json_path: Path | None, html_path: Path | None, goldens: Path
@@ -165,8 +165,8 @@ def diff_command(
     """Show which recorded tensors differ between two golden sets, and by how much.
 
     ONE and OTHER are folders or parts of their paths below --goldens: of two revisions, two
-    transformers versions, two devices. Exit code 0 where all differences are within ONE's
-    tolerances, 1 where some are not.
+    transformers versions, two devices. Exit code 0: all differences are within ONE's tolerances;
+    1: some are not.
     """
     from snapshot_tool.check.sets import find_golden, locate_drift
     from snapshot_tool.diagnose.diff import diff_folders
@@ -201,13 +201,13 @@ only_option = click.option(
 )
 @remote_argument
 @only_option
-@click.option("--again", is_flag=True, help="Send also the files that the remote has.")
+@click.option("--again", is_flag=True, help="Also send the files that the remote has.")
 @goldens_option
 def push_command(*, remote: str | None, only: str, again: bool, goldens: Path) -> int:
-    """Send what the remote lacks of the golden sets here, and write goldens.lock.
+    """Send the files of golden sets that the remote lacks, and write goldens.lock.
 
     REMOTE is hf://datasets/OWNER/NAME, s3://BUCKET/PREFIX or file:///FOLDER; by default the one in
-    goldens.lock, which lies beside the goldens folder. Commit that file: snap pull reads it.
+    goldens.lock, beside the goldens folder. Commit that file: snap pull reads it.
     """
     from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.goldens.sync import PushRequest, push
@@ -225,13 +225,13 @@ def push_command(*, remote: str | None, only: str, again: bool, goldens: Path) -
 @click.command("pull", short_help="Fetch golden sets from a remote.", epilog="Example: snap pull")
 @remote_argument
 @only_option
-@click.option("--replace", is_flag=True, help="Replace a set that was recorded here, too.")
+@click.option("--replace", is_flag=True, help="Also replace a set that was recorded here.")
 @goldens_option
 def pull_command(*, remote: str | None, only: str, replace: bool, goldens: Path) -> int:
-    """Fetch what is missing here of the golden sets that goldens.lock names.
+    """Fetch the files that are missing here of the golden sets in goldens.lock.
 
-    REMOTE is by default the one in goldens.lock. Every byte is compared with the digests there:
-    other bytes are refused with exit code 3, and nothing is put in place.
+    REMOTE is by default the one in goldens.lock. Every byte is compared with the digests there. If
+    any differs, the exit code is 3 and nothing is put in place.
     """
     from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.goldens.sync import PullRequest, pull

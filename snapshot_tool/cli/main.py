@@ -1,6 +1,6 @@
-"""The group of all commands, and how each way out of one gets a code of its own.
+"""The group of all commands, and the exit code of each way that a command can end.
 
-Commands are imported when they are called, so `snap --help` needs click alone.
+Commands are imported when they are called, so `snap --help` needs only click.
 """
 
 from __future__ import annotations
@@ -10,46 +10,11 @@ import importlib
 import io
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any, NoReturn
 
 import click
 
 from snapshot_tool.base.errors import SnapError, is_out_of_memory, printable
-
-
-class _Pipe(io.FileIO):
-    """A file that takes everything once nobody reads it any more."""
-
-    def write(self, data: Any) -> int:
-        """Write to the pipe, or to nowhere."""
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            return memoryview(data).nbytes
-
-
-def keep_writing_to_closed_pipes() -> None:
-    """Replace standard output and standard error, if they are not a terminal."""
-    sys.stdout = _tolerant(sys.stdout)
-    sys.stderr = _tolerant(sys.stderr)
-
-
-def _tolerant(stream: TextIO) -> TextIO:
-    """Return a stream of the same file that a missing reader does not break."""
-    try:
-        number = stream.fileno()
-        if stream.isatty():
-            return stream
-    except (OSError, ValueError, AttributeError):
-        return stream  # closed, or no file at all, as in tests
-    stream.flush()
-    return io.TextIOWrapper(
-        io.BufferedWriter(_Pipe(number, "w", closefd=False)),
-        encoding=getattr(stream, "encoding", None),
-        errors=getattr(stream, "errors", None),
-        line_buffering=stream is sys.stderr,
-    )
-
 
 _COMMANDS = {
     "record": ("record", "Record a golden set from the Hugging Face reference."),
@@ -63,18 +28,18 @@ _COMMANDS = {
     "push": ("goldens", "Send golden sets to a remote."),
     "pull": ("goldens", "Fetch golden sets from a remote."),
     "bisect": ("check", "Find the commit of FMS that broke a port."),
-    "trace": ("trace", "Write what every module of a model is given and returns."),
+    "trace": ("trace", "Write the inputs and outputs of every module of a model."),
     "compare-traces": ("trace", "Compare two traces, module by module."),
-    "doctor": ("doctor", "Say what works in this environment, and why not."),
+    "doctor": ("doctor", "Report what works in this environment, and why not."),
 }
 _CANNOT_RUN = 3
-_SHOWN = 200  # characters of a path
-# What the system says, in the words of a library that raises something else than OSError.
-_REFUSALS = tuple(
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_LONGEST_PATH = 200  # characters
+# Libraries that raise something else than OSError use the system's words.
+_SYSTEM_WORDS = tuple(
     os.strerror(number)
     for number in (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO)
 )
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class _LazyGroup(click.Group):
@@ -120,8 +85,8 @@ def cli(*, debug: bool) -> None:
     """  # noqa: D301 - \b is click's sign to keep the lines
 
 
-def run(arguments: list[str]) -> None:
-    """Run `snap`. Every way out has a code of its own: 1 means that something differs.
+def run(arguments: list[str]) -> NoReturn:
+    """Run `snap` and end the process. Exit code 1 only means that something differs.
 
     SystemExit is raised, not sys.exit called: a candidate may have replaced sys.exit.
     """
@@ -133,37 +98,58 @@ def run(arguments: list[str]) -> None:
             standalone_mode=False,
             color=False if os.environ.get("NO_COLOR") else None,
         )
-    except SnapError as error:
-        _fail(error, str(error), error.exit_code, arguments)
     except click.ClickException as error:
         error.show()
         raise SystemExit(2) from None
     except (click.Abort, KeyboardInterrupt):
         click.echo("snap: interrupted", err=True)
         raise SystemExit(_INTERRUPTED) from None
-    except Exception as error:  # the last line of defence: no traceback unless asked for
-        _fail(error, _in_words(error), _CANNOT_RUN, arguments)
+    except Exception as error:  # no traceback without --debug
+        if "--debug" in arguments:
+            raise
+        first, *rest = _describe(error).splitlines() or [""]
+        click.echo("\n".join([f"snap: {first}", *(f"      {line}" for line in rest)]), err=True)
+        raise SystemExit(error.exit_code if isinstance(error, SnapError) else _CANNOT_RUN) from None
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _in_words(error: Exception) -> str:
-    """Return what the system refused, or that the fault is ours, in one or two lines."""
+def _describe(error: Exception) -> str:
+    """Return what is wrong and what to do, on one or two lines."""
+    if isinstance(error, SnapError):
+        return str(error)
     if is_out_of_memory(error):
         return "not enough memory\nraise the limit, or check fewer cases at a time: --case GLOB"
     if isinstance(error, OSError) and error.strerror:
-        where = f": {str(error.filename)[:_SHOWN]}" if error.filename else ""
+        where = f": {str(error.filename)[:_LONGEST_PATH]}" if error.filename else ""
         return f"{printable(error.strerror + where)}\noperating system error"
     text = printable(f"{type(error).__name__}: {error}")
-    if any(refusal in text for refusal in _REFUSALS):
+    if any(words in text for words in _SYSTEM_WORDS):
         return f"{text}\noperating system error"
     return f"{text}\nthis is a fault of snap: --debug shows where"
 
 
-def _fail(error: BaseException, text: str, code: int, arguments: list[str]) -> Any:
-    if "--debug" in arguments:
-        raise error
-    first, *rest = text.splitlines() or [""]
-    click.echo(f"snap: {first}", err=True)
-    for line in rest:
-        click.echo(f"      {line}", err=True)
-    raise SystemExit(code)
+class _Pipe(io.FileIO):
+    """Standard output or standard error that drops what is written once its reader has gone."""
+
+    def write(self, data: Any) -> int:
+        """Write to the pipe, if anything reads it."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def keep_writing_to_closed_pipes() -> None:
+    """Let a command end with its own exit code if its reader has gone, as in `snap show | head`."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            if stream.isatty():
+                continue
+            pipe = _Pipe(stream.fileno(), "w", closefd=False)
+        except (OSError, ValueError, AttributeError):
+            continue  # closed, or not a file, as in tests
+        stream.flush()
+        kept = {"encoding": stream.encoding, "errors": stream.errors}
+        buffer = io.BufferedWriter(pipe)
+        setattr(sys, name, io.TextIOWrapper(buffer, line_buffering=name == "stderr", **kept))

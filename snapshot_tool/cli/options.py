@@ -1,60 +1,77 @@
-"""Options that several commands share."""
+"""click options, made from the declarations of the requests, and what several commands share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
-from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.files import write_report
+from snapshot_tool.base.options import Option, options_of
+from snapshot_tool.check.request import CheckRequest
 
-PHASE_NAMES = [phase.value for phase in PHASES]
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
-goldens_option = click.option(
-    "--goldens",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("goldens"),
-    show_default=True,
-    help="Folder of the golden sets.",
+
+def click_option(option: Option) -> Callable[[_Command], _Command]:
+    """Return the decorator that gives a command an option."""
+    if option.kind is bool:
+        both = f"{option.flag}/--no-{option.flag[2:]}"  # without a default, either may be given
+        return click.option(
+            both if option.default is None else option.flag,
+            option.field,
+            is_flag=True,
+            default=option.default,
+            help=option.help,
+        )
+    kind: Any = option.kind
+    if option.choices:
+        kind = click.Choice(option.choices)
+    elif option.kind is Path:
+        kind = click.Path(path_type=Path, file_okay=option.metavar != "DIR")
+    elif option.limits != (None, None):
+        kind = (click.IntRange if option.kind is int else click.FloatRange)(*option.limits)
+    return click.option(
+        option.flag,
+        option.field,
+        type=kind,
+        default=option.default or None,
+        show_default=bool(option.default),
+        multiple=option.repeated,
+        metavar=option.metavar or None,
+        help=option.help,
+    )
+
+
+def request_options(request: type) -> Callable[[_Command], _Command]:
+    """Return the decorator that gives a command every option of a request."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options_of(request).values()):
+            command = click_option(option)(command)
+        return command
+
+    return decorate
+
+
+_CHECK = options_of(CheckRequest)
+goldens_option = click_option(_CHECK["goldens"])
+fms_path_option = click_option(_CHECK["fms_path"])
+family_option = click_option(_CHECK["family"])
+device_option = click_option(_CHECK["device"])
+json_option = click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write all figures; - prints them."
 )
 html_option = click.option(
-    "--html", "html_path", type=click.Path(path_type=Path), help="Write a report to look at."
+    "--html", "html_path", type=click.Path(path_type=Path), help="Write a page for the browser."
 )
-fms_path_option = click.option(
-    "--fms-path",
-    type=click.Path(path_type=Path),
-    help="Root of an FMS checkout; wins over an installed FMS. Its code is run.",
-)
-family_option = click.option(
-    "--family",
-    "families",
-    multiple=True,
-    metavar="FILE.py",
-    help="A file that declares a model family, or an entry point's name. Its code is run.",
-)
-phase_option = click.option(
-    "--phase",
-    "phases",
-    type=click.Choice(["all", *PHASE_NAMES]),
-    multiple=True,
-    default=["all"],
-    show_default=True,
-    help="Phase to run; repeat it for several.",
-)
-
-
-def parse_phases(names: tuple[str, ...]) -> tuple[Phase, ...]:
-    """Return the phases that were named, in the order of execution."""
-    return tuple(phase for phase in PHASES if "all" in names or phase.value in names)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a report to a file, or to standard output for "-"."""
     if str(path) == "-":
         click.echo(text, nl=False)
-        return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise SnapError(f"cannot write {path}: {error.strerror}", "name another file") from error
+    else:
+        write_report(path, text)

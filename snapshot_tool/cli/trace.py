@@ -6,16 +6,23 @@ from pathlib import Path
 
 import click
 
-from snapshot_tool.base.environment import DEVICES
 from snapshot_tool.base.errors import UsageError
-from snapshot_tool.cli.options import family_option, fms_path_option, goldens_option, write_text
+from snapshot_tool.base.options import DEVICES
+from snapshot_tool.cli.options import (
+    device_option,
+    family_option,
+    fms_path_option,
+    goldens_option,
+    json_option,
+    write_text,
+)
 
 _DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
 
 @click.command(
     "trace",
-    short_help="Write what every module is given and returns.",
+    short_help="Write every module's inputs and outputs.",
     epilog="Example: snap trace --impl fms --case one-image --out fms.safetensors",
 )
 @click.option(
@@ -32,7 +39,7 @@ _DTYPES = ["float32", "float64", "bfloat16", "float16"]
 @click.option("--force", is_flag=True, help="Replace the file --out.")
 @click.option("--case", help="Take the inputs of a golden set's case.")
 @click.option("--inputs", type=click.Path(path_type=Path), help="Take the inputs of another trace.")
-@click.option("--prompt", help="Ask this, with <image> for each --image; --impl hf alone.")
+@click.option("--prompt", help="Run this prompt, with <image> for each --image; --impl hf only.")
 @click.option("--image", "images", type=click.Path(path_type=Path), multiple=True)
 @click.option("--checkpoint", help="Folder or hub id; by default that of the golden or the trace.")
 @click.option("--revision", help="Revision of the golden set, or of the prompt's checkpoint.")
@@ -44,9 +51,9 @@ _DTYPES = ["float32", "float64", "bfloat16", "float16"]
     type=click.IntRange(0, 2**40),
     default=65_536,
     show_default=True,
-    help="Keep tensors up to this size whole, of larger ones a sketch.",
+    help="Keep tensors up to this size whole, and a sketch of larger ones.",
 )
-@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
+@device_option
 @click.option("--dtype", type=click.Choice(_DTYPES), default="float32", show_default=True)
 @click.option("--golden-device", type=click.Choice(DEVICES), help="Where --case was recorded.")
 @fms_path_option
@@ -72,18 +79,19 @@ def trace_command(
     dtype: str,
     golden_device: str | None,
     fms_path: Path | None,
-    families: tuple[str, ...],
+    family: tuple[str, ...],
     goldens: Path,
 ) -> int:
-    """Run a model with every module watched, and write a safetensors file of what was seen.
+    """Run a model and write the inputs and outputs of every module to a safetensors file.
 
-    Two traces of the same inputs are compared with snap compare-traces. The inputs are those of a
-    golden's --case, of another trace (--inputs), or, for --impl hf, a --prompt with --image files.
+    snap compare-traces compares two traces of the same inputs. The inputs are those of a golden
+    set's --case, of another trace (--inputs), or, for --impl hf, a --prompt with --image files.
     """
     from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.families.own import name_families
     from snapshot_tool.goldens.choice import GoldenChoice
     from snapshot_tool.traces.subject import Prompt, TraceOptions, choose_subject
+    from snapshot_tool.traces.workflow import trace_candidate, trace_reference
     from snapshot_tool.traces.write import Mode, require_free
 
     if impl == "hf" and (candidate or fms_path):
@@ -94,7 +102,7 @@ def trace_command(
             "trace it there, and take its inputs here: --inputs TRACE",
         )
     require_free(out, force=force)
-    name_families(families)
+    name_families(family)
     given = choose_subject(
         GoldenChoice(goldens, checkpoint, revision, device, golden_device),
         case=case,
@@ -103,20 +111,11 @@ def trace_command(
     )
     options = TraceOptions(Mode(mode), first_pass_only, max_elements, max_new_tokens, device, dtype)
     if isinstance(given, Prompt) or impl == "hf":
-        # Here alone: it imports transformers.
-        from snapshot_tool.traces.workflow import trace_reference
-
         header = trace_reference(out, given, options, TerminalProgress())
     else:
-        from snapshot_tool.traces.workflow import trace_candidate
-
+        candidate = candidate or "fms"
         header = trace_candidate(
-            out,
-            given,
-            options,
-            TerminalProgress(),
-            candidate=candidate or "fms",
-            fms_path=fms_path,
+            out, given, options, TerminalProgress(), candidate=candidate, fms_path=fms_path
         )
     tensors = sum(len(call.inputs) + len(call.outputs) for call in header.calls)
     click.echo(f"traced {header.implementation}, {header.question}")
@@ -157,26 +156,26 @@ _TRACE = click.Path(path_type=Path)
 @click.option(
     "--error-limit",
     type=click.FloatRange(min=0),
-    help="Greatest relative error that is no difference.  [default: 3e-5]",
+    help="Greatest relative error that counts as equal.  [default: 3e-5]",
 )
-@click.option("--json", "json_path", type=_TRACE, help="Write all rows.")
+@json_option
 def compare_traces_command(
     *,
     one: Path,
     two: Path,
     map_path: Path | None,
-    families: tuple[str, ...],
+    family: tuple[str, ...],
     compare: str,
     metric: str,
     limit: int,
     error_limit: float | None,
     json_path: Path | None,
 ) -> int:
-    """Show how far each module of a trace is from its partner in another one.
+    """Show how far each module of a trace is from its partner in another trace.
 
     Rows are in the reference's order of execution. Modules are matched by --map, by equal names, by
     the family's names, or else by shapes, order and values. Exit code 0: all agree; 1: a shape or a
-    value differs, or the mapping names what the other trace lacks; 3: nothing could be compared.
+    value differs, or --map names a module that the other trace lacks; 3: nothing was compared.
     """
     from snapshot_tool.base.localisation import ERROR_LIMIT, Metric
     from snapshot_tool.base.tap import Side
@@ -184,7 +183,7 @@ def compare_traces_command(
     from snapshot_tool.reports.traces import comparison_lines, comparison_to_json
     from snapshot_tool.traces.compare import CompareTracesRequest, compare_trace_files
 
-    name_families(families)
+    name_families(family)
     found = compare_trace_files(
         CompareTracesRequest(
             one,

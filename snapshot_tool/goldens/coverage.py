@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.report import (
+from snapshot_tool.base.phases import (
     ALL_END_TOKENS,
     END_TOKEN,
     LEFT,
@@ -15,8 +14,9 @@ from snapshot_tool.base.report import (
     ROPE,
     TOKEN_TYPES,
     WINDOW,
-    Coverage,
+    Phase,
 )
+from snapshot_tool.base.report import Coverage
 from snapshot_tool.families.family import text_config
 from snapshot_tool.goldens.layout import phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, case_recipe

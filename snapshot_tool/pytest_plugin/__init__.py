@@ -1,9 +1,10 @@
-"""The pytest plugin: every phase of every case of the golden sets as a test of its own.
+"""The pytest plugin: every phase of every case of the golden sets is a test of its own.
 
     pytest --snap-goldens goldens --fms-path ./foundation-model-stack
 
-Every pytest run of an environment that has snap imports this module: so it imports pytest alone,
-and without --snap-goldens it does nothing. docs/pytest.md is for users.
+Every pytest session of an environment that has snap imports this module. It imports the
+declarations of the options, but neither torch nor msgspec, and does nothing without
+--snap-goldens. docs/pytest.md is for users.
 """
 
 from __future__ import annotations
@@ -14,59 +15,59 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from snapshot_tool.base.options import Option, options_of
+from snapshot_tool.check.request import CheckRequest
+
 if TYPE_CHECKING:
     from snapshot_tool.base.protocol import Candidate
     from snapshot_tool.goldens.golden import Golden
 
 _GOLDENS = "--snap-goldens"
+OPTIONS = [option for option in options_of(CheckRequest).values() if option.in_pytest]
+
+
+def plugin_flag(option: Option) -> str:
+    """Return the plugin's name of an option of `snap check`: "--snap-device" for "--device"."""
+    return option.flag if option.field == "fms_path" else f"--snap-{option.flag[2:]}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Offer what `snap check` offers; values stay strings, which pytest-xdist can send."""
-    option = parser.getgroup("snap", "golden references of snap").addoption
-    devices = ["cpu", "cuda"]
-    option(_GOLDENS, metavar="DIR", help="Folder of golden sets to run as tests.")
-    option("--fms-path", metavar="DIR", help="Root of an FMS checkout. Its code is run.")
-    option(
-        "--snap-candidate",
-        default="fms",
-        metavar="SPEC",
-        help="'fms', or 'module:factory' for anything else. Its code is run.",
-    )
-    option(
-        "--snap-family",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="A file that declares a model family, or an entry point's name. Its code is run.",
-    )
-    option("--snap-checkpoint", metavar="NAME", help="Folder or hub id.")
-    option("--snap-revision", metavar="SHA", help="Revision of the golden set.")
-    option("--snap-device", default="cpu", choices=devices, help="Where the candidate runs.")
-    option("--snap-golden-device", choices=devices, help="Device of the golden set, if another.")
-    option("--snap-phase", action="append", default=[], metavar="PHASE", help="May be repeated.")
-    option("--snap-case", default="*", metavar="GLOB", help="Cases to run.")
-    option("--snap-shard", metavar="K/N", help="The K-th of N shares of the cases.")
-    option("--snap-dtype", metavar="DTYPE", help="What the candidate computes in.")
-    option("--snap-tolerance", choices=["table", "oracle"], help="What judges.")
-    option("--snap-loading", choices=["snap", "own"], default="snap", help="Who loads FMS.")
-    option("--snap-quick", action="store_true", help="Verify generation in one pass.")
+    """Add the options of `snap check` that apply to single tests."""
+    group = parser.getgroup("snap", "golden references of snap")
+    for option in OPTIONS:
+        default = f"  [default: {option.default}]" if option.default else ""
+        details: dict[str, Any] = {"help": option.help + default, "default": None}
+        if option.field == "goldens":
+            details = {"help": "Folder of golden sets to run as tests."}
+        if option.kind is bool:
+            details |= {"action": "store_true"}
+        else:
+            # Paths stay text, which pytest-xdist can send to its workers.
+            details |= {"type": str if option.kind is Path else option.kind}
+            details |= {"choices": option.choices or None, "metavar": option.metavar or None}
+            details |= {"action": "append"} if option.repeated else {}
+        group.addoption(plugin_flag(option), **details)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the families that --snap-family names, in every process that runs tests."""
+    """Register the families that --snap-family names, in every process that runs tests."""
     if config.getoption(_GOLDENS) and config.getoption("--snap-family"):
-        from snapshot_tool.pytest_plugin.nodes import load_named_families
+        from snapshot_tool.base.errors import SnapError
+        from snapshot_tool.families.own import name_families
+        from snapshot_tool.pytest_plugin.nodes import make_request
 
-        load_named_families(config)
+        try:
+            name_families(make_request(config).family)
+        except SnapError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
-    """Add the golden sets to what pytest collects.
+    """Collect the manifests of the golden sets, unless the arguments name some of them.
 
-    --snap-goldens on the command line, with no path beside it, stands for the goldens alone; in
-    `addopts` it adds them to the project's own tests.
+    With --snap-goldens on the command line and no path beside it, only golden sets are collected.
+    In `addopts` the option adds them to the project's own tests.
     """
     config = session.config
     if not config.getoption(_GOLDENS):
@@ -92,7 +93,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for `snap_case` once for each case, by its name."""
+    """Run a test that uses `snap_case` once for each case."""
     if "snap_case" in metafunc.fixturenames:
         from snapshot_tool.pytest_plugin.nodes import case_names
 
@@ -100,7 +101,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say which implementation ran, in this process or in pytest-xdist's workers."""
+    """Print which implementation ran, in this process or in pytest-xdist's workers."""
     if config.getoption(_GOLDENS):
         from snapshot_tool.pytest_plugin.nodes import candidate_names
 
@@ -118,18 +119,19 @@ def snap_golden(pytestconfig: pytest.Config) -> Golden:
 
 @pytest.fixture(scope="session")
 def snap_candidate(pytestconfig: pytest.Config, snap_golden: Golden) -> Candidate:
-    """Return the loaded candidate, the same one that the golden tests of this process use."""
+    """Return the loaded candidate, which the golden tests of this process use as well."""
     from snapshot_tool.pytest_plugin.nodes import load_candidate_for
 
-    return load_candidate_for(pytestconfig, snap_golden.folder).candidate
+    candidate: Candidate = load_candidate_for(pytestconfig, snap_golden.folder).session.candidate
+    return candidate
 
 
 @pytest.fixture
 def snap_compare(pytestconfig: pytest.Config, snap_golden: Golden) -> Callable[..., None]:
-    """Return a function that asserts that a phase's output is what the golden says.
+    """Return a function that fails unless a phase's output is as recorded.
 
     snap_compare(output, case="one-image", phase="vision"): output is what a candidate's method of
-    that phase returns, the tolerance the golden's own.
+    that phase returns. The golden set's tolerance applies.
     """
     from snapshot_tool.pytest_plugin.nodes import problems
 

@@ -13,22 +13,19 @@ from typing import Any, Self
 import pytest
 
 from snapshot_tool.base.errors import SnapError, UsageError
-from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.protocol import Candidate, Loading, SilentProgress
-from snapshot_tool.base.report import parse_share
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Candidate, SilentProgress
 from snapshot_tool.base.results import Result, Verdict, tolerance_used
-from snapshot_tool.base.tolerance import Rule
 from snapshot_tool.candidates import PlainCandidate
 from snapshot_tool.check.request import CheckRequest, select_cases
 from snapshot_tool.check.session import Session, open_session
-from snapshot_tool.families.own import name_families
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.layout import MANIFEST
 from snapshot_tool.goldens.manifest import CaseEntry, load_manifest
+from snapshot_tool.pytest_plugin import OPTIONS, plugin_flag
 from snapshot_tool.reports import text as run_text
 
 _CANDIDATE = "snap candidate"
-_BAD = (Verdict.FAIL, Verdict.ERROR)
 
 
 class GoldenFile(pytest.File):
@@ -36,13 +33,13 @@ class GoldenFile(pytest.File):
 
     @classmethod
     def at(cls, path: Path, parent: pytest.Collector) -> Self:
-        """Return the node of a manifest; its id names the file also outside of pytest's root."""
+        """Return the node of a manifest. Its id is the path from pytest's root folder."""
         name = Path(os.path.relpath(path, parent.config.rootpath)).as_posix()
         node: Self = cls.from_parent(parent, path=path, nodeid=name)
         return node
 
     def collect(self) -> Iterator[pytest.Collector | pytest.Item]:
-        """Yield the cases that --snap-case names, and the weights where a phase has any."""
+        """Yield the selected cases, and the weights if a phase uses them."""
         request = make_request(self.config)
         with _usage_errors():
             for case in select_cases(load_manifest(self.path.parent), request):
@@ -61,7 +58,7 @@ class GoldenCase(pytest.Collector):
         self.case = case
 
     def collect(self) -> Iterator[pytest.Item]:
-        """Yield the phases that the case has, in order."""
+        """Yield the selected phases that the case has, in order."""
         for phase in make_request(self.config).phases:
             if phase in self.case.phases:
                 node: GoldenPhase = GoldenPhase.from_parent(
@@ -70,25 +67,38 @@ class GoldenCase(pytest.Collector):
                 yield node
 
 
-class GoldenPhase(pytest.Item):
-    """One phase of one case, run on the candidate and judged against the golden."""
+class _GoldenItem(pytest.Item):
+    """A test that runs on the candidate of its golden set."""
+
+    @property
+    def loaded(self) -> LoadedCandidate:
+        """The candidate, loaded by the first test of the set."""
+        return load_candidate_for(self.config, self.path.parent)
+
+    def setup(self) -> None:
+        """Load the candidate: one that cannot be loaded is an error of the test, not a failure."""
+        self.user_properties.append((_CANDIDATE, self.loaded.name))
+
+
+class GoldenPhase(_GoldenItem):
+    """One phase of one case, run on the candidate and judged against the golden set."""
 
     def __init__(self, *, case: CaseEntry, phase: Phase, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.case, self.phase = case, phase
 
-    def setup(self) -> None:
-        """Load the candidate, unless an earlier test has done it."""
-        load_candidate_for(self.config, self.path.parent)
-
     def runtest(self) -> None:
-        """Fail with what `snap check` would say; skip with the reason where nothing compares."""
-        loaded = load_candidate_for(self.config, self.path.parent)
-        results = loaded.session.run(self.case, self.phase)
-        self.user_properties += [(_CANDIDATE, loaded.name), *_figures(results)]
-        bad = [result for result in results if result.verdict in _BAD]
+        """Fail with the lines of `snap check`; skip with the reason if nothing is compared."""
+        results = self.loaded.session.run(self.case, self.phase)
+        for result in results:
+            used = tolerance_used(result)
+            if used is not None:
+                self.user_properties.append((f"{result.tensor} tolerance used", f"{used:.3g}"))
+        bad = [r for r in results if r.verdict in (Verdict.FAIL, Verdict.ERROR)]
         if bad:
-            pytest.fail("\n".join([*_told(bad), *loaded.culprit(bad)]), pytrace=False)
+            others = ", ".join(result.tensor for result in bad[1:])
+            lines = [run_text.problem_text(bad[0]), *([f"     and in {others}"] if others else [])]
+            pytest.fail("\n".join([*lines, *self.loaded.conclusion(bad)]), pytrace=False)
         if skipped := [r.reason for r in results if r.verdict is Verdict.SKIP]:
             pytest.skip("; ".join(skipped))
 
@@ -97,18 +107,12 @@ class GoldenPhase(pytest.Item):
         return self.path, None, f"{self.case.name} / {self.phase.value}"
 
 
-class GoldenWeights(pytest.Item):
-    """The candidate's weights beside the checkpoint's, after what this process ran before."""
-
-    def setup(self) -> None:
-        """Load the candidate, unless an earlier test has done it."""
-        load_candidate_for(self.config, self.path.parent)
+class GoldenWeights(_GoldenItem):
+    """The candidate's weights beside the checkpoint's, after the tests that ran before."""
 
     def runtest(self) -> None:
-        """Fail with the weights that differ; skip where the candidate shows none."""
-        loaded = load_candidate_for(self.config, self.path.parent)
-        self.user_properties.append((_CANDIDATE, loaded.name))
-        found = loaded.session.compare_weights()
+        """Fail with the weights that differ; skip if the candidate shows none."""
+        found = self.loaded.session.compare_weights()
         if found is None:
             pytest.skip("the candidate has no method 'weights'")
         if found.differing:
@@ -119,29 +123,14 @@ class GoldenWeights(pytest.Item):
         return self.path, None, self.name
 
 
-def _told(bad: list[Result]) -> list[str]:
-    """Return the first problem in full and the names of the others."""
-    others = ", ".join(result.tensor for result in bad[1:])
-    return [run_text.problem_text(bad[0]), *([f"     and in {others}"] if others else [])]
-
-
-def _figures(results: Iterable[Result]) -> Iterator[tuple[str, str]]:
-    """Yield how much of the tolerance each tensor used: JUnit files keep it as a property."""
-    for result in results:
-        used = tolerance_used(result)
-        if used is not None:
-            yield f"{result.tensor} tolerance used", f"{used:.3g}"
-
-
 def candidate_names(reports: Mapping[str, Iterable[Any]]) -> list[str]:
     """Return the implementations that finished tests ran on, from the reports by outcome."""
-    properties = (
-        item
-        for group in reports.values()
-        for report in group
-        for item in getattr(report, "user_properties", ())
-    )
-    return sorted({str(value) for name, value in properties if name == _CANDIDATE})
+    names = set()
+    for group in reports.values():
+        for report in group:
+            properties = dict(getattr(report, "user_properties", ()))
+            names |= {str(properties[_CANDIDATE])} if _CANDIDATE in properties else set()
+    return sorted(names)
 
 
 @dataclass(slots=True)
@@ -151,21 +140,21 @@ class LoadedCandidate:
     folder: Path
     session: Session
     name: str
-    _culprits: dict[str, list[str]] = field(default_factory=dict)
+    _conclusions: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def candidate(self) -> Candidate:
         """The candidate itself, watched."""
         return self.session.candidate
 
-    def culprit(self, bad: list[Result]) -> list[str]:
-        """Return a line that names the module at fault; one forward pass for each failed case."""
+    def conclusion(self, bad: list[Result]) -> list[str]:
+        """Return the line that names the first bad module, found once for each failed case."""
         case = bad[0].case
-        if case not in self._culprits:
+        if case not in self._conclusions:
             found = self.session.localise(tuple(bad))
             lines = [run_text.conclusion(found)] if found and found.module else []
-            self._culprits[case] = lines
-        return self._culprits[case]
+            self._conclusions[case] = lines
+        return self._conclusions[case]
 
 
 _LOADED = pytest.StashKey[LoadedCandidate | SnapError]()
@@ -173,11 +162,14 @@ _MANIFESTS = pytest.StashKey[list[Path]]()
 
 
 def load_candidate_for(config: pytest.Config, folder: Path) -> LoadedCandidate:
-    """Return the candidate for a golden set; what cannot be loaded is not tried again."""
+    """Return the candidate for a golden set. One that cannot be loaded is tried only once."""
     loaded = config.stash.get(_LOADED, None)
     if loaded is None or (isinstance(loaded, LoadedCandidate) and loaded.folder != folder):
         try:
-            loaded = _load(config, folder)
+            session = open_session(make_request(config), open_golden(folder), SilentProgress())
+            base = str(config.invocation_params.dir)
+            name = run_text.candidate_text(session.info, base=base)
+            loaded = LoadedCandidate(folder, session, name)
         except SnapError as error:
             loaded = error
         config.stash[_LOADED] = loaded
@@ -186,44 +178,19 @@ def load_candidate_for(config: pytest.Config, folder: Path) -> LoadedCandidate:
     return loaded
 
 
-def _load(config: pytest.Config, folder: Path) -> LoadedCandidate:
-    request = make_request(config)
-    session = open_session(request, open_golden(folder), SilentProgress())
-    name = run_text.candidate_text(session.info, base=str(config.invocation_params.dir))
-    return LoadedCandidate(folder, session, name)
-
-
-def load_named_families(config: pytest.Config) -> None:
-    """Register what --snap-family names."""
-    names = config.getoption("--snap-family")
-    with _usage_errors():
-        name_families(str(path_of(config, n)) if n.endswith(".py") else n for n in names)
-
-
 def make_request(config: pytest.Config) -> CheckRequest:
-    """Return what the options ask for, as `snap check` would."""
-    option = config.getoption
-    names = option("--snap-phase") or list(PHASES)
-    if unknown := set(names) - set(PHASES):
-        raise pytest.UsageError(f"--snap-phase {min(unknown)} is none of {', '.join(PHASES)}")
-    fms_path, rule = option("--fms-path"), option("--snap-tolerance")
-    shard = option("--snap-shard")
-    return CheckRequest(
-        goldens=path_of(config, option("--snap-goldens")),
-        candidate=option("--snap-candidate"),
-        fms_path=path_of(config, fms_path) if fms_path else None,
-        checkpoint=option("--snap-checkpoint"),
-        revision=option("--snap-revision"),
-        device=option("--snap-device"),
-        golden_device=option("--snap-golden-device"),
-        phases=tuple(phase for phase in PHASES if phase in names),
-        case=option("--snap-case"),
-        dtype=option("--snap-dtype"),
-        rule=Rule(rule) if rule else None,
-        quick=option("--snap-quick"),
-        share=parse_share(shard) if shard else None,
-        loading=Loading(option("--snap-loading")),
-    )
+    """Return the request that the options make. Paths start from the folder of the call."""
+    given = {option.field: config.getoption(plugin_flag(option)) for option in OPTIONS}
+    options = {name: value for name, value in given.items() if value is not None}
+    for name in {"goldens", "fms_path"} & options.keys():
+        options[name] = path_of(config, options[name])
+    if "family" in options:
+        options["family"] = [
+            str(path_of(config, name)) if name.endswith(".py") else name
+            for name in options["family"]
+        ]
+    with _usage_errors():
+        return CheckRequest(**options)
 
 
 def path_of(config: pytest.Config, argument: str) -> Path:
@@ -232,7 +199,7 @@ def path_of(config: pytest.Config, argument: str) -> Path:
 
 
 def manifests(config: pytest.Config) -> list[Path]:
-    """Return the manifests of the golden sets that the options select; looked for once."""
+    """Return the manifests of the golden sets that the options select, searched for once."""
     if _MANIFESTS not in config.stash:
         with _usage_errors():
             sets = make_request(config).golden_choice.find()
@@ -261,7 +228,7 @@ def _one_folder(config: pytest.Config) -> Path:
     folders = [path.parent for path in manifests(config)]
     if len(folders) > 1:
         raise UsageError(
-            f"{len(folders)} golden sets answer: {', '.join(map(str, folders))}",
+            f"the options select {len(folders)} golden sets: {', '.join(map(str, folders))}",
             "choose one with --snap-checkpoint or --snap-revision",
         )
     return folders[0]
@@ -270,7 +237,7 @@ def _one_folder(config: pytest.Config) -> Path:
 def problems(
     config: pytest.Config, golden: Golden, output: object, *, case: str, phase: str
 ) -> list[str]:
-    """Return what is wrong with a phase's output; nothing, where the golden would pass it.
+    """Return what is wrong with a phase's output; nothing if it passes.
 
     output: what a candidate's method of that phase returns (docs/candidates.md).
     """

@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from snapshot_tool.base.checkpoint import DEFAULT_CHECKPOINT
 from snapshot_tool.base.errors import UsageError
-from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.options import (
+    DEVICES,
+    family_field,
+    goldens_field,
+    option,
+    require_valid,
+)
+from snapshot_tool.base.phases import PHASES, Phase, named_phases
+from snapshot_tool.base.tolerance import ORACLE_DTYPES
+
+DEFAULT_SEED = 42
+DEFAULT_VARIANTS = 12
+DEFAULT_NEW_TOKENS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,58 +30,108 @@ class RecordRequest:
     """The options of `snap record`.
 
     None for seed, variants, max_new_tokens and storage: as in the set that is replaced, or in one
-    of the same revision on another device; else 42, 12, 20 and full. None for oracle, and no
-    whole_outputs: as in the set that is replaced, else without.
+    of the same revision on another device; else the default of the help text. None for oracle, and
+    no whole_outputs: as in the set that is replaced, else without.
     """
 
-    checkpoint: str
-    goldens: str | Path
-    revision: str | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
-    phase: Sequence[str] = ()
-    variants: int | None = None
-    seed: int | None = None
-    max_new_tokens: int | None = None
-    oracle: bool | None = None
-    whole_outputs: Sequence[str] = ()
-    device_map: str | None = None
-    max_memory: Sequence[str] = ()
-    storage: str | None = None
-    redraw: bool = False
-    update: bool = False
-    reason: str = ""
-    resume: bool = False
-    fresh: bool = False
-    prompt: Sequence[str | Path] = ()
-    long: Sequence[int] = ()
-    drop_phase: Sequence[str] = ()
-    allow_nan: bool = False
-    trust_remote_code: bool = False
+    checkpoint: str = option(
+        DEFAULT_CHECKPOINT, "Hub id, or a folder with config.json and weights."
+    )
+    goldens: str | Path = goldens_field()
+    _: KW_ONLY
+    revision: str | None = option(
+        None,
+        "Commit SHA of a hub checkpoint; a branch or tag is resolved to one. The revision of a "
+        "folder is computed from its files; if given, it must match.",
+    )
+    device: str = option("cpu", "Where the reference runs.", choices=DEVICES)
+    dtype: str = option("float32", "What the reference computes in.", choices=ORACLE_DTYPES)
+    phase: Sequence[str] = option(
+        (),
+        "Phase to record; repeat it for several.  [default: all]",
+        choices=("all", *PHASES),
+    )
+    variants: int | None = option(
+        None, f"Inputs to draw.  [default: {DEFAULT_VARIANTS}]", limits=(0, 10_000)
+    )
+    seed: int | None = option(
+        None, f"Seed of all draws.  [default: {DEFAULT_SEED}]", limits=(0, 2**31 - 1)
+    )
+    max_new_tokens: int | None = option(
+        None, f"Greedy tokens.  [default: {DEFAULT_NEW_TOKENS}]", limits=(1, 100_000)
+    )
+    oracle: bool | None = option(
+        None, "Also run the reference in float64, and keep how far rounding puts it off."
+    )
+    whole_outputs: Sequence[str] = option(
+        (), "Cases of which to keep every module's output whole, for --graft.", metavar="GLOB"
+    )
+    device_map: str | None = option(
+        None,
+        "Let accelerate spread the reference over GPUs, memory and disk.",
+        choices=("auto",),
+    )
+    max_memory: Sequence[str] = option(
+        (),
+        "With --device-map: the limit for a GPU or the CPU, for example 0=20GiB or cpu=64GiB.",
+        metavar="DEVICE=SIZE",
+    )
+    storage: str | None = option(
+        None,
+        "Keep large tensors whole, or a sample, moments and signed sums of them.  [default: full]",
+        choices=("full", "compact"),
+    )
+    family: Sequence[str] = family_field()
+    redraw: bool = option(False, "Draw the variants anew, not from stored recipes.")
+    update: bool = option(False, "Replace a recorded set by a new version.")
+    reason: str = option("", "Why the set changes; kept in its history.")
+    resume: bool = option(False, "Continue an unfinished recording.")
+    fresh: bool = option(False, "Delete an unfinished recording and start again.")
+    prompt: Sequence[str | Path] = option(
+        (),
+        "Record further cases: each line of a text file is a prompt, <image> stands for an image; "
+        "a JSON file has a list of prompts.",
+        metavar="FILE",
+    )
+    long: Sequence[int] = option(
+        (),
+        "Record a further case with a prompt of at least N tokens.",
+        limits=(1, 10_000_000),
+        metavar="N",
+    )
+    drop_phase: Sequence[str] = option(
+        (), "With --update: a phase that the new version does not have.", choices=PHASES
+    )
+    allow_nan: bool = option(False, "Record outputs that have NaN or Inf.")
+    trust_remote_code: bool = option(
+        False, "Run the Python files of the checkpoint; the manifest records it."
+    )
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value that an option does not take."""
+        require_valid(self)
         if self.max_memory and not self.device_map:
             raise UsageError("--max-memory goes with --device-map auto", "give both, or neither")
         for text in self.max_memory:
             if not re.fullmatch(r"(\d+|cpu)=\d+(\.\d+)?[KMG]i?B", text):
-                raise UsageError(f"--max-memory {text} is no DEVICE=SIZE", "for example: cpu=64GiB")
+                raise UsageError(
+                    f"invalid --max-memory {text}: expected DEVICE=SIZE", "for example: cpu=64GiB"
+                )
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The phases to record, in their order."""
-        named = tuple(p for p in PHASES if "all" in self.phase or p in self.phase)
-        return named or PHASES
+        return named_phases(self.phase) or PHASES
 
     @property
     def dropped(self) -> tuple[Phase, ...]:
         """The phases that the new version does not have."""
-        return tuple(phase for phase in PHASES if phase in self.drop_phase)
+        return named_phases(self.drop_phase)
 
     @property
     def memory(self) -> dict[str, str]:
         """The memory limit of each device, by its name."""
-        return {device: size for device, _, size in (t.partition("=") for t in self.max_memory)}
+        return dict(text.split("=", 1) for text in self.max_memory)
 
     def read_prompts(self) -> tuple[str, ...]:
         """Return the prompts of the files, each once; raise UsageError for an unreadable file."""

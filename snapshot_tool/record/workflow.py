@@ -45,11 +45,12 @@ from snapshot_tool.record.assemble import Assembly
 from snapshot_tool.record.cases import changes_inputs, make_plan
 from snapshot_tool.record.float64 import stage_float64
 from snapshot_tool.record.plan import Earlier, Recording, Settings, Staging, read_plan
-from snapshot_tool.record.request import RecordRequest
-
-DEFAULT_SEED = 42
-DEFAULT_VARIANTS = 12
-DEFAULT_NEW_TOKENS = 20
+from snapshot_tool.record.request import (
+    DEFAULT_NEW_TOKENS,
+    DEFAULT_SEED,
+    DEFAULT_VARIANTS,
+    RecordRequest,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import CHECKOUT, ROOT, Snap, error_lines
+from snapshot_tool.base.errors import SnapError, UsageError
+from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.check.bisect import BisectOutcome, bisect
+from tests.conftest import CHECKOUT, ROOT, Snap
 from tests.fms_checkout.build import IDENTITY
 from tests.mutants.corpus import edit_of
 
 FAULT = edit_of("exact-gelu")
 MODEL = "fms/models/idefics3.py"
-SHORT = ("--", "--case", "one-image", "--phase", "vision")
+SHORT = ("--case", "one-image", "--phase", "vision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,20 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> History:
     return found
 
 
+def search(
+    history: History, good: str, bad: str, options: tuple[str, ...] = SHORT
+) -> BisectOutcome:
+    """Search in this process; every commit is checked in one of its own."""
+    return bisect(history.repository, good, bad, options=options, progress=SilentProgress())
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder in which temporary files of this process are."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
 def test_the_commit_the_phase_and_the_module_are_found(
     snap: Snap, history: History, tmp_path: Path
 ) -> None:
@@ -89,14 +107,13 @@ def test_the_commit_the_phase_and_the_module_are_found(
     before = history.state()
     run = snap(
         "bisect", "--fms-path", history.repository, "--good", history.commits["first"],
-        "--bad", "idefics3", *SHORT, TMPDIR=str(tmp_path),
+        "--bad", "idefics3", "--", *SHORT, TMPDIR=str(tmp_path),
     )  # fmt: skip
     assert run.code == 0, run.err
     assert history.commits["fault"] in run.out.splitlines()[0]
     assert run.out.splitlines()[1].startswith("    fault (fms-checkout, 2026-01-01)")
     assert "phase   vision, case one-image: " in run.out
     assert "module  model.vision_model.encoder.layers.0.mlp.activation_fn (vision_tower." in run.out
-    assert "does not import (FMS at the checkout cannot be imported" in run.err
     assert len([line for line in run.err.splitlines() if line.startswith("skip ")]) == 1
     assert history.state() == before
     assert list(tmp_path.glob("snap-*")) == []
@@ -106,41 +123,31 @@ def test_the_commit_the_phase_and_the_module_are_found(
     ("good", "bad", "problem"),
     [
         ("last", "first", "--good and --bad are swapped"),
-        ("first", "two", "passes: there is nothing to look for"),
-        ("does not import", "last", "cannot be checked: FMS at the checkout cannot be imported"),
+        ("first", "two", "passes: there is nothing to find"),
+        ("does not import", "last", "cannot be checked: FMS at the checkout"),
     ],
 )
-def test_ends_that_are_none_are_refused(
-    snap: Snap, history: History, tmp_path: Path, *, good: str, bad: str, problem: str
+def test_a_good_commit_must_pass_and_a_bad_one_fail(
+    history: History, temporary: Path, good: str, bad: str, problem: str
 ) -> None:
-    """Before any search, with what is wrong and nothing left behind."""
+    """Otherwise nothing is searched, and nothing is left behind."""
     before = history.state()
-    commits = history.commits
-    run = snap(
-        "bisect", "--fms-path", history.repository, "--good", commits[good], "--bad", commits[bad],
-        *SHORT, TMPDIR=str(tmp_path),
-    )  # fmt: skip
-    assert run.code in (2, 3)
-    assert problem in run.err
+    with pytest.raises(SnapError, match=problem):
+        search(history, history.commits[good], history.commits[bad])
     assert history.state() == before
-    assert list(tmp_path.glob("snap-*")) == []
+    assert list(temporary.glob("snap-*")) == []
 
 
-def test_commits_that_cannot_be_checked_may_hide_the_one(
-    snap: Snap, history: History, tmp_path: Path
-) -> None:
-    """Then all that it may be are named, with exit code 3."""
+def test_all_commits_that_may_be_the_one_are_named(history: History, tmp_path: Path) -> None:
+    """If commits that cannot be checked hide it."""
     clone = History(tmp_path / "clone", {})
     shutil.copytree(history.repository, clone.repository)
     clone.git("reset", "--quiet", "--hard", history.commits["does not import"])
     clone.commit("fault unseen", FAULT.file, FAULT.old, FAULT.new)
     clone.commit("seen", MODEL, "import no_such_module\n", "# 5\n")
-    run = snap(
-        "bisect", "--fms-path", clone.repository, "--good", history.commits["three"],
-        "--bad", "HEAD", *SHORT,
-    )  # fmt: skip
-    assert run.code == 3
-    assert {line.split()[0] for line in run.out.splitlines()[1:]} == {
+    outcome = search(clone, history.commits["three"], "HEAD")
+    assert outcome.first_bad is None
+    assert {commit.sha for commit in outcome.suspects} == {
         history.commits["does not import"], *clone.commits.values(),
     }  # fmt: skip
 
@@ -153,7 +160,7 @@ def test_an_interrupted_search_leaves_no_worktree(
     before = history.state()
     arguments = ["--fms-path", str(history.repository), "--good", "idefics3~6", "--bad", "idefics3"]
     with subprocess.Popen(
-        [sys.executable, "-m", "snapshot_tool", "bisect", *arguments, *SHORT],
+        [sys.executable, "-m", "snapshot_tool", "bisect", *arguments, "--", *SHORT],
         cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
         # A shell that runs the tests in its background has them ignore it.
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - no threads
@@ -174,24 +181,19 @@ def test_an_interrupted_search_leaves_no_worktree(
         ("fms", "no-such-branch", "HEAD", "has no commit 'no-such-branch'"),
         ("fms", "--all", "HEAD", "has no commit '--all'"),
         ("fms", "HEAD", "HEAD~0", "--good and --bad are both"),
-        ("nowhere", "HEAD~1", "HEAD", "is no git repository"),
+        ("nowhere", "HEAD~1", "HEAD", "is not a git repository"),
     ],
 )
-def test_commits_that_are_not_there_are_wrong_usage(
-    snap: Snap, history: History, *, repository: str, good: str, bad: str, problem: str
+def test_commits_that_do_not_exist_are_wrong_usage(
+    history: History, repository: str, good: str, bad: str, problem: str
 ) -> None:
-    """Two lines and exit code 2; git's own messages stay inside."""
-    path = history.repository.parent / repository
-    run = snap("bisect", "--fms-path", path, f"--good={good}", f"--bad={bad}")
-    assert run.code == 2
-    assert problem in error_lines(run)[0]
+    """Git's own messages are not shown."""
+    elsewhere = History(history.repository.parent / repository, {})
+    with pytest.raises(UsageError, match=problem):
+        search(elsewhere, good, bad)
 
 
-def test_options_that_check_does_not_know_are_wrong_usage(snap: Snap, history: History) -> None:
-    """What stands after -- is snap check's to judge."""
-    run = snap(
-        "bisect", "--fms-path", history.repository, "--good", "idefics3~6", "--bad", "idefics3",
-        "--", "--nonsense",
-    )  # fmt: skip
-    assert run.code == 2
-    assert "snap check refuses its options: Error: No such option" in error_lines(run)[0]
+def test_options_that_check_does_not_have_are_wrong_usage(history: History) -> None:
+    """Options after -- are those of snap check."""
+    with pytest.raises(UsageError, match="snap check refuses its options: Error: No such option"):
+        search(history, "idefics3~6", "idefics3", ("--nonsense",))

@@ -74,7 +74,7 @@ def test_any_weight_off_by_one_percent_is_found_in_its_phase(
     golden: Golden, candidate: FmsCandidate
 ) -> None:
     """Each of the model's weights alone, times 1.01, fails the phase that it belongs to first."""
-    request = CheckRequest(GOLDENS, phases=tuple(Phase)[:4], case="one-image")
+    request = CheckRequest(GOLDENS, phase=tuple(Phase)[:4], case="one-image")
     checker = Session(request, golden, candidate)
     case = golden.case("one-image")
     found = {}

@@ -56,8 +56,8 @@ def broken_fms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_without_goldens_imports_nothing_of_snap(golden_tests: pytest.Pytester) -> None:
-    """The plugin is imported by every pytest run of its users, and costs them nothing."""
+def test_a_run_without_goldens_imports_nothing_slow(golden_tests: pytest.Pytester) -> None:
+    """Every pytest run of an environment with snap imports the plugin."""
     golden_tests.makepyfile(
         """
         import sys
@@ -65,7 +65,7 @@ def test_a_run_without_goldens_imports_nothing_of_snap(golden_tests: pytest.Pyte
         def test_imports():
             assert "snapshot_tool.pytest_plugin" in sys.modules
             mine = {name for name in sys.modules if name.startswith("snapshot_tool.")}
-            assert mine == {"snapshot_tool.pytest_plugin"}
+            assert not {name for name in mine if "goldens" in name or "candidates" in name}
             assert not {"torch", "numpy", "msgspec", "transformers"} & sys.modules.keys()
         """
     )
@@ -93,7 +93,7 @@ def test_a_shard_is_that_of_snap_check(golden_tests: pytest.Pytester) -> None:
     assert list(dict.fromkeys(case for _, case, _ in ids)) == names[1::3]
     refused = run(golden_tests, "--snap-shard", "4/3")
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
-    assert "4/3 is no share K/N of the cases" in refused.stderr.str()
+    assert "invalid --shard 4/3: expected K/N" in refused.stderr.str()
 
 
 def test_faults_fail_their_phases_in_two_workers_and_in_junit(
@@ -202,7 +202,8 @@ def test_a_candidate_that_cannot_be_loaded_is_tried_once(golden_tests: pytest.Py
     [
         (["--snap-case", "three*"], "--case three* matches none of the 14 cases"),
         (["--snap-tolerance", "loose"], "invalid choice: 'loose'"),
-        (["--snap-phase", "sight"], "--snap-phase sight is none of preprocessing, vision"),
+        (["--snap-phase", "sight"], "invalid choice: 'sight'"),
+        (["--snap-repeat", "0"], "repeat is 0"),
         (["--snap-revision", "0123"], "no golden for any checkpoint at 0123"),
     ],
 )

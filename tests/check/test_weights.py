@@ -126,7 +126,7 @@ def test_weights_are_read_only_where_a_model_is_asked_for() -> None:
         request = dataclasses.replace(CheckRequest(GOLDENS), **wanted)  # type: ignore[arg-type]
         return Session(request, golden, candidate).compare_weights() is not None
 
-    assert compared(phases=PHASES)
-    assert compared(phases=(Phase.CONNECTOR,))
-    assert not compared(phases=(Phase.PREPROCESSING,))
-    assert not compared(replay=(Prefix(Prompt("one-image", 3)),))
+    assert compared(phase=PHASES)
+    assert compared(phase=(Phase.CONNECTOR,))
+    assert not compared(phase=(Phase.PREPROCESSING,))
+    assert not compared(replay=(str(Prefix(Prompt("one-image", 3))),))

@@ -143,13 +143,6 @@ def former_fms(formerly: Former, out: Path) -> Path:
     return out
 
 
-def broken_fms(edit: Edit, out: Path) -> Path:
-    """Lay out the installed FMS with a fault in it."""
-    shutil.copytree(installed_fms(), out / "installed" / "fms")
-    plant(edit, checkout=out / "installed", out=out / "broken")
-    return out / "broken"
-
-
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the folder of each family's golden set: committed, or recorded now."""

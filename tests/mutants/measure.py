@@ -106,7 +106,7 @@ def measure(mutant: Mutant, setup: Setup) -> Outcome:
             table = report.divergence.phase.value
             return Outcome(table, oracle, place=report.place, weights=weights)
         if oracle:
-            report = check(replace(request, rule=Rule.ORACLE), SilentProgress())
+            report = check(replace(request, tolerance=Rule.ORACLE), SilentProgress())
             return Outcome("", oracle, place=report.place, weights=weights)
         report = check(replace(request, explore=QUESTIONS, seed=0), SilentProgress())
         assert report.exploration is not None

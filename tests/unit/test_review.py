@@ -33,14 +33,14 @@ def review(drift: SetDiff, *, typed: str, reason: str = "", yes: bool = False) -
 
     @click.command()
     def command() -> None:
-        click.echo("reason is " + record._reviewer(reason, written_unasked=yes)(drift))
+        click.echo("reason is " + record.make_review(reason, written_unasked=yes)(drift))
 
     return CliRunner().invoke(command, input=typed)
 
 
 @pytest.fixture
 def _person(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "_is_interactive", lambda: True)
+    monkeypatch.setattr(record, "is_interactive", lambda: True)
 
 
 @pytest.mark.usefixtures("_person")

@@ -1,0 +1,126 @@
+"""Options of a command, each declared once: as a field of the command's request.
+
+The command line, the pytest plugin and the Python API are made from these declarations. Torch is
+not imported here, so `--help` and pytest start fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snapshot_tool.base.errors import UsageError
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option.
+
+    Args:
+        field: the field's name, which is also the keyword of the Python API: "golden_device".
+        help: what it does, for people.
+        kind: type of one value: bool for a flag.
+        default: the value of an option that is not given.
+        repeated: whether it may be given several times, and the field is a sequence.
+        choices: the valid values; empty: any.
+        limits: the least and the greatest valid number; None: no limit.
+        metavar: how the help writes a value; "": from the type.
+        in_pytest: whether the pytest plugin has it.
+    """
+
+    field: str
+    help: str
+    kind: type
+    default: Any
+    repeated: bool
+    choices: tuple[str, ...]
+    limits: tuple[Any, Any]
+    metavar: str
+    in_pytest: bool
+
+    @property
+    def flag(self) -> str:
+        """The option as it is typed: "--golden-device"."""
+        return f"--{self.field.replace('_', '-')}"
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - as click and argparse name it
+    *,
+    choices: Sequence[str] = (),
+    limits: tuple[Any, Any] = (None, None),
+    metavar: str = "",
+    in_pytest: bool = True,
+) -> Any:
+    """Declare a field of a request as an option; see Option."""
+    details = {
+        "help": help,
+        "choices": tuple(map(str, choices)),  # click takes the names of an enum, not its values
+        "limits": limits,
+        "metavar": metavar,
+        "in_pytest": in_pytest,
+    }
+    return dataclasses.field(default=default, metadata=details)
+
+
+def goldens_field() -> Any:
+    """Declare --goldens."""
+    return option(Path("goldens"), "Folder of the golden sets.", metavar="DIR")
+
+
+def family_field() -> Any:
+    """Declare --family."""
+    return option(
+        (),
+        "A file that declares a model family, or the name of an entry point. Its code is run.",
+        metavar="FILE.py",
+    )
+
+
+def options_of(request: type) -> dict[str, Option]:
+    """Return the options that the fields of a request declare, by the fields' names."""
+    hints = typing.get_type_hints(request)
+    found = {}
+    for field in dataclasses.fields(request):
+        hint = hints[field.name]
+        if isinstance(hint, types.UnionType):  # int | None, str | Path
+            hint = [one for one in typing.get_args(hint) if one is not types.NoneType][-1]
+        repeated = typing.get_origin(hint) is Sequence
+        kind = typing.get_args(hint)[-1] if repeated else hint
+        if isinstance(kind, types.UnionType):
+            kind = typing.get_args(kind)[-1]
+        found[field.name] = Option(
+            field.name, kind=kind, default=field.default, repeated=repeated, **field.metadata
+        )
+    return found
+
+
+def require_valid(request: Any) -> None:
+    """Raise UsageError for a value that its option does not take.
+
+    click and pytest have refused it before; a caller in Python may pass anything.
+    """
+    for option in options_of(type(request)).values():
+        given = getattr(request, option.field)
+        if given is None:
+            continue
+        if option.repeated and isinstance(given, str | Path):
+            raise UsageError(f"{option.field} is {given!r}", f"pass a list: [{given!r}]")
+        for value in given if option.repeated else [given]:
+            if option.choices and value not in option.choices:
+                known = ", ".join(option.choices)
+                raise UsageError(f"{option.field} is {value!r}", f"it must be one of: {known}")
+            least, most = option.limits
+            if (least is not None and value < least) or (most is not None and value > most):
+                raise UsageError(
+                    f"{option.field} is {value!r}",
+                    f"it must be {least} or more" + (f", at most {most}" if most else ""),
+                )

@@ -1,0 +1,72 @@
+"""A finished check, as the Python API returns it and as the command line writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshot_tool.base.files import write_report
+from snapshot_tool.base.report import CheckReport
+from snapshot_tool.base.results import Result, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRun:
+    """A finished check.
+
+    Args:
+        report: all figures.
+        goldens: the folder of the golden sets, from which the page shows prompts and images; None:
+            the page is without them.
+    """
+
+    report: CheckReport
+    goldens: Path | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the whole: "pass", "fail", "skip" or "error"."""
+        return self.report.verdict
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of `snap check`."""
+        return self.report.exit_code
+
+    @property
+    def results(self) -> Sequence[Result]:
+        """The result of each tensor, in the order of cases and phases."""
+        return self.report.results
+
+    @property
+    def first_divergence(self) -> Result | None:
+        """The first result, in the order of phases, that differs from the golden set."""
+        return self.report.divergence
+
+    @property
+    def first_bad_module(self) -> str:
+        """The reference's module in which the first divergence arises; "" if it is not known."""
+        return self.report.place
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Return the report as JSON (docs/json.md), and write it to a file if a path is given."""
+        from snapshot_tool.reports.run_json import run_to_json
+
+        text = run_to_json(self.report)
+        if path is not None:
+            write_report(Path(path), text)
+        return text
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """Return the report as one HTML page, and write it to a file if a path is given."""
+        from snapshot_tool.reports.html import run_to_html
+        from snapshot_tool.reports.plots import require_plotting
+        from snapshot_tool.reports.preview import find_stories
+
+        require_plotting()
+        stories = find_stories(self.report, self.goldens) if self.goldens else {}
+        text = run_to_html(self.report, stories, base=str(Path.cwd()))
+        if path is not None:
+            write_report(Path(path), text)
+        return text
