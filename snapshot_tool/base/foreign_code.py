@@ -120,7 +120,7 @@ def _no_exits(what: str) -> Iterator[None]:
 
     for name in originals:
         setattr(os, name, functools.partial(refuse, name))
-    atexit.register = register_harmless  # type: ignore[assignment]
+    atexit.register = register_harmless
     try:
         yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,7 +57,6 @@ class Gemma(Phi3):
 
     norm: type[nn.RMSNorm] = GemmaNorm
     mlp: type[nn.Module] = GemmaMlp
-    scales = True
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
@@ -68,9 +66,8 @@ class Gemma(Phi3):
             block.input_layernorm = self.norm(width, eps)
             block.post_attention_layernorm = self.norm(width, eps)
         self.model.norm = self.norm(width, eps)
-        if self.scales:
-            embed = self.model.embed
-            self.model.embed = lambda ids: embed(ids) * width**0.5  # type: ignore[method-assign]
+        embed = self.model.embed
+        self.model.embed = lambda ids: embed(ids) * width**0.5  # type: ignore[method-assign]
 
 
 class GemmaCandidate(plain_phi3.Candidate):
@@ -80,13 +77,6 @@ class GemmaCandidate(plain_phi3.Candidate):
 
 
 # What a port gets wrong.
-class OtherBase(plain_phi3.Candidate):
-    """Its rotary base is Llama's default."""
-
-    def __init__(self, request: CandidateRequest) -> None:
-        super().__init__(replace(request, config={**request.config, "rope_theta": 10_000.0}))
-
-
 class SwappedHalves(Mlp):
     """It takes the gate for the other half."""
 
@@ -115,15 +105,3 @@ class PlainNormCandidate(GemmaCandidate):
     """Gemma with the wrong norm."""
 
     kind = PlainNorm
-
-
-class Unscaled(Gemma):
-    """It leaves the embeddings as they are."""
-
-    scales = False
-
-
-class UnscaledCandidate(GemmaCandidate):
-    """Gemma without the scale of its embeddings."""
-
-    kind = Unscaled

@@ -43,34 +43,33 @@ def load(name: str, checkpoint: Path | None = None, **fields: Any) -> FmsCandida
     )
 
 
-def reached(golden: Golden, **fields: Any) -> dict[str, bool]:
-    """Return what the cases reach of a model whose configuration has other fields."""
+LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "is_reached"),
+    [
+        (WINDOW, {"sliding_window": 4}, True),
+        (WINDOW, {"sliding_window": 4096}, False),
+        (WINDOW, {"sliding_window": 4, "use_sliding_window": False}, None),
+        (WINDOW, {}, None),
+        (ROPE, {"rope_scaling": LONGROPE}, True),
+        (ROPE, {"rope_scaling": {**LONGROPE, "original_max_position_embeddings": 4096}}, False),
+        # This type scales every position alike.
+        (ROPE, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, None),
+    ],
+)
+def test_a_length_is_covered_by_a_longer_case_alone(
+    name: str, fields: dict[str, Any], *, is_reached: bool | None
+) -> None:
+    """Of a window, or of a rope that changes; a model without such a length has no line."""
+    golden = golden_of("llama")
     entry = golden.manifest.checkpoint
     changed = msgspec.structs.replace(entry, config={**entry.config, **fields})
     manifest = msgspec.structs.replace(golden.manifest, checkpoint=changed)
-    return {
-        one.name: one.reached
-        for one in coverage(manifest, manifest.cases, generated_tokens(golden.folder, manifest))
-    }
-
-
-def test_a_window_is_covered_by_a_longer_case_alone() -> None:
-    """A window that is switched off, and a model without one, have no line."""
-    golden = golden_of("llama")
-    assert reached(golden, sliding_window=4)[WINDOW] is True
-    assert reached(golden, sliding_window=4096)[WINDOW] is False
-    assert WINDOW not in reached(golden, sliding_window=4, use_sliding_window=False)
-    assert WINDOW not in reached(golden)
-
-
-def test_the_length_at_which_a_rope_changes_is_covered_by_a_longer_case_alone() -> None:
-    """Types that scale every position alike have no such length."""
-    golden = golden_of("llama")
-    short = {"rope_type": "longrope", "original_max_position_embeddings": 4}
-    assert reached(golden, rope_scaling=short)[ROPE] is True
-    long = {**short, "original_max_position_embeddings": 4096}
-    assert reached(golden, rope_scaling=long)[ROPE] is False
-    assert ROPE not in reached(golden, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    generated = generated_tokens(golden.folder, manifest)
+    reached = {one.name: one.reached for one in coverage(manifest, manifest.cases, generated)}
+    assert reached.get(name) is is_reached
 
 
 @pytest.mark.parametrize(("case", "code"), [("one-image", 3), ("*", 0)])

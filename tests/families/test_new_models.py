@@ -21,10 +21,8 @@ RIGHT = {
     GEMMA: "tests.families.new_models:GemmaCandidate",
 }
 WRONG = {
-    "OtherBase": (PHI3, "model.layers.0.self_attn"),
     "SwapsGate": (PHI3, "model.layers.0.mlp"),
     "PlainNormCandidate": (GEMMA, "model.layers.0.input_layernorm"),
-    "UnscaledCandidate": (GEMMA, "model"),
 }
 
 
@@ -107,25 +105,19 @@ def test_a_fault_in_that_fms_is_named_by_inference(
     assert run.report["first_divergence"]["module"] == "model.layers.0.self_attn"
 
 
-def test_fms_without_the_architecture_is_refused(snap: Snap, folder: Path) -> None:
-    """The error says what else can be checked, and where that is explained."""
-    run = check(snap, folder, GEMMA)
-    assert run.code == 3
-    problem, remedy = error_lines(run)
-    assert "has no gemma" in problem
-    assert "--candidate" in remedy
-    assert PAGE in remedy
-
-
-def test_fms_that_lacks_a_size_is_refused(
+def test_fms_that_lacks_the_architecture_or_a_size_is_refused(
     snap: Snap, folder: Path, port: Path, tmp_path: Path
 ) -> None:
-    """A field of its configuration that is called otherwise takes a declaration."""
+    """The error names what is missing, and the page on declaring a family."""
     shutil.copytree(port, tmp_path / "own")
     for file in (tmp_path / "own" / "fms" / "models").glob("*.py"):
         file.write_text(file.read_text("utf-8").replace("emb_dim", "width"), "utf-8")
-    run = check(snap, folder, PHI3, "--fms-path", tmp_path / "own")
-    assert run.code == 3
-    problem, remedy = error_lines(run)
-    assert "no field emb_dim" in problem
-    assert PAGE in remedy
+    for name, options, message in (
+        (GEMMA, (), "has no gemma"),
+        (PHI3, ("--fms-path", tmp_path / "own"), "no field emb_dim"),
+    ):
+        run = check(snap, folder, name, *options)
+        assert run.code == 3
+        problem, remedy = error_lines(run)
+        assert message in problem
+        assert PAGE in remedy
