@@ -236,7 +236,7 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
         "--repeat": str(request.repeat),
         "--explore": str(request.explore or 0),
         "--seed": str(request.seed),
-        "--graft": request.graft,
+        "--graft": request.graft or "",
         "--loading": request.loading,
     }
     cases = tuple(case.name for case in select_cases(manifest, request))
