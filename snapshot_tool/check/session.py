@@ -51,12 +51,11 @@ from snapshot_tool.check.request import (
 from snapshot_tool.explore.explore import explore, replay
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
-from snapshot_tool.goldens.choice import open_checkpoint_of
 from snapshot_tool.goldens.coverage import coverage
-from snapshot_tool.goldens.environment import differing_surroundings
+from snapshot_tool.goldens.find import open_checkpoint_of
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import ORACLE, phase_file
-from snapshot_tool.goldens.manifest import CaseEntry
+from snapshot_tool.goldens.manifest import CaseEntry, environment_differences
 from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge, compare_weights
 from snapshot_tool.judge.phases import OnePass, Pair, RecordedCase, read_case, run_phase
@@ -99,7 +98,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         exploration=exploration,
         weights=weights,
         warnings=(*golden.manifest.reference_warnings, *session.warnings),
-        surroundings=differing_surroundings(golden.manifest.environment, environment),
+        surroundings=environment_differences(golden.manifest.environment, environment),
         shard=shard_of(golden.manifest, request),
     )
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapshot_tool.base.errors import GoldenNotFound, SnapError, UsageError
-from snapshot_tool.goldens.find import FoundSet, Selection, find_goldens
+from snapshot_tool.goldens.find import FoundSet, Selection, find_goldens, iterate_goldens
 from snapshot_tool.goldens.layout import MANIFEST
 from snapshot_tool.goldens.manifest import Manifest, load_manifest
-from snapshot_tool.goldens.verify import find_lasting_damage
+from snapshot_tool.goldens.verify import verify_set
 
 if TYPE_CHECKING:
     from snapshot_tool.base.localisation import Localisation
@@ -18,16 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """One set and what is wrong with it; nothing, where it is whole."""
+    """One set and what is wrong with it; nothing if it is whole."""
 
     folder: Path
     title: str
     damage: tuple[str, ...]
-
-
-def list_goldens(root: Path) -> list[FoundSet]:
-    """Return every golden set below a folder; what is wrong deep in one, `verify` tells."""
-    return find_goldens(root, briefly=True)
 
 
 def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
@@ -50,11 +45,11 @@ def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
         raise UsageError(
             f"{spec or root} stands for {len(matching)} golden sets", f"name one: {names}"
         )
-    return matching[0].folder, load_manifest(matching[0].folder)
+    return matching[0].folder, matching[0].require_manifest()
 
 
 def _is_named(found: FoundSet, spec: str) -> bool:
-    """Tell whether a set's path or checkpoint contains what the user wrote."""
+    """Return whether a set's path or checkpoint contains what the user wrote."""
     name = Selection(checkpoint=spec)
     by_checkpoint = found.manifest is not None and name.matches(found.manifest)
     return by_checkpoint or spec.strip("/") in found.folder.as_posix()
@@ -62,21 +57,19 @@ def _is_named(found: FoundSet, spec: str) -> bool:
 
 def verify_goldens(root: Path, spec: str | None) -> list[Verification]:
     """Read every byte of the sets below `root` (or of the one named) and compare digests."""
-    found = find_goldens(root)
-    if spec is not None:
-        folder, manifest = find_golden(root, spec)
-        found = [FoundSet(folder, manifest)]
-    if not found:
+    sets = iterate_goldens(root) if spec is None else [FoundSet(*find_golden(root, spec))]
+    verified = [_verify(found) for found in sets]
+    if not verified:
         raise GoldenNotFound(f"no golden set in {root}", "name another folder with --goldens")
-    return [_verify(item) for item in found]
+    return verified
 
 
 def _verify(found: FoundSet) -> Verification:
     if found.manifest is None:
         return Verification(found.folder, str(found.folder), (found.problem,))
     try:
-        manifest, damage = find_lasting_damage(found.folder)
-    except SnapError as error:  # below the head of its manifest
+        manifest, damage = verify_set(found.folder)
+    except SnapError as error:
         return Verification(found.folder, found.manifest.title, (error.problem,))
     return Verification(found.folder, manifest.title, tuple(damage))
 

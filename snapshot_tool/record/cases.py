@@ -150,7 +150,7 @@ class _CaseMaker:
         now = self._prepared_now(case_recipe(case))
         self._report_differences(case, whole, now)
         if template.manifest.storage is not self.settings.storage:
-            stored = self._packed(whole, now[0] if now else None)
+            stored = self._packed(whole)
         self.staging.save_part(case.name, INPUTS, stored)
         if case.images:
             self._save_grids(template, case, now[0] if now else None)
@@ -361,7 +361,7 @@ class _CaseMaker:
         prepared = self.reference.prepare(
             named.recipe, images, new_tokens=self.settings.max_new_tokens
         )
-        tensors = self._packed(parts.input_tensors(prepared, images), prepared)
+        tensors = self._packed(parts.input_tensors(prepared, images))
         self.staging.save_part(named.name, INPUTS, tensors)
         if images:
             grids = {_GRIDS: prepared.image_grids}
@@ -371,10 +371,8 @@ class _CaseMaker:
         recipe = to_builtins(named.recipe)
         return PlannedCase(named.name, named.origin, recipe, prepared.text, tiles)
 
-    def _packed(self, tensors: parts.Tensors, prepared: PreparedCase | None) -> parts.Tensors:
-        if self.settings.storage is Storage.FULL:
-            return tensors
-        return pack_inputs(tensors, prepared.image_cuts if prepared else None)
+    def _packed(self, tensors: parts.Tensors) -> parts.Tensors:
+        return tensors if self.settings.storage is Storage.FULL else pack_inputs(tensors)
 
 
 _WORDS = (

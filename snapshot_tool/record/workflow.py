@@ -34,7 +34,7 @@ from snapshot_tool.base.protocol import (
     SilentProgress,
 )
 from snapshot_tool.diagnose.diff import Review
-from snapshot_tool.goldens.find import find_goldens
+from snapshot_tool.goldens.find import read_revision
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.layout import MANIFEST, ORACLE, OUTPUTS, SetLocation, phase_file
 from snapshot_tool.goldens.manifest import Manifest, Storage
@@ -170,11 +170,10 @@ def _open_staging(request: RecordRequest, location: SetLocation) -> Staging:
 
 def _siblings(location: SetLocation) -> tuple[Golden, ...]:
     """Return the whole sets of the same revision on other devices."""
-    folders = [found.folder for found in find_goldens(location.root) if found.manifest]
     return tuple(
-        open_golden(folder)
-        for folder in folders
-        if folder.parent == location.revision_folder and folder != location.folder
+        open_golden(found.folder, found.manifest)
+        for found in read_revision(location.revision_folder)
+        if found.manifest and found.folder != location.folder
     )
 
 

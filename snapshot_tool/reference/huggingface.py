@@ -187,8 +187,7 @@ class HuggingFaceReference:
                 inputs = preparation.encode(recipe, text, images)
                 self._require_taken(inputs, new_tokens)
                 grids = preparation.image_grids(images)
-                cuts = preparation.image_cuts(images, grids)
-        return PreparedCase(text, inputs, grids, cuts)
+        return PreparedCase(text, inputs, grids)
 
     def forward(
         self,

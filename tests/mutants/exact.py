@@ -11,7 +11,7 @@ import torch
 
 from snapshot_tool.base.protocol import CandidateRequest
 from snapshot_tool.candidates.fms.candidate import load_fms_candidate
-from snapshot_tool.goldens.choice import open_checkpoint_of
+from snapshot_tool.goldens.find import open_checkpoint_of
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.reference.loading import float64_throughout
 from tests.mutants.candidates import Planted

@@ -11,10 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from snapshot_tool.base.images import render, to_arrays
+from snapshot_tool.base.images import render
 from snapshot_tool.base.recipes import IMAGE_KINDS, IMAGE_MODES, ImageRecipe
 from snapshot_tool.families import family_of
-from snapshot_tool.goldens import packed
 from tests.conftest import CHECKPOINT, ROOT
 
 pytestmark = pytest.mark.record
@@ -75,43 +74,3 @@ def test_the_preprocessor_is_bit_for_bit_hugging_faces(mode: str, *, splitting: 
             equal += 1
     # Two channels cannot be told from rows: Hugging Face takes such images by accident alone.
     assert equal >= (5 if mode == "LA" else 25)
-
-
-@pytest.mark.parametrize("mode", IMAGE_MODES)
-def test_tiles_made_again_from_images_are_hugging_faces_bit_for_bit(
-    mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of every kind and size that comes as channels of its own; the others stay pictures."""
-    monkeypatch.setattr(packed, "LARGE_PNG", 0)
-    preparation = load_preparation()
-    processor = preparation.processor
-    state = np.random.RandomState(12)
-    made_again = 0
-    for seed in range(40):
-        width, height = (int(side) for side in state.choice(SIDES, size=2))
-        image = render(ImageRecipe(IMAGE_KINDS[seed % len(IMAGE_KINDS)], width, height, mode, seed))
-        tiles = answer(lambda i=image: processor(i, return_tensors="pt")["pixel_values"][0])
-        if tiles is None:
-            continue
-        pixels = torch.from_numpy(to_arrays(image)["pixels"].copy())
-        cuts = preparation.image_cuts([image], preparation.image_grids([image]))
-        kept = packed.pack_inputs({"pixel_values": tiles, "image.0.pixels": pixels}, cuts)
-        made_again += "pixel_values.cuts" in kept
-        assert torch.equal(packed.unpack_inputs(kept)["pixel_values"], tiles)
-    assert (made_again > 30) == (mode in ("RGB", "RGBA", "CMYK")), made_again
-
-
-def test_a_processor_that_scales_otherwise_tells_no_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Idefics3's fast one, whose function of the same name takes no data format."""
-    from transformers.models.idefics3 import image_processing_idefics3
-
-    preparation = load_preparation()
-    images = [render(ImageRecipe("shapes", 40, 50))]
-    grids = preparation.image_grids(images)
-    cuts = preparation.image_cuts(images, grids)
-    assert cuts is not None
-    assert cuts.tolist() == [[102, 128, 4, 4]]
-    monkeypatch.setattr(
-        image_processing_idefics3, "get_resize_output_image_size", lambda _image, _edge: (128, 102)
-    )
-    assert preparation.image_cuts(images, grids) is None
