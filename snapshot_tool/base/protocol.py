@@ -297,14 +297,11 @@ class PreparedCase:
         inputs: the tensors.
         image_grids: (images, 2) int64, rows and columns of tiles of each image; zeros where an
             image stayed whole.
-        image_cuts: (images, 4) int64, width and height that each image is scaled to before it is
-            cut into tiles, columns and rows; None if the processor does not have them.
     """
 
     text: str
     inputs: CaseInputs
     image_grids: torch.Tensor
-    image_cuts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from snapshot_tool.base.errors import SnapError
 from snapshot_tool.families import FAMILIES
 from snapshot_tool.goldens.find import FoundSet, find_goldens
 from snapshot_tool.goldens.manifest import Manifest
-from snapshot_tool.goldens.verify import find_lasting_damage
+from snapshot_tool.goldens.verify import verify_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def _golden_finding(found: FoundSet, root: Path) -> Finding:
     if found.manifest is None:
         return Finding(name, False, found.problem)
     try:
-        manifest, damage = find_lasting_damage(found.folder)
+        manifest, damage = verify_set(found.folder)
     except SnapError as error:
         return Finding(name, False, error.problem)
     problem = damage[0] if damage else _why_unusable(root, manifest)

@@ -22,7 +22,7 @@ from snapshot_tool.base.tolerance import ORACLE_DTYPES, Rule, default_rule
 if TYPE_CHECKING:
     from snapshot_tool.base.report import Shard, Share
     from snapshot_tool.explore.questions import Question
-    from snapshot_tool.goldens.choice import GoldenChoice
+    from snapshot_tool.goldens.find import GoldenChoice
     from snapshot_tool.goldens.golden import Golden
     from snapshot_tool.goldens.manifest import CaseEntry, Manifest
 
@@ -182,7 +182,7 @@ class CheckRequest:
     @property
     def golden_choice(self) -> GoldenChoice:
         """Which golden set is meant."""
-        from snapshot_tool.goldens.choice import GoldenChoice
+        from snapshot_tool.goldens.find import GoldenChoice
 
         return GoldenChoice(
             Path(self.goldens),

@@ -57,12 +57,11 @@ from snapshot_tool.explore.questions import Question
 from snapshot_tool.explore.run import explore, replay
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
-from snapshot_tool.goldens.choice import open_checkpoint_of
 from snapshot_tool.goldens.coverage import coverage
-from snapshot_tool.goldens.environment import environment_differences
+from snapshot_tool.goldens.find import open_checkpoint_of
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import ORACLE, phase_file
-from snapshot_tool.goldens.manifest import CaseEntry
+from snapshot_tool.goldens.manifest import CaseEntry, environment_differences
 from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge, compare_weights
 from snapshot_tool.judge.phases import OnePass, RecordedCase, read_case, run_phase

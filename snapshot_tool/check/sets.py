@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapshot_tool.base.errors import GoldenNotFound, SnapError, UsageError
-from snapshot_tool.goldens.find import FoundSet, Selection, find_goldens
+from snapshot_tool.goldens.find import FoundSet, Selection, find_goldens, iterate_goldens
 from snapshot_tool.goldens.layout import MANIFEST
 from snapshot_tool.goldens.manifest import Manifest, load_manifest
-from snapshot_tool.goldens.verify import find_lasting_damage
+from snapshot_tool.goldens.verify import verify_set
 
 if TYPE_CHECKING:
     from snapshot_tool.base.localisation import Localisation
@@ -24,11 +24,6 @@ class Verification:
     folder: Path
     title: str
     damage: tuple[str, ...]
-
-
-def list_goldens(root: Path) -> list[FoundSet]:
-    """Return every golden set below a folder; only `verify` finds damage in all of its files."""
-    return find_goldens(root, briefly=True)
 
 
 def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
@@ -50,7 +45,7 @@ def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
     if len(matching) > 1:
         names = ", ".join(str(found.folder) for found in matching)
         raise UsageError(f"{spec or root} names {len(matching)} golden sets", f"name one: {names}")
-    return matching[0].folder, load_manifest(matching[0].folder)
+    return matching[0].folder, matching[0].require_manifest()
 
 
 def _is_named(found: FoundSet, spec: str) -> bool:
@@ -61,18 +56,19 @@ def _is_named(found: FoundSet, spec: str) -> bool:
 
 def verify_goldens(root: Path, spec: str | None) -> list[Verification]:
     """Compare every byte of the sets below `root`, or of the one named, with its digests."""
-    sets = [FoundSet(*find_golden(root, spec))] if spec is not None else find_goldens(root)
-    if not sets:
+    sets = iterate_goldens(root) if spec is None else [FoundSet(*find_golden(root, spec))]
+    verified = [_verify(found) for found in sets]
+    if not verified:
         raise GoldenNotFound(f"no golden set in {root}", "name another folder with --goldens")
-    return [_verify(found) for found in sets]
+    return verified
 
 
 def _verify(found: FoundSet) -> Verification:
     if found.manifest is None:
         return Verification(found.folder, str(found.folder), (found.problem,))
     try:
-        manifest, damage = find_lasting_damage(found.folder)
-    except SnapError as error:  # in a part of the manifest that was not read before
+        manifest, damage = verify_set(found.folder)
+    except SnapError as error:
         return Verification(found.folder, found.manifest.title, (error.problem,))
     return Verification(found.folder, manifest.title, tuple(damage))
 

@@ -24,14 +24,15 @@ def list_command(*, goldens: Path) -> int:
 
     Only manifests are read: snap verify finds damage in other files.
     """
-    from snapshot_tool.check.sets import list_goldens
+    from snapshot_tool.goldens.find import iterate_goldens
 
-    found = list_goldens(goldens)
-    if not found:
+    # One at a time: a thousand manifests take hundreds of megabytes.
+    readable = [(_summary(found), found.manifest is not None) for found in iterate_goldens(goldens)]
+    if not readable:
         click.echo(f"no golden set in {goldens}")
         return 0
-    click.echo("\n".join(map(_summary, found)))
-    return _DAMAGED if any(item.manifest is None for item in found) else 0
+    click.echo("\n".join(line for line, _ in readable))
+    return 0 if all(whole for _, whole in readable) else _DAMAGED
 
 
 def _summary(found: FoundSet) -> str:
@@ -210,10 +211,9 @@ def push_command(*, remote: str | None, only: str, again: bool, goldens: Path) -
     goldens.lock, beside the goldens folder. Commit that file: snap pull reads it.
     """
     from snapshot_tool.cli.console import TerminalProgress
-    from snapshot_tool.goldens.sync import PushRequest, push
-    from snapshot_tool.goldens.transaction import lock_path
+    from snapshot_tool.goldens.sync import lock_path, push
 
-    shared = push(PushRequest(goldens, remote, only, again), TerminalProgress())
+    shared = push(goldens, TerminalProgress(), remote=remote, only=only, again=again)
     for item in shared.sets:
         word = "pushed" if item in shared.moved else "same"
         click.echo(f"{word:<8}{item.title}")
@@ -234,9 +234,9 @@ def pull_command(*, remote: str | None, only: str, replace: bool, goldens: Path)
     any differs, the exit code is 3 and nothing is put in place.
     """
     from snapshot_tool.cli.console import TerminalProgress
-    from snapshot_tool.goldens.sync import PullRequest, pull
+    from snapshot_tool.goldens.sync import pull
 
-    shared = pull(PullRequest(goldens, remote, only, replace), TerminalProgress())
+    shared = pull(goldens, TerminalProgress(), remote=remote, only=only, replace=replace)
     for item in shared.sets:
         word = "pulled" if item in shared.moved else "here"
         click.echo(f"{word:<8}{item.title}")

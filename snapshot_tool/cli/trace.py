@@ -89,7 +89,7 @@ def trace_command(
     """
     from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.families.own import name_families
-    from snapshot_tool.goldens.choice import GoldenChoice
+    from snapshot_tool.goldens.find import GoldenChoice
     from snapshot_tool.traces.subject import Prompt, TraceOptions, choose_subject
     from snapshot_tool.traces.workflow import trace_candidate, trace_reference
     from snapshot_tool.traces.write import Mode, require_free

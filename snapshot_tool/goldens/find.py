@@ -1,30 +1,97 @@
-"""Finding golden sets in a folder, and the one that is meant."""
+"""Finding golden sets in a folder: all of them, or the one that a command means. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound, SnapError, UsageError
-from snapshot_tool.goldens.layout import SetLocation, find_set_folders, folder_identities
-from snapshot_tool.goldens.manifest import ManifestSummary, load_head, load_summary
-from snapshot_tool.goldens.transaction import is_being_replaced, recover
+from snapshot_tool.base.checkpoint import (
+    Checkpoint,
+    checkpoint_name,
+    is_folder,
+    is_folder_name,
+    open_checkpoint,
+    require_same_files,
+)
+from snapshot_tool.base.errors import (
+    CheckpointUnavailable,
+    GoldenDamaged,
+    GoldenNotFound,
+    ManifestInvalid,
+    SnapError,
+    UsageError,
+)
+from snapshot_tool.families import family_of
+from snapshot_tool.families.family import ANSWERS, PAGE
+from snapshot_tool.goldens.layout import SetLocation, set_folders
+from snapshot_tool.goldens.manifest import Manifest, load_manifest
+from snapshot_tool.goldens.transaction import committed_revisions, read_undisturbed, replaced_sets
 
 if TYPE_CHECKING:
     from snapshot_tool.goldens.golden import Golden
 
-_TRIES = 20
-
 
 @dataclass(frozen=True, slots=True)
 class FoundSet:
-    """A folder that holds a golden set, or claims to: its manifest, or why it cannot be read."""
+    """A folder that holds a golden set, or looks like it: its manifest, or why there is none."""
 
     folder: Path
-    manifest: ManifestSummary | None
-    problem: str = ""
+    manifest: Manifest | None
+    error: SnapError | None = None
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the set, on one line; empty if its manifest could be read."""
+        return self.error.problem if self.error else ""
+
+    def require_manifest(self) -> Manifest:
+        """Return the manifest; raise the error that kept it from being read."""
+        if self.manifest is None:
+            raise self.error or GoldenDamaged(f"{self.folder} has no manifest")
+        return self.manifest
+
+
+def find_goldens(root: Path) -> list[FoundSet]:
+    """Return every golden set below `root`, sorted by folder, unreadable ones included."""
+    return list(iterate_goldens(root))
+
+
+def iterate_goldens(root: Path) -> Iterator[FoundSet]:
+    """Yield what `find_goldens` returns, one revision after the other."""
+    for revision in committed_revisions(root):
+        try:
+            yield from read_undisturbed(
+                revision,
+                functools.partial(read_revision, revision),
+                is_whole=lambda sets: bool(sets) and all(s.manifest for s in sets),
+            )
+        except GoldenDamaged as interrupted:
+            yield from (FoundSet(f, None, interrupted) for f in replaced_sets(revision))
+
+
+def read_revision(revision: Path) -> list[FoundSet]:
+    """Return the golden sets in a revision's folder as they are now."""
+    return [_read_set(folder) for folder in set_folders(revision)]
+
+
+def _read_set(folder: Path) -> FoundSet:
+    try:
+        manifest = load_manifest(folder)
+    except SnapError as error:
+        return FoundSet(folder, None, error)
+    root = folder.parent.parent.parent
+    checkpoint = manifest.checkpoint
+    place = SetLocation(
+        root, checkpoint.name, checkpoint.revision, manifest.device, manifest.dtype
+    ).folder
+    if place != folder:
+        wrong = GoldenDamaged(f"{folder} holds the golden set that belongs in {place}")
+        return FoundSet(folder, None, wrong)
+    return FoundSet(folder, manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +103,8 @@ class Selection:
     device: str | None = None
     dtype: str | None = None
 
-    def matches(self, manifest: ManifestSummary) -> bool:
-        """Tell whether a set is one that is looked for; a revision may be shortened."""
+    def matches(self, manifest: Manifest) -> bool:
+        """Return whether a set is one that is looked for; a revision may be shortened."""
         return (
             self.checkpoint in (None, manifest.checkpoint.name)
             and manifest.checkpoint.revision.startswith(self.revision or "")
@@ -45,8 +112,12 @@ class Selection:
             and self.dtype in (None, manifest.dtype)
         )
 
+    def among(self, found: list[FoundSet]) -> list[FoundSet]:
+        """Return the sets that are looked for."""
+        return [s for s in found if s.manifest is not None and self.matches(s.manifest)]
+
     def __str__(self) -> str:
-        """Name what is looked for."""
+        """Return what is looked for, for messages."""
         parts = [self.checkpoint or "any checkpoint"]
         if self.revision:
             parts.append(f"at {self.revision[:12]}")
@@ -54,64 +125,126 @@ class Selection:
         return " ".join(parts) + (f" ({'-'.join(wanted)})" if wanted else "")
 
 
-def find_goldens(root: Path, *, briefly: bool = False) -> list[FoundSet]:
-    """Return every golden set under `root`, unreadable ones included.
+def select_golden(root: Path, selection: Selection, found: list[FoundSet] | None = None) -> Golden:
+    """Open the one golden set that is selected; raise if there is none or several.
 
-    Where a recorder puts another version in place meanwhile, the search begins again.
-
-    briefly: read summaries, which is twice as quick; a set that is wrong elsewhere looks sound.
-    """
-    load = load_summary if briefly else load_head
-    for _ in range(_TRIES):
-        recover(root)
-        before = folder_identities(root)
-        found = [_read_set(root, folder, load) for folder in find_set_folders(root)]
-        if folder_identities(root) == before and not is_being_replaced(root):
-            break
-    return found
-
-
-def _read_set(root: Path, folder: Path, load: Callable[[Path], ManifestSummary]) -> FoundSet:
-    try:
-        manifest = load(folder)
-    except SnapError as error:
-        return FoundSet(folder, None, error.problem)
-    checkpoint = manifest.checkpoint
-    place = SetLocation(
-        root, checkpoint.name, checkpoint.revision, manifest.device, manifest.dtype
-    ).folder
-    if place != folder:
-        return FoundSet(folder, None, f"{folder} holds the golden set that belongs in {place}")
-    return FoundSet(folder, manifest)
-
-
-def select_golden(
-    root: Path, selection: Selection, found: Sequence[FoundSet] | None = None
-) -> Golden:
-    """Open the one golden set that answers to `selection`; raise where there is none or several.
-
-    `found` is what `find_goldens` returned, where it was asked already.
+    found: what `find_goldens` returned for `root`, if it was called already.
     """
     found = find_goldens(root) if found is None else found
-    matching = [s for s in found if s.manifest is not None and selection.matches(s.manifest)]
+    matching = selection.among(found)
     if len(matching) == 1:
-        from snapshot_tool.goldens.golden import open_golden  # whoever only lists opens none
+        from snapshot_tool.goldens.golden import open_golden  # not needed for listing
 
-        return open_golden(matching[0].folder)
+        return open_golden(matching[0].folder, matching[0].manifest)
     if matching:
         names = ", ".join(s.manifest.title for s in matching if s.manifest)
         raise UsageError(
-            f"{len(matching)} golden sets in {root} answer to {selection}: {names}",
+            f"{len(matching)} golden sets in {root} match {selection}: {names}",
             "choose one with --checkpoint, --revision, --device or --dtype",
         )
-    unreadable = [s for s in found if s.manifest is None]
-    if unreadable:
-        raise GoldenDamaged(unreadable[0].problem, "see snap verify")
+    for unreadable in found:
+        unreadable.require_manifest()
     there = ", ".join(s.manifest.title for s in found if s.manifest) or "no golden set at all"
-    device = selection.device or "cpu"
-    revision = selection.revision or "SHA"
     checkpoint = f" --checkpoint {selection.checkpoint}" if selection.checkpoint else ""
     raise GoldenNotFound(
         f"no golden for {selection} in {root} (there is: {there})",
-        f"record it with: snap record{checkpoint} --revision {revision} --device {device}",
+        f"record it with: snap record{checkpoint} --revision {selection.revision or 'SHA'} "
+        f"--device {selection.device or 'cpu'}",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenChoice:
+    """Which golden set a command means.
+
+    Args:
+        goldens: the folder of all sets.
+        checkpoint: folder or hub id; None: any.
+        revision: or its first digits; None: any.
+        device: where the candidate runs.
+        golden_device: where the set was recorded; None: on `device`.
+        dtype: what the candidate computes in, or None. A set recorded in it is preferred, then one
+            in float32.
+    """
+
+    goldens: Path
+    checkpoint: str | None
+    revision: str | None
+    device: str
+    golden_device: str | None = None
+    dtype: str | None = None
+
+    def find(self) -> list[FoundSet]:
+        """Return every golden set that may be meant; raise GoldenNotFound if there is none."""
+        found = find_goldens(self.goldens)
+        matching = self._selection(self.golden_device or self.device, found).among(found)
+        if not matching:
+            self.open()  # raises the error that says what is missing
+        return matching
+
+    def open(self) -> Golden:
+        """Open the one set that is meant; name a set of another device if only that is there."""
+        recorded_on = self.golden_device or self.device
+        found = find_goldens(self.goldens)
+        selection = self._selection(recorded_on, found)
+        try:
+            return select_golden(self.goldens, selection, found)
+        except GoldenNotFound as missing:
+            other = "cuda" if recorded_on == "cpu" else "cpu"
+            if self.golden_device is None and self._selection(other, found).among(found):
+                raise GoldenNotFound(
+                    f"no golden for {selection} in {self.goldens}, but one recorded on {other}",
+                    f"to check on {self.device} against it: --golden-device {other}",
+                ) from missing
+            raise
+
+    def _selection(self, recorded_on: str, found: list[FoundSet]) -> Selection:
+        manifests = [s.manifest for s in found if s.manifest]
+        name = None if self.checkpoint is None else checkpoint_name(self.checkpoint)
+        # A folder may be a copy of a hub checkpoint under any name: then its digests decide.
+        if self.checkpoint is not None and is_folder(self.checkpoint):
+            name = name if name in {m.checkpoint.name for m in manifests} else None
+        selection = Selection(name, self.revision, recorded_on)
+        dtypes = {m.dtype for m in manifests if selection.matches(m)}
+        if len(dtypes) > 1:
+            dtype = self.dtype if self.dtype in dtypes else "float32"
+            selection = dataclasses.replace(selection, dtype=dtype)
+        return selection
+
+
+def open_checkpoint_of(golden: Golden, spec: str | None) -> Checkpoint:
+    """Open the checkpoint `spec`, or by default the one that the golden names.
+
+    Raises RevisionMismatch unless its files are those that the golden was recorded from.
+    """
+    entry = golden.manifest.checkpoint
+    revision: str | None = entry.revision
+    if spec is None and entry.location is not None:
+        spec = str(golden.root.absolute().parent / entry.location)
+    if spec is None and is_folder_name(entry.name):
+        raise CheckpointUnavailable(
+            f"the golden does not say where the folder of {entry.name} is", "pass --checkpoint DIR"
+        )
+    if spec is not None and is_folder(spec):
+        revision = None
+    checkpoint = open_checkpoint(spec or entry.name, revision=revision)
+    require_same_files(checkpoint, entry.files)
+    _require_known_family(golden)  # last, since it may run the user's code
+    return checkpoint
+
+
+def _require_known_family(golden: Golden) -> None:
+    try:
+        family = family_of(golden.manifest.checkpoint.family)
+    except UsageError as unknown:
+        raise ManifestInvalid(
+            f"{golden.folder}: {unknown.problem}",
+            f"name the file that declares it: --family FILE.py (see {PAGE}), or update snap",
+        ) from unknown
+    recorded = golden.manifest.environment.get(ANSWERS, family.answers)
+    if recorded != family.answers:
+        raise ManifestInvalid(
+            f"{golden.folder} holds other answers than {family.name} now declares: it has "
+            f"{recorded}; declared are {family.answers}",
+            "name the file that it was recorded with, or record the set again with --update",
+        )

@@ -1,56 +1,30 @@
 """A golden set, opened for reading."""
 
-from __future__ import annotations
-
-import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
 
 from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound
-from snapshot_tool.base.files import leaves_root
+from snapshot_tool.base.images import IMAGE_PARTS, from_arrays
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.base.tap import Tap
-from snapshot_tool.goldens.layout import INPUTS, OUTPUTS, TAPS, phase_file
+from snapshot_tool.goldens.layout import INPUTS, OUTPUTS, PNG, TAPS, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage, case_recipe, load_manifest
-from snapshot_tool.goldens.packed import PIXEL_VALUES, SHAPE, unpack
+from snapshot_tool.goldens.packed import LEVELS, PIXEL_VALUES, SHAPE, unpack
+from snapshot_tool.goldens.parts import read_taps
 from snapshot_tool.goldens.tensors import TensorFile, open_tensors
-from snapshot_tool.goldens.verify import (
-    allowed_files,
-    find_lasting_damage,
-    find_misfits,
-    refuse_damage,
-    set_file,
-)
-
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
-
-_TRIES = 20
-
-
-def open_golden(folder: Path) -> Golden:
-    """Open the set in a folder; raise GoldenDamaged unless every file is as recorded.
-
-    The files are opened first and their digests compared then: what was compared is what is read.
-    A recorder that puts another version in place changes neither files nor numbers of this one.
-    """
-    for _ in range(_TRIES):
-        with contextlib.suppress(GoldenNotFound):  # taken away just now, or not there at all
-            golden = Golden(folder, load_manifest(folder))
-            if golden.open_files():
-                return golden
-        _, damage = find_lasting_damage(folder)
-        refuse_damage(damage)
-    raise GoldenDamaged(f"{folder} is replaced again and again", "wait until that has ended")
+from snapshot_tool.goldens.transaction import read_undisturbed
+from snapshot_tool.goldens.verify import open_files, refuse_damage, set_file
 
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """An intact golden set. Its files are open; a tensor is read when it is asked for."""
+    """A verified golden set. Its files are open; a tensor is read on request."""
 
     folder: Path
     manifest: Manifest
@@ -62,20 +36,6 @@ class Golden:
         """The goldens folder."""
         return self.folder.parent.parent.parent
 
-    def open_files(self) -> bool:
-        """Open every file and tell whether all are as recorded; nothing is read by name again."""
-        for name, entry in self.manifest.files.items():
-            path = set_file(self.folder, name)
-            if name not in allowed_files(self.manifest) or leaves_root(path, self.folder.parent):
-                return False
-            try:
-                file = self._files[name] = open_tensors(path)
-                if file.describe() != entry:
-                    return False
-            except (GoldenDamaged, OSError):
-                return False
-        return INPUTS in self.manifest.files and not find_misfits(self.manifest)
-
     def case(self, name: str) -> CaseEntry:
         """Return a case's entry by name."""
         return next(case for case in self.manifest.cases if case.name == name)
@@ -85,10 +45,7 @@ class Golden:
         return sorted(self._names_in(phase_file(phase), case))
 
     def _names_in(self, file: str, case: str) -> list[str]:
-        """Return the names of a case's tensors in a file.
-
-        Sorted out once: a search of all keys for each case would take the square of their number.
-        """
+        """Return the names of a case's tensors in a file; all keys are sorted by case once."""
         if file not in self._names:
             by_case = self._names[file] = {}
             for key in self.manifest.files[file].tensors if file in self.manifest.files else ():
@@ -97,54 +54,55 @@ class Golden:
         return self._names[file].get(case, [])
 
     def tensor(self, case: str, phase: Phase, name: str) -> torch.Tensor:
-        """Return a recorded output; raise GoldenNotFound where it is kept in compact form alone."""
+        """Return a recorded output; raise GoldenNotFound if only its compact form is kept."""
         if name not in self.tensor_names(case, phase) and self.manifest.storage is Storage.COMPACT:
             raise GoldenNotFound(
                 f"{self.manifest.title} is compact: it does not keep {name} of {case} whole",
                 "record it with: snap record ... --update --storage full --reason TEXT",
             )
-        return self._read(phase_file(phase), f"{case}/{name}")
+        return self.read_file(phase_file(phase), f"{case}/{name}")
 
     def read(self, part: str, key: str) -> torch.Tensor:
         """Return a tensor by its key in the file of "inputs" or of a phase."""
-        return self._read(INPUTS if part == "inputs" else phase_file(Phase(part)), key)
+        return self.read_file(INPUTS if part == "inputs" else phase_file(Phase(part)), key)
 
     def read_file(self, file: str, key: str) -> torch.Tensor:
-        """Return a tensor by its key in one of the set's files."""
-        return self._read(file, key)
+        """Return a tensor by its key in one of the set's files; raise GoldenDamaged if it has NaN.
+
+        The sketches of taps may have NaN.
+        """
+        if file not in self._files:
+            self._files[file] = open_tensors(set_file(self.folder, file))
+        tensor = self._files[file].read(key)
+        if file != TAPS and tensor.is_floating_point() and _has_nan(tensor):
+            raise GoldenDamaged(f"{self.folder / file} holds NaN in {key}: nothing equals it")
+        return tensor
 
     def inputs(self, case: str) -> CaseInputs:
-        """Return what the case's prompt and images became."""
-        text = self.text(case)
-        return CaseInputs(
-            text.input_ids,
-            text.attention_mask,
+        """Return the case's inputs, images included."""
+        return dataclasses.replace(
+            self.text(case),
             pixel_values=self.image_input(case, PIXEL_VALUES),
             pixel_attention_mask=self.image_input(case, "pixel_attention_mask"),
             image_sizes=self.image_input(case, "image_sizes"),
-            token_type_ids=text.token_type_ids,
         )
 
     def text(self, case: str) -> CaseInputs:
-        """Return what the case's prompt became, without the images' megabytes."""
-        ids = self._read(INPUTS, f"{case}/input_ids")
-        mask = self._read(INPUTS, f"{case}/attention_mask")
+        """Return the case's inputs without those of images, which take megabytes."""
+        ids = self.read_file(INPUTS, f"{case}/input_ids")
+        mask = self.read_file(INPUTS, f"{case}/attention_mask")
         # A vision encoder's inputs have no tokens at all.
         masked = ids.numel() > 0 and not bool(mask.any())
         if bool((ids < 0).any()) or not bool((mask * (1 - mask) == 0).all()) or masked:
             raise GoldenDamaged(
-                f"{set_file(self.folder, INPUTS)}: the ids or the mask of {case} are none"
+                f"{set_file(self.folder, INPUTS)}: the ids or the mask of {case} are not valid"
             )
-        types = f"{case}/token_type_ids"
-        has_types = types in self.manifest.files[INPUTS].tensors
-        return CaseInputs(
-            ids, mask, token_type_ids=self._read(INPUTS, types) if has_types else None
-        )
+        return CaseInputs(ids, mask, token_type_ids=self.image_input(case, "token_type_ids"))
 
     def stored_inputs(self, case: str) -> dict[str, torch.Tensor]:
-        """Return the case's part of inputs.safetensors as it is kept, packed or not."""
+        """Return the case's part of inputs.safetensors as it is stored, packed or not."""
         names = self._names_in(INPUTS, case)
-        return {name: self._read(INPUTS, f"{case}/{name}") for name in names}
+        return {name: self.read_file(INPUTS, f"{case}/{name}") for name in names}
 
     def eos_token_ids(self, case: str) -> tuple[int, ...]:
         """Return the tokens that end the case's generation."""
@@ -152,8 +110,6 @@ class Golden:
 
     def images(self, case: str) -> Sequence[Image.Image]:
         """Return the case's images, from the pixels kept when recording."""
-        from snapshot_tool.base.images import IMAGE_PARTS, from_arrays
-
         recipe = case_recipe(self.case(case)).recipe
         images = []
         for index, image in enumerate(recipe.images):
@@ -163,46 +119,39 @@ class Golden:
         return images
 
     def image_input(self, case: str, name: str) -> torch.Tensor | None:
-        """Return a tensor of the case's images by its name; None without one."""
-        # Unpacked where it is packed.
-        key, names = f"{case}/{name}", self.manifest.files[INPUTS].tensors
-        if key in names:
-            return self._read(INPUTS, key)
-        if key + SHAPE not in names:
+        """Return one of the case's inputs by its name, unpacked; None if there is none."""
+        names = self._names_in(INPUTS, case)
+        if name in names:
+            return self.read_file(INPUTS, f"{case}/{name}")
+        if name + SHAPE not in names:
             return None
-
-        def read(part: str) -> torch.Tensor:
-            if part not in names:
-                raise KeyError(part)
-            return self._read(INPUTS, part)
-
+        parts = [part for part in (PNG, LEVELS, SHAPE) if name + part in names]
         try:
-            return unpack(key, read)
-        except (ValueError, KeyError) as error:
-            raise GoldenDamaged(f"{set_file(self.folder, INPUTS)}: {key}: {error}") from error
+            return unpack({p: self.read_file(INPUTS, f"{case}/{name}{p}") for p in parts})
+        except ValueError as error:
+            path = set_file(self.folder, INPUTS)
+            raise GoldenDamaged(f"{path}: {case}/{name}: {error}") from error
 
     def image_input_shape(self, case: str, name: str) -> tuple[int, ...]:
-        """Return the shape of such a tensor, of which nothing is read; () without one."""
+        """Return the shape of such an input without reading it; () if there is none."""
         key, names = f"{case}/{name}", self.manifest.files[INPUTS].tensors
         if key + SHAPE in names:
-            return tuple(self._read(INPUTS, key + SHAPE).tolist())
+            return tuple(self.read_file(INPUTS, key + SHAPE).tolist())
         return names[key].shape if key in names else ()
 
     def shape(self, case: str, phase: Phase, name: str) -> tuple[int, ...]:
-        """Return the shape of a recorded output that is kept whole, of which nothing is read."""
+        """Return the shape of a recorded output that is kept whole, without reading it."""
         return self.manifest.files[phase_file(phase)].tensors[f"{case}/{name}"].shape
 
     def whole_output(self, case: str, module: str) -> torch.Tensor | None:
-        """Return what a module of the reference returned on a case, where that was kept whole."""
+        """Return what a module of the reference returned on a case, if that was kept whole."""
         entry = self.manifest.files.get(OUTPUTS)
         key = f"{case}/{module}"
-        return self._read(OUTPUTS, key) if entry and key in entry.tensors else None
+        return self.read_file(OUTPUTS, key) if entry and key in entry.tensors else None
 
     def taps(self, case: str) -> list[Tap]:
         """Return the sketches of the reference's modules on a case, in order of execution."""
-        from snapshot_tool.goldens.parts import read_taps
-
-        tensors = {n: self._read(TAPS, f"{case}/{n}") for n in self._names_in(TAPS, case)}
+        tensors = {n: self.read_file(TAPS, f"{case}/{n}") for n in self._names_in(TAPS, case)}
         if not tensors:
             return []
         try:
@@ -210,16 +159,24 @@ class Golden:
         except (ValueError, IndexError, KeyError, RuntimeError) as error:
             raise GoldenDamaged(f"{self.folder / TAPS}: taps of {case}: {error}") from error
 
-    def _read(self, file: str, key: str) -> torch.Tensor:
-        if file not in self._files:
-            self._files[file] = open_tensors(set_file(self.folder, file))
-        tensor = self._files[file].read(key)
-        if file != TAPS and tensor.is_floating_point() and _has_nan(tensor):
-            raise GoldenDamaged(f"{self.folder / file} holds NaN in {key}: nothing equals it")
-        return tensor
+
+def open_golden(folder: Path, manifest: Manifest | None = None) -> Golden:
+    """Open the set in a folder; raise GoldenDamaged unless every file is as recorded.
+
+    manifest: the set's, if it was read already. If the files do not fit it, it is read again.
+    """
+    known = [] if manifest is None else [manifest]
+
+    def read() -> tuple[Golden, list[str]]:
+        manifest = known.pop() if known else load_manifest(folder)
+        files, damage = open_files(folder, manifest)
+        return Golden(folder, manifest, files), damage
+
+    golden, damage = read_undisturbed(folder.parent, read, is_whole=lambda found: not found[1])
+    refuse_damage(damage)
+    return golden
 
 
 def _has_nan(tensor: torch.Tensor) -> bool:
-    """Tell whether an element is NaN: then the sum is, which is quickly added up."""
-    # Infinities of both signs make it one, too.
+    # The sum is quick. It is NaN if an element is, or if there are infinities of both signs.
     return bool(tensor.sum().isnan()) and bool(tensor.isnan().any())

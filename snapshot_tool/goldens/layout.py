@@ -1,4 +1,4 @@
-"""Where everything of a golden set lies.
+"""The folders and files of golden sets.
 
 goldens/<owner>--<name>/<revision, first 12>/
     inputs.safetensors          shared by all devices of the revision
@@ -6,7 +6,6 @@ goldens/<owner>--<name>/<revision, first 12>/
 goldens/.snap/                  locks and unfinished recordings; never read as a golden
 """
 
-import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ INPUTS = "inputs.safetensors"
 TAPS = "taps.safetensors"
 ORACLE = "oracle.safetensors"
 OUTPUTS = "outputs.safetensors"
+PNG = ".png"  # ends the name of a tensor that is the bytes of a picture
 WORK_FOLDER = ".snap"
 
 _DEVICES = ("cpu", "cuda")
@@ -29,6 +29,12 @@ _SET_NAME = re.compile(rf"({'|'.join(_DEVICES)})-(float32|float64|bfloat16|float
 def phase_file(phase: Phase) -> str:
     """Return the name of a phase's file inside a set's folder."""
     return f"{phase.value}.safetensors"
+
+
+def work_folder(revision_folder: Path) -> Path:
+    """Return where recordings of a revision are locked and staged."""
+    root = revision_folder.parent.parent
+    return root / WORK_FOLDER / revision_folder.parent.name / revision_folder.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +56,6 @@ class SetLocation:
     dtype: str
 
     @property
-    def checkpoint_folder(self) -> str:
-        """The checkpoint's name as one folder: "owner--name"."""
-        return self.checkpoint.replace("/", "--")
-
-    @property
     def set_name(self) -> str:
         """The device and dtype as one folder: "cpu-float32"."""
         return f"{self.device}-{self.dtype}"
@@ -62,7 +63,8 @@ class SetLocation:
     @property
     def revision_folder(self) -> Path:
         """The folder of all sets of the revision."""
-        return self.root / self.checkpoint_folder / self.revision[:SHORT_REVISION]
+        checkpoint = self.checkpoint.replace("/", "--")
+        return self.root / checkpoint / self.revision[:SHORT_REVISION]
 
     @property
     def folder(self) -> Path:
@@ -72,43 +74,33 @@ class SetLocation:
     @property
     def work_folder(self) -> Path:
         """Where recordings of the revision are locked and staged."""
-        return self.root / WORK_FOLDER / self.checkpoint_folder / self.revision[:SHORT_REVISION]
+        return work_folder(self.revision_folder)
 
     def __str__(self) -> str:
-        """Name the set as people read it."""
+        """Return the set's name for messages."""
         return f"{self.checkpoint} at {self.revision[:SHORT_REVISION]} ({self.set_name})"
 
 
-def find_set_folders(root: Path) -> list[Path]:
-    """Return the folders under `root` that look like golden sets, sorted by name."""
-    return [
-        Path(entry.path)
-        for checkpoint in _folders(root)
-        for revision in _folders(checkpoint)
-        for entry in _folders(revision)
-        if _SET_NAME.fullmatch(entry.name)
-    ]
+def revision_folders(root: Path) -> list[Path]:
+    """Return the folders of all revisions below a goldens folder, sorted by name."""
+    return [revision for checkpoint in _folders(root) for revision in _folders(checkpoint)]
 
 
-def folder_identities(root: Path) -> dict[str, int]:
-    """Return the number by which the system knows each revision's folder: another one is new."""
-    identities = {}
-    for revision in (r for checkpoint in _folders(root) for r in _folders(checkpoint)):
-        with contextlib.suppress(FileNotFoundError):
-            identities[revision.path] = Path(revision).stat().st_ino
-    return identities
+def set_folders(revision: Path) -> list[Path]:
+    """Return the folders in a revision's folder that look like golden sets, sorted by name."""
+    return [folder for folder in _folders(revision) if _SET_NAME.fullmatch(folder.name)]
 
 
-def _folders(parent: os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """Return the folders in a folder, by name. Of a thousand sets each question counts."""
+def _folders(parent: Path) -> list[Path]:
+    """Return the folders in a folder, sorted by name; none if it is missing."""
     try:
         with os.scandir(parent) as children:
-            found = [child for child in children if not child.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):  # taken away meanwhile, or never there
+            found = [Path(c) for c in children if not c.name.startswith(".") and _is_folder(c)]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(filter(_is_folder, found), key=lambda child: child.name)
+    return sorted(found)
 
 
 def _is_folder(child: os.DirEntry[str]) -> bool:
-    # Of a link Path knows more: it may go round in a circle.
+    # Path.is_dir returns False for links in a circle, DirEntry.is_dir raises OSError.
     return child.is_dir(follow_symlinks=False) or (child.is_symlink() and Path(child).is_dir())

@@ -1,20 +1,16 @@
 """manifest.json: everything about a golden set but the numbers themselves.
 
 The schema is these classes; `docs/golden-format.md` explains it. msgspec validates on reading:
-types, ranges and patterns, and refuses fields that the schema does not know. A manifest may be a
-stranger's: what it says is bounded here, and `_require_consistent` sees that its parts agree.
-
-Nine tenths of a manifest are its tensors. A folder of many sets is looked through by their heads,
-which leave those out: reading one takes an eighth of the time. They are listed by their summaries,
-which leave out all that is long, and see nothing of what is wrong in it.
+types, ranges and patterns, and refuses unknown fields. A manifest may be a stranger's: what it says
+is bounded here, and `_require_consistent` compares its parts.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -30,11 +26,10 @@ from snapshot_tool.base.files import (
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.recipes import NamedRecipe
 from snapshot_tool.base.tolerance import PhaseTolerance
+from snapshot_tool.families.family import FILE
 from snapshot_tool.goldens.layout import MANIFEST
 
 SCHEMA_VERSION = 1
-
-_Kind = TypeVar("_Kind", bound="ManifestSummary")
 
 # \Z, not $: $ also matches before a newline at the end.
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -43,14 +38,14 @@ CheckpointName = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 ]
 CaseName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*\Z", max_length=64)]
-# Up to 2**53 every number is one in any JSON reader, and far beyond what anything here counts.
+# JSON readers keep integers exactly up to 2**53.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 TokenId = Annotated[int, msgspec.Meta(ge=-1, le=2**31)]
 TensorKey = Annotated[
     str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*/[A-Za-z0-9_.-]+\Z", max_length=200)
 ]
-# Printed as it stands: nothing that a terminal obeys, no line ends, no marks that turn text.
+# Printed as it is: no control characters, no line ends, no marks that turn text.
 Text = Annotated[
     str,
     msgspec.Meta(
@@ -66,37 +61,40 @@ RelativePath = Annotated[
 ]
 
 
+# safetensors' own names.
+DtypeLetters = Literal[
+    "BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "I16", "U16", "F16", "BF16",
+    "I32", "U32", "F32", "I64", "U64", "F64",
+]  # fmt: skip
+
+
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
-    """One tensor: its shape, its dtype in safetensors' letters (F32, I64 …), its bytes' digest."""
+    """One tensor: its shape, its dtype and the digest of its bytes."""
 
+    # Nine tenths of a manifest are these. A pattern for each digest doubled the time to read it.
     shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=8)]
-    dtype: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]{2,12}\Z")]
-    sha256: Digest
+    dtype: DtypeLetters
+    sha256: Annotated[str, msgspec.Meta(min_length=64, max_length=64)]
 
 
-class FileHead(msgspec.Struct, frozen=True, kw_only=True):
-    """One safetensors file of the set, whatever tensors are in it."""
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One safetensors file of the set and the tensors in it, by key."""
 
     size: Count
     sha256: Digest
-
-
-class FileEntry(FileHead, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One safetensors file of the set and the tensors in it, by key."""
-
     tensors: dict[TensorKey, TensorEntry]
 
 
 class CheckpointEntry(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
 ):
-    """The weights that answered.
+    """The weights that were run.
 
-    `location` is where a folder lies, relative to the goldens folder's parent; None for the hub and
-    for folders elsewhere. `config` is the reference's own configuration with all defaults.
+    `location` is a folder's path relative to the goldens folder's parent; None for the hub and for
+    folders elsewhere. `config` is the reference's own configuration with all defaults.
     `unknown_fields` are those of config.json that the reference's class does not know,
-    `changed_fields` those that are not what the class makes of all others,
-    `unused_weights` the names of weights in the files that take part in no answer.
+    `changed_fields` those that differ from what the class makes of all others, `unused_weights` the
+    names of weights in the files that are used in no answer.
     """
 
     name: CheckpointName
@@ -122,9 +120,9 @@ class HistoryEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class Draws(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
 ):
-    """How the variants came about: asked for, and how many inputs the reference refused, by why.
+    """How many variants were requested, and how many inputs the reference refused, by reason.
 
-    `left_out` has the cases that there are none of, since the reference takes none, and why.
+    `left_out` has the cases that are missing because the reference refuses them, and why.
     """
 
     variants: Count
@@ -133,21 +131,16 @@ class Draws(
     left_out: dict[CaseName, Text] = {}
 
 
-class CaseSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One case, whatever is in it."""
-
-    name: CaseName
-
-
 class CaseEntry(
-    CaseSummary, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
 ):
-    """One case: its recipe, the text that the tokenizer was given, and what applies to it.
+    """One case: its recipe, the text that was tokenized, and what applies to it.
 
     `eos_token_ids` end this case's generation in place of the set's; None for those of the set.
-    `not_finite` names the recorded answers that have NaN or Inf in them, as phase/tensor.
+    `not_finite` names the recorded answers that contain NaN or Inf, as phase/tensor.
     """
 
+    name: CaseName
     origin: Text
     recipe: Any  # decoded in two steps, so that recipes validate themselves: see `case_recipe`
     text: str
@@ -176,16 +169,18 @@ class TapsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Storage(StrEnum):
-    """Whether large tensors are kept whole, or in the compact form of `store/compact.py`."""
+    """Whether large tensors are kept whole, or in the form of `numerics/compact.py`."""
 
     FULL = "full"
     COMPACT = "compact"
 
 
-class ManifestSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What tells a set from others, and how large it is: all of manifest.json but what is long.
+class Manifest(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
+    """The whole of manifest.json.
 
-    Passed over are what is in a case and in a file, the modules of the taps and the environment.
+    `warnings` are those of Hugging Face's libraries while the set was recorded.
     """
 
     schema_version: Positive
@@ -195,38 +190,27 @@ class ManifestSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     device: Device
     dtype: Dtype
     seed: Count
+    environment: dict[Text, Text]
     draws: Draws
     generation: GenerationEntry
-    cases: tuple[CaseSummary, ...]
+    cases: tuple[CaseEntry, ...]
     tolerances: dict[Phase, PhaseTolerance]
-    files: Mapping[str, FileHead]
+    taps: TapsEntry
+    files: dict[str, FileEntry]
     storage: Storage = Storage.FULL
+    warnings: tuple[Text, ...] = ()
 
     @property
     def title(self) -> str:
-        """Name the set as people read it."""
+        """The set's name for messages."""
         return (
             f"{self.checkpoint.name} at {self.checkpoint.revision[:12]} "
             f"({self.device}-{self.dtype}), golden version {self.golden_version}"
         )
 
-
-class ManifestHead(
-    ManifestSummary, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
-):
-    """All of manifest.json but its tensors.
-
-    `warnings` are what Hugging Face's libraries warned of while the set was recorded.
-    """
-
-    environment: dict[Text, Text]
-    cases: tuple[CaseEntry, ...]
-    taps: TapsEntry
-    warnings: tuple[Text, ...] = ()
-
     @property
     def reference_warnings(self) -> tuple[str, ...]:
-        """Each warning, with where it comes from."""
+        """Each warning and where it comes from."""
         return tuple(f"transformers warned: {text}" for text in self.warnings)
 
     def eos_token_ids(self, case: CaseEntry) -> tuple[int, ...]:
@@ -235,21 +219,32 @@ class ManifestHead(
         return self.generation.eos_token_ids if own is None else own
 
 
-class Manifest(
-    ManifestHead, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
-):
-    """The whole of manifest.json."""
-
-    files: dict[str, FileEntry]
-
-
 def case_recipe(case: CaseEntry) -> NamedRecipe:
-    """Return a case's recipe; raise ManifestInvalid where it makes no case."""
+    """Return a case's recipe; raise ManifestInvalid if it is not valid."""
     try:
         fields = {"name": case.name, "origin": case.origin, "recipe": case.recipe}
         return msgspec.convert(fields, NamedRecipe)
     except (msgspec.ValidationError, ValueError) as error:
         raise ManifestInvalid(f"case {case.name}: its recipe is invalid: {error}") from error
+
+
+# What rounds differently; versions of tools that compute nothing are left out.
+_ROUNDS = ("processor", "torch", "torch_threads", "pillow", "numpy", FILE)
+
+
+def environment_differences(
+    recorded: Mapping[str, str], here: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Return "name was, is" for everything that may round differently than when recording."""
+
+    def short(value: str) -> str:
+        return value[:12] if re.fullmatch(r"[0-9a-f]{64}", value) else value  # a digest
+
+    return tuple(
+        f"{name} {short(recorded[name])}, here {short(here[name])}"
+        for name in _ROUNDS
+        if name in recorded and name in here and recorded[name] != here[name]
+    )
 
 
 def to_builtins(value: object) -> Any:
@@ -263,7 +258,7 @@ def encode(value: msgspec.Struct | Mapping[str, Any]) -> bytes:
 
 
 def encode_readable(manifest: Manifest) -> bytes:
-    """Return a manifest as `encode` does; raise ManifestInvalid where no reader would take it."""
+    """Return a manifest as `encode` does; raise ManifestInvalid if it is too large to be read."""
     data = encode(manifest)
     try:
         if len(data) > MAX_JSON_BYTES:
@@ -277,51 +272,42 @@ def encode_readable(manifest: Manifest) -> bytes:
 
 
 def decode(data: bytes, *, source: Path) -> Manifest:
-    """Return the manifest; raise ManifestInvalid, naming the field, where it breaks the schema."""
-    manifest = _decode(data, Manifest, source=source)
-    with _explained(source):
-        _require_known_cases(manifest)
-    return manifest
-
-
-def _decode(data: bytes, kind: type[_Kind], *, source: Path) -> _Kind:
-    with _explained(source):
+    """Return the manifest; raise ManifestInvalid, naming the field, if it breaks the schema."""
+    try:
         require_bounded_json(data)
         try:
-            manifest = msgspec.json.decode(data, type=kind)
+            manifest = msgspec.json.decode(data, type=Manifest)
         except msgspec.ValidationError:
             # A newer schema may have changed anything but this one field.
             written = msgspec.json.decode(data, type=_SchemaOnly).schema_version
             _require_known_schema(written, source)
             raise
         _require_known_schema(manifest.schema_version, source)
-        if isinstance(manifest, ManifestHead):
-            _require_consistent(manifest)
+        _require_consistent(manifest)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise ManifestInvalid(
+            f"{source} is not a valid manifest: {error}",
+            "restore it from version control, or record the set again with --update",
+        ) from error
     return manifest
+
+
+class _SchemaOnly(msgspec.Struct):
+    """The one field that every schema has."""
+
+    schema_version: Positive
 
 
 def _require_known_schema(written: int, source: Path) -> None:
     if written > SCHEMA_VERSION:
         raise ManifestInvalid(
-            f"{source} follows manifest schema {written}, this snap knows {SCHEMA_VERSION}",
+            f"{source} follows manifest schema {written}, this snap reads {SCHEMA_VERSION}",
             "update snap to read it",
         )
 
 
-@contextmanager
-def _explained(source: Path) -> Iterator[None]:
-    """Raise ManifestInvalid where what is written in `source` is no manifest."""
-    try:
-        yield
-    except (msgspec.DecodeError, RecursionError, ValueError, UnicodeDecodeError) as error:
-        raise ManifestInvalid(
-            f"{source} is no valid manifest: {error}",
-            "restore it from version control, or record the set again with --update",
-        ) from error
-
-
-def _require_consistent(manifest: ManifestHead) -> None:
-    """Raise ValueError where parts of a manifest contradict each other."""
+def _require_consistent(manifest: Manifest) -> None:
+    """Raise ValueError if parts of a manifest contradict each other."""
     names = Counter(case.name for case in manifest.cases)
     if len(names) < len(manifest.cases):
         name, times = names.most_common(1)[0]
@@ -333,42 +319,15 @@ def _require_consistent(manifest: ManifestHead) -> None:
         for phase in case.phases:
             if phase not in manifest.tolerances:
                 raise ValueError(f"case {case.name} has phase {phase}, which has no tolerance")
-
-
-def _require_known_cases(manifest: Manifest) -> None:
-    """Raise ValueError where a tensor belongs to no case."""
-    known = {case.name for case in manifest.cases}
     for file, entry in manifest.files.items():
         for key in entry.tensors:
-            if key.partition("/")[0] not in known:
+            if key.partition("/")[0] not in names:
                 raise ValueError(f"{file} has tensor {key} of no case")
-
-
-class _SchemaOnly(msgspec.Struct):
-    """The one field that every schema has."""
-
-    schema_version: Positive
 
 
 def load_manifest(folder: Path) -> Manifest:
     """Read and validate a set's manifest."""
     path = folder / MANIFEST
-    return decode(_read(path, folder), source=path)
-
-
-def load_head(folder: Path) -> ManifestHead:
-    """Read and validate the head of a set's manifest."""
-    path = folder / MANIFEST
-    return _decode(_read(path, folder), ManifestHead, source=path)
-
-
-def load_summary(folder: Path) -> ManifestSummary:
-    """Read and validate the summary of a set's manifest."""
-    path = folder / MANIFEST
-    return _decode(_read(path, folder), ManifestSummary, source=path)
-
-
-def _read(path: Path, folder: Path) -> bytes:
     if leaves_root(path, folder):
         raise GoldenDamaged(f"{path} is a link out of the golden set")
     try:
@@ -383,6 +342,7 @@ def _read(path: Path, folder: Path) -> bytes:
         if file_size(file) > MAX_JSON_BYTES:
             raise ManifestInvalid(f"{path} is larger than {MAX_JSON_BYTES} bytes")
         try:
-            return file.read()
+            data = file.read()
         except OSError as error:
             raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
+    return decode(data, source=path)

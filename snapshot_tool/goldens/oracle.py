@@ -1,14 +1,13 @@
-"""oracle.safetensors: what a float64 run of the reference knows of each tensor and module.
+"""oracle.safetensors: what a float64 run of the reference says of each tensor and module.
 
 `<case>/<phase>.<tensor>.delta` is oracle - reference; `<case>/<phase>.<tensor>.noise.<dtype>` is
 the reference's own error in a dtype at each position; `<case>/generate.step_noise.<dtype>` that of
 each step's logits; `<case>/taps.noise.<dtype>` that of each module's input and output, relative.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import torch
 
 from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.localisation import noise_limit
@@ -18,10 +17,6 @@ from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import ORACLE
 from snapshot_tool.goldens.manifest import Manifest
 from snapshot_tool.goldens.parts import TOKEN_IDS
-
-if TYPE_CHECKING:
-    import torch
-
 
 # Which rows of a recorded tensor are judged; None: all.
 Rows = slice | list[int] | None
@@ -57,9 +52,9 @@ def oracle_tensor(
     dtype: str,
     rows: Rows = None,
 ) -> OracleTensor | None:
-    """Return what the oracle knows of a recorded tensor; None where the set has none for it.
+    """Return a recorded tensor's float64 reference; None if the set has none for it.
 
-    reference: that tensor, which whoever judges has read already, or those rows of it.
+    reference: the recorded tensor, or only those rows of it.
     """
     delta = _read(golden, case, delta_key(phase, tensor))
     noise = _read(golden, case, noise_key(phase, tensor, dtype))
@@ -67,7 +62,7 @@ def oracle_tensor(
         return None
     if rows is not None:
         delta = delta[rows]
-        # One number for all rows of a tensor without a width.
+        # A tensor without a width has one number for all rows.
         noise = noise[rows] if noise.dim() else noise
     _require(
         delta.shape == reference.shape and noise.shape == reference.shape[:-1],
@@ -77,10 +72,10 @@ def oracle_tensor(
 
 
 def has_coarse_oracle(manifest: Manifest) -> bool:
-    """Tell whether distances to the oracle are kept in bfloat16, three digits of them.
+    """Return whether a half-precision set keeps distances to the oracle in bfloat16.
 
-    In a float32 set that is enough. In a half-precision set the distances are as large as its
-    rounding, and three digits of them are coarser than float32 rounds.
+    In a float32 set three digits are enough. In a half-precision set the distances are as large as
+    its rounding, and three digits of them are coarser than float32 rounds.
     """
     entries = manifest.files[ORACLE].tensors.items()
     deltas = [entry.dtype for key, entry in entries if key.endswith(".delta")]
@@ -96,12 +91,10 @@ def step_noise(golden: Golden, case: str, *, dtype: str) -> torch.Tensor | None:
 
 
 def tap_limits(golden: Golden, case: str, *, dtype: str) -> Mapping[str, tuple[float, float]]:
-    """Return how far rounding may put each module's input and output off, by its name.
+    """Return how far off rounding may put each module's input and output, by name.
 
-    None are returned without an oracle.
+    Empty without an oracle.
     """
-    import torch
-
     rows = _read(golden, case, tap_noise_key(dtype))
     if rows is None:
         return {}

@@ -1,15 +1,16 @@
-"""What a golden set keeps of each case: the tensors of every file, by name.
+"""The tensors of a golden set's files: how inputs, logits, generations and sketches are laid out.
 
-One place says how inputs, logits, generations and sketches are laid out; recording writes by it
-and checking reads by it.
+Recording writes them and checking reads them.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from snapshot_tool.base.images import to_arrays
 from snapshot_tool.base.protocol import CaseInputs, Generation, PreparedCase
@@ -24,37 +25,25 @@ from snapshot_tool.base.sketch import (
 from snapshot_tool.base.tap import Side, Tap
 from snapshot_tool.goldens.packed import unpack_inputs
 
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
-
 TOP_K = 8
+_INPUTS = tuple(field.name for field in fields(CaseInputs))
 _LOGITS_AT_ONCE = 2**20
 LOGITS = "logits"
 TOKEN_IDS = "token_ids"  # noqa: S105 - a tensor's name
-# The compact record of every position's logits: the greatest, their log-sum-exp, and a sample.
+# Of every position's logits: the greatest, their log-sum-exp, and a sample.
 POSITION_RECORDS = ("position_topk_values", "position_logsumexp", "position_sample")
 
-# Which places the records are of: near-ties may change places, and the values beside them tell.
+# The vocabulary ids of these records. Near-ties may change places; then their values are judged.
 PLACES = ("position_topk_ids", "position_sample_ids", "step_topk_ids")
 
-Tensors = dict[str, "torch.Tensor"]
+Tensors = dict[str, torch.Tensor]
 
 
 def input_tensors(prepared: PreparedCase, images: Sequence[Image.Image]) -> Tensors:
     """Return a case's part of inputs.safetensors."""
-    import torch
-
     inputs = prepared.inputs
-    tensors = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
-    if inputs.pixel_values is not None:
-        tensors["pixel_values"] = inputs.pixel_values
-    if inputs.pixel_attention_mask is not None:
-        tensors["pixel_attention_mask"] = inputs.pixel_attention_mask
-    if inputs.image_sizes is not None:
-        tensors["image_sizes"] = inputs.image_sizes
-    if inputs.token_type_ids is not None:
-        tensors["token_type_ids"] = inputs.token_type_ids
+    named = {name: getattr(inputs, name) for name in _INPUTS}
+    tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
     for index, image in enumerate(images):
         for part, array in to_arrays(image).items():
             tensors[f"image.{index}.{part}"] = torch.from_numpy(array.copy())
@@ -62,7 +51,7 @@ def input_tensors(prepared: PreparedCase, images: Sequence[Image.Image]) -> Tens
 
 
 def real_positions(inputs: CaseInputs) -> torch.Tensor:
-    """Return the indices of the positions that are no padding, (real,) int64."""
+    """Return the indices of the positions without padding, (real,) int64."""
     return inputs.attention_mask[0].nonzero()[:, 0]
 
 
@@ -77,14 +66,12 @@ def without_padding(tensor: torch.Tensor, inputs: CaseInputs) -> torch.Tensor:
 
 
 def real_rows(rows: torch.Tensor, inputs: CaseInputs) -> torch.Tensor:
-    """Return the rows (length, …) of positions that are no padding; all of them are no copy."""
+    """Return the rows (length, …) of positions without padding; no copy if there is none."""
     return rows if bool(inputs.attention_mask.all()) else rows[real_positions(inputs)]
 
 
 def widened(logits: torch.Tensor) -> torch.Tensor:
     """Return logits in at least float32: a log-sum-exp must not be rounded to half precision."""
-    import torch
-
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
@@ -92,9 +79,7 @@ def position_records(
     logits: torch.Tensor, *, topk_ids: torch.Tensor, sample_ids: torch.Tensor
 ) -> Tensors:
     """Return POSITION_RECORDS of logits (real, vocabulary) at the given vocabulary ids."""
-    import torch
-
-    # In parts, since it makes a copy: the logits of a long prompt take hundreds of megabytes.
+    # In parts, since it copies: the logits of a long prompt take hundreds of megabytes.
     rows = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
     return {
         "position_topk_values": logits.gather(-1, topk_ids),
@@ -105,8 +90,6 @@ def position_records(
 
 def forward_tensors(logits: torch.Tensor, inputs: CaseInputs, *, seed: int) -> Tensors:
     """Return a case's part of forward.safetensors, from all logits (length, vocabulary)."""
-    import torch
-
     real = real_rows(logits, inputs)
     topk_ids = real.topk(min(TOP_K, real.shape[-1])).indices
     sample_ids = torch.unique(sample_indices(real.shape[-1], seed=seed))
@@ -128,11 +111,9 @@ def generate_tensors(generation: Generation) -> Tensors:
 def tap_tensors(taps: Sequence[Tap], modules: Sequence[str]) -> Tensors:
     """Return a case's part of taps.safetensors: one row for each module, in order of execution.
 
-    The row's module is an index into `modules`. Shapes are filled up with -1 (all of it where a
-    side has no sketch), samples of small tensors with zeros.
+    A row's module is an index into `modules`. Shapes are filled up with -1 (all of it if a side has
+    no sketch), samples of small tensors with zeros.
     """
-    import torch
-
     place = {name: index for index, name in enumerate(modules)}
     tensors = {"modules": torch.tensor([place[tap.module] for tap in taps], dtype=torch.int64)}
     for side in Side:
@@ -144,8 +125,6 @@ def tap_tensors(taps: Sequence[Tap], modules: Sequence[str]) -> Tensors:
 
 def stack_sketches(sketches: Sequence[Sketch | None]) -> Tensors:
     """Return sketches as one tensor for each of their parts, a row for each sketch."""
-    import torch
-
     rows = len(sketches)
     shapes = torch.full((rows, MAX_DIMENSIONS), -1, dtype=torch.int64)
     moments = torch.zeros((rows, len(MOMENTS)), dtype=torch.float64)
@@ -190,18 +169,9 @@ def unstack_sketches(tensors: Mapping[str, torch.Tensor]) -> list[Sketch | None]
 
 def read_inputs(path: Path) -> CaseInputs:
     """Return the inputs kept in a case's part of inputs.safetensors."""
-    from safetensors.torch import load_file
-
     return as_inputs(unpack_inputs(load_file(path)))
 
 
 def as_inputs(tensors: Mapping[str, torch.Tensor]) -> CaseInputs:
     """Return the inputs among a case's unpacked tensors of inputs.safetensors."""
-    return CaseInputs(
-        tensors["input_ids"],
-        tensors["attention_mask"],
-        tensors.get("pixel_values"),
-        tensors.get("pixel_attention_mask"),
-        tensors.get("image_sizes"),
-        tensors.get("token_type_ids"),
-    )
+    return CaseInputs(**{name: tensors[name] for name in _INPUTS if name in tensors})

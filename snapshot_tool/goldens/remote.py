@@ -1,7 +1,7 @@
 """Where golden files are shared: a dataset of the hub, a prefix on S3, or a folder.
 
-Files lie under `<remote>/objects/<SHA-256>.<suffix>`: the same bytes travel once, all versions of a
-set can lie side by side, and nothing on a remote is ever overwritten by something else.
+Files are `<remote>/objects/<SHA-256>.<suffix>`: the same bytes are sent once, all versions of a set
+can be side by side, and an object is never overwritten by another one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from fsspec.callbacks import Callback
 
 from snapshot_tool.base.errors import RemoteUnavailable, UsageError
 from snapshot_tool.base.protocol import Progress
-from snapshot_tool.goldens.transaction import LockedSet
 
 BLOCK = 8 * 2**20  # bytes
 _MEGABYTE = 10**6
@@ -28,7 +27,7 @@ _PREFIX = rf"(/{_SEGMENT})*/?"
 _REMOTES = (
     re.compile(rf"hf://datasets/[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*{_PREFIX}"),
     re.compile(rf"s3://[a-z0-9][a-z0-9.-]+[a-z0-9]{_PREFIX}"),
-    # Any folder, but none that leads up again or hides something from the reader of a terminal.
+    # Any folder without "..", control characters, or what URLs give a meaning.
     re.compile(r"file:///(?!(.*/)?\.\.(/|\Z))[^\x00-\x1f\x7f:?#]*"),
 )
 
@@ -38,12 +37,12 @@ Advance = Callable[[int], None]
 def clean_remote(url: str) -> str:
     """Return a remote's address without a slash at its end; raise UsageError for any other form.
 
-    No passwords, no chained protocols, no way up: the address is kept in goldens.lock, and what
-    stands there may come from somebody else.
+    No passwords, no chained protocols, no "..": the address is kept in goldens.lock, which may come
+    from a stranger.
     """
     if not any(form.fullmatch(url) for form in _REMOTES):
         raise UsageError(
-            f"{url!r} is no place to share golden sets",
+            f"unsupported remote URL {url!r}",
             "use hf://datasets/OWNER/NAME, s3://BUCKET/PREFIX or file:///FOLDER",
         )
     return url.rstrip("/")
@@ -95,14 +94,15 @@ class Remote:
         try:
             yield
         except Exception as error:  # each file system raises its own client's errors
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise RemoteUnavailable(
-                f"cannot {deed} {self.url}: {_first_line(error)}",
+                f"cannot {deed} {self.url}: {reason}",
                 "check that it exists, and that the credentials in the environment may do this",
             ) from error
 
 
 class _Advancing(Callback):  # type: ignore[misc]
-    """Tells a meter of each block that was written."""
+    """Counts the bytes of each block that was written."""
 
     def __init__(self, advance: Advance) -> None:
         super().__init__()
@@ -114,15 +114,19 @@ class _Advancing(Callback):  # type: ignore[misc]
 
 
 def open_remote(url: str) -> Remote:
-    """Open a remote by its address; nothing is asked of it yet."""
+    """Open a remote by its address; no request is sent yet."""
     from fsspec.core import url_to_fs
 
     url = clean_remote(url)
     if url.startswith("hf:"):
-        _silence_hub()
+        # The hub's client draws progress bars of its own, and logs each retry.
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     options = {"auto_mkdir": True} if url.startswith("file:") else {}
     try:
-        # No caches: what is there must be what is there now.
+        # No caches, since others may push meanwhile.
         files, root = url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **options)
     except ImportError as error:
         raise RemoteUnavailable(
@@ -130,16 +134,6 @@ def open_remote(url: str) -> Remote:
             "pip install 'snapshot-tool[s3]'",
         ) from error
     return Remote(url, files, root.rstrip("/"))
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What a push or a pull did: all sets that are shared now, the new ones, the bytes sent."""
-
-    remote: str
-    sets: tuple[LockedSet, ...]
-    moved: tuple[LockedSet, ...]
-    sent: int
 
 
 @contextmanager
@@ -161,16 +155,3 @@ def count_megabytes(progress: Progress, title: str, sizes: list[int]) -> Iterato
         while counted < total:
             next(steps)
             counted += 1
-
-
-def _silence_hub() -> None:
-    """Keep the hub's client from drawing beside our progress, and from telling each retry."""
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

@@ -1,4 +1,4 @@
-"""Sending golden sets to a remote, and fetching them."""
+"""Sending golden sets to a remote, and fetching them; goldens.lock says what the remote has."""
 
 from __future__ import annotations
 
@@ -7,318 +7,406 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
 
 from snapshot_tool.base.errors import (
     GoldenDamaged,
     GoldenExists,
     GoldenNotFound,
+    LockInvalid,
     SnapError,
     UsageError,
 )
 from snapshot_tool.base.files import file_sha256
 from snapshot_tool.base.protocol import Progress
-from snapshot_tool.goldens.find import find_goldens
+from snapshot_tool.goldens.find import find_goldens, read_revision
 from snapshot_tool.goldens.layout import INPUTS, MANIFEST, SetLocation
-from snapshot_tool.goldens.manifest import Manifest, ManifestSummary, load_manifest
-from snapshot_tool.goldens.remote import (
-    Advance,
-    Remote,
-    Shared,
-    clean_remote,
-    count_megabytes,
-    open_remote,
+from snapshot_tool.goldens.manifest import (
+    CheckpointName,
+    Count,
+    Device,
+    Digest,
+    Dtype,
+    Manifest,
+    Positive,
+    Revision,
+    encode,
+    load_manifest,
 )
+from snapshot_tool.goldens.remote import Remote, clean_remote, count_megabytes, open_remote
 from snapshot_tool.goldens.transaction import (
-    Lock,
-    LockedFile,
-    LockedSet,
     commit,
-    encode_lock,
     link_or_copy,
-    load_lock,
-    lock_path,
-    lock_set,
     make_folder,
     recording_lock,
     write_atomically,
 )
 from snapshot_tool.goldens.verify import find_damage, require_whole, set_file
 
+# A name in the set's own folder (or inputs beside it): no folders, nothing hidden.
+FileName = Annotated[
+    str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]*\.(json|safetensors)\Z", max_length=64)
+]
+
+
+class LockedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One file: its size in bytes and the SHA-256 of them all."""
+
+    size: Count
+    sha256: Digest
+
+    def object_name(self, name: str) -> str:
+        """Return the file's name on a remote: its digest, and the suffix of its name here."""
+        return self.sha256 + Path(name).suffix
+
+
+class LockedSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One golden set; `files` includes its manifest."""
+
+    checkpoint: CheckpointName
+    revision: Revision
+    device: Device
+    dtype: Dtype
+    golden_version: Positive
+    files: dict[FileName, LockedFile]
+
+    def __post_init__(self) -> None:
+        """Refuse a set without the files that every set has."""
+        for name in (MANIFEST, INPUTS):
+            if name not in self.files:
+                raise ValueError(f"a set without {name}")
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        """What distinguishes the set from all others, in any version."""
+        return self.checkpoint, self.revision, self.device, self.dtype
+
+    @property
+    def title(self) -> str:
+        """The set's name for messages."""
+        return f"{self.location(Path())}, golden version {self.golden_version}"
+
+    def location(self, root: Path) -> SetLocation:
+        """Return where the set lies below a goldens folder."""
+        return SetLocation(root, *self.identity)
+
+    def is_meant(self, part: str) -> bool:
+        """Return whether the set's name, owner/name/revision/device-dtype, contains `part`."""
+        return part in f"{self.checkpoint}/{self.revision}/{self.device}-{self.dtype}"
+
+
+class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of goldens.lock."""
+
+    schema: Literal["snap-lock/1"] = "snap-lock/1"
+    remote: str
+    sets: tuple[LockedSet, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a set that is named twice."""
+        if len({item.identity for item in self.sets}) < len(self.sets):
+            raise ValueError("a set is named twice")
+
+    def merged(self, sets: list[LockedSet], *, remote: str) -> Lock:
+        """Return the lock with some sets added or replaced, in a fixed order."""
+        by_identity = {item.identity: item for item in (*self.sets, *sets)}
+        return Lock(remote=remote, sets=tuple(by_identity[key] for key in sorted(by_identity)))
+
+
+def lock_set(folder: Path, manifest: Manifest) -> LockedSet:
+    """Return the entry of a set whose files are known to be as recorded."""
+    if INPUTS not in manifest.files:
+        raise GoldenDamaged(f"the manifest in {folder} names no {INPUTS}")
+    path, checkpoint = folder / MANIFEST, manifest.checkpoint
+    own = LockedFile(size=path.stat().st_size, sha256=file_sha256(path))
+    files = {n: LockedFile(size=e.size, sha256=e.sha256) for n, e in manifest.files.items()}
+    return LockedSet(
+        checkpoint=checkpoint.name,
+        revision=checkpoint.revision,
+        device=manifest.device,
+        dtype=manifest.dtype,
+        golden_version=manifest.golden_version,
+        files={MANIFEST: own, **files},
+    )
+
+
+def lock_path(goldens: Path) -> Path:
+    """Return the path of a goldens folder's lock: beside it, so that git can keep it alone."""
+    folder = goldens if goldens.name else goldens.resolve()
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def load_lock(path: Path) -> Lock:
+    """Read and validate a lock; raise LockInvalid, naming the field, if it breaks the schema."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Lock)
+    except FileNotFoundError:
+        raise GoldenNotFound(f"{path} is missing", "snap push writes it; keep it in git") from None
+    except (OSError, msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise LockInvalid(
+            f"{path} is not a valid lock: {error}", "restore it from version control"
+        ) from error
+
 
 @dataclass(frozen=True, slots=True)
-class PullRequest:
-    """What to pull.
+class Shared:
+    """What a push or a pull did: all sets that are shared now, the new ones, the bytes sent."""
+
+    remote: str
+    sets: tuple[LockedSet, ...]
+    moved: tuple[LockedSet, ...]
+    sent: int
+
+
+def pull(
+    goldens: Path,
+    progress: Progress,
+    *,
+    remote: str | None = None,
+    only: str = "",
+    replace: bool = False,
+) -> Shared:
+    """Fetch what is missing here of the locked sets, and put each revision in place at once.
 
     Args:
-        goldens: the goldens folder; its lock lies beside it.
+        goldens: the goldens folder; its lock is beside it.
+        progress: where megabytes are reported.
         remote: the remote's address; None means the lock's.
-        only: a part of the names ("owner/name/revision/device-dtype") of the sets that are meant.
+        only: a part of the names ("owner/name/revision/device-dtype") of the sets to pull.
         replace: replace sets that were changed here, too.
     """
-
-    goldens: Path
-    remote: str | None = None
-    only: str = ""
-    replace: bool = False
-
-
-def pull(request: PullRequest, progress: Progress) -> Shared:
-    """Fetch what is missing here of the locked sets, and put each revision in place at once."""
-    path = lock_path(request.goldens)
+    path = lock_path(goldens)
     lock = load_lock(path)
-    remote = open_remote(request.remote or lock.remote)
-    meant = [item for item in lock.sets if item.is_meant(request.only)]
-    sets = sorted(meant, key=lambda item: item.identity)
+    source = open_remote(remote or lock.remote)
+    sets = sorted((s for s in lock.sets if s.is_meant(only)), key=lambda item: item.identity)
     if not sets:
         raise GoldenNotFound(
-            f"{path} names no golden set {request.only}".rstrip(),
+            f"{path} names no golden set {only}".rstrip(),
             f"it names: {', '.join(item.title for item in lock.sets) or 'none at all'}",
         )
     moved: list[LockedSet] = []
     sent = 0
     for _, group in itertools.groupby(sets, key=lambda item: item.identity[:2]):
         revision = list(group)
-        with recording_lock(revision[0].location(request.goldens)):
-            missing = [item for item in revision if not _is_here(item, request.goldens)]
+        with recording_lock(revision[0].location(goldens)):
+            missing = [item for item in revision if not _is_here(item, goldens)]
             if missing:
-                sent += _Pull(request, remote, progress, missing).run()
+                sent += _Pull(goldens, source, progress, missing, replace).run()
                 moved += missing
-    return Shared(remote.url, tuple(sets), tuple(moved), sent)
+    return Shared(source.url, tuple(sets), tuple(moved), sent)
 
 
 def _is_here(item: LockedSet, root: Path) -> bool:
-    """Tell whether a set lies here, whole, as it is locked."""
+    """Return whether a set is here, whole, as it is locked."""
     folder = item.location(root).folder
     path = folder / MANIFEST
     if not path.is_file() or file_sha256(path) != item.files[MANIFEST].sha256:
         return False
     manifest = load_manifest(folder)
-    return item.describes(manifest) and not find_damage(folder, manifest)
+    return lock_set(folder, manifest) == item and not find_damage(folder, manifest)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pull:
-    """The sets of one revision on their way here."""
+    """The sets of one revision that are being pulled. The revision is locked."""
 
-    request: PullRequest
+    goldens: Path
     remote: Remote
     progress: Progress
     sets: list[LockedSet]
+    replace: bool
 
     def run(self) -> int:
-        """Fetch, check, put in place; return how many bytes travelled."""
-        self._require_one_inputs_file()
-        work = self._location.work_folder / "pull"
+        """Fetch, verify, put in place; return how many bytes were fetched."""
+        location = self.sets[0].location(self.goldens)
+        here = {
+            found.folder: found.manifest
+            for found in read_revision(location.revision_folder)
+            if found.manifest and INPUTS in found.manifest.files
+        }
+        self._require_one_inputs_file(here)
+        work = location.work_folder / "pull"
         store, tree = work / "objects", work / "tree"
-        # Objects that came whole before an earlier pull was cut short are kept.
+        # Whole objects that an interrupted pull fetched are kept.
         make_folder(store)
         shutil.rmtree(tree, ignore_errors=True)
-        manifests = {item.files[MANIFEST].object_name(MANIFEST): item for item in self.sets}
-        fetched = self._fetch({name: i.files[MANIFEST] for name, i in manifests.items()}, store)
+        for folder, manifest in here.items():
+            self._take_local_files(folder, manifest, store)
+        fetched = self._fetch((MANIFEST,), store)
         for item in self.sets:
-            self._place(item, (MANIFEST,), store=store, tree=tree)
-            self._require_successor(item, load_manifest(tree / item.location(tree).set_name))
-        wanted = {f.object_name(n): f for item in self.sets for n, f in item.files.items()}
-        fetched += self._fetch(wanted, store)
+            folder = _place(item, (MANIFEST,), store=store, tree=tree)
+            self._require_successor(item, folder)
+        fetched += self._fetch(None, store)
         for item in self.sets:
-            self._place(item, tuple(item.files), store=store, tree=tree)
-            folder = tree / item.location(tree).set_name
+            folder = _place(item, tuple(item.files), store=store, tree=tree)
             require_whole(folder, load_manifest(folder))
-        commit(tree, self._location)
+        commit(tree, location)
         shutil.rmtree(work, ignore_errors=True)
         return fetched
 
-    @property
-    def _location(self) -> SetLocation:
-        return self.sets[0].location(self.request.goldens)
-
-    def _require_one_inputs_file(self) -> None:
-        """All sets of a revision share their inputs: those that stay here, too."""
-        pulled = {item.location(self.request.goldens).folder for item in self.sets}
+    def _require_one_inputs_file(self, here: dict[Path, Manifest]) -> None:
+        """Raise GoldenExists unless all sets of the revision, pulled or not, share their inputs."""
+        pulled = {item.location(self.goldens).folder for item in self.sets}
         digests = {item.files[INPUTS].sha256 for item in self.sets}
-        for found, manifest in self._neighbours():
-            if found not in pulled and INPUTS in manifest.files:
+        for folder, manifest in here.items():
+            if folder not in pulled:
                 digests.add(manifest.files[INPUTS].sha256)
         if len(digests) > 1:
+            item = self.sets[0]
+            revision = item.location(self.goldens).revision_folder
             raise GoldenExists(
-                f"the golden sets of {self.sets[0].checkpoint} in "
-                f"{self._location.revision_folder} would have different inputs",
+                f"the golden sets of {item.checkpoint} in {revision} would have different inputs",
                 "pull all sets of the revision, or remove the ones here",
             )
 
-    def _fetch(self, wanted: dict[str, LockedFile], store: Path) -> int:
-        """Bring objects into `store`, from this machine where it has them; count bytes fetched."""
-        for name, path in self._local_files().items():
-            file = wanted.get(name)
-            if file and not (store / name).exists() and file_sha256(path) == file.sha256:
-                link_or_copy(path, store / name)
+    def _take_local_files(self, folder: Path, manifest: Manifest, store: Path) -> None:
+        """Put those files of a set into `store` that are wanted and need not be fetched."""
+        wanted = {file.sha256 for item in self.sets for file in item.files.values()}
+        for name, file in lock_set(folder, manifest).files.items():
+            path, target = set_file(folder, name), store / file.object_name(name)
+            if file.sha256 not in wanted or target.exists() or not path.is_file():
+                continue
+            if file_sha256(path) == file.sha256:
+                link_or_copy(path, target)
+
+    def _fetch(self, names: tuple[str, ...] | None, store: Path) -> int:
+        """Fetch the named files of all sets (None: all files) that `store` lacks; count bytes."""
+        wanted = {
+            file.object_name(name): file
+            for item in self.sets
+            for name, file in item.files.items()
+            if names is None or name in names
+        }
         missing = {name: file for name, file in wanted.items() if not (store / name).exists()}
         sizes = [file.size for file in missing.values()]
         fetched = 0
         with count_megabytes(self.progress, "pulling (MB)", sizes) as advance:
             for name, file in missing.items():
-                fetched += _fetch_object(self.remote, name, file, store=store, advance=advance)
+                partial = store / f"{name}.partial"
+                start = partial.stat().st_size if partial.exists() else 0
+                if start > file.size:
+                    partial.unlink()
+                    start = 0
+                advance(start)
+                try:
+                    with partial.open("ab") as sink:
+                        for block in self.remote.blocks(name, start=start, size=file.size):
+                            fetched += sink.write(block)
+                            advance(len(block))
+                except OSError as error:
+                    raise SnapError(
+                        f"cannot write {partial}: {error.strerror}", "make room, then pull again"
+                    ) from error
+                if file_sha256(partial) != file.sha256:
+                    partial.unlink()
+                    raise GoldenDamaged(
+                        f"{self.remote.url} has other bytes under {name} than goldens.lock says",
+                        "nothing was changed here; send whole files with: snap push --again",
+                    )
+                partial.replace(store / name)
         return fetched
 
-    def _local_files(self) -> dict[str, Path]:
-        """Return the files that lie in the revision's folder, by the names of their objects."""
-        files = {}
-        for folder, manifest in self._neighbours():
-            for name, file in lock_set(folder, manifest).files.items():
-                path = set_file(folder, name)
-                if path.is_file():
-                    files[file.object_name(name)] = path
-        return files
-
-    def _neighbours(self) -> list[tuple[Path, ManifestSummary]]:
-        """Return the readable sets that lie in the revision's folder now."""
-        found = find_goldens(self.request.goldens)
-        folder = self._location.revision_folder
-        return [(f.folder, f.manifest) for f in found if f.manifest and f.folder.parent == folder]
-
-    def _place(self, item: LockedSet, names: tuple[str, ...], *, store: Path, tree: Path) -> None:
-        folder = tree / item.location(tree).set_name
-        make_folder(folder)
-        for name in names:
-            target = set_file(folder, name)
-            if not target.exists():
-                link_or_copy(store / item.files[name].object_name(name), target)
-
-    def _require_successor(self, item: LockedSet, pulled: Manifest) -> None:
-        """Refuse a manifest that is another set's, and one that would undo a version made here."""
-        if not item.describes(pulled):
+    def _require_successor(self, item: LockedSet, folder: Path) -> None:
+        """Refuse a manifest of another set, and one that would undo a version made here."""
+        pulled = load_manifest(folder)
+        if lock_set(folder, pulled) != item:
             raise GoldenDamaged(
                 f"the manifest that goldens.lock names for {item.title} is another set's",
                 "push the set again, and commit goldens.lock",
             )
-        folder = item.location(self.request.goldens).folder
         try:
-            here = load_manifest(folder)
-        except SnapError:  # missing, or damaged: both are what a pull sets right
+            here = load_manifest(item.location(self.goldens).folder)
+        except SnapError:  # missing or damaged: the pull replaces it
             return
         known = pulled.history[: len(here.history)] == here.history
-        if not known and not self.request.replace:
+        if not known and not self.replace:
             raise GoldenExists(
                 f"{here.title} was recorded here and is no earlier version of the one to pull",
                 "push it, or throw it away with --replace",
             )
 
 
-def _fetch_object(
-    remote: Remote, name: str, file: LockedFile, *, store: Path, advance: Advance
-) -> int:
-    """Fetch one object, going on where an earlier try stopped; refuse it unless its digest fits."""
-    partial = store / f"{name}.partial"
-    start = partial.stat().st_size if partial.exists() else 0
-    if start > file.size:
-        partial.unlink()
-        start = 0
-    advance(start)
-    fetched = 0
-    try:
-        with partial.open("ab") as sink:
-            for block in remote.blocks(name, start=start, size=file.size):
-                fetched += sink.write(block)
-                advance(len(block))
-    except OSError as error:
-        raise SnapError(
-            f"cannot write {partial}: {error.strerror}", "make room, then pull again"
-        ) from error
-    if file_sha256(partial) != file.sha256:
-        partial.unlink()
-        raise GoldenDamaged(
-            f"{remote.url} has other bytes under {name} than goldens.lock says",
-            "nothing was changed here; send whole files with: snap push --again",
-        )
-    partial.replace(store / name)
-    return fetched
+def _place(item: LockedSet, names: tuple[str, ...], *, store: Path, tree: Path) -> Path:
+    """Link a set's files from `store` into its folder in `tree`; return that folder."""
+    folder = tree / item.location(tree).set_name
+    make_folder(folder)
+    for name in names:
+        target = set_file(folder, name)
+        if not target.exists():
+            link_or_copy(store / item.files[name].object_name(name), target)
+    return folder
 
 
-@dataclass(frozen=True, slots=True)
-class PushRequest:
-    """What to push.
+def push(
+    goldens: Path,
+    progress: Progress,
+    *,
+    remote: str | None = None,
+    only: str = "",
+    again: bool = False,
+) -> Shared:
+    """Send what the remote lacks of the sets here, then write the lock.
 
-    Args:
-        goldens: the goldens folder; its lock lies beside it.
-        remote: the remote's address; None means the lock's.
-        only: a part of the names ("owner/name/revision/device-dtype") of the sets that are meant.
-        again: send also what is there.
+    The arguments are those of `pull`; `again` also sends what the remote has.
     """
-
-    goldens: Path
-    remote: str | None = None
-    only: str = ""
-    again: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Object:
-    """One file of a set: its name on the remote, its digest and size, and where it lies here."""
-
-    name: str
-    file: LockedFile
-    path: Path
-
-
-def push(request: PushRequest, progress: Progress) -> Shared:
-    """Send what the remote lacks of the sets here, then write the lock."""
-    path = lock_path(request.goldens)
+    path = lock_path(goldens)
     old = load_lock(path) if path.exists() else None
-    url = _choose_remote(request, old)
-    remote = open_remote(url)
-    with ExitStack() as held:
-        sets = _whole_sets(request, held)
-        lock = (old or Lock(remote=url, sets=())).merged(list(sets.values()), remote=url)
-        there = remote.sizes()
-        _require_complete(lock, list(sets.values()), there)
-        objects = {o.name: o for folder, item in sets.items() for o in _objects(folder, item)}
-        missing = [o for o in objects.values() if request.again or there.get(o.name) != o.file.size]
-        with count_megabytes(progress, "pushing (MB)", [o.file.size for o in missing]) as advance:
-            for item in missing:
-                remote.upload(item.path, item.name, advance)
-        write_atomically(path, encode_lock(lock))
-    known = old.sets if old else ()
-    moved = tuple(item for item in sets.values() if item not in known)
-    return Shared(url, tuple(sets.values()), moved, sum(item.file.size for item in missing))
-
-
-def _choose_remote(request: PushRequest, lock: Lock | None) -> str:
-    if request.remote is not None:
-        return clean_remote(request.remote)
-    if lock is None:
+    address = old.remote if remote is None and old else remote
+    if address is None:
         raise UsageError(
-            f"there is no {lock_path(request.goldens)} to say where to push to",
+            f"there is no {path} to say where to push to",
             "name the place: snap push hf://datasets/OWNER/NAME",
         )
-    return clean_remote(lock.remote)
+    url = clean_remote(address)
+    target = open_remote(url)
+    with ExitStack() as held:
+        sets = _whole_sets(goldens, only, held)
+        lock = (old or Lock(remote=url, sets=())).merged(list(sets.values()), remote=url)
+        there = target.sizes()
+        _require_complete(lock, list(sets.values()), there)
+        objects = {
+            file.object_name(name): (set_file(folder, name), file.size)
+            for folder, item in sets.items()
+            for name, file in sorted(item.files.items())
+        }
+        missing = {n: o for n, o in objects.items() if again or there.get(n) != o[1]}
+        sizes = [size for _, size in missing.values()]
+        with count_megabytes(progress, "pushing (MB)", sizes) as advance:
+            for name, (file, _) in missing.items():
+                target.upload(file, name, advance)
+        write_atomically(path, encode(lock))
+    known = old.sets if old else ()
+    moved = tuple(item for item in sets.values() if item not in known)
+    return Shared(url, tuple(sets.values()), moved, sum(sizes))
 
 
-def _whole_sets(request: PushRequest, held: ExitStack) -> dict[Path, LockedSet]:
-    """Return the sets that are meant, every byte verified; keep recorders away from them."""
+def _whole_sets(goldens: Path, only: str, held: ExitStack) -> dict[Path, LockedSet]:
+    """Return the sets to push, every byte verified; keep recorders away from them."""
     sets = {}
     revisions = set()
-    for found in find_goldens(request.goldens):
-        if found.manifest is None:
-            raise GoldenDamaged(found.problem, "see snap verify")
-        item = lock_set(found.folder, found.manifest)
-        if not item.is_meant(request.only):
+    for found in find_goldens(goldens):
+        item = lock_set(found.folder, found.require_manifest())
+        if not item.is_meant(only):
             continue
-        location = item.location(request.goldens)
+        location = item.location(goldens)
         if location.revision_folder not in revisions:
             held.enter_context(recording_lock(location))
             revisions.add(location.revision_folder)
-        require_whole(found.folder, load_manifest(found.folder))
-        sets[found.folder] = item
+        manifest = load_manifest(found.folder)  # again, since it is locked only now
+        require_whole(found.folder, manifest)
+        sets[found.folder] = lock_set(found.folder, manifest)
     if not sets:
         raise GoldenNotFound(
-            f"no golden set {request.only} in {request.goldens}".replace("  ", " "),
+            f"no golden set {only} in {goldens}".replace("  ", " "),
             "snap list shows what is there; snap record makes one",
         )
     return sets
 
 
 def _require_complete(lock: Lock, sent: list[LockedSet], there: dict[str, int]) -> None:
-    """Refuse a lock that names sets which the remote would not have."""
+    """Refuse a lock that names sets which the remote does not have."""
     for item in lock.sets:
         if item in sent:
             continue
@@ -327,10 +415,3 @@ def _require_complete(lock: Lock, sent: list[LockedSet], there: dict[str, int]) 
                 f"goldens.lock also names {item.title}, which {lock.remote} does not have",
                 "pull it first, or take it out of goldens.lock",
             )
-
-
-def _objects(folder: Path, item: LockedSet) -> list[_Object]:
-    return [
-        _Object(file.object_name(name), file, set_file(folder, name))
-        for name, file in sorted(item.files.items())
-    ]

@@ -20,19 +20,19 @@ import msgspec
 
 from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.files import file_size, open_plain, require_bounded_json
-from snapshot_tool.goldens.manifest import FileEntry, TensorEntry
+from snapshot_tool.goldens.manifest import DtypeLetters, FileEntry, TensorEntry
 
 if TYPE_CHECKING:
     import torch
 
-_ITEM_BITS = {
+_ITEM_BITS: dict[DtypeLetters, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64,
 }  # fmt: skip
-# torch's names of what the format calls F32 and so on.
-TORCH_DTYPES = {
+# The format's dtypes and torch's names of them.
+TORCH_DTYPES: dict[DtypeLetters, str] = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16",
@@ -45,11 +45,11 @@ _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _BLOCK = 2**20
 
 
-# gc=False: a stranger's header may have a million tensors, and nothing here refers to itself.
+# gc=False: a stranger's header may have a million tensors.
 class Span(msgspec.Struct, frozen=True, gc=False):
     """One tensor's place in a file: dtype letters, shape, and the bytes from start to end."""
 
-    dtype: str
+    dtype: DtypeLetters
     shape: tuple[int, ...]
     start: int
     end: int
@@ -61,7 +61,7 @@ _Natural = Annotated[int, msgspec.Meta(ge=0)]
 class _Fields(msgspec.Struct, frozen=True, gc=False):
     """What a header says of one tensor."""
 
-    dtype: str
+    dtype: DtypeLetters
     shape: tuple[_Natural, ...]
     data_offsets: tuple[_Natural, _Natural]
 
@@ -70,19 +70,19 @@ _FIELDS = msgspec.json.Decoder(_Fields)
 
 
 def read_header(path: Path) -> dict[str, Span]:
-    """Return where each tensor of a safetensors file lies; raise GoldenDamaged where it is none."""
+    """Return where each tensor of a safetensors file lies; raise GoldenDamaged if it is none."""
     with open_plain(path) as file:
         return _read_header(file, path)[0]
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the strings that a safetensors file says of itself; raise GoldenDamaged likewise."""
+    """Return the metadata of a safetensors file; raise GoldenDamaged if it is not a valid one."""
     with open_plain(path) as file:
         return _read_header(file, path)[1]
 
 
 def read_integers(path: Path, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Return some int64 tensors of a safetensors file as numbers, those that are there.
+    """Return those of some int64 tensors that a safetensors file has, as numbers.
 
     Raises GoldenDamaged if the file is not a safetensors file, or a tensor has another dtype.
     """
@@ -118,12 +118,12 @@ def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, Span], dic
         return spans, msgspec.json.decode(metadata, type=dict[str, str])
     except OSError as error:
         raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, RecursionError, msgspec.DecodeError) as error:
-        raise GoldenDamaged(f"{path} is no valid safetensors file: {error}") from error
+    except (ValueError, RecursionError, msgspec.DecodeError) as error:
+        raise GoldenDamaged(f"{path} is not a valid safetensors file: {error}") from error
 
 
 def _require_once(text: bytes, header: Mapping[str, msgspec.Raw], metadata: bytes) -> None:
-    """Raise ValueError where a tensor, or a field of it, is there twice: parsing keeps one."""
+    """Raise ValueError if a tensor, or a field of it, is there twice: parsing keeps one."""
     for field in _Fields.__struct_fields__:
         name = f'"{field}"'.encode()
         there = text.count(name) - metadata.count(name) - (field in header)
@@ -159,9 +159,20 @@ def describe_file(path: Path) -> FileEntry:
         return opened.describe()
 
 
+def open_tensors(path: Path, *, size: int | None = None) -> TensorFile:
+    """Open a safetensors file; raise GoldenDamaged if it is not a valid one.
+
+    size: in bytes, as recorded; None: any.
+    """
+    file = open_plain(path)
+    if size is not None and file_size(file) != size:
+        raise GoldenDamaged(f"{path} has {file_size(file)} bytes, recorded were {size}")
+    return TensorFile(path, file, _read_header(file, path)[0])
+
+
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """A safetensors file that is open: what is read is this file, whatever its name comes to mean.
+    """An open safetensors file: reading continues to see this file if another takes its name.
 
     A tensor is read into memory of its own. Pages of a mapped file would stay in memory beside it.
     """
@@ -172,7 +183,7 @@ class TensorFile:
 
     def describe(self) -> FileEntry:
         """Return the file's manifest entry: one pass feeds the digests of file and tensors."""
-        whole, digests = hashlib.sha256(), {}
+        whole, tensors = hashlib.sha256(), {}
         ordered = sorted(self.spans.items(), key=lambda item: (item[1].start, item[1].end))
         first = ordered[0][1].start if ordered else file_size(self.file)
         for block in _blocks(self.file, self.path, 0, first):
@@ -182,16 +193,15 @@ class TensorFile:
             for block in _blocks(self.file, self.path, span.start, span.end):
                 own.update(block)
                 whole.update(block)
-            digests[key] = own.hexdigest()
-        tensors = {
-            key: TensorEntry(shape=span.shape, dtype=span.dtype, sha256=digests[key])
-            for key, span in sorted(self.spans.items())
-        }
-        size = file_size(self.file)
-        return FileEntry(size=size, sha256=whole.hexdigest(), tensors=tensors)
+            tensors[key] = TensorEntry(shape=span.shape, dtype=span.dtype, sha256=own.hexdigest())
+        return FileEntry(
+            size=file_size(self.file),
+            sha256=whole.hexdigest(),
+            tensors=dict(sorted(tensors.items())),
+        )
 
     def read(self, key: str) -> torch.Tensor:
-        """Return a tensor; raise GoldenDamaged where it is not there or cannot be read."""
+        """Return a tensor; raise GoldenDamaged if it is missing or cannot be read."""
         import numpy as np
         import torch
 
@@ -201,14 +211,9 @@ class TensorFile:
         dtype = getattr(torch, TORCH_DTYPES[span.dtype])
         if span.end == span.start:
             return torch.empty(span.shape, dtype=dtype)
-        # numpy's: torch fills new memory if algorithms are to be deterministic.
+        # numpy's memory: torch fills its own if algorithms are to be deterministic.
         memory = np.empty(span.end - span.start, np.uint8)
-        self._fill(memory.data, span.start)
-        # The format's bytes are those of memory: little-endian, the last dimension first.
-        return torch.from_numpy(memory).view(dtype).reshape(span.shape)
-
-    def _fill(self, left: memoryview, start: int) -> None:
-        """Read bytes of the file from `start` on; raise GoldenDamaged where they are not there."""
+        left, start = memory.data, span.start
         try:
             while left and (count := os.preadv(self.file.fileno(), [left], start)):
                 left, start = left[count:], start + count
@@ -216,17 +221,14 @@ class TensorFile:
             raise GoldenDamaged(f"{self.path} cannot be read: {error.strerror}") from error
         if left:
             raise GoldenDamaged(f"{self.path} is cut short")
-
-
-def open_tensors(path: Path) -> TensorFile:
-    """Open a safetensors file; raise GoldenDamaged where it is none."""
-    file = open_plain(path)
-    return TensorFile(path, file, _read_header(file, path)[0])
+        # The format's bytes are those of memory: little-endian, the last dimension first.
+        return torch.from_numpy(memory).view(dtype).reshape(span.shape)
 
 
 def _blocks(file: BufferedReader, path: Path, start: int, end: int) -> Iterable[bytes]:
-    """Yield the bytes from start to end; the file's own position, which threads share, stays."""
+    """Yield an open file's bytes from start to end."""
     while start < end:
+        # pread, since forked processes share the file's position.
         block = os.pread(file.fileno(), min(_BLOCK, end - start), start)
         if not block:
             raise GoldenDamaged(f"{path} is cut short")
@@ -237,8 +239,7 @@ def _blocks(file: BufferedReader, path: Path, start: int, end: int) -> Iterable[
 def join_files(parts: Mapping[str, Path], target: Path) -> None:
     """Write one safetensors file whose keys are `<prefix>/<key>` of the parts, by prefix.
 
-    Only one block of data is in memory at a time, however many and large the parts are. The same
-    parts give the same bytes.
+    One block of data is in memory at a time. The same parts give the same bytes.
     """
     sources = []
     for prefix, path in parts.items():

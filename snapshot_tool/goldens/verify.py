@@ -1,4 +1,4 @@
-"""Whether a golden set on disk is the one that was recorded: sizes, digests, keys. No torch."""
+"""Verify a golden set on disk against its manifest: sizes, digests, tensors. No torch."""
 
 from __future__ import annotations
 
@@ -7,24 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from snapshot_tool.base.errors import GoldenDamaged, SnapError
-from snapshot_tool.base.files import file_size, leaves_root, open_plain
+from snapshot_tool.base.files import leaves_root
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.goldens.layout import INPUTS, MANIFEST, ORACLE, OUTPUTS, TAPS, phase_file
-from snapshot_tool.goldens.manifest import (
-    CaseEntry,
-    FileEntry,
-    Manifest,
-    TensorEntry,
-    load_manifest,
-)
-from snapshot_tool.goldens.packed import PNG
-from snapshot_tool.goldens.tensors import describe_file
-from snapshot_tool.goldens.transaction import is_being_replaced, recover
+from snapshot_tool.goldens.layout import INPUTS, ORACLE, OUTPUTS, PNG, TAPS, phase_file
+from snapshot_tool.goldens.manifest import CaseEntry, FileEntry, Manifest, load_manifest
+from snapshot_tool.goldens.tensors import TensorFile, open_tensors
+from snapshot_tool.goldens.transaction import read_undisturbed
 
 _FLOATS = ("F32", "F64", "BF16", "F16")
 _WORDS = ("I64",)
 
-# Large tensors of a compact set, and what its connector is asked.
+# Large tensors of a compact set, and the input of its connector.
 _COMPACT: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     r".+\.shape": (_WORDS, (1,)),
     r".+\.(sample|rows)": (_FLOATS, (2,)),
@@ -40,8 +33,6 @@ _LAYOUT: dict[str, dict[str, tuple[tuple[str, ...], tuple[int, ...]]]] = {
         r".+\.png": (("U8",), (1,)),
         r".+\.shape": (_WORDS, (1,)),
         r".+\.levels": ((*_FLOATS, "BOOL"), (2,)),
-        r".+\.cuts": (_WORDS, (2,)),
-        r".+\.sha256": (("U8",), (1,)),
         r"image_sizes": (_WORDS, (2,)),
         r"image\.\d+\.pixels": (("U8",), (3,)),
         r"image\.\d+\.palette": (("U8",), (1,)),
@@ -75,31 +66,24 @@ _NEEDED = {
 
 def find_misfits(manifest: Manifest) -> list[str]:
     """Return one line for each tensor that is missing or not of its kind."""
-    return [
-        *_misshapen(manifest),
-        *(m for case in manifest.cases for m in _missing(manifest, case)),
-    ]
-
-
-def _misshapen(manifest: Manifest) -> Iterator[str]:
+    misfits = []
     for file, kinds in _LAYOUT.items():
-        if file not in manifest.files:
-            continue
-        for key, entry in manifest.files[file].tensors.items():
+        tensors = manifest.files[file].tensors if file in manifest.files else {}
+        for key, entry in tensors.items():
             name = key.partition("/")[2]
             for pattern, (dtypes, dimensions) in kinds.items():
-                if re.fullmatch(pattern, name) and not _fits(entry, dtypes, dimensions):
-                    yield f"{file} has {key} as {entry.dtype} {list(entry.shape)}"
-
-
-def _fits(entry: TensorEntry, dtypes: tuple[str, ...], dimensions: tuple[int, ...]) -> bool:
-    return entry.dtype in dtypes and len(entry.shape) in dimensions
+                fits = entry.dtype in dtypes and len(entry.shape) in dimensions
+                if not fits and re.fullmatch(pattern, name):
+                    misfits.append(f"{file} has {key} as {entry.dtype} {list(entry.shape)}")
+            if name == "pixel_values.cuts":
+                misfits.append(f"{file} has {key}, no longer supported: record the set again")
+    return misfits + [misfit for case in manifest.cases for misfit in _missing(manifest, case)]
 
 
 def _missing(manifest: Manifest, case: CaseEntry) -> Iterator[str]:
     inputs = manifest.files[INPUTS].tensors
     ids, mask = (inputs.get(f"{case.name}/{name}") for name in ("input_ids", "attention_mask"))
-    # A vision encoder by itself takes no tokens.
+    # A vision encoder alone takes no tokens.
     least = 0 if case.images and Phase.FORWARD not in case.phases else 1
     if ids is None or mask is None:
         yield f"{INPUTS} has no ids or no mask of {case.name}"
@@ -118,7 +102,6 @@ def _missing(manifest: Manifest, case: CaseEntry) -> Iterator[str]:
             yield f"{file} has no {case.name}/{lacking}"
 
 
-_TRIES = 20
 _REMEDY = "restore it from version control, or record the set again with --update"
 
 
@@ -127,45 +110,61 @@ def set_file(folder: Path, name: str) -> Path:
     return folder.parent / name if name == INPUTS else folder / name
 
 
-def allowed_files(manifest: Manifest) -> set[str]:
-    """Return the file names that a set may have."""
-    return {INPUTS, TAPS, ORACLE, OUTPUTS} | {phase_file(phase) for phase in manifest.tolerances}
+def verify_set(folder: Path) -> tuple[Manifest, list[str]]:
+    """Return the manifest in a folder and the set's damage, as `find_damage` does.
+
+    A recorder may replace the set meanwhile: then it is read again. Nothing is written.
+    """
+
+    def read() -> tuple[Manifest, list[str]]:
+        manifest = load_manifest(folder)
+        return manifest, find_damage(folder, manifest)
+
+    return read_undisturbed(folder.parent, read, is_whole=lambda found: not found[1])
 
 
 def find_damage(folder: Path, manifest: Manifest) -> list[str]:
-    """Return one line for each file that is not as recorded; none where the set is whole."""
-    damage = []
-    if INPUTS not in manifest.files:
-        damage.append(f"the manifest in {folder} names no {INPUTS}")
-    for name, entry in sorted(manifest.files.items()):
-        if name not in allowed_files(manifest):
+    """Return one line for each file that is not as recorded; none if the set is whole."""
+    files, damage = open_files(folder, manifest)
+    for file in files.values():
+        file.file.close()
+    return damage
+
+
+def open_files(folder: Path, manifest: Manifest) -> tuple[dict[str, TensorFile], list[str]]:
+    """Open a set's files and compare every byte with the manifest; return them and the damage.
+
+    All are opened before the first is read: a recorder that replaces the set meanwhile changes
+    nothing about the open ones.
+    """
+    allowed = {INPUTS, TAPS, ORACLE, OUTPUTS, *map(phase_file, manifest.tolerances)}
+    damage = [] if INPUTS in manifest.files else [f"the manifest in {folder} names no {INPUTS}"]
+    files = {}
+    for name in sorted(manifest.files):
+        path = set_file(folder, name)
+        if name not in allowed:
             damage.append(f"the manifest names a file that no golden set has: {name!r}")
-            continue
-        found = file_damage(set_file(folder, name), entry, inside=folder.parent)
-        if found:
-            damage.append(found)
-    return damage or [f"{folder}: {misfit}" for misfit in find_misfits(manifest)]
+        elif leaves_root(path, folder.parent):
+            damage.append(f"{path} is a link out of the golden set")
+        else:
+            try:
+                files[name] = open_tensors(path, size=manifest.files[name].size)
+            except SnapError as error:
+                damage.append(error.problem)
+    for name, file in files.items():
+        try:
+            difference = _difference(file.describe(), manifest.files[name])
+        except SnapError as error:
+            difference = error.problem
+        if difference:
+            damage.append(f"{file.path} was altered: {difference}")
+    return files, damage or [f"{folder}: {misfit}" for misfit in find_misfits(manifest)]
 
 
-def file_damage(path: Path, entry: FileEntry, *, inside: Path) -> str:
-    """Return what is wrong with one file, or ""; links that lead out of `inside` are."""
-    if leaves_root(path, inside):
-        return f"{path} is a link out of the golden set"
-    try:
-        with open_plain(path) as file:
-            size = file_size(file)
-    except SnapError as error:
-        return error.problem
-    if size != entry.size:
-        return f"{path} has {size} bytes, recorded were {entry.size}"
-    try:
-        found = describe_file(path)
-    except SnapError as error:
-        return f"{path} was altered: {error.problem}"
-    return "" if found == entry else f"{path} was altered: {_altered_part(found, entry)}"
-
-
-def _altered_part(found: FileEntry, entry: FileEntry) -> str:
+def _difference(found: FileEntry, entry: FileEntry) -> str:
+    """Return how a file differs from the one recorded, or ""."""
+    if found == entry:
+        return ""
     keys = [key for key in entry.tensors if found.tensors.get(key) != entry.tensors[key]]
     keys += [key for key in found.tensors if key not in entry.tensors]
     if not keys:
@@ -174,50 +173,13 @@ def _altered_part(found: FileEntry, entry: FileEntry) -> str:
     return f"tensor {keys[0]} is not the one recorded{more}"
 
 
-def find_lasting_damage(folder: Path) -> tuple[Manifest, list[str]]:
-    """Return the manifest that lies in a folder, and the set's damage.
-
-    A recorder may put another version in place while this one is read: what looks like damage then
-    is none. Where the manifest is another file than before, the set is looked at again.
-    """
-    for _ in range(_TRIES):
-        before = _identity(folder)
-        try:
-            manifest = load_manifest(folder)
-            damage = find_damage(folder, manifest)
-        except SnapError:
-            if _identity(folder) == before and not _was_taken_away(folder, before):
-                raise
-            continue
-        if not damage or _identity(folder) == before:
-            return manifest, damage
-    raise GoldenDamaged(f"{folder} is replaced again and again", "wait until that has ended")
-
-
-def _was_taken_away(folder: Path, before: tuple[int, int]) -> bool:
-    """Tell whether a recorder had just taken a set away; return when another is in its place."""
-    root = folder.parent.parent.parent
-    is_away = is_being_replaced(root)
-    recover(root)
-    return is_away or _identity(folder) != before
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """Tell a manifest's file from any other that takes its place."""
-    try:
-        status = (folder / MANIFEST).lstat()
-    except OSError:
-        return 0, 0
-    return status.st_ino, status.st_ctime_ns
-
-
 def require_whole(folder: Path, manifest: Manifest) -> None:
     """Raise GoldenDamaged, naming the first damaged file, unless the set is whole."""
     refuse_damage(find_damage(folder, manifest))
 
 
 def refuse_damage(damage: list[str]) -> None:
-    """Raise GoldenDamaged, naming the first damaged file, where there is one."""
+    """Raise GoldenDamaged, naming the first damaged file, if there is one."""
     if damage:
         more = f" ({len(damage) - 1} more: snap verify)" if len(damage) > 1 else ""
         raise GoldenDamaged(damage[0] + more, _REMEDY)

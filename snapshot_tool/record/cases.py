@@ -23,7 +23,7 @@ from snapshot_tool.base.errors import (
 )
 from snapshot_tool.base.images import render
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs, Generation, PreparedCase, Progress, Reference
+from snapshot_tool.base.protocol import CaseInputs, Generation, Progress, Reference
 from snapshot_tool.base.recipes import (
     END_PROMPTS,
     FIXED_CASES,
@@ -173,7 +173,7 @@ class _CaseMaker:
                     "recorded inputs are kept"
                 )
         if template.manifest.storage is not self.settings.storage:
-            stored = self._packed(recorded, now)
+            stored = self._packed(recorded)
         self.staging.save_part(case.name, INPUTS, stored)
         if _GRIDS in template.tensor_names(case.name, Phase.PREPROCESSING):
             self._save_grids(case.name, template.tensor(case.name, Phase.PREPROCESSING, _GRIDS))
@@ -346,7 +346,7 @@ class _CaseMaker:
         prepared = self.reference.prepare(
             named.recipe, images, new_tokens=self.settings.max_new_tokens
         )
-        tensors = self._packed(parts.input_tensors(prepared, images), prepared)
+        tensors = self._packed(parts.input_tensors(prepared, images))
         self.staging.save_part(named.name, INPUTS, tensors)
         if images:
             self._save_grids(named.name, prepared.image_grids)
@@ -358,10 +358,8 @@ class _CaseMaker:
     def _save_grids(self, case: str, grids: torch.Tensor) -> None:
         self.staging.save_part(case, phase_file(Phase.PREPROCESSING), {_GRIDS: grids})
 
-    def _packed(self, tensors: parts.Tensors, prepared: PreparedCase | None) -> parts.Tensors:
-        if self.settings.storage is Storage.FULL:
-            return tensors
-        return pack_inputs(tensors, prepared.image_cuts if prepared else None)
+    def _packed(self, tensors: parts.Tensors) -> parts.Tensors:
+        return tensors if self.settings.storage is Storage.FULL else pack_inputs(tensors)
 
 
 _WORDS = (

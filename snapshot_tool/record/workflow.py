@@ -35,7 +35,7 @@ from snapshot_tool.base.protocol import (
     SilentProgress,
 )
 from snapshot_tool.diagnose.diff import Review
-from snapshot_tool.goldens.find import find_goldens
+from snapshot_tool.goldens.find import read_revision
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.layout import MANIFEST, ORACLE, OUTPUTS, SetLocation, phase_file
 from snapshot_tool.goldens.manifest import Manifest, Storage
@@ -199,11 +199,10 @@ def _open_replaced(request: RecordRequest, location: SetLocation) -> Golden | No
 
 def _open_siblings(location: SetLocation) -> tuple[Golden, ...]:
     """Return the whole sets of the same revision on other devices or in other dtypes."""
-    folders = [found.folder for found in find_goldens(location.root) if found.manifest]
     return tuple(
-        open_golden(folder)
-        for folder in folders
-        if folder.parent == location.revision_folder and folder != location.folder
+        open_golden(found.folder, found.manifest)
+        for found in read_revision(location.revision_folder)
+        if found.manifest and found.folder != location.folder
     )
 
 

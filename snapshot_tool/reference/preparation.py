@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from PIL import Image
-from transformers.image_utils import ChannelDimension
 
 from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.base.recipes import IMAGE_TOKEN, CaseRecipe
@@ -102,26 +100,6 @@ class Preparation:
         answer = self._image_processor(list(images), return_row_col_info=True)
         grids = [answer["rows"][0], answer["cols"][0]]
         return torch.tensor(grids, dtype=torch.int64).T.contiguous()
-
-    def image_cuts(self, images: Sequence[Image.Image], grids: torch.Tensor) -> torch.Tensor | None:
-        """Return how images are scaled and cut, (images, 4); see PreparedCase.
-
-        By the function that Idefics3's processor itself asks for the first size. The one of its
-        fast twin takes other arguments: it scales by torchvision, and nothing else does alike.
-        """
-        processor = self._image_processor
-        module = inspect.getmodule(type(processor))
-        first_size = getattr(module, "get_resize_output_image_size", None)
-        size = getattr(processor, "size", None)
-        edge = size.get("longest_edge") if isinstance(size, Mapping) else None
-        if not images or edge is None or first_size is None or not self._returns_grids():
-            return None
-        if "input_data_format" not in inspect.signature(first_size).parameters:
-            return None
-        # Only the size counts, and not every mode of an image can be an array.
-        blanks = [np.zeros((image.height, image.width, 3), dtype=np.uint8) for image in images]
-        sizes = [first_size(blank, edge, ChannelDimension.LAST) for blank in blanks]
-        return torch.cat([torch.tensor(sizes), grids], dim=1)[:, [1, 0, 3, 2]]
 
     @property
     def _image_processor(self) -> Any:

@@ -13,12 +13,12 @@ from snapshot_tool.base.protocol import CandidateInfo, Loading
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, Verdict, tolerance_used
 from snapshot_tool.base.tolerance import OracleComparison, Rule
-from snapshot_tool.goldens.manifest import ManifestHead
+from snapshot_tool.goldens.manifest import Manifest
 
 _SHOWN = 3
 
 
-def remarks(manifest: ManifestHead) -> list[str]:
+def remarks(manifest: Manifest) -> list[str]:
     """Return a line for each thing, in the order of their weight."""
     lines = [
         f"case {case.name} has NaN or Inf in: {', '.join(case.not_finite)}"

@@ -17,7 +17,7 @@ from snapshot_tool.base.checkpoint import (
 from snapshot_tool.base.environment import describe_machine, make_deterministic, package_versions
 from snapshot_tool.base.errors import CheckpointUnavailable, UsageError
 from snapshot_tool.base.protocol import CaseInputs
-from snapshot_tool.goldens.choice import GoldenChoice, open_checkpoint_of
+from snapshot_tool.goldens.find import GoldenChoice, open_checkpoint_of
 from snapshot_tool.traces.format import SCHEMA, TracedCheckpoint, TraceHeader, open_trace
 from snapshot_tool.traces.write import Mode
 

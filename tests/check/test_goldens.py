@@ -127,9 +127,9 @@ def test_a_missing_file_is_found_and_named(snap: Snap, goldens_copy: Path) -> No
     ("spoil", "problem"),
     [
         (lambda text: text.replace('"schema_version": 1', '"schema_version": 2'), "schema 2"),
-        (lambda text: text[: len(text) // 2], "is no valid manifest"),
+        (lambda text: text[: len(text) // 2], "is not a valid manifest"),
         (lambda text: text.replace('"atol"', '"alot"'), "missing required field `atol`"),
-        (lambda _text: "[" * 100_000, "is no valid manifest"),
+        (lambda _text: "[" * 100_000, "is not a valid manifest"),
     ],
     ids=["newer schema", "cut short", "another field", "too deep"],
 )

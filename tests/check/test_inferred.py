@@ -11,7 +11,7 @@ from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
 from snapshot_tool.base.tap import TapRecorder
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.diagnose.localise import Observation, localise, observe
-from snapshot_tool.goldens.choice import open_checkpoint_of
+from snapshot_tool.goldens.find import open_checkpoint_of
 from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.candidates import CHECKOUT
 from tests.check.test_faults import module_of, scaled_weights

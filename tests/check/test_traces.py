@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from snapshot_tool.base.errors import SnapError, UsageError
 from snapshot_tool.base.localisation import ERROR_LIMIT, Metric, TraceComparison
 from snapshot_tool.base.protocol import SilentProgress
-from snapshot_tool.goldens.choice import GoldenChoice
+from snapshot_tool.goldens.find import GoldenChoice
 from snapshot_tool.traces.compare import CompareTracesRequest, compare_trace_files
 from snapshot_tool.traces.format import TraceHeader, open_trace
 from snapshot_tool.traces.match import read_map

@@ -21,7 +21,7 @@ from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CandidateRequest
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.families import family_of
-from snapshot_tool.goldens.choice import open_checkpoint_of
+from snapshot_tool.goldens.find import open_checkpoint_of
 from snapshot_tool.goldens.golden import Golden
 from tests.mutants.candidates import Planted
 

@@ -10,7 +10,7 @@ from PIL import Image
 from snapshot_tool.base.localisation import ERROR_LIMIT, TraceComparison
 from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.base.tap import Side
-from snapshot_tool.goldens.choice import GoldenChoice
+from snapshot_tool.goldens.find import GoldenChoice
 from snapshot_tool.traces.compare import CompareTracesRequest, compare_trace_files
 from snapshot_tool.traces.subject import TraceOptions, subject_of_golden
 from snapshot_tool.traces.workflow import trace_candidate, trace_reference

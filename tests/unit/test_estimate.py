@@ -7,8 +7,8 @@ from math import prod
 import pytest
 
 from benchmarks.estimate import Decoder
-from snapshot_tool.goldens.layout import find_set_folders
-from snapshot_tool.goldens.manifest import Manifest, load_manifest
+from snapshot_tool.goldens.find import find_goldens
+from snapshot_tool.goldens.manifest import Manifest
 from tests.conftest import ROOT
 
 BYTES = {"I64": 8, "F64": 8, "F32": 4}
@@ -17,8 +17,8 @@ BYTES = {"I64": 8, "F64": 8, "F32": 4}
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
     """Return the committed llama's."""
-    folders = find_set_folders(ROOT / "tests" / "families" / "goldens")
-    return load_manifest(next(folder for folder in folders if "llama" in str(folder)))
+    found = find_goldens(ROOT / "tests" / "families" / "goldens")
+    return next(f for f in found if "llama" in str(f.folder)).require_manifest()
 
 
 @pytest.mark.parametrize("case", ["one-sentence", "variant-02"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -133,7 +131,7 @@ def test_several_answering_sets_are_a_usage_error_that_names_them(root: Path, fo
     with pytest.raises(UsageError) as caught:
         select_golden(root, Selection(checkpoint="local/tiny"))
     assert caught.value.problem == (
-        f"2 golden sets in {root} answer to local/tiny: "
+        f"2 golden sets in {root} match local/tiny: "
         "local/tiny at 0123456789ab (cpu-float32), golden version 1, "
         "local/tiny at ffffffffffff (cpu-float32), golden version 1"
     )
@@ -159,19 +157,7 @@ def test_an_unreadable_manifest_is_listed_with_its_problem(root: Path, folder: P
     assert (second.folder, second.manifest) == (missing, None)
     assert second.problem == f"{missing / MANIFEST} is missing"
     assert (third.folder, third.manifest) == (broken, None)
-    assert third.problem.startswith(f"{broken / MANIFEST} is no valid manifest: ")
-    assert select_golden(root, Selection()).folder == folder
-
-
-def test_what_is_wrong_in_a_case_is_not_looked_for_where_sets_are_only_listed(
-    root: Path, folder: Path
-) -> None:
-    """Such a set hides no other, whoever looks for one; the list reads what is short."""
-    broken = write_golden(root, revision=OTHER_REVISION)
-    text = (broken / MANIFEST).read_text(encoding="utf-8")
-    (broken / MANIFEST).write_text(text.replace('"origin"', '"strange"', 1), encoding="utf-8")
-    assert [found.problem for found in find_goldens(root, briefly=True)] == ["", ""]
-    assert ["strange" in found.problem for found in find_goldens(root)] == [False, True]
+    assert third.problem.startswith(f"{broken / MANIFEST} is not a valid manifest: ")
     assert select_golden(root, Selection()).folder == folder
 
 
@@ -192,29 +178,17 @@ def test_a_set_behind_a_link_is_found(root: Path, folder: Path) -> None:
     assert [found.folder for found in find_goldens(root)] == [folder]
 
 
-def test_what_is_wrong_with_a_tensors_entry_is_found_when_the_set_is_opened(
-    root: Path, folder: Path
+@pytest.mark.parametrize("old", [b'"dtype": "I64"', b'"origin"', b'"schema_version"'])
+def test_a_selection_that_only_a_broken_set_might_match_is_refused(
+    root: Path, folder: Path, old: bytes
 ) -> None:
-    """Sets are looked for by the heads of their manifests; the one that is meant is read whole."""
+    """A set with an invalid manifest, wherever the fault is, is not reported as never recorded."""
     path = folder / MANIFEST
-    path.write_bytes(path.read_bytes().replace(b'"dtype": "I64"', b'"dtype": "i64"'))
-    (found,) = find_goldens(root)
-    assert (found.folder, found.problem) == (folder, "")
-    with pytest.raises(ManifestInvalid, match=r"is no valid manifest: .*dtype"):
+    path.write_bytes(path.read_bytes().replace(old, old.swapcase()[1:]))
+    with pytest.raises(ManifestInvalid, match=r"is not a valid manifest: "):
         select_golden(root, Selection())
     (verified,) = verify_goldens(root, None)
-    assert "is no valid manifest" in verified.damage[0]
-
-
-def test_a_selection_that_only_a_broken_set_might_answer_is_golden_damaged(
-    root: Path, folder: Path
-) -> None:
-    """With its manifest unreadable, a set is not reported as never recorded."""
-    truncate(folder / MANIFEST, size=-10)
-    with pytest.raises(GoldenDamaged) as caught:
-        select_golden(root, Selection())
-    assert caught.value.problem.startswith(f"{folder / MANIFEST} is no valid manifest: ")
-    assert caught.value.remedy == "see snap verify"
+    assert "is not a valid manifest" in verified.damage[0]
 
 
 def test_a_whole_set_has_no_damage(folder: Path) -> None:
@@ -257,10 +231,10 @@ def test_a_flipped_bit_in_the_data_is_refused_by_file_and_tensor(folder: Path, f
 
 @pytest.mark.parametrize("byte", [0, 7, 8, 20])
 def test_a_flipped_bit_in_the_header_is_refused_by_file(folder: Path, byte: int) -> None:
-    """A header that no longer makes sense is said to be altered, not raised as another error."""
+    """A header that no longer makes sense is damage of that file, not another error."""
     path = folder / phase_file(Phase.FORWARD)
     flip_bit(path, byte=byte, bit=2)
-    assert refusal(folder).problem.startswith(f"{path} was altered: ")
+    assert refusal(folder).problem.startswith(f"{path} ")
 
 
 def test_several_altered_tensors_are_counted(folder: Path) -> None:
@@ -411,26 +385,3 @@ def test_a_file_that_another_tool_rewrote_is_refused(folder: Path) -> None:
     path = folder / phase_file(Phase.VISION)
     save_file(load(path.read_bytes()), path, metadata={"format": "pt"})
     assert refusal(folder).problem.startswith(f"{path} ")
-
-
-def test_a_set_that_changes_places_while_its_manifest_is_opened_is_no_damage(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is gone at the moment of opening, as between a recorder's two renames, and back then."""
-    away = folder.with_name("away")
-    opened: list[Any] = []
-    open_file = os.open
-
-    def open_while_away(path: Any, *given: Any, **options: Any) -> int:
-        if opened or Path(path).name != "manifest.json":
-            return open_file(path, *given, **options)
-        opened.append(path)
-        folder.rename(away)
-        try:
-            return open_file(path, *given, **options)
-        finally:
-            away.rename(folder)
-
-    monkeypatch.setattr(os, "open", open_while_away)
-    assert open_golden(folder).folder == folder
-    assert opened

@@ -89,7 +89,7 @@ def test_default_tolerances_survive_the_round_trip_exactly() -> None:
 def test_a_newer_schema_is_refused_with_both_versions_and_advice() -> None:
     """A manifest of a later snap is not called broken: the user is told to update."""
     error = refusal(spoilt(lambda d: d.update(schema_version=2, unheard_of=[1])))
-    assert error.problem == ("some/manifest.json follows manifest schema 2, this snap knows 1")
+    assert error.problem == ("some/manifest.json follows manifest schema 2, this snap reads 1")
     assert error.remedy == "update snap to read it"
 
 
@@ -156,7 +156,7 @@ def test_a_broken_field_is_refused_by_name(fault: str) -> None:
     """One wrong field makes the manifest invalid, and the message says which it is."""
     change, named = FAULTS[fault]
     error = refusal(spoilt(change))
-    assert error.problem.startswith("some/manifest.json is no valid manifest: ")
+    assert error.problem.startswith("some/manifest.json is not a valid manifest: ")
     assert named in error.problem
     assert error.remedy == "restore it from version control, or record the set again with --update"
     assert error.exit_code == 3
@@ -210,7 +210,7 @@ def test_a_bad_case_name_is_refused(name: str) -> None:
 )
 def test_bytes_that_are_no_manifest_are_refused_in_one_way(data: bytes) -> None:
     """Empty, deep, truncated, wrongly encoded: always ManifestInvalid, never another error."""
-    assert refusal(data).problem.startswith("some/manifest.json is no valid manifest: ")
+    assert refusal(data).problem.startswith("some/manifest.json is not a valid manifest: ")
 
 
 def test_every_truncation_is_refused() -> None:

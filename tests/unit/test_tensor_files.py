@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import tracemalloc
@@ -105,32 +106,18 @@ def test_tensors_of_every_dtype_are_read_into_memory_of_their_own(tmp_path: Path
         assert raw_bytes(file.read(key)) == raw_bytes(tensor), key
 
 
-def test_a_tensor_of_megabytes_is_read_bit_for_bit(tmp_path: Path) -> None:
-    """It has memory of another kind, and is read by two threads, of any number of bytes."""
-    tensors = {
-        "bytes": torch.randint(0, 256, (2**22 + 1,), dtype=torch.uint8),
-        "large": torch.rand(3, 700_001),
-        "one": torch.rand(1),
-    }
+def test_a_file_is_described_by_digests_of_its_bytes(tmp_path: Path) -> None:
+    """Of the whole, and of each tensor's data, also of more than one block."""
+    tensors = {"large": torch.rand(3, 700_001), "ids": torch.arange(7)}
     save_file(tensors, tmp_path / "file")
-    file = open_tensors(tmp_path / "file")
+    entry = describe_file(tmp_path / "file")
+    data = (tmp_path / "file").read_bytes()
+    assert (entry.size, entry.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     for key, tensor in tensors.items():
-        assert torch.equal(file.read(key), tensor)
-        file.read(key).zero_()
-        assert torch.equal(file.read(key), tensor)
-
-
-@pytest.mark.parametrize("left", [1, 2**21 + 1, 2**22 + 7])
-def test_a_tensor_of_megabytes_that_was_cut_short_is_golden_damaged(
-    tmp_path: Path, left: int
-) -> None:
-    """In whichever half."""
-    path = tmp_path / "file"
-    save_file({"large": torch.zeros(2**22 + 8, dtype=torch.uint8)}, path)
-    file = open_tensors(path)
-    truncate(path, size=file.spans["large"].start + left)
-    with pytest.raises(GoldenDamaged, match="cut short"):
-        file.read("large")
+        assert entry.tensors[key].shape == tuple(tensor.shape)
+        digest = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        assert entry.tensors[key].sha256 == digest
+        assert torch.equal(open_tensors(tmp_path / "file").read(key), tensor)
 
 
 def test_an_open_file_is_read_whatever_its_name_comes_to_mean(tmp_path: Path) -> None:
@@ -145,6 +132,23 @@ def test_an_open_file_is_read_whatever_its_name_comes_to_mean(tmp_path: Path) ->
     truncate(path, size=-1)
     with pytest.raises(GoldenDamaged, match="cut short"):
         file.read("one")
+
+
+def test_joining_the_same_parts_gives_the_same_bytes(tmp_path: Path) -> None:
+    """In whatever order they are named."""
+    save_file(make_tensors(torch.float32), tmp_path / "a")
+    save_file(make_tensors(torch.float32), tmp_path / "b")
+    join_files({"one": tmp_path / "a", "two": tmp_path / "b"}, tmp_path / "first")
+    join_files({"two": tmp_path / "b", "one": tmp_path / "a"}, tmp_path / "second")
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_joining_nothing_gives_an_empty_file_that_readers_take(tmp_path: Path) -> None:
+    """A phase that no case has is still a file."""
+    join_files({}, tmp_path / "empty")
+    with safe_open(tmp_path / "empty", framework="pt") as file:
+        assert list(file.keys()) == []
+    assert describe_file(tmp_path / "empty").tensors == {}
 
 
 def test_joined_tensors_are_aligned_for_their_dtype(tmp_path: Path) -> None:
@@ -176,7 +180,9 @@ def test_joining_a_damaged_part_is_golden_damaged(tmp_path: Path) -> None:
     """A staged part that was cut short is not joined into a set."""
     save_file({"a": torch.ones(3)}, tmp_path / "part")
     truncate(tmp_path / "part", size=-1)
-    with pytest.raises(GoldenDamaged, match="part is no valid safetensors file: it is cut short"):
+    with pytest.raises(
+        GoldenDamaged, match="part is not a valid safetensors file: it is cut short"
+    ):
         join_files({"p": tmp_path / "part"}, tmp_path / "joined")
 
 
@@ -223,6 +229,9 @@ BAD_HEADERS: dict[str, object] = {
     "no dtype": {**TWO, "a": {"shape": [2], "data_offsets": [0, 8]}},
     "no shape": {**TWO, "a": {"dtype": "F32", "data_offsets": [0, 8]}},
     "dtype that is a list": changed("a", dtype=["F32"]),
+    "unknown dtype": changed("a", dtype="F31"),
+    "no text": b"\xff\xfe",
+    "tensor that is null": {"x": None},
     "dtype of another size": changed("a", dtype="F64"),
     "overlap": changed("b", data_offsets=[4, 8]),
     "the same place": changed("b", data_offsets=[0, 4]),
@@ -249,7 +258,7 @@ BAD_HEADERS: dict[str, object] = {
 def test_a_bad_header_is_golden_damaged(tmp_path: Path, fault: str) -> None:
     """Whatever is wrong with a header, the file is refused by name and with nothing but that."""
     path = write_raw(tmp_path / "f", BAD_HEADERS[fault], bytes(12))
-    assert " is no valid safetensors file: " in damage(path)
+    assert " is not a valid safetensors file: " in damage(path)
 
 
 def test_every_truncation_is_golden_damaged(tmp_path: Path) -> None:
@@ -257,12 +266,13 @@ def test_every_truncation_is_golden_damaged(tmp_path: Path) -> None:
     whole = save({"a": torch.ones(3), "b": torch.arange(2)})
     for size in range(len(whole)):
         (tmp_path / "f").write_bytes(whole[:size])
-        assert "is no valid safetensors file" in damage(tmp_path / "f")
+        assert "is not a valid safetensors file" in damage(tmp_path / "f")
 
 
-def test_a_folder_in_a_files_place_is_golden_damaged(tmp_path: Path) -> None:
-    """What is no file is said to be none."""
+def test_a_folder_or_nothing_in_a_files_place_is_golden_damaged(tmp_path: Path) -> None:
+    """The file is named."""
     assert damage(tmp_path).endswith("is no file but a folder")
+    assert damage(tmp_path / "nowhere").endswith("nowhere is missing")
 
 
 @given(byte=st.integers(0, 10**6), bit=st.integers(0, 7))
