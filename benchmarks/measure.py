@@ -20,8 +20,8 @@ from pathlib import Path
 import msgspec
 
 from snapshot_tool.base.environment import describe_machine, package_versions
-from snapshot_tool.goldens.layout import find_set_folders
-from snapshot_tool.goldens.manifest import encode, load_manifest
+from snapshot_tool.goldens.find import find_goldens
+from snapshot_tool.goldens.manifest import encode
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -134,8 +134,8 @@ def measure_commands() -> Iterator[Row]:
     seconds = min(snap.seconds for snap, _ in rounds)
     ratio = seconds / min(bare.seconds for _, bare in rounds)
     yield Row("`snap --help`: time, of `python -c 'import click'`", ratio, 1.5)
-    (folder,) = find_set_folders(EMBEDDED[1])
-    manifest = load_manifest(folder)
+    (found,) = find_goldens(EMBEDDED[1])
+    manifest = found.require_manifest()
     with tempfile.TemporaryDirectory(dir=BENCH) as root:
         for number in range(SETS):
             revision = f"{number:012x}" + "0" * 28
