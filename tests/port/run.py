@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.families.install import install
+from tests.families.own_loading import install
 from tests.port import page
 from tests.port.commits import COMMITS, HEAD, LAST_OF_SUITE, Commit, fault_of
 
