@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.families.own_loading import install
-from tests.port import page
 from tests.port.commits import COMMITS, HEAD, LAST_OF_SUITE, Commit, fault_of
 from tests.port.page import Process, Row, TrueShape, write
 
