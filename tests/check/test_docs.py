@@ -1,10 +1,9 @@
-"""Every command of the README and of docs/ is run, and what it prints is what they show.
+"""The commands of the README and of docs/ run, and print what the pages show.
 
-A block of `console` lines has commands, each after `$ `, with the output that is shown below it:
-`...` stands for anything, and figures that depend on the processor's rounding are compared as
-figures only. They run in a copy of the repository, page by page in their order, what needs HF
-from the record environment and everything else from the check environment. A block that begins with
-`# elsewhere: why` cannot run here, and is listed below.
+In a block of `console` lines a command comes after `$ `, with its output below. `...` stands for
+any text, and figures that depend on rounding match any figure. The commands run in a copy of the
+repository, page by page, in the record environment if they need HF. A block that begins with
+`# elsewhere: why` does not run, and is listed below.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ def copy(tmp_path: Path) -> Path:
             shutil.copytree(source, root / name, ignore=ignored)
         else:
             shutil.copy(source, root)
-    shutil.copytree(CHECKOUT, root / CHECKOUT.relative_to(ROOT), ignore=ignored)
+    shutil.copytree(CHECKOUT, root / CHECKOUT.relative_to(ROOT))  # with compiled files
     for name in (".venv-check", ".venv-record"):
         (root / name).symlink_to(ROOT / name)
     subprocess.run(["git", "init", "--quiet", str(root)], check=True)
