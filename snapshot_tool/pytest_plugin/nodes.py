@@ -79,6 +79,10 @@ class _GoldenItem(pytest.Item):
         """Load the candidate: one that cannot be loaded is an error of the test, not a failure."""
         self.user_properties.append((_CANDIDATE, self.loaded.name))
 
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Name the test in the headings of the report: "one-image / vision"."""
+        return self.path, None, " / ".join(self.nodeid.split("::")[1:])
+
 
 class GoldenPhase(_GoldenItem):
     """One phase of one case, run on the candidate and judged against the golden set."""
@@ -102,10 +106,6 @@ class GoldenPhase(_GoldenItem):
         if skipped := [r.reason for r in results if r.verdict is Verdict.SKIP]:
             pytest.skip("; ".join(skipped))
 
-    def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Name the test in the headings of the report."""
-        return self.path, None, f"{self.case.name} / {self.phase.value}"
-
 
 class GoldenWeights(_GoldenItem):
     """The candidate's weights beside the checkpoint's, after the tests that ran before."""
@@ -117,10 +117,6 @@ class GoldenWeights(_GoldenItem):
             pytest.skip("the candidate has no method 'weights'")
         if found.differing:
             pytest.fail("\n".join(map(str, found.differing)), pytrace=False)
-
-    def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Name the test in the headings of the report."""
-        return self.path, None, self.name
 
 
 def candidate_names(reports: Mapping[str, Iterable[Any]]) -> list[str]:

@@ -1,4 +1,7 @@
-"""The pytest plugin, in pytest processes of its own, on the committed goldens and the real FMS."""
+"""The pytest plugin, on the committed goldens and the real FMS.
+
+Runs that import FMS are processes of their own; those that only collect are in this process.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+# Imported before pytester's runs in this process, which forget what they import: torch cannot be
+# imported twice.
+import snapshot_tool.pytest_plugin.nodes  # noqa: F401
 from snapshot_tool.goldens.manifest import load_manifest
 from tests.check.test_check import PHASES
 from tests.conftest import CHECKOUT, GOLDENS, ROOT, set_folder
@@ -48,6 +54,12 @@ def run(golden_tests: pytest.Pytester, *options: object, fms: Path = CHECKOUT) -
     return golden_tests.runpytest_subprocess(*map(str, arguments))
 
 
+def collect(golden_tests: pytest.Pytester, *options: object) -> pytest.RunResult:
+    """Collect the goldens, in this process."""
+    arguments = ["--snap-goldens", GOLDENS, "--fms-path", CHECKOUT, "--collect-only", "-q"]
+    return golden_tests.runpytest_inprocess(*map(str, [*arguments, *options]))
+
+
 @pytest.fixture(scope="module")
 def broken_fms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Lay out an FMS with the wrong GELU in its vision encoder."""
@@ -77,7 +89,7 @@ def test_every_phase_of_every_case_is_a_test(golden_tests: pytest.Pytester) -> N
 
     The last one is of the candidate's weights.
     """
-    found = run(golden_tests, "--collect-only", "-q")
+    found = collect(golden_tests)
     *ids, last = [line for line in found.outlines if "::" in line]
     assert last.endswith("cpu-float32/manifest.json::weights")
     assert len(ids) == 12 * 5 + 2 * 2
@@ -88,10 +100,10 @@ def test_every_phase_of_every_case_is_a_test(golden_tests: pytest.Pytester) -> N
 def test_a_shard_is_that_of_snap_check(golden_tests: pytest.Pytester) -> None:
     """Every third case, from the second; a share that cannot be is an error of usage."""
     names = [case.name for case in load_manifest(set_folder(GOLDENS)).cases]
-    found = run(golden_tests, "--collect-only", "-q", "--snap-shard", "2/3")
+    found = collect(golden_tests, "--snap-shard", "2/3")
     ids = [line.split("::") for line in found.outlines if line.count("::") == 2]
     assert list(dict.fromkeys(case for _, case, _ in ids)) == names[1::3]
-    refused = run(golden_tests, "--snap-shard", "4/3")
+    refused = collect(golden_tests, "--snap-shard", "4/3")
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     assert "invalid --shard 4/3: expected K/N" in refused.stderr.str()
 
@@ -211,7 +223,7 @@ def test_options_that_name_nothing_are_usage_errors(
     golden_tests: pytest.Pytester, options: list[str], problem: str
 ) -> None:
     """Nothing is collected, and pytest's own code for wrong usage is returned."""
-    found = run(golden_tests, *options)
+    found = collect(golden_tests, *options)
     assert found.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
     assert problem in found.stdout.str() + found.stderr.str()
     assert "Traceback" not in found.stdout.str() + found.stderr.str()
@@ -224,16 +236,16 @@ def test_goldens_stand_alone_on_the_command_line_and_add_up_in_addopts(
     golden_tests.makepyfile(test_own="def test_own(): pass")
     shutil.copytree(GOLDENS, golden_tests.path / "goldens")
     golden_tests.makeini("[pytest]\naddopts = --collect-only -q --snap-case one-image")
-    alone = collected(golden_tests.runpytest_subprocess("--snap-goldens", "goldens"))
+    alone = collected(golden_tests.runpytest_inprocess("--snap-goldens", "goldens"))
     assert [name.rpartition("::")[2] for name in alone] == [*PHASES, "weights"]
-    both = collected(golden_tests.runpytest_subprocess("--snap-goldens=goldens", "test_own.py"))
+    both = collected(golden_tests.runpytest_inprocess("--snap-goldens=goldens", "test_own.py"))
     assert both == ["test_own.py::test_own", *alone]
-    one = collected(golden_tests.runpytest_subprocess("--snap-goldens", "goldens", alone[3]))
+    one = collected(golden_tests.runpytest_inprocess("--snap-goldens", "goldens", alone[3]))
     assert one == [alone[3]]
     golden_tests.makeini(
         "[pytest]\naddopts = --collect-only -q --snap-case one-image --snap-goldens goldens"
     )
-    assert sorted(collected(golden_tests.runpytest_subprocess())) == sorted(both)
+    assert sorted(collected(golden_tests.runpytest_inprocess())) == sorted(both)
 
 
 def collected(found: pytest.RunResult) -> list[str]:
