@@ -99,7 +99,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         exploration=exploration,
         weights=weights,
         warnings=(*golden.manifest.reference_warnings, *session.warnings),
-        surroundings=differing_surroundings(golden.manifest.environment, environment),
+        environment_differences=differing_surroundings(golden.manifest.environment, environment),
         shard=shard_of(golden.manifest, request),
     )
 
@@ -249,7 +249,7 @@ class Session:
             require_candidates_fault(self.candidate, error, case=case.name, phase=phase)
             text = (str(error).strip() or "no message").splitlines()[0]
             reason = text if isinstance(error, EndedProcess) else f"{type(error).__name__}: {text}"
-            seconds = time.perf_counter() - began
+            seconds = round(time.perf_counter() - began, 6)
             return [Result(case.name, phase, "", Verdict.ERROR, reason, seconds=seconds)]
         return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
 

@@ -81,7 +81,7 @@ def _verify(found: FoundSet) -> Verification:
     return Verification(found.folder, manifest.title, tuple(damage))
 
 
-def locate_drift(one_folder: Path, other_folder: Path) -> Localisation | None:
+def locate_difference(one_folder: Path, other_folder: Path) -> Localisation | None:
     """Return where the second set's reference parts from the first's, from the sketches of both.
 
     The first case whose modules differ tells; None where those of no case do.
@@ -94,6 +94,6 @@ def locate_drift(one_folder: Path, other_folder: Path) -> Localisation | None:
     for case in (case.name for case in one.manifest.cases if case.name in shared):
         theirs = {tap.module: tap for tap in other.taps(case)}
         found = localise(case, one.taps(case), theirs, {})
-        if found.culprit or found.between:
+        if found.first_bad or found.between:
             return found
     return None

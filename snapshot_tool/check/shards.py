@@ -55,7 +55,7 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
 
     Raises SnapError where a share is missing or there twice, or where two are not of one check.
     """
-    shards = sorted(_shards(reports), key=lambda one: one.shard.share.index)
+    shards = sorted(_shards(reports), key=lambda one: one.shard.index)
     for other in shards[1:]:
         _require_one_check(shards[0], other)
     _require_each_once(shards)
@@ -67,7 +67,7 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
         exploration=exploration,
         environment=_environment([one.report.environment for one in shards]),
         warnings=_union(one.report.warnings for one in shards),
-        surroundings=_union(one.report.surroundings for one in shards),
+        environment_differences=_union(one.report.environment_differences for one in shards),
         weights=_weights(shards),
         unmet=(),
         shard=None,
@@ -111,7 +111,7 @@ def _require_one_check(first: ShardReport, other: ShardReport) -> None:
 
     for what, value_of in _SAME.items():
         require_same(what, value_of(first.report), value_of(other.report))
-    require_same("number of shards", first.shard.share.count, other.shard.share.count)
+    require_same("number of shards", first.shard.count, other.shard.count)
     require_same("number of all cases", first.shard.all_cases, other.shard.all_cases)
     for option in _union((first.shard.asked, other.shard.asked)):
         require_same(option, first.shard.asked.get(option), other.shard.asked.get(option))
@@ -119,13 +119,14 @@ def _require_one_check(first: ShardReport, other: ShardReport) -> None:
 
 def _require_each_once(shards: Sequence[ShardReport]) -> None:
     for one, other in itertools.pairwise(shards):
-        if one.shard.share == other.shard.share:
+        if one.shard.index == other.shard.index:
             raise SnapError(
-                f"shard {one.shard.share} is there twice: {one.source} and {other.source}",
+                f"shard {one.shard.index}/{one.shard.count} is there twice: "
+                f"{one.source} and {other.source}",
                 "leave one of them out",
             )
-    count = shards[0].shard.share.count
-    missing = sorted(set(range(1, count + 1)) - {one.shard.share.index for one in shards})
+    count = shards[0].shard.count
+    missing = sorted(set(range(1, count + 1)) - {one.shard.index for one in shards})
     if missing:
         names = ", ".join(f"{index}/{count}" for index in missing)
         raise SnapError(
@@ -140,9 +141,7 @@ def _in_golden_order(shards: Sequence[ShardReport]) -> Iterator[Result]:
     What a shard says of a phase that none of its cases has counts where no other one has it.
     """
     places = {
-        name: (turn, one.shard.share.index)
-        for one in shards
-        for turn, name in enumerate(one.shard.cases)
+        name: (turn, one.shard.index) for one in shards for turn, name in enumerate(one.shard.cases)
     }
     results = [result for one in shards for result in one.report.results]
     of_cases = [result for result in results if result.case in places]

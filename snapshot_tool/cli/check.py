@@ -173,8 +173,8 @@ def check_command(
     from snapshot_tool.check.shards import follow_leader, is_follower, leading
     from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.families.own import name_families
+    from snapshot_tool.reports.json import run_to_json
     from snapshot_tool.reports.plots import require_plotting
-    from snapshot_tool.reports.run_json import run_to_json
 
     name_families(families)
     if is_follower():
@@ -315,8 +315,7 @@ def merge_command(
     code 3: a shard is missing or there twice, or two are not of one check.
     """
     from snapshot_tool.check.shards import merge_reports
-    from snapshot_tool.reports.run_json import run_to_json
-    from snapshot_tool.reports.run_reader import read_run
+    from snapshot_tool.reports.json import read_run, run_to_json
 
     report = merge_reports([(str(run), read_run(run)) for run in runs])
     if str(json_path) != "-":
@@ -348,7 +347,7 @@ def report_command(*, run: Path, html_path: Path | None, goldens: Path | None) -
     As text, or with --html as one file that opens offline in any browser. No model runs. The exit
     code is that of the check.
     """
-    from snapshot_tool.reports.run_reader import read_run
+    from snapshot_tool.reports.json import read_run
 
     report = read_run(run)
     if html_path is None:
@@ -363,7 +362,7 @@ def report_command(*, run: Path, html_path: Path | None, goldens: Path | None) -
 def write_html(path: Path, report: CheckReport, goldens: Path | None) -> None:
     """Write the HTML report of a check, with what its golden set tells of the cases."""
     from snapshot_tool.reports.html import run_to_html
-    from snapshot_tool.reports.preview import find_stories
+    from snapshot_tool.reports.preview import find_previews
 
-    stories = find_stories(report, goldens) if goldens else {}
-    write_text(path, run_to_html(report, stories, base=str(Path.cwd())))
+    previews = find_previews(report, goldens) if goldens else {}
+    write_text(path, run_to_html(report, previews, base=str(Path.cwd())))

@@ -172,21 +172,21 @@ def localise(
         for tap in golden
     )
     path = _descend(modules, "")
-    culprit = _first_alike(modules, path[-1]) if path else None
-    raised = culprit is None and unfinished is not None
+    first = _first_alike(modules, path[-1]) if path else None
+    raised = first is None and unfinished is not None
     if raised:
-        culprit = _innermost(modules, unfinished or ())
-    parent = culprit.module if culprit else ""
+        first = _innermost(modules, unfinished or ())
+    parent = first.module if first else ""
     skipped = None if raised else _skipped(modules, parent, golden, candidate)
     neighbours = _neighbours(modules, parent) if skipped is None else ("", "")
     return Localisation(
         case=case,
-        culprit=skipped or culprit,
-        own_code=skipped is None and culprit is not None and bool(_children(modules, parent)),
+        first_bad=skipped.module if skipped else first.module if first else None,
+        own_code=skipped is None and first is not None and bool(_children(modules, parent)),
         between=skipped is None
-        and culprit is None
+        and first is None
         and (raised or any(module.output_beyond for module in modules)),
-        heals=bool(path) and _heals(modules, path),
+        recovers=bool(path) and _recovers(modules, path),
         modules=modules,
         neighbours=neighbours,
         skipped=skipped is not None,
@@ -221,9 +221,9 @@ def _error(golden: Sketch | None, other: Sketch | None) -> float | None:
 
 
 def _descend(modules: Sequence[ModuleErrors], parent: str) -> list[ModuleErrors]:
-    """Return the way from `parent` down to the innermost culprit."""
+    """Return the way from `parent` down to the innermost first bad module."""
     for child in _children(modules, parent):
-        if child.is_culprit:
+        if child.is_first_bad:
             return [child, *_descend(modules, child.module)]
         if not child.input_within:
             # A module may run before the parent that it is named under, as token embeddings do:
@@ -233,10 +233,10 @@ def _descend(modules: Sequence[ModuleErrors], parent: str) -> list[ModuleErrors]
     return []
 
 
-def _first_alike(modules: Sequence[ModuleErrors], culprit: ModuleErrors) -> ModuleErrors:
-    """Return the first culprit that has the same name but for the numbers of layers."""
-    kind = _kind(culprit.module)
-    return next((m for m in modules if m.is_culprit and _kind(m.module) == kind), culprit)
+def _first_alike(modules: Sequence[ModuleErrors], bad: ModuleErrors) -> ModuleErrors:
+    """Return the first bad module that has the same name but for the numbers of layers."""
+    kind = _kind(bad.module)
+    return next((m for m in modules if m.is_first_bad and _kind(m.module) == kind), bad)
 
 
 def _kind(module: str) -> str:
@@ -322,8 +322,8 @@ def _neighbours(modules: Sequence[ModuleErrors], parent: str) -> tuple[str, str]
     return names[right + 1], names[right + 2]
 
 
-def _heals(modules: Sequence[ModuleErrors], path: Sequence[ModuleErrors]) -> bool:
-    """Tell whether all that runs after the culprit's outermost module agrees with the golden.
+def _recovers(modules: Sequence[ModuleErrors], path: Sequence[ModuleErrors]) -> bool:
+    """Tell whether all that runs after the outermost bad module agrees with the golden.
 
     An error that reaches nothing is no fault of the model: the module is laid out otherwise.
     """

@@ -64,7 +64,7 @@ class QuestionJudge:
             reason = f"{type(error).__name__}: {message}"
             return _unjudged(question, Verdict.ERROR, reason)
         seconds = time.perf_counter() - began
-        return _worst([self._row(question, answer, seconds) for answer in answers])
+        return self._worst([self._row(question, answer, seconds) for answer in answers])
 
     def _row(self, question: Question, answer: Answer, seconds: float) -> Result:
         golden = self.examiner.recorded.golden
@@ -77,6 +77,11 @@ class QuestionJudge:
         )
         result = dataclasses.replace(result, tensor=str(question))
         return self._explain(result, answer) if result.verdict is Verdict.FAIL else result
+
+    def _worst(self, rows: Sequence[Result]) -> Result:
+        """Return the row that differs most, or the one that used most of its tolerance."""
+        bad = [row for row in rows if row.verdict in BAD]
+        return max(bad or rows, key=lambda row: tolerance_used(row, self.judge.rule) or 0.0)
 
     def _explain(self, result: Result, answer: Answer) -> Result:
         """Say at which step new tokens leave the golden's, and how sure the golden was there."""
@@ -107,12 +112,6 @@ def _are_tokens(actual: object, *, like: torch.Tensor) -> bool:
 
 def _unjudged(question: Question, verdict: Verdict, reason: str) -> Result:
     return Result(question.first_case, question.phase, str(question), verdict, reason)
-
-
-def _worst(rows: Sequence[Result]) -> Result:
-    """Return the row that differs most, or the one that used most of its tolerance."""
-    bad = [row for row in rows if row.verdict in BAD]
-    return max(bad or rows, key=lambda row: tolerance_used(row) or 0.0)
 
 
 OnQuestion = Callable[[Question], None]

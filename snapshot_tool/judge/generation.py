@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Candidate, CaseInputs
-from snapshot_tool.base.results import DivergenceKind, Result, TokenChoice, TokenDivergence, Verdict
+from snapshot_tool.base.results import DivergenceKind, Result, TokenDivergence, Verdict
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.oracle import step_noise
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 
-def describe_tokens(tokens: Sequence[int], checkpoint: Path | None) -> tuple[TokenChoice, ...]:
-    """Return tokens with their texts by the checkpoint's tokenizer.json, where there is one."""
+def token_texts(tokens: Sequence[int], checkpoint: Path | None) -> list[str | None]:
+    """Return the tokens' texts by the checkpoint's tokenizer.json; None if there is none."""
     path = checkpoint / "tokenizer.json" if checkpoint else None
-    unknown = tuple(TokenChoice(token, None) for token in tokens)
+    unknown: list[str | None] = [None] * len(tokens)
     if path is None or not path.is_file():
         return unknown
     # Heavy enough to wait until a token differs.
@@ -30,10 +30,9 @@ def describe_tokens(tokens: Sequence[int], checkpoint: Path | None) -> tuple[Tok
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-        texts = [str(tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]
+        return [str(tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]
     except Exception:  # the library raises bare Exception, and the text is a courtesy
         return unknown
-    return tuple(TokenChoice(token, text) for token, text in zip(tokens, texts, strict=True))
 
 
 def with_golden_tokens(golden: Golden, case: str) -> CaseInputs:
@@ -125,10 +124,8 @@ class GenerationExplainer:
         expected = self.golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
         chosen = greedy_tokens(logits)
         for step in (chosen != expected).nonzero()[:, 0].tolist():
-            one, other = (TokenChoice(int(tokens[step]), None) for tokens in (expected, chosen))
-            found = _with_margin(
-                TokenDivergence(step, one, other), self.golden, case, dtype=self.dtype
-            )
+            found = TokenDivergence(step, int(expected[step]), None, int(chosen[step]), None)
+            found = _with_margin(found, self.golden, case, dtype=self.dtype)
             if found.kind is not DivergenceKind.NEAR_TIE:
                 return False
         return True
@@ -154,26 +151,31 @@ def find_divergence(
     step = next((i for i in range(both) if expected[i] != got[i]), both)
     if step == len(expected) == len(got):
         return None
-    golden_tokens, candidate_tokens = (
-        describe_tokens(tokens, checkpoint) for tokens in (expected, got)
-    )
-    ended = TokenChoice(None, None)
+    expected_texts, got_texts = (token_texts(tokens, checkpoint) for tokens in (expected, got))
     found = TokenDivergence(
         step,
-        golden_tokens[step] if step < len(expected) else ended,
-        candidate_tokens[step] if step < len(got) else ended,
-        golden=golden_tokens,
-        candidate=candidate_tokens,
+        expected[step] if step < len(expected) else None,
+        expected_texts[step] if step < len(expected) else None,
+        got[step] if step < len(got) else None,
+        got_texts[step] if step < len(got) else None,
+        golden=_token_lines(expected, expected_texts),
+        candidate=_token_lines(got, got_texts),
     )
     return _with_margin(found, golden, case, dtype=dtype)
+
+
+def _token_lines(tokens: Sequence[int], texts: Sequence[str | None]) -> tuple[str, ...]:
+    """Return each token as "ID" or "ID TEXT"."""
+    pairs = zip(tokens, texts, strict=True)
+    return tuple(str(token) if text is None else f"{token} {text}" for token, text in pairs)
 
 
 def _with_margin(
     found: TokenDivergence, golden: Golden, case: str, *, dtype: str
 ) -> TokenDivergence:
     """Add the golden's margin between both tokens and what rounding does to it."""
-    other = found.actual.token
-    if found.expected.token is None or other is None:
+    other = found.actual
+    if found.expected is None or other is None:
         return found
     values, ids = (
         _step(golden, case, name, found.step) for name in ("step_topk_values", "step_topk_ids")
@@ -201,7 +203,7 @@ def _step(golden: Golden, case: str, name: str, step: int) -> list[float]:
 
 def with_candidate_margin(found: TokenDivergence, logits: torch.Tensor | None) -> TokenDivergence:
     """Add what the candidate itself prefers at that step; logits: see `teacher_forced_logits`."""
-    one, other = found.expected.token, found.actual.token
+    one, other = found.expected, found.actual
     if logits is None or one is None or other is None or not 0 <= other < logits.shape[-1]:
         return found
     row = logits[found.step]

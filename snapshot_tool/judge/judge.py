@@ -71,10 +71,21 @@ class Judge:
                 pair.expected, pair.actual, tolerance, computed_in=getattr(torch, self.dtype)
             )
         result = Result(
-            case.name, phase, pair.tensor, verdict, reason, tolerance, comparison, seconds
+            case.name,
+            phase,
+            pair.tensor,
+            verdict,
+            reason,
+            **(vars(comparison) if comparison else {}),
+            atol=tolerance.atol,
+            rtol=tolerance.rtol,
+            seconds=round(seconds, 6),
         )
-        result = self._by_oracle(result, pair, rows) if comparison else result
-        result = _with_errors(result, pair) if result.verdict is Verdict.FAIL else result
+        if comparison and isinstance(pair.actual, torch.Tensor):
+            result = self._by_oracle(result, pair, pair.actual, tolerance, rows)
+            if result.verdict is Verdict.FAIL:
+                errors = map_errors(pair.expected, pair.actual, tolerance)
+                result = dataclasses.replace(result, error_map=errors)
         if result.verdict is not Verdict.PASS and pair.note:
             result = dataclasses.replace(result, reason=f"{pair.note}; {result.reason}")
         return result
@@ -89,7 +100,9 @@ class Judge:
             own.rtol if self.rtol is None else self.rtol,
         )
 
-    def _by_oracle(self, result: Result, pair: Pair, rows: Rows) -> Result:
+    def _by_oracle(
+        self, result: Result, pair: Pair, actual: torch.Tensor, tolerance: Tolerance, rows: Rows
+    ) -> Result:
         """Add the oracle's figures and, where it is the rule, its verdict."""
         oracle = oracle_tensor(
             self.golden,
@@ -100,26 +113,15 @@ class Judge:
             dtype=self.dtype,
             rows=rows,
         )
-        if oracle is None or result.tolerance is None or not isinstance(pair.actual, torch.Tensor):
+        if oracle is None:
             return result
-        figures = compare_with_oracle(
-            oracle, pair.actual, tolerance=result.tolerance, dtype=self.dtype
-        )
+        figures = compare_with_oracle(oracle, actual, tolerance=tolerance, dtype=self.dtype)
         result = dataclasses.replace(result, oracle=figures)
         if self.rule is Rule.TABLE:
             return result
         verdict = Verdict.PASS if figures.within else Verdict.FAIL
         reason = "" if figures.within else _describe(figures)
-        return dataclasses.replace(result, verdict=verdict, reason=reason, rule=self.rule)
-
-
-def _with_errors(result: Result, pair: Pair) -> Result:
-    """Add where the errors of a failed tensor lie, in units of the table's tolerance."""
-    comparison, tolerance, actual = result.comparison, result.tolerance, pair.actual
-    if comparison is None or tolerance is None or not isinstance(actual, torch.Tensor):
-        return result
-    errors = map_errors(pair.expected, actual, tolerance)
-    return dataclasses.replace(result, comparison=dataclasses.replace(comparison, errors=errors))
+        return dataclasses.replace(result, verdict=verdict, reason=reason)
 
 
 def _describe(figures: OracleComparison) -> str:

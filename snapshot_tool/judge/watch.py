@@ -443,4 +443,4 @@ def _passed(results: list[Result]) -> bool:
 
 
 def _is_exact(results: list[Result]) -> bool:
-    return _passed(results) and all(r.comparison and r.comparison.max_abs == 0 for r in results)
+    return _passed(results) and all(result.max_abs == 0 for result in results)

@@ -84,10 +84,11 @@ class GoldenPhase(pytest.Item):
         """Fail with what `snap check` would say; skip with the reason where nothing compares."""
         loaded = load_candidate_for(self.config, self.path.parent)
         results = loaded.session.run(self.case, self.phase)
-        self.user_properties += [(_CANDIDATE, loaded.name), *_figures(results)]
+        figures = _figures(results, loaded.session.judge.rule)
+        self.user_properties += [(_CANDIDATE, loaded.name), *figures]
         bad = [result for result in results if result.verdict in _BAD]
         if bad:
-            pytest.fail("\n".join([*_told(bad), *loaded.culprit(bad)]), pytrace=False)
+            pytest.fail("\n".join([*_told(bad), *loaded.first_bad_module(bad)]), pytrace=False)
         if skipped := [r.reason for r in results if r.verdict is Verdict.SKIP]:
             pytest.skip("; ".join(skipped))
 
@@ -124,10 +125,10 @@ def _told(bad: list[Result]) -> list[str]:
     return [run_text.problem_text(bad[0]), *([f"     and in {others}"] if others else [])]
 
 
-def _figures(results: Iterable[Result]) -> Iterator[tuple[str, str]]:
+def _figures(results: Iterable[Result], rule: Rule) -> Iterator[tuple[str, str]]:
     """Yield how much of the tolerance each tensor used: JUnit files keep it as a property."""
     for result in results:
-        used = tolerance_used(result)
+        used = tolerance_used(result, rule)
         if used is not None:
             yield f"{result.tensor} tolerance used", f"{used:.3g}"
 
@@ -150,7 +151,7 @@ class LoadedCandidate:
     folder: Path
     session: Session
     name: str
-    _culprits: dict[str, list[str]] = field(default_factory=dict)
+    _conclusions: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def candidate(self) -> Candidate:
@@ -158,14 +159,14 @@ class LoadedCandidate:
         candidate: Candidate = self.session.candidate
         return candidate
 
-    def culprit(self, bad: list[Result]) -> list[str]:
+    def first_bad_module(self, bad: list[Result]) -> list[str]:
         """Return a line that names the module at fault; one forward pass for each failed case."""
         case = bad[0].case
-        if case not in self._culprits:
+        if case not in self._conclusions:
             found = self.session.localise(tuple(bad))
             lines = [run_text.conclusion(found)] if found and found.module else []
-            self._culprits[case] = lines
-        return self._culprits[case]
+            self._conclusions[case] = lines
+        return self._conclusions[case]
 
 
 _LOADED = pytest.StashKey[LoadedCandidate | SnapError]()

@@ -108,8 +108,8 @@ def test_the_module_of_any_weight_off_by_a_thousandth_is_named(
         with torch.inference_mode():
             names = candidate.observe_forward(inputs, book)
         found = localise("one-image", taps, book.by_module(), names, limits=limits)
-        named[weight] = found.culprit.candidate if found.culprit else ""
-        assert not found.heals
+        named[weight] = first_bad.candidate if (first_bad := found.first_bad_module) else ""
+        assert not found.recovers
     assert {w: name for w, name in named.items() if name != module_of(w)} == {}
 
 
@@ -122,7 +122,7 @@ def test_no_module_of_a_correct_port_is_named(golden: Golden, candidate: FmsCand
         with torch.inference_mode():
             names = candidate.observe_forward(inputs, book)
         found = localise(case.name, taps, book.by_module(), names)
-        assert (found.culprit, found.between) == (None, False)
+        assert (found.first_bad, found.between) == (None, False)
         errors = [m.output_error for m in found.modules if m.output_error is not None]
         assert len(errors) >= 50
         assert max(errors) < ERROR_LIMIT / 10

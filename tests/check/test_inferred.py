@@ -115,7 +115,7 @@ def test_inferred_names_are_those_of_other_families(family: str, differing: set[
     assert others.keys() == differing
     taps = golden.taps("left-padded")
     found = localise("left-padded", taps, inferred.taps, inferred.mapping.names)
-    assert (found.culprit, found.between) == (None, False)
+    assert (found.first_bad, found.between) == (None, False)
 
 
 def test_a_correct_port_without_names_has_no_wrong_module(
@@ -124,7 +124,7 @@ def test_a_correct_port_without_names_has_no_wrong_module(
     """What the candidate lays out in another order counts as not compared, not as wrong."""
     seen = look(Unnamed(fms), golden, CASE)
     found = localise(CASE, golden.taps(CASE), seen.taps, seen.mapping.names)
-    assert (found.culprit, found.between) == (None, False)
+    assert (found.first_bad, found.between) == (None, False)
     assert WRAPPER in found.not_compared
     reordered = {m for m in found.not_compared if m not in LACKING | {WRAPPER}}
     assert {name.rpartition(".")[2] for name in reordered} == {"q_proj", "k_proj"}
@@ -142,7 +142,7 @@ def test_the_module_of_a_wrong_weight_is_named_without_names(
             continue
         seen = look(Unnamed(fms), golden, CASE)
         found = localise(CASE, golden.taps(CASE), seen.taps, seen.mapping.names)
-        named[weight] = holder(found.culprit.candidate) if found.culprit else ""
+        named[weight] = holder(first.candidate) if (first := found.first_bad_module) else ""
     assert len(named) > 25
     assert {w: name for w, name in named.items() if name != module_of(w)} == {}
 

@@ -90,7 +90,7 @@ def test_a_shard_is_that_of_snap_check(golden_tests: pytest.Pytester) -> None:
     assert list(dict.fromkeys(case for _, case, _ in ids)) == names[1::3]
     refused = run(golden_tests, "--snap-shard", "4/3")
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
-    assert "4/3 is no share K/N of the cases" in refused.stderr.str()
+    assert "invalid --shard 4/3: expected K/N" in refused.stderr.str()
 
 
 def test_faults_fail_their_phases_in_two_workers_and_in_junit(

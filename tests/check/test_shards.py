@@ -14,7 +14,7 @@ from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.report import CheckReport, Share, parse_share
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.check.shards import merge_reports
-from snapshot_tool.reports.run_reader import read_run
+from snapshot_tool.reports.json import read_run
 from tests.conftest import CHECKOUT, Snap, error_lines
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import plant
@@ -162,7 +162,7 @@ def test_a_whole_report_is_no_shard(shards: list[Path]) -> None:
 @pytest.mark.parametrize("share", ["0/3", "4/3", "1", "1/0", "a/b"])
 def test_a_share_that_cannot_be_is_refused(share: str) -> None:
     """Shares are numbered from 1."""
-    with pytest.raises(UsageError, match=f"{share} is no share K/N of the cases"):
+    with pytest.raises(UsageError, match=f"invalid --shard {share}: expected K/N"):
         parse_share(share)
 
 

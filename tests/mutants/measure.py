@@ -112,11 +112,18 @@ def measure(mutant: Mutant, setup: Setup, originals: Originals) -> Outcome:
         oracle = fails_by_oracle(report.results)
         if report.divergence:
             table = report.divergence.phase.value
-            return Outcome(table, oracle, (), report.place, _used(report.results), weights=weights)
+            return Outcome(
+                table, oracle, (), report.location, _used(report.results), weights=weights
+            )
         if oracle:
             by_oracle = check(replace(request, rule=Rule.ORACLE), SilentProgress())
             return Outcome(
-                "", oracle, (), by_oracle.place, _used(by_oracle.results), weights=weights
+                "",
+                oracle,
+                (),
+                by_oracle.location,
+                _used(by_oracle.results, Rule.ORACLE),
+                weights=weights,
             )
         return _measure_quiet(replace(request, explore=QUESTIONS, seed=0), plan, setup, originals)
 
@@ -136,7 +143,7 @@ def _measure_quiet(
     exact, _ = greatest_change(exactly, exact_answers(plan, golden))
     return Outcome(
         derived=tuple(failed),
-        place=report.place if not failed else "",
+        place=report.location if not failed else "",
         used=_used(list(failed.values())),
         change=change,
         question=question,
@@ -162,8 +169,8 @@ def _passes_by_oracle(result: Result) -> bool:
     return result.verdict in (Verdict.PASS, Verdict.SKIP)
 
 
-def _used(results: Sequence[Result]) -> float:
+def _used(results: Sequence[Result], rule: Rule = Rule.TABLE) -> float:
     """Return the greatest |diff| / allowed of the results that are no pass."""
     bad = [r for r in results if r.verdict in (Verdict.FAIL, Verdict.ERROR)]
-    factors = [tolerance_used(result) for result in bad]
+    factors = [tolerance_used(result, rule) for result in bad]
     return max((math.inf if factor is None else factor for factor in factors), default=0.0)

@@ -122,7 +122,7 @@ def test_between_modules_the_closest_one_around_both_is_named() -> None:
             "head": (WRONG, WRONG),
         }
     )
-    assert found.culprit is None
+    assert found.first_bad is None
     assert found.between
     assert found.neighbours == ("model.embed", "model.block")
     assert found.module == "model"
@@ -153,7 +153,7 @@ def test_a_module_that_runs_before_its_parent_is_named() -> None:
 def test_nothing_is_named_where_all_agree() -> None:
     """No module, no own code, nothing between."""
     found = find({})
-    assert (found.module, found.culprit, found.between) == ("", None, False)
+    assert (found.module, found.first_bad, found.between) == ("", None, False)
 
 
 def test_the_innermost_running_module_is_named_when_the_candidate_raises() -> None:
@@ -166,7 +166,7 @@ def test_the_innermost_running_module_is_named_when_the_candidate_raises() -> No
 def test_the_model_around_is_named_when_it_raises_between_modules() -> None:
     """The block was finished, the head was not entered."""
     found = find({}, without=("head",), unfinished=[])
-    assert (found.culprit, found.between, found.raised) == (None, True, True)
+    assert (found.first_bad, found.between, found.raised) == (None, True, True)
     assert found.neighbours == ("model.block", "head")
 
 

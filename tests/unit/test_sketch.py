@@ -100,13 +100,11 @@ def test_the_innermost_module_whose_own_input_is_right_is_named() -> None:
     golden = [tap(name, 0, 0) for name in names]
     wrong_child = {t.module: t for t in [tap("a.one", 0, 0), tap("a.two", 0, 1), tap("a", 0, 1)]}
     found = localise("case", golden, {**wrong_child, "b": tap("b", 1, 1)}, {})
-    assert found.culprit is not None
-    assert (found.culprit.module, found.own_code, found.heals) == ("a.two", False, False)
+    assert (found.first_bad, found.own_code, found.recovers) == ("a.two", False, False)
     assert "curve: a step, which stays: a fault" in localisation_lines(found)
     own = {t.module: t for t in [tap("a.one", 0, 0), tap("a.two", 1, 1), tap("a", 0, 1)]}
     found = localise("case", golden, {**own, "b": tap("b", 0, 0)}, {})
-    assert found.culprit is not None
-    assert (found.culprit.module, found.own_code, found.heals) == ("a", True, True)
+    assert (found.first_bad, found.own_code, found.recovers) == ("a", True, True)
     assert "curve: a spike, which heals later: an alignment problem?" in localisation_lines(found)
 
 
@@ -115,6 +113,6 @@ def test_an_error_outside_of_all_modules_is_told_from_none_at_all() -> None:
     golden = [tap("a", 0, 0), tap("b", 0, 0)]
     given = {"a": tap("a", 0, 0), "b": tap("b", 1, 1)}
     found = localise("case", golden, given, {})
-    assert (found.culprit, found.between) == (None, True)
+    assert (found.first_bad, found.between) == (None, True)
     same = localise("case", golden, {t.module: t for t in golden}, {})
-    assert (same.culprit, same.between) == (None, False)
+    assert (same.first_bad, same.between) == (None, False)
