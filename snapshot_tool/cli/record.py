@@ -23,7 +23,7 @@ from snapshot_tool.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from snapshot_tool.diagnose.diff import Review, SetDrift
+    from snapshot_tool.diagnose.diff import Review, SetDiff
 
 
 @click.command(
@@ -243,14 +243,14 @@ def _reviewer(reason: str, *, written_unasked: bool) -> Review:
     """Return what shows an update, and asks a person where there is one."""
     from snapshot_tool.reports.diff import diff_lines
 
-    def review(drift: SetDrift) -> str:
-        for line in diff_lines(drift):
+    def review(diff: SetDiff) -> str:
+        for line in diff_lines(diff):
             click.echo(line)
         if written_unasked:
             return reason
-        if not (_is_interactive() and click.confirm(f"write {drift.other.title}?")):
+        if not (_is_interactive() and click.confirm(f"write {diff.other.title}?")):
             raise UpdateDeclined(
-                f"{drift.one.title} stays as it is; the new answers are kept",
+                f"{diff.one.title} stays as it is; the new answers are kept",
                 "write them with the same command and: --resume --update --yes --reason TEXT",
             )
         return reason or str(click.prompt("reason"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
 
 from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.results import Comparison, Verdict
+from snapshot_tool.base.results import Verdict
 from snapshot_tool.base.tolerance import EXACT, Tolerance
 from snapshot_tool.goldens.compact import QUESTION
 from snapshot_tool.goldens.golden import Golden, open_golden
@@ -21,18 +23,21 @@ from snapshot_tool.numerics.compare import judge_tensor
 INPUTS_PART = "inputs"
 
 
-@dataclass(frozen=True, slots=True)
-class Drift:
+class TensorDiff(msgspec.Struct, frozen=True, kw_only=True):
     """One tensor that is not the same in both sets.
+
+    Figures are None if the tensors cannot be compared.
 
     Args:
         part: "inputs" or the phase.
         case: the case's name.
         tensor: the tensor's name.
-        verdict: pass where the difference is within tolerance.
+        verdict: pass if the difference is within the first set's tolerance.
         reason: what differs, in words.
-        comparison: the figures; None where the tensors cannot be compared.
-        tolerance: the first set's, by which they are judged.
+        max_abs: the largest |difference|.
+        mismatched: elements beyond the tolerance.
+        numel: all elements.
+        tolerances: how many tolerances the worst element is off; None if the tolerance is exact.
     """
 
     part: str
@@ -40,21 +45,13 @@ class Drift:
     tensor: str
     verdict: Verdict
     reason: str
-    comparison: Comparison | None = None
-    tolerance: Tolerance | None = None
-
-    @property
-    def used(self) -> float | None:
-        """How many tolerances the worst element is off; None where the tolerance is exact."""
-        if self.comparison is None or self.tolerance is None or self.comparison.worst is None:
-            return None
-        worst = self.comparison.worst
-        allowed = self.tolerance.atol + self.tolerance.rtol * abs(worst.expected)
-        return abs(worst.actual - worst.expected) / allowed if allowed else None
+    max_abs: float | None = None
+    mismatched: int | None = None
+    numel: int | None = None
+    tolerances: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PartDrift:
+class PartDiff(msgspec.Struct, frozen=True, kw_only=True):
     """One part of the set: how many tensors both have together, how many moved, how far.
 
     Args:
@@ -62,9 +59,8 @@ class PartDrift:
         tensors: how many there are.
         moved: those whose bytes differ.
         beyond: those beyond tolerance, or without a partner.
-        largest: the largest |difference|; None where none can be measured.
-        worst: the moved tensor furthest off in units of its tolerance, or the first one that cannot
-            be measured.
+        largest: the largest |difference|; None if none can be measured.
+        tolerances: of the worst tensor, see `SetDiff.worst`.
     """
 
     part: str
@@ -72,119 +68,124 @@ class PartDrift:
     moved: int
     beyond: int
     largest: float | None
-    worst: Drift
+    tolerances: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class TextDrift:
+class TextDiff(msgspec.Struct, frozen=True):
     """A generation whose tokens differ: the first step that does, and both texts."""
 
     case: str
     step: int
-    before: str
-    after: str
+    one: str
+    other: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetIdentity:
-    """A golden set's title and where it lies."""
+class SetIdentity(msgspec.Struct, frozen=True):
+    """A golden set's title and folder."""
 
     title: str
     folder: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetDrift:
-    """All that differs between two golden sets.
+class Change(msgspec.Struct, frozen=True):
+    """A value in both sets; "" if one does not have it."""
+
+    one: str
+    other: str
+
+
+class SetDiff(msgspec.Struct, frozen=True, kw_only=True):
+    """All that differs between two golden sets; the file that `snap diff --json` writes.
 
     Args:
-        environment: versions and flags that differ, both values by name.
-        tensors: how many tensors each part has, by its name.
-        drifts: the tensors that moved, in the order of parts and keys.
-        texts: the generations whose tokens moved.
-        files: what one of both has beside its phases and the other has not: "oracle: added".
+        schema: name and version of the file's format.
+        same: whether every tensor has the same bytes.
+        one: the first set.
+        other: the second set.
+        environment: versions and flags that differ.
+        parts: the parts that moved, in the order of phases.
+        tokens: the generations whose tokens differ.
+        files: what one set has beside its phases and the other has not: "oracle: added".
+        moved: the tensors whose bytes differ, in the order of parts and keys.
     """
 
+    schema: Literal["snap-diff/1"] = "snap-diff/1"
+    same: bool
     one: SetIdentity
     other: SetIdentity
-    environment: Mapping[str, tuple[str, str]]
-    tensors: Mapping[str, int]
-    drifts: tuple[Drift, ...]
-    texts: tuple[TextDrift, ...]
-    files: tuple[str, ...] = ()
+    environment: dict[str, Change]
+    parts: tuple[PartDiff, ...]
+    tokens: tuple[TextDiff, ...]
+    files: tuple[str, ...]
+    moved: tuple[TensorDiff, ...]
 
     @property
-    def beyond(self) -> tuple[Drift, ...]:
+    def beyond(self) -> tuple[TensorDiff, ...]:
         """The tensors beyond tolerance."""
-        return tuple(drift for drift in self.drifts if drift.verdict is not Verdict.PASS)
+        return tuple(tensor for tensor in self.moved if tensor.verdict is not Verdict.PASS)
 
-    def parts(self) -> list[PartDrift]:
-        """Return the parts that moved, in the order of phases."""
-        parts = []
-        for name in (INPUTS_PART, *PHASES):
-            found = [drift for drift in self.drifts if drift.part == name]
-            if found:
-                parts.append(_part(str(name), self.tensors.get(name, len(found)), found))
-        return parts
+    def worst(self, part: PartDiff) -> TensorDiff:
+        """Return a part's tensor furthest off in units of tolerance, or one without figures."""
+        return max((t for t in self.moved if t.part == part.part), key=_severity)
 
 
-# Shown what an update changes, before anything is written: returns why it may be, or raises
+# Shown what an update changes, before anything is written: returns the reason, or raises
 # UpdateDeclined.
-Review = Callable[[SetDrift], str]
+Review = Callable[[SetDiff], str]
 
 
-def _part(name: str, tensors: int, found: list[Drift]) -> PartDrift:
-    sizes = [drift.comparison.max_abs for drift in found if drift.comparison]
-    return PartDrift(
+def _part(name: str, tensors: int, found: Sequence[TensorDiff]) -> PartDiff:
+    sizes = [tensor.max_abs for tensor in found if tensor.max_abs is not None]
+    return PartDiff(
         part=name,
         tensors=tensors,
         moved=len(found),
-        beyond=sum(drift.verdict is not Verdict.PASS for drift in found),
+        beyond=sum(tensor.verdict is not Verdict.PASS for tensor in found),
         largest=max(sizes, key=_nan_last) if sizes else None,
-        worst=max(found, key=_severity),
+        tolerances=max(found, key=_severity).tolerances,
     )
 
 
-def _severity(drift: Drift) -> tuple[bool, float, float]:
+def _severity(tensor: TensorDiff) -> tuple[bool, float, float]:
     """Order by verdict, then by units of tolerance, then by plain size."""
-    used = math.inf if drift.comparison is None else drift.used or 0.0
-    size = drift.comparison.max_abs if drift.comparison else math.inf
-    return drift.verdict is not Verdict.PASS, _nan_last(used), _nan_last(size)
+    failed = tensor.verdict is not Verdict.PASS
+    if tensor.max_abs is None:
+        return failed, math.inf, math.inf
+    return failed, _nan_last(tensor.tolerances or 0.0), _nan_last(tensor.max_abs)
 
 
 def _nan_last(value: float) -> float:
-    """Let NaN be worse than any number."""
+    """Return infinity for NaN."""
     return math.inf if math.isnan(value) else value
 
 
-def describe_drift(drift: SetDrift) -> list[str]:
+def describe_diff(diff: SetDiff) -> list[str]:
     """Return one line for each part that moved, as the history in the manifest keeps it."""
     lines = []
-    for part in drift.parts():
+    for part in diff.parts:
         line = f"{part.part}: {part.moved} tensors moved, {part.beyond} beyond tolerance"
         if part.largest is not None:
             line += f", largest difference {part.largest:.3g}"
-        if part.worst.used is not None:
-            line += f", {part.worst.used:.2g}x tolerance at worst"
+        if part.tolerances is not None:
+            line += f", {part.tolerances:.2g}x tolerance at worst"
         lines.append(line)
-    for text in drift.texts:
-        lines.append(f"tokens of {text.case} change from step {text.step}")
-    return [*lines, *drift.files]
+    lines += [f"tokens of {text.case} change from step {text.step}" for text in diff.tokens]
+    return [*lines, *diff.files]
 
 
 _TOKENS = "token_ids"
 
 
-def diff_folders(one: Path, other: Path) -> SetDrift:
+def diff_folders(one: Path, other: Path) -> SetDiff:
     """Open two sets by folder and return what differs."""
     return diff_goldens(open_golden(one), open_golden(other))
 
 
-def diff_goldens(one: Golden, other: Golden) -> SetDrift:
+def diff_goldens(one: Golden, other: Golden) -> SetDiff:
     """Return every tensor that differs, in the order of phases and keys; equal bytes are equal."""
-    drifts = []
-    counts = {}
-    for part in (INPUTS_PART, *PHASES):
+    moved: list[TensorDiff] = []
+    parts = []
+    for part in map(str, (INPUTS_PART, *PHASES)):
         file = INPUTS if part == INPUTS_PART else phase_file(Phase(part))
         entries = [
             golden.manifest.files[file].tensors if file in golden.manifest.files else {}
@@ -193,19 +194,23 @@ def diff_goldens(one: Golden, other: Golden) -> SetDrift:
         keys = sorted(entries[0].keys() | entries[1].keys())
         if one.manifest.storage is not other.manifest.storage:
             keys = [key for key in keys if _is_comparable(key, one, other, entries)]
-        counts[str(part)] = len(keys)
+        found = []
         for key in keys:
             sides = entries[0].get(key), entries[1].get(key)
             if sides[0] != sides[1]:
-                drifts.append(_drift(one, other, part, key, sides))
-    return SetDrift(
+                found.append(_diff_tensor(one, other, part, key, sides))
+        if found:
+            parts.append(_part(part, len(keys), found))
+            moved += found
+    return SetDiff(
+        same=not moved,
         one=_identity(one),
         other=_identity(other),
         environment=_environment(one, other),
-        tensors=counts,
-        drifts=tuple(drifts),
-        texts=tuple(_texts(one, other, drifts)),
+        parts=tuple(parts),
+        tokens=tuple(_texts(one, other, moved)),
         files=tuple(_extra_files(one, other)),
+        moved=tuple(moved),
     )
 
 
@@ -237,33 +242,50 @@ def _identity(golden: Golden) -> SetIdentity:
     return SetIdentity(golden.manifest.title, str(golden.folder))
 
 
-def _environment(one: Golden, other: Golden) -> dict[str, tuple[str, str]]:
+def _environment(one: Golden, other: Golden) -> dict[str, Change]:
     sides = one.manifest.environment, other.manifest.environment
     names = sorted(sides[0].keys() | sides[1].keys())
-    both = {name: (sides[0].get(name, ""), sides[1].get(name, "")) for name in names}
-    return {name: (before, after) for name, (before, after) in both.items() if before != after}
+    both = {name: Change(sides[0].get(name, ""), sides[1].get(name, "")) for name in names}
+    return {name: change for name, change in both.items() if change.one != change.other}
 
 
-def _drift(
+def _diff_tensor(
     one: Golden,
     other: Golden,
     part: str,
     key: str,
     sides: tuple[TensorEntry | None, TensorEntry | None],
-) -> Drift:
+) -> TensorDiff:
     case, _, name = key.partition("/")
+
+    def differs(verdict: Verdict, reason: str, **figures: Any) -> TensorDiff:
+        return TensorDiff(
+            part=part, case=case, tensor=name, verdict=verdict, reason=reason, **figures
+        )
+
     for golden, side in zip((one, other), sides, strict=True):
         if side is None:
-            return Drift(part, case, name, Verdict.FAIL, f"not in {golden.folder}")
+            return differs(Verdict.FAIL, f"not in {golden.folder}")
     try:
         expected, actual = (golden.read(part, key) for golden in (one, other))
     except GoldenDamaged as error:  # as by a NaN in it
-        return Drift(part, case, name, Verdict.FAIL, error.problem)
+        return differs(Verdict.FAIL, error.problem)
     tolerance = _tolerance(one, part, case) if expected.is_floating_point() else EXACT
-    verdict, reason, comparison = judge_tensor(expected, actual, tolerance)
+    verdict, reason, figures = judge_tensor(expected, actual, tolerance)
     if name in PLACES and actual.shape == expected.shape:
-        return Drift(part, case, name, Verdict.PASS, "places, judged by the values beside them")
-    return Drift(part, case, name, verdict, reason, comparison, tolerance)
+        return differs(Verdict.PASS, "places, judged by the values beside them")
+    if figures is None or figures.worst is None:
+        return differs(verdict, reason)
+    difference = abs(figures.worst.actual - figures.worst.expected)
+    allowed = tolerance.atol + tolerance.rtol * abs(figures.worst.expected)
+    return differs(
+        verdict,
+        reason,
+        max_abs=figures.max_abs,
+        mismatched=figures.mismatched,
+        numel=figures.numel,
+        tolerances=difference / allowed if allowed else None,
+    )
 
 
 def _tolerance(golden: Golden, part: str, case: str) -> Tolerance:
@@ -274,19 +296,19 @@ def _tolerance(golden: Golden, part: str, case: str) -> Tolerance:
     return golden.manifest.tolerances[Phase(part)].for_images(golden.case(case).images)
 
 
-def _texts(one: Golden, other: Golden, drifts: list[Drift]) -> list[TextDrift]:
+def _texts(one: Golden, other: Golden, moved: Sequence[TensorDiff]) -> list[TextDiff]:
     """Return the generations whose tokens differ, as text."""
     found = []
-    for drift in drifts:
-        if drift.tensor != _TOKENS or drift.part != Phase.GENERATE:
+    for tensor in moved:
+        if tensor.tensor != _TOKENS or tensor.part != Phase.GENERATE:
             continue
-        key = f"{drift.case}/{_TOKENS}"
+        key = f"{tensor.case}/{_TOKENS}"
         files = [golden.manifest.files.get(phase_file(Phase.GENERATE)) for golden in (one, other)]
         if any(file is None or key not in file.tensors for file in files):
             continue
         before, after = (golden.read(Phase.GENERATE, key).tolist() for golden in (one, other))
         same = [a == b for a, b in zip(before, after, strict=False)]
         step = same.index(False) if False in same else len(same)
-        texts = (golden.case(drift.case).generated for golden in (one, other))
-        found.append(TextDrift(drift.case, step, *texts))
+        texts = (golden.case(tensor.case).generated for golden in (one, other))
+        found.append(TextDiff(tensor.case, step, *texts))
     return found
