@@ -72,7 +72,9 @@ class QueryRunner:
         seconds = time.perf_counter() - began
         results = [self._judge(question, answer, seconds) for answer in answers]
         bad = [result for result in results if result.verdict in _BAD]
-        return max(bad or results, key=lambda result: tolerance_used(result) or 0.0)
+        return max(
+            bad or results, key=lambda result: tolerance_used(result, self.judge.rule) or 0.0
+        )
 
     def _judge(self, question: Question, answer: Answer, seconds: float) -> Result:
         case = self.recorded.golden.case(answer.case)

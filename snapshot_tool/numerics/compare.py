@@ -180,8 +180,7 @@ def map_errors(
     cells = torch.nn.functional.adaptive_max_pool2d(grid[None], size)[0]
     return ErrorMap(
         (grid.shape[0], grid.shape[1]),
-        # Three digits, as in the JSON: a page made from it is the same.
-        tuple(tuple(float(f"{cell:.3g}") for cell in row) for row in cells.tolist()),
+        tuple(" ".join(f"{cell:.3g}" for cell in row) for row in cells.tolist()),
         tuple(counts.tolist()),
     )
 

@@ -322,9 +322,8 @@ def test_every_position_of_every_row_is_compared(
     prompts = (Prompt("one-image", 5), Prompt("variant-02", 3))
     (result,) = replay(OneOff(), golden, [Batch(prompts)]).results
     assert (result.verdict, result.case) == ("fail", prompts[row].case)
-    assert result.comparison is not None
-    assert result.comparison.worst is not None
-    assert result.comparison.worst.index[0] == position
+    assert result.worst is not None
+    assert result.worst.index[0] == position
 
 
 def test_more_logits_than_tokens_are_named(golden: Golden, candidate: FmsCandidate) -> None:
