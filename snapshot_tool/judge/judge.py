@@ -12,7 +12,7 @@ from snapshot_tool.base.memory import equal_bytes
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import WeightPair
 from snapshot_tool.base.report import WeightDifference, WeightReport
-from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.base.results import Comparison, Result, Verdict
 from snapshot_tool.base.tolerance import OracleComparison, Rule, Tolerance, default_rule
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import CaseEntry
@@ -61,14 +61,14 @@ class Judge:
         """
         pair, tolerance = pair.in_units(self.tolerance(case, phase))
         expected, actual = pair.expected, pair.actual
-        if actual is None:
-            verdict, reason = Verdict.FAIL, "the candidate returned no such tensor"
-            comparison = None
-        else:
+        verdict, reason = Verdict.FAIL, "the candidate returned no such tensor"
+        comparison: Comparison | None = None
+        if actual is not None:
             verdict, reason, comparison = judge_tensor(
                 expected, actual, tolerance, computed_in=getattr(torch, self.dtype)
             )
-        figures, rule = None, Rule.TABLE
+        figures: OracleComparison | None = None
+        rule = Rule.TABLE
         if comparison and isinstance(actual, torch.Tensor):
             oracle = oracle_tensor(
                 self.golden,
