@@ -11,7 +11,7 @@ from snapshot_tool.base.memory import equal_bytes
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import WeightPair
 from snapshot_tool.base.report import WeightDifference, WeightReport
-from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.base.results import Comparison, ErrorMap, Result, Verdict
 from snapshot_tool.base.tolerance import OracleComparison, Rule, Tolerance, default_rule
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import CaseEntry
@@ -60,14 +60,14 @@ class Judge:
         """
         pair, tolerance = pair.in_units(self.tolerance(case, phase))
         expected, actual = pair.expected, pair.actual
-        if actual is None:
-            verdict, reason = Verdict.FAIL, "the candidate returned no such tensor"
-            comparison = None
-        else:
+        verdict, reason = Verdict.FAIL, "the candidate returned no such tensor"
+        comparison: Comparison | None = None
+        if actual is not None:
             verdict, reason, comparison = judge_tensor(
                 expected, actual, tolerance, computed_in=getattr(torch, self.dtype)
             )
-        figures, errors = None, None
+        figures: OracleComparison | None = None
+        errors: ErrorMap | None = None
         if comparison and isinstance(actual, torch.Tensor):
             oracle = oracle_tensor(
                 self.golden,

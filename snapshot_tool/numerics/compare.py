@@ -100,7 +100,9 @@ def compare_tensors(
             greatest.append(torch.stack([diff.max(), relative.max()]))
             squares = [diff.square().sum(), one.square().sum(), other.square().sum()]
             sums.append([float(figure) for figure in (diff.sum(), *squares)])
-    sum_abs, sum_squares, norm_expected, norm_actual = map(sum, zip(*sums, strict=True))
+    sum_abs, sum_squares, norm_expected, norm_actual = (
+        sum(column) for column in zip(*sums, strict=True)
+    )
     max_abs, max_rel = torch.stack(greatest).amax(0).tolist()
     index, numel = unravel(worst_place, expected.shape), expected.numel()
     return Comparison(
