@@ -27,7 +27,7 @@ class ModuleMapping:
     by: str = "the family's names"
 
     def __str__(self) -> str:
-        """Say it in a sentence."""
+        """Return it in a sentence."""
         if not self.inferred:
             return f"modules matched by {self.by}"
         return (
@@ -42,13 +42,13 @@ ERROR_LIMIT = 3e-5
 # With an oracle every module has a limit of its own: so many times what rounding does to it there.
 NOISE_FACTOR = 8.0
 NO_NOISE = -1.0
-NOISE_FLOOR_ULPS = 2.0  # where the reference's rounding happens to be none
+NOISE_FLOOR_ULPS = 2.0  # if the reference's rounding happens to be none
 
 
 def noise_limit(noise: float, *, eps: float) -> float:
     """Return the limit of a module's error, from the reference's own; eps: of the dtype.
 
-    NO_NOISE stands for a side that the oracle knows nothing of.
+    NO_NOISE stands for a side that the oracle does not have.
     """
     return ERROR_LIMIT if noise == NO_NOISE else max(NOISE_FACTOR * noise, NOISE_FLOOR_ULPS * eps)
 
@@ -59,11 +59,11 @@ class ModuleErrors:
 
     Args:
         module: the reference's name.
-        candidate: the candidate's name of it; "" where it has no such module.
-        input_error: relative to the golden's root mean square; None where nothing can be compared.
+        candidate: the candidate's name of it; "" if it has no such module.
+        input_error: relative to the golden's root mean square; None if nothing can be compared.
         output_error: the same.
-        input_limit: up to where the input gives no reason to doubt it.
-        output_limit: beyond which the output is not the golden's.
+        input_limit: the greatest error of a right input.
+        output_limit: the greatest error of a right output.
     """
 
     module: str
@@ -75,7 +75,7 @@ class ModuleErrors:
 
     @property
     def input_within(self) -> bool:
-        """Whether the input gives no reason to doubt it."""
+        """Whether the input is right, or not known to be wrong."""
         return self.input_error is None or self.input_error <= self.input_limit
 
     @property
@@ -84,39 +84,44 @@ class ModuleErrors:
         return self.output_error is not None and not self.output_error <= self.output_limit
 
     @property
-    def is_culprit(self) -> bool:
+    def is_first_bad(self) -> bool:
         """Whether the error arises between its input and its output."""
         return self.input_within and self.output_beyond
 
 
 @dataclass(frozen=True, slots=True)
 class Localisation:
-    """What the modules of one case's forward pass say.
+    """Where in the modules of one case's forward pass an error arises.
 
     Args:
         case: the case that was run.
-        culprit: the innermost module in which the error arises; None where no module has it.
-        own_code: whether the culprit's own code is at fault, since none of its children is.
+        first_bad: the innermost module in which the error arises; None if no module has it.
+        own_code: whether that module's own code is at fault, since none of its children is.
         between: whether modules differ, and the error arises outside of all of them.
-        heals: whether everything after it agrees again: a spike, not a step that stays.
+        recovers: whether everything after it agrees again: a spike, not a step that stays.
         modules: every module's errors, in the order in which modules finish.
         mapping: how the candidate's modules were matched with the reference's.
-        neighbours: of own code or between, the last module that is right and the next one; "" where
+        neighbours: of own code or between, the last module that is right and the next one; "" if
             there is none.
-        skipped: whether the culprit was not run, though the candidate has it.
-        raised: whether the candidate raised, in the culprit or between modules.
+        skipped: whether that module was not run, though the candidate has it.
+        raised: whether the candidate raised, in that module or between modules.
     """
 
     case: str
-    culprit: ModuleErrors | None
+    first_bad: str | None
     own_code: bool
     between: bool
-    heals: bool
+    recovers: bool
     modules: tuple[ModuleErrors, ...]
     mapping: ModuleMapping | None = None
     neighbours: tuple[str, str] = ("", "")
     skipped: bool = False
     raised: bool = False
+
+    @property
+    def first_bad_module(self) -> ModuleErrors | None:
+        """The module in which the error arises; None if no module has it."""
+        return next((m for m in self.modules if m.module == self.first_bad), None)
 
     @property
     def not_compared(self) -> tuple[str, ...]:
@@ -125,9 +130,9 @@ class Localisation:
 
     @property
     def module(self) -> str:
-        """The culprit's name; between modules, the closest one that holds both; "" for none."""
-        if self.culprit:
-            return self.culprit.module
+        """The first bad module; between modules, the closest one that holds both; "" for none."""
+        if self.first_bad:
+            return self.first_bad
         after, before = (name.split(".")[:-1] for name in self.neighbours)
         if not self.between:
             return ""
@@ -157,16 +162,16 @@ class TraceRow:
         partner: the other's.
         run: the pass through the model.
         call: which call of the module in that pass.
-        tensor: the tensor's place among the module's inputs or outputs.
+        tensor: the tensor's position among the module's inputs or outputs.
         other_tensor: the same in the other trace.
         shape: the reference's.
         other_shape: the other's.
-        figures: by metric; None where nothing could be measured.
+        figures: by metric; None if nothing could be measured.
         relative_error: root mean square of the difference, by the reference's root mean square;
-            None where nothing could be measured.
+            None if nothing could be measured.
         sampled: whether figures and error were taken from sketches, not from all elements.
         mismatch: whether the shapes do not fit.
-        problem: why nothing could be measured; "" where something was.
+        problem: why nothing could be measured; "" if something was.
     """
 
     module: str
@@ -195,8 +200,8 @@ class TraceComparison:
     """Two traces, side by side.
 
     Args:
-        reference: what the first one says of itself, on one line.
-        other: what the second one says.
+        reference: a description of the first one, on one line.
+        other: the same of the second one.
         mapping: how modules were matched.
         limit: the greatest relative error that is no difference.
         rows: in order of execution.

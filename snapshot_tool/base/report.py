@@ -250,8 +250,9 @@ def find_harmful(
     """
     if not unset or not any(map(_is_nan, results)):
         return ()
-    culprit = found.culprit.candidate if found and found.culprit else ""
-    inside = tuple(name for name in unset if culprit and name.startswith(f"{culprit}."))
+    bad = found.first_bad_module if found else None
+    module = bad.candidate if bad else ""
+    inside = tuple(name for name in unset if module and name.startswith(f"{module}."))
     return inside or None
 
 
@@ -413,7 +414,7 @@ class CheckReport:
             return first.phase.value
         if found is None:
             return ""
-        if found.culprit is None and not found.between:
+        if found.first_bad is None and not found.between:
             # The forward pass agrees, module by module: it is what is done with it.
             return _OUTSIDE.get(first.phase, first.phase.value)
         return found.module or _OUTSIDE[Phase.FORWARD]

@@ -1,8 +1,8 @@
-"""A tensor's sketch: small enough to commit, and yet sensitive to order and sign.
+"""A tensor's sketch: small enough to commit, and sensitive to order and sign.
 
-Norms and ranges alone cannot see a permutation or a negation; a seeded sample and a seeded random
-projection can. The projection is a tensor product of random signs, one vector for each dimension:
-it costs one small matrix product, however large the tensor (tensorised Johnson-Lindenstrauss).
+Norms and ranges do not change with a permutation or a negation. A seeded sample and a seeded random
+projection do. The projection is a tensor product of random signs, one vector for each dimension. It
+costs one small matrix product (tensorised Johnson-Lindenstrauss).
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ def sketch(tensor: torch.Tensor, *, seed: int) -> Sketch:
 
 
 def relative_error(golden: Sketch, other: Sketch) -> float:
-    """Return how far two sketches are apart, in units of the golden tensor's root mean square.
+    """Return the difference of two sketches, relative to the golden tensor's root mean square.
 
-    The greater of what the sample shows and what the projection shows; infinite where shapes differ
-    or a value is not finite.
+    It is the greater of the differences of sample and projection; infinite if the shapes differ or
+    a value is not finite.
     """
     if golden.shape != other.shape:
         return float("inf")
@@ -120,21 +120,19 @@ def relative_error(golden: Sketch, other: Sketch) -> float:
         float((other.sample.double() - golden.sample.double()).square().mean().sqrt()),
         float((other.projection - golden.projection).square().mean().sqrt()),
     ]
-    greatest = max(differences)
     if not all(map(math.isfinite, differences)):
         return float("inf")
-    if scale == 0:
-        return 0.0 if greatest == 0 else float("inf")
-    return greatest / scale
+    greatest = max(differences)
+    return greatest / scale if scale else (float("inf") if greatest else 0.0)
 
 
 def moments_error(golden: Sketch, other: Sketch) -> float:
     """Return the greatest difference of two sketches' moments, in units of the golden's rms.
 
-    Moments do not see order: they are equal where the same values lie in another one.
+    Moments do not depend on the order of the values.
     """
     scale = float(golden.moments[MOMENTS.index("rms")])
     gap = float((other.moments - golden.moments).abs().max())
-    if not math.isfinite(gap) or (gap and not scale):
+    if not math.isfinite(gap):
         return float("inf")
-    return gap / scale if scale else 0.0
+    return gap / scale if scale else (float("inf") if gap else 0.0)

@@ -12,7 +12,7 @@ from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Candidate
 from snapshot_tool.base.report import Graft
 from snapshot_tool.base.results import Result, Verdict
-from snapshot_tool.base.tap import Side, Sketchbook, shapes_of
+from snapshot_tool.base.tap import Side, TapRecorder, shapes_of
 from snapshot_tool.diagnose.localise import localise, observe
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens.golden import Golden
@@ -37,16 +37,16 @@ def localise_case(
         return None
     limits = tap_limits(golden, case, dtype=dtype)
     inputs = golden.inputs(case)
-    book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask, shapes_of(golden_taps))
+    recorder = TapRecorder(golden.manifest.taps.seed, inputs.attention_mask, shapes_of(golden_taps))
     try:
         with torch.inference_mode():
-            seen = observe(candidate, inputs, golden_taps, book)
+            seen = observe(candidate, inputs, golden_taps, recorder)
     except Exception:  # what raises here has raised in its phase, and stands in the results
         if not callable(getattr(candidate, "observe_forward", None)):
             return None
-        unfinished = book.unfinished()
+        unfinished = recorder.unfinished()
         return localise(
-            case, golden_taps, book.by_module(), {}, unfinished=unfinished, limits=limits
+            case, golden_taps, recorder.by_module(), {}, unfinished=unfinished, limits=limits
         )
     if seen is None:
         return None

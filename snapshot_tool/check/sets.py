@@ -94,6 +94,6 @@ def locate_drift(one_folder: Path, other_folder: Path) -> Localisation | None:
     for case in (case.name for case in one.manifest.cases if case.name in shared):
         theirs = {tap.module: tap for tap in other.taps(case)}
         found = localise(case, one.taps(case), theirs, {})
-        if found.culprit or found.between:
+        if found.first_bad or found.between:
             return found
     return None

@@ -23,7 +23,7 @@ from snapshot_tool.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from snapshot_tool.diagnose.diff import Review, SetDrift
+    from snapshot_tool.diagnose.diff import Review, SetDiff
 
 
 @click.command(
@@ -243,7 +243,7 @@ def _reviewer(reason: str, *, written_unasked: bool) -> Review:
     """Return what shows an update, and asks a person where there is one."""
     from snapshot_tool.reports.diff import diff_lines
 
-    def review(drift: SetDrift) -> str:
+    def review(drift: SetDiff) -> str:
         for line in diff_lines(drift):
             click.echo(line)
         if written_unasked:

@@ -1,26 +1,25 @@
-"""Finding the first module that goes wrong, from recorded sketches: no reference is needed.
+"""Finding the first module that goes wrong, from recorded sketches. No reference is needed.
 
-Parents come first: only the first module whose input is within and whose output is beyond the limit
-is looked into, and the same holds for its children in turn. When no child is at fault, the parent's
-own code is: what it does between its children, or that it leaves one of them out.
+Parents come first: only the first module whose input is right and whose output is wrong is looked
+into, and so are its children in turn. If no child is at fault, the parent's own code is: what it
+does between its children, or that it leaves one of them out.
 
-A fault in code that every layer runs may stay hidden in the first of them, where a large residual
-covers it: once it is found, the same module of an earlier layer is named if it errs already.
+A fault in code that every layer runs may stay hidden in the first of them, under a large residual.
+So once it is found, the same module of an earlier layer is named if that is wrong already.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from snapshot_tool.base.localisation import ERROR_LIMIT, Localisation, ModuleErrors, ModuleMapping
 from snapshot_tool.base.protocol import Candidate, CaseInputs
 from snapshot_tool.base.sketch import Sketch, relative_error
-from snapshot_tool.base.tap import Side, Sketchbook, Tap
-from snapshot_tool.diagnose.align import Pair, pair_modules
+from snapshot_tool.base.tap import Side, Tap, TapRecorder
+from snapshot_tool.diagnose.align import enclosing, pair_modules
 from snapshot_tool.taps.hooks import tap_modules
 
 if TYPE_CHECKING:
@@ -36,77 +35,62 @@ class Observation:
 
 
 def observe(
-    candidate: Candidate, inputs: CaseInputs, golden: Sequence[Tap], book: Sketchbook
+    candidate: Candidate, inputs: CaseInputs, golden: Sequence[Tap], recorder: TapRecorder
 ) -> Observation | None:
-    """Run forward and return what the modules did; None where the candidate shows none.
+    """Run forward and return the taps of its modules, or None if the candidate shows none.
 
     golden: the reference's taps on the same inputs, in order of execution.
-    book: keeps what is seen, under the candidate's own names where these are all it knows.
+    recorder: is filled with the taps, under the candidate's own names if it has no others.
     """
-    look = getattr(candidate, "observe_forward", None)
-    if callable(look):
-        names = look(inputs, book)
-        return Observation(book.by_module(), ModuleMapping(names))
-    show = getattr(candidate, "modules", None)
-    if not callable(show):
+    observe_forward = getattr(candidate, "observe_forward", None)
+    if callable(observe_forward):
+        names = observe_forward(inputs, recorder)
+        return Observation(recorder.by_module(), ModuleMapping(names))
+    modules = getattr(candidate, "modules", None)
+    if not callable(modules):
         return None
-    with tap_modules(show(), PartsObserver(book, fused_widths(golden), output_shapes(golden))):
+    widths, shapes = fused_widths(golden), output_shapes(golden)
+
+    def record(module: str, side: Side, tensor: torch.Tensor) -> None:
+        if side is Side.INPUT:
+            recorder(module, side, tensor)
+            return
+        recorder(module, side, as_batch(tensor, shapes))
+        for columns, part in fused_parts(tensor, widths):
+            recorder(f"{module}{columns}", side, part)
+
+    with tap_modules(modules(), record):
         candidate.forward(inputs)
-    return infer(golden, with_inputs(book.taps()))
+    taps = recorder.taps()
+    given = {tap.module: tap.input for tap in taps}
+    # A part of an output has the input of its module.
+    taps = [replace(tap, input=given.get(tap.module.partition("[")[0])) for tap in taps]
+    return infer(golden, taps)
 
 
 def infer(golden: Sequence[Tap], other: Sequence[Tap]) -> Observation:
-    """Match the modules of a run with the reference's, both in order of execution."""
+    """Match the modules of a run with the reference's, both in order of execution.
+
+    Values in another order are no error, so they are left out of the taps. So is a first argument
+    of another shape, which is another argument.
+    """
     pairs = pair_modules(golden, other)
+    taps = {}
+    for pair in pairs:
+        mine, theirs = pair.golden.input, pair.other.input
+        other_argument = mine is not None and theirs is not None and mine.shape != theirs.shape
+        taps[pair.golden.module] = replace(
+            pair.other,
+            input=None if other_argument else theirs,
+            output=None if pair.reordered else pair.other.output,
+        )
     mapping = ModuleMapping(
         names={pair.golden.module: pair.other.module for pair in pairs},
         inferred=True,
         confirmed=sum(pair.confirmed for pair in pairs),
         modules=len(golden),
     )
-    return Observation({pair.golden.module: _comparable(pair) for pair in pairs}, mapping)
-
-
-def _comparable(pair: Pair) -> Tap:
-    """Return the partner's tap without what says nothing of it.
-
-    Values in another order are no error, and a first argument of another shape is another argument.
-    """
-    given, wanted = pair.other.input, pair.golden.input
-    other_argument = given is not None and wanted is not None and given.shape != wanted.shape
-    return replace(
-        pair.other,
-        input=None if other_argument else given,
-        output=None if pair.reordered else pair.other.output,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class PartsObserver:
-    """An observer that also shows the parts of outputs that several modules may be fused into.
-
-    A part is shown as "<module>[<first column>:<end>]".
-
-    Args:
-        book: what keeps the sketches.
-        widths: into what an output of a width may fall (see `fused_widths`).
-        shapes: of the reference's outputs.
-    """
-
-    book: Sketchbook
-    widths: Mapping[int, Sequence[tuple[int, ...]]]
-    shapes: Collection[tuple[int, ...]]
-
-    def __call__(self, module: str, side: Side, tensor: torch.Tensor) -> None:
-        """Show the whole, then its parts."""
-        if side is Side.INPUT or not tensor.dim():
-            self.book(module, side, tensor)
-            return
-        self.book(module, side, as_batch(tensor, self.shapes))
-        for widths in self.widths.get(tensor.shape[-1], ()):
-            ends = list(itertools.accumulate(widths))
-            for start, end in zip([0, *ends], ends, strict=False):
-                self.book(f"{module}[{start}:{end}]", side, tensor[..., start:end])
+    return Observation(taps, mapping)
 
 
 def output_shapes(golden: Sequence[Tap]) -> set[tuple[int, ...]]:
@@ -123,10 +107,13 @@ def as_batch(tensor: torch.Tensor, shapes: Collection[tuple[int, ...]]) -> torch
     return tensor.expand(batches[0])
 
 
-def fused_widths(golden: Sequence[Tap]) -> dict[int, list[tuple[int, ...]]]:
+FusedWidths = Mapping[int, Sequence[tuple[int, ...]]]
+
+
+def fused_widths(golden: Sequence[Tap]) -> FusedWidths:
     """Return the output widths of modules that could be fused into one, by their sum.
 
-    They are those side by side that are given the very same, such as query, key and value.
+    These are siblings with the same input, such as query, key and value.
     """
     groups: dict[object, list[int]] = {}
     for tap in golden:
@@ -140,14 +127,16 @@ def fused_widths(golden: Sequence[Tap]) -> dict[int, list[tuple[int, ...]]]:
     return found
 
 
-def with_inputs(taps: Sequence[Tap]) -> list[Tap]:
-    """Give the parts of a module the module's own input."""
-    inputs = {tap.module: tap.input for tap in taps}
-    return [replace(tap, input=inputs.get(tap.module.partition("[")[0])) for tap in taps]
-
-
-Limits = Mapping[str, tuple[float, float]]
-_LIMITS = (ERROR_LIMIT, ERROR_LIMIT)
+def fused_parts(output: torch.Tensor, widths: FusedWidths) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parts that several modules may be fused into, with "[<first column>:<end>]"."""
+    if not output.dim():
+        return
+    for parts in widths.get(output.shape[-1], ()):
+        start = 0
+        for width in parts:
+            end = start + width
+            yield f"[{start}:{end}]", output[..., start:end]
+            start = end
 
 
 def localise(
@@ -157,54 +146,61 @@ def localise(
     names: Mapping[str, str],
     *,
     unfinished: Sequence[str] | None = None,
-    limits: Limits | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Localisation:
     """Compare a candidate's taps with the golden's, which are in the order modules finish.
 
-    names: the candidate's name of each module, by the reference's.
-    unfinished: the modules that were running, outermost first, when the candidate raised; None
-        where it did not.
-    limits: what a module's errors may be, by its name: those of the input and of the output; for
-        any other module they are ERROR_LIMIT.
+    Args:
+        case: the case that was run.
+        golden: the golden's taps.
+        candidate: the candidate's taps, by the reference's names.
+        names: the candidate's name of each module, by the reference's.
+        unfinished: the modules that were running, outermost first, when the candidate raised; None
+            if it did not.
+        limits: the greatest errors of a module's input and output, by its name; by default
+            ERROR_LIMIT.
     """
+    limits = limits or {}
     modules = tuple(
-        _errors(tap, candidate.get(tap.module), names, (limits or {}).get(tap.module, _LIMITS))
+        _errors(tap, candidate.get(tap.module), names, limits.get(tap.module, _LIMITS))
         for tap in golden
     )
     path = _descend(modules, "")
-    culprit = _first_alike(modules, path[-1]) if path else None
-    raised = culprit is None and unfinished is not None
+    bad = _first_alike(modules, path[-1]) if path else None
+    raised = bad is None and unfinished is not None
     if raised:
-        culprit = _innermost(modules, unfinished or ())
-    parent = culprit.module if culprit else ""
+        running = {m.module: m for m in modules if m.module in (unfinished or ())}
+        bad = next((running[name] for name in reversed(unfinished or ()) if name in running), None)
+    parent = bad.module if bad else ""
     skipped = None if raised else _skipped(modules, parent, golden, candidate)
-    neighbours = _neighbours(modules, parent) if skipped is None else ("", "")
+    first_bad = skipped or bad
     return Localisation(
         case=case,
-        culprit=skipped or culprit,
-        own_code=skipped is None and culprit is not None and bool(_children(modules, parent)),
-        between=skipped is None
-        and culprit is None
-        and (raised or any(module.output_beyond for module in modules)),
-        heals=bool(path) and _heals(modules, path),
+        first_bad=first_bad.module if first_bad else None,
+        own_code=skipped is None and bad is not None and bool(_children(modules, parent)),
+        between=first_bad is None and (raised or any(module.output_beyond for module in modules)),
+        recovers=bool(path) and _recovers(modules, path[0]),
         modules=modules,
-        neighbours=neighbours,
+        neighbours=("", "") if skipped else _neighbours(modules, parent),
         skipped=skipped is not None,
         raised=raised,
     )
 
 
+_LIMITS = (ERROR_LIMIT, ERROR_LIMIT)
+
+
 def _errors(
     golden: Tap, other: Tap | None, names: Mapping[str, str], limits: tuple[float, float]
 ) -> ModuleErrors:
-    given = golden.input, other.input if other else None
-    if given[0] and given[1] and len(given[0].shape) != len(given[1].shape):
-        # Token ids here and embeddings there: it says nothing, and what comes out of it does.
-        given = None, None
+    mine, theirs = golden.input, other.input if other else None
+    if mine and theirs and len(mine.shape) != len(theirs.shape):
+        # One side is given ids and the other embeddings. Only the output can be compared.
+        theirs = None
     return ModuleErrors(
         golden.module,
         names.get(golden.module, ""),
-        _error(*given),
+        _error(mine, theirs),
         _error(golden.output, other.output if other else None),
         *limits,
     )
@@ -214,63 +210,45 @@ def _error(golden: Sketch | None, other: Sketch | None) -> float | None:
     if golden is None or other is None:
         return None
     if other.shape[0] == 1 != golden.shape[0] and other.shape[1:] == golden.shape[1:]:
-        # One row that stands for the whole batch, sketched without knowing of it: its sketch says
-        # nothing about the batch's, and what it is added to shows whether it is right.
+        # One row that stands for the whole batch. The sketches cannot be compared, and an error
+        # shows in what the row is added to.
         return None
     return relative_error(golden, other)
 
 
 def _descend(modules: Sequence[ModuleErrors], parent: str) -> list[ModuleErrors]:
-    """Return the way from `parent` down to the innermost culprit."""
+    """Return the path from `parent` down to the innermost module in which the error arises."""
     for child in _children(modules, parent):
-        if child.is_culprit:
+        if child.is_first_bad:
             return [child, *_descend(modules, child.module)]
         if not child.input_within:
-            # A module may run before the parent that it is named under, as token embeddings do:
-            # what the parent is given is then wrong already. Otherwise the error is older than the
-            # child, and all that comes later.
+            # A module may run before the parent that it is named under, as token embeddings do.
+            # Then the parent's input is wrong already, and the fault may be inside. Otherwise the
+            # error is older than this child and all later ones.
             return _descend(modules, child.module)
     return []
 
 
-def _first_alike(modules: Sequence[ModuleErrors], culprit: ModuleErrors) -> ModuleErrors:
-    """Return the first culprit that has the same name but for the numbers of layers."""
-    kind = _kind(culprit.module)
-    return next((m for m in modules if m.is_culprit and _kind(m.module) == kind), culprit)
+def _first_alike(modules: Sequence[ModuleErrors], bad: ModuleErrors) -> ModuleErrors:
+    """Return the first bad module that has the same name but for the numbers of layers."""
+
+    def kind(module: str) -> str:
+        return re.sub(r"\.\d+(?=\.|$)", ".*", module)
+
+    alike = (m for m in modules if m.is_first_bad and kind(m.module) == kind(bad.module))
+    return next(alike, bad)
 
 
-def _kind(module: str) -> str:
-    return re.sub(r"\.\d+(?=\.|$)", ".*", module)
+def _children(
+    modules: Sequence[ModuleErrors], parent: str, *, or_known: bool = False
+) -> list[ModuleErrors]:
+    """Return the modules right below `parent` that were compared, in order of execution.
 
-
-def _children(modules: Sequence[ModuleErrors], parent: str) -> list[ModuleErrors]:
-    """Return the compared modules right below `parent`, in order of execution.
-
-    A module that cannot be compared (a list of layers, the model as a whole) is seen through.
+    Modules that were not (a list of layers, the model as a whole) are replaced by their children.
+    or_known: also return those that the candidate has, whether they ran or not.
     """
-    compared = {m.module for m in modules if m.output_error is not None}
-    return [m for m in modules if m.module in compared and _parent(m.module, compared) == parent]
-
-
-def _known_children(modules: Sequence[ModuleErrors], parent: str) -> list[ModuleErrors]:
-    """Return the modules right below `parent` that the candidate has, whether they ran or not."""
-    known = {m.module for m in modules if m.output_error is not None or m.candidate}
-    return [m for m in modules if m.module in known and _parent(m.module, known) == parent]
-
-
-def _parent(module: str, known: set[str]) -> str:
-    while "." in module:
-        module = module.rpartition(".")[0]
-        if module in known:
-            return module
-    return ""
-
-
-def _innermost(modules: Sequence[ModuleErrors], unfinished: Sequence[str]) -> ModuleErrors | None:
-    """Return the innermost module that was running when the candidate raised."""
-    by_name = {m.module: m for m in modules}
-    running = [by_name[name] for name in unfinished if name in by_name]
-    return running[-1] if running else None
+    names = {m.module for m in modules if m.output_error is not None or (or_known and m.candidate)}
+    return [m for m in modules if m.module in names and enclosing(m.module, names) == parent]
 
 
 def _skipped(
@@ -279,12 +257,12 @@ def _skipped(
     golden: Sequence[Tap],
     candidate: Mapping[str, Tap],
 ) -> ModuleErrors | None:
-    """Return the child that the candidate has and passes over, as values confirm.
+    """Return the child of `parent` that the candidate has but did not run, confirmed by values.
 
-    What comes after it is then given what it should have been given itself.
+    The next module is then given the child's input in place of its own.
     """
     taps = {tap.module: tap for tap in golden}
-    children = _known_children(modules, parent)
+    children = _children(modules, parent, or_known=True)
     for place, child in enumerate(children):
         if child.output_error is not None:
             continue
@@ -307,11 +285,11 @@ def _alike(one: Sketch | None, other: Sketch | None) -> bool:
 
 
 def _neighbours(modules: Sequence[ModuleErrors], parent: str) -> tuple[str, str]:
-    """Return the last child of `parent` that is right and the next one, which is given an error.
+    """Return the last child of `parent` that is right, and the next child, whose input is wrong.
 
-    Either is "" where there is none: the error arises before the first or after the last one.
+    Either is "" if there is none: the error arises before the first child or after the last one.
     """
-    children = _known_children(modules, parent)
+    children = _children(modules, parent, or_known=True)
     right = -1
     for place, child in enumerate(children):
         if not child.input_within or child.output_beyond:
@@ -322,11 +300,11 @@ def _neighbours(modules: Sequence[ModuleErrors], parent: str) -> tuple[str, str]
     return names[right + 1], names[right + 2]
 
 
-def _heals(modules: Sequence[ModuleErrors], path: Sequence[ModuleErrors]) -> bool:
-    """Tell whether all that runs after the culprit's outermost module agrees with the golden.
+def _recovers(modules: Sequence[ModuleErrors], outermost: ModuleErrors) -> bool:
+    """Return whether all that runs after the outermost bad module agrees with the golden.
 
-    An error that reaches nothing is no fault of the model: the module is laid out otherwise.
+    An error without consequences is no fault of the model: the module is laid out otherwise.
     """
     top = _children(modules, "")
-    later = top[top.index(path[0]) + 1 :] if path[0] in top else []
+    later = top[top.index(outermost) + 1 :] if outermost in top else []
     return bool(later) and all(m.input_within and not m.output_beyond for m in later)

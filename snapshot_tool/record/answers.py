@@ -13,7 +13,7 @@ import msgspec
 from snapshot_tool.base.errors import ReferenceUnavailable, ReferenceWrong
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CaseInputs, Progress, Reference
-from snapshot_tool.base.tap import Side, Sketchbook
+from snapshot_tool.base.tap import Side, TapRecorder
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.compact import (
     compact_tensors,
@@ -127,11 +127,11 @@ class _Asker:
         # taps.safetensors is written last of a forward pass: its presence says the pass is staged.
         if not wanted or self.staging.part(case, TAPS).exists():
             return
-        book = Sketchbook(settings.seed, inputs.attention_mask)
+        recorder = TapRecorder(settings.seed, inputs.attention_mask)
         whole: dict[str, torch.Tensor] = {}
 
         def observe(module: str, side: Side, tensor: torch.Tensor) -> None:
-            book(module, side, tensor)
+            recorder(module, side, tensor)
             if keep_whole and side is Side.OUTPUT and tensor.is_floating_point():
                 # A copy: a later module may write into it.
                 whole.setdefault(module, tensor.to("cpu", copy=True))
@@ -154,7 +154,7 @@ class _Asker:
                 self.staging.save_part(case, phase_file(phase), tensors)
         if whole:
             self.staging.save_part(case, OUTPUTS, whole)
-        taps = parts.tap_tensors(book.taps(), self.reference.info().modules)
+        taps = parts.tap_tensors(recorder.taps(), self.reference.info().modules)
         self._note(case, TAPS, not_finite)
         self.staging.save_part(case, TAPS, taps)
 

@@ -15,7 +15,7 @@ from snapshot_tool.base.errors import GoldenExists, printable
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import ReferenceInfo
 from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES
-from snapshot_tool.diagnose.diff import Review, SetDrift, describe_drift, diff_goldens
+from snapshot_tool.diagnose.diff import Review, SetDiff, describe_diff, diff_goldens
 from snapshot_tool.families.family import ANSWERS
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import (
@@ -229,8 +229,8 @@ def _same_answers(old: Manifest, new: Manifest) -> bool:
     )
 
 
-def _with_history(new: Manifest, old: Manifest, drift: SetDrift, *, reason: str) -> Manifest:
-    moved = tuple(describe_drift(drift)) or ("no recorded tensor",)
+def _with_history(new: Manifest, old: Manifest, drift: SetDiff, *, reason: str) -> Manifest:
+    moved = tuple(describe_diff(drift)) or ("no recorded tensor",)
     entry = HistoryEntry(version=new.golden_version, when=_today(), reason=reason, moved=moved)
     return msgspec.structs.replace(new, history=(*old.history, entry))
 

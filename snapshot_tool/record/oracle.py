@@ -15,7 +15,7 @@ from snapshot_tool.base.localisation import NO_NOISE
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Progress, Reference, ReferenceInfo
 from snapshot_tool.base.sketch import Sketch, relative_error
-from snapshot_tool.base.tap import Sketchbook, Tap
+from snapshot_tool.base.tap import Tap, TapRecorder
 from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
@@ -107,13 +107,13 @@ class _Keeper:
     def ask(self, reference: Reference, dtype: str) -> _Answers:
         """Run the reference on the case and on the recorded tokens after it."""
         inputs = parts.read_inputs(self.staging.part(self.case, INPUTS))
-        book = Sketchbook(self.seed, inputs.attention_mask)
+        recorder = TapRecorder(self.seed, inputs.attention_mask)
         generated = self._load(phase_file(Phase.GENERATE))
         # Read here: a run in float64 reads float32 from a file as what it is not.
         recorded = self._vision_features()
         run = reference.forward(
             inputs,
-            observe=book,
+            observe=recorder,
             continuation=generated[parts.TOKEN_IDS][:-1] if generated else None,
             ask_connector=None if recorded is None else lambda _own: recorded,
         )
@@ -131,7 +131,7 @@ class _Keeper:
             if generated:
                 steps = logits[length - 1 :].gather(-1, generated["step_topk_ids"])
                 tensors[Phase.GENERATE, _STEPS] = steps
-        return _Answers(tensors, book.by_module())
+        return _Answers(tensors, recorder.by_module())
 
     def save_exact(self, answers: _Answers) -> None:
         """Stage the float64 answers whole."""

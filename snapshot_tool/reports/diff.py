@@ -6,13 +6,13 @@ import json
 import math
 from typing import Any
 
-from snapshot_tool.diagnose.diff import Drift, PartDrift, SetDrift, TextDrift
+from snapshot_tool.diagnose.diff import PartDiff, SetDiff, TensorDiff, TextDiff
 
 _SHOWN = 12
 _ROOM = 60
 
 
-def diff_lines(drift: SetDrift) -> list[str]:
+def diff_lines(drift: SetDiff) -> list[str]:
     """Say what moved: versions, parts in units of tolerance, tokens as text, the worst tensors."""
     lines = [
         f"one    {drift.one.title}  {drift.one.folder}",
@@ -22,7 +22,7 @@ def diff_lines(drift: SetDrift) -> list[str]:
         f"       {name}: {a or '-'} -> {b or '-'}" for name, (a, b) in drift.environment.items()
     ]
     lines += [f"       {line}" for line in drift.files]
-    if not drift.drifts:
+    if not drift.moved:
         return [*lines, "the same: every tensor has the same bytes"]
     lines += ["", f"{'part':<14}{'tensors':>8}{'moved':>7}{'beyond':>8}  worst"]
     lines += [_part_line(part) for part in drift.parts()]
@@ -35,14 +35,14 @@ def diff_lines(drift: SetDrift) -> list[str]:
     return lines
 
 
-def _part_line(part: PartDrift) -> str:
+def _part_line(part: PartDiff) -> str:
     worst = part.worst
     used = f"{worst.used:.2g}x " if worst.used is not None else ""
     figures = f"{part.part:<14}{part.tensors:>8}{part.moved:>7}{part.beyond:>8}"
     return f"{figures}  {used}{worst.case} / {worst.tensor}"
 
 
-def _text_lines(text: TextDrift) -> list[str]:
+def _text_lines(text: TextDiff) -> list[str]:
     return [
         f"tokens of {text.case} change from step {text.step}:",
         f"  - {_short(text.before, text.after)}",
@@ -59,7 +59,7 @@ def _short(text: str, other: str) -> str:
     return f"{before}{part!r}{after}"
 
 
-def _drift_line(drift: Drift) -> str:
+def _drift_line(drift: TensorDiff) -> str:
     what, _, where = drift.reason.partition("; worst at ")
     line = f"{drift.part} / {drift.case} / {drift.tensor}: {what}"
     return f"{line}\n     worst at {where}" if where else line
@@ -68,11 +68,11 @@ def _drift_line(drift: Drift) -> str:
 SCHEMA = "snap-diff/1"
 
 
-def diff_to_json(drift: SetDrift) -> str:
+def diff_to_json(drift: SetDiff) -> str:
     """Return the JSON text, with a newline at its end."""
     document = {
         "schema": SCHEMA,
-        "same": not drift.drifts,
+        "same": not drift.moved,
         "one": {"title": drift.one.title, "folder": drift.one.folder},
         "other": {"title": drift.other.title, "folder": drift.other.folder},
         "environment": {
@@ -83,12 +83,12 @@ def diff_to_json(drift: SetDrift) -> str:
             {"case": t.case, "step": t.step, "one": t.before, "other": t.after} for t in drift.texts
         ],
         "files": list(drift.files),
-        "moved": [_drift(found) for found in drift.drifts],
+        "moved": [_drift(found) for found in drift.moved],
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def _part(part: PartDrift) -> dict[str, Any]:
+def _part(part: PartDiff) -> dict[str, Any]:
     return {
         "part": part.part,
         "tensors": part.tensors,
@@ -99,7 +99,7 @@ def _part(part: PartDrift) -> dict[str, Any]:
     }
 
 
-def _drift(drift: Drift) -> dict[str, Any]:
+def _drift(drift: TensorDiff) -> dict[str, Any]:
     figures = drift.comparison
     return {
         "part": drift.part,
@@ -122,7 +122,7 @@ def _number(value: float | None) -> float | str | None:
 _SHOWN_IN_PAGE = 500
 
 
-def diff_to_html(drift: SetDrift) -> str:
+def diff_to_html(drift: SetDiff) -> str:
     """Return the page. Nothing of a golden set is trusted: Jinja2 escapes every text."""
     # Only here: the other reports start without it.
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -136,4 +136,4 @@ def diff_to_html(drift: SetDrift) -> str:
     )
     environment.filters["used"] = lambda used: "" if used is None else f"{used:.2g}x"
     template = environment.get_template("diff.html")
-    return template.render(drift=drift, parts=drift.parts(), shown=drift.drifts[:_SHOWN_IN_PAGE])
+    return template.render(drift=drift, parts=drift.parts(), shown=drift.moved[:_SHOWN_IN_PAGE])

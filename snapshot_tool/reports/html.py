@@ -298,7 +298,7 @@ def _modules(report: CheckReport) -> Mapping[str, Any] | None:
     found = report.localisation
     if found is None:
         return None
-    culprit = found.culprit.module if found.culprit else ""
+    culprit = found.first_bad or ""
     return {
         "case": found.case,
         "conclusion": _conclusion(report),

@@ -268,10 +268,10 @@ def _localisation(found: Localisation | None) -> dict[str, Any] | None:
         return None
     return {
         "case": found.case,
-        "culprit": found.culprit.module if found.culprit else None,
+        "culprit": found.first_bad,
         "own_code": found.own_code,
         "between_modules": found.between,
-        "heals": found.heals,
+        "heals": found.recovers,
         "neighbours": list(found.neighbours),
         "skipped": found.skipped,
         "raised": found.raised,
@@ -302,10 +302,10 @@ def _divergence(report: CheckReport) -> dict[str, Any] | None:
     result, found = report.divergence, report.localisation
     if result is None:
         return None
-    culprit = found.culprit if found else None
+    bad = found.first_bad_module if found else None
     return {
         **_judged(result),
         "module": (found.module or None) if found else None,
-        "candidate_module": culprit.candidate if culprit else None,
+        "candidate_module": bad.candidate if bad else None,
         "place": report.place or None,
     }

@@ -174,13 +174,12 @@ def _localisation(data: Mapping[str, Any]) -> Localisation | None:
     if entry is None:
         return None
     modules = tuple(_module(module) for module in data["modules"])
-    culprit = next((m for m in modules if m.module == entry["culprit"]), None)
     return Localisation(
         case=str(entry["case"]),
-        culprit=culprit,
+        first_bad=entry["culprit"],
         own_code=bool(entry["own_code"]),
         between=bool(entry["between_modules"]),
-        heals=bool(entry["heals"]),
+        recovers=bool(entry["heals"]),
         modules=modules,
         neighbours=msgspec.convert(entry["neighbours"], tuple[str, str]),
         skipped=bool(entry["skipped"]),
@@ -204,8 +203,14 @@ def _graft(entry: Mapping[str, Any] | None) -> Graft | None:
         return None
     case, found = str(entry["case"]), None
     if entry["next_module"] is not None:
-        wrong = ModuleErrors(str(entry["next_module"]), "", None, None)
-        found = Localisation(case, wrong, own_code=False, between=False, heals=False, modules=())
+        found = Localisation(
+            case,
+            str(entry["next_module"]),
+            own_code=False,
+            between=False,
+            recovers=False,
+            modules=(),
+        )
     before, after = (
         msgspec.convert(entry[name], tuple[Result, ...]) for name in ("before", "results")
     )

@@ -265,7 +265,7 @@ def localisation_lines(found: Localisation | None, place: str = "") -> list[str]
     shown = _around(found)
     lines += [f"  {'error of input':>14}  {'of output':>9}  module" for _ in shown[:1]]
     for module in shown:
-        mark = ">" if module is found.culprit else " "
+        mark = ">" if module.module == found.first_bad else " "
         figures = f"{error_text(module.input_error):>14}  {error_text(module.output_error):>9}"
         lines.append(f"{mark} {figures}  {module.module}")
     label = curve(found)
@@ -274,9 +274,9 @@ def localisation_lines(found: Localisation | None, place: str = "") -> list[str]
 
 def curve(found: Localisation) -> str:
     """Label what becomes of the error after the module in which it arises, or return ""."""
-    if found.culprit is None or found.skipped or found.raised:
+    if found.first_bad is None or found.skipped or found.raised:
         return ""
-    if found.heals:
+    if found.recovers:
         return "a spike, which heals later: an alignment problem?"
     return "a step, which stays: a fault"
 
@@ -293,8 +293,8 @@ def _mapping_lines(found: Localisation) -> list[str]:
 
 def conclusion(found: Localisation, place: str = "") -> str:
     """Say in which module the error arises; `place` is where it is if no module has it."""
-    culprit = found.culprit
-    if culprit is None and not found.between:
+    bad = found.first_bad_module
+    if bad is None and not found.between:
         agree = "every module of the forward pass agrees with the reference"
         return f"{agree}: the error is in {place}" if place else agree
     how = "first wrong in"
@@ -302,9 +302,9 @@ def conclusion(found: Localisation, place: str = "") -> str:
         how = "raised in"
     elif found.skipped:
         how = "not run:"
-    if found.own_code or culprit is None:
+    if found.own_code or bad is None:
         how += " the own code of"
-    name = f" ({culprit.candidate})" if culprit and culprit.candidate else ""
+    name = f" ({bad.candidate})" if bad and bad.candidate else ""
     return f"{how} {found.module or 'the model'}{name}{_between(found)}"
 
 
@@ -318,10 +318,11 @@ def _between(found: Localisation) -> str:
 def _around(found: Localisation) -> tuple[ModuleErrors, ...]:
     """Return the modules before and after the first wrong one, in order of execution."""
     compared = tuple(m for m in found.modules if m.output_error is not None)
-    wrong = [i for i, m in enumerate(compared) if m is found.culprit or m.output_beyond]
+    wrong = [i for i, m in enumerate(compared) if m.module == found.first_bad or m.output_beyond]
     if not wrong:
         return ()
-    place = compared.index(found.culprit) if found.culprit else wrong[0]
+    bad = found.first_bad_module
+    place = compared.index(bad) if bad else wrong[0]
     return compared[max(0, place - _MODULES_AROUND) : place + _MODULES_AROUND + 1]
 
 

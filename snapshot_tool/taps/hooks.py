@@ -1,19 +1,17 @@
-"""Hooks that read what modules are given and return, without touching it."""
+"""Hooks that read the inputs and outputs of modules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
 
 from snapshot_tool.base.protocol import Observer
 from snapshot_tool.base.tap import Side
 from snapshot_tool.families.family import Capture
-
-if TYPE_CHECKING:
-    import torch
-
 
 T = TypeVar("T")
 
@@ -27,9 +25,9 @@ def plain_name(name: str) -> str:
 
 
 def plain_names(named: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Return what a model names, by the names from before compilation.
+    """Return the values of a model's named items, by the names from before compilation.
 
-    Of a wrapper and the module inside, which have one name then, the module is returned.
+    A wrapper and the module inside get the same name; the module is returned.
     """
     return {plain_name(name): value for name, value in named}
 
@@ -40,29 +38,25 @@ def plain_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def run_eagerly() -> AbstractContextManager[Any]:
-    """Return a context in which what is compiled runs as it is written.
+    """Return a context in which compiled code runs as it is written.
 
-    Hooks are not seen by graphs that were compiled before.
+    Graphs that were compiled before do not call hooks.
     """
-    import torch
-
-    # torch.compiler.set_stance is there from torch 2.6 on.
+    # torch.compiler.set_stance is new in torch 2.6.
     stance = getattr(torch.compiler, "set_stance", None)
     context: AbstractContextManager[Any] = stance("force_eager") if stance else nullcontext()
     return context
 
 
-# Shown a module's name, the side, and what is there: (arguments, keywords) or the output as it is.
+# Called with a module's name, the side, and (arguments, keywords) or the output.
 Watcher = Callable[[str, Side, object], None]
 
 
 def named_tensors(value: object, *, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor in tuples, lists and mappings, however nested, in order.
 
-    Its name is its place: "0", "hidden_states", "0.1"; `name` is the place of the value itself.
+    Its name is its position: "0", "hidden_states", "0.1"; `name` is that of the value itself.
     """
-    import torch
-
     if isinstance(value, torch.Tensor):
         yield name or "0", value.detach()
         return
@@ -82,8 +76,6 @@ def first_tensor(value: object) -> torch.Tensor | None:
 
 def replace_first_tensor(value: Any, tensor: torch.Tensor) -> Any:
     """Return a module's output with its first tensor replaced, the rest as it is."""
-    import torch
-
     if isinstance(value, torch.Tensor):
         return tensor
     items = list(value.items() if isinstance(value, dict) else enumerate(value))
@@ -99,10 +91,10 @@ def replace_first_tensor(value: Any, tensor: torch.Tensor) -> Any:
 
 @contextmanager
 def watch_modules(modules: Iterable[tuple[str, torch.nn.Module]], watch: Watcher) -> Iterator[None]:
-    """Show `watch` what each module is given and what it returns, at every call.
+    """Call `watch` with the inputs and outputs of each module, at every call.
 
-    Nothing is copied: a later module may change a tensor in place, so what is to be kept must be
-    taken at once.
+    Nothing is copied. A later module may change a tensor in place, so `watch` must copy what it
+    keeps.
     """
 
     def before(name: str) -> Callable[..., None]:
@@ -132,7 +124,7 @@ def named_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
 
 @contextmanager
 def tap_modules(model: torch.nn.Module, observe: Observer) -> Iterator[None]:
-    """Show `observe` the first tensor that each module is first given, and first returns."""
+    """Call `observe` with the first tensor of each module's first input and first output."""
     seen: set[tuple[str, Side]] = set()
 
     def watch(name: str, side: Side, value: object) -> None:
@@ -149,11 +141,9 @@ def tap_modules(model: torch.nn.Module, observe: Observer) -> Iterator[None]:
 def capture_tensors(
     model: torch.nn.Module, captures: tuple[Capture, ...]
 ) -> Iterator[dict[Capture, torch.Tensor]]:
-    """Collect what a family wants kept; a module that does not run leaves no entry."""
+    """Collect the tensors of a family's captures; a module that does not run leaves no entry."""
     found: dict[Capture, torch.Tensor] = {}
-
-    there = {capture: module_name(model, capture) for capture in captures}
-    named = {capture: name for capture, name in there.items() if name}
+    named = {capture: name for capture in captures if (name := module_name(model, capture))}
 
     def watch(name: str, side: Side, value: object) -> None:
         tensor = first_tensor(value)
@@ -167,7 +157,7 @@ def capture_tensors(
 
 
 def module_name(model: torch.nn.Module, capture: Capture) -> str:
-    """Return the name that a capture's module has in this model; "" where it has none."""
+    """Return the name that a capture's module has in this model, or ""."""
     names = {name for name, _ in model.named_modules()}
     return next((name for name in (capture.module, capture.formerly) if name in names), "")
 
@@ -183,7 +173,7 @@ class Call:
 
 @contextmanager
 def keep_calls(module: torch.nn.Module) -> Iterator[list[Call]]:
-    """Collect the calls of a module, with what it was given."""
+    """Collect the calls of a module, with their arguments."""
     calls: list[Call] = []
 
     def keep(module: torch.nn.Module, arguments: Any, keywords: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from snapshot_tool.base.localisation import ERROR_LIMIT
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CandidateRequest, SilentProgress
 from snapshot_tool.base.results import first_divergence
-from snapshot_tool.base.tap import Sketchbook, shapes_of
+from snapshot_tool.base.tap import TapRecorder, shapes_of
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session
@@ -104,12 +104,12 @@ def test_the_module_of_any_weight_off_by_a_thousandth_is_named(
     shapes, limits = shapes_of(taps), tap_limits(golden, "one-image", dtype="float32")
     named = {}
     for weight in scaled_weights(candidate, 1.001):
-        book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask, shapes)
+        recorder = TapRecorder(golden.manifest.taps.seed, inputs.attention_mask, shapes)
         with torch.inference_mode():
-            names = candidate.observe_forward(inputs, book)
-        found = localise("one-image", taps, book.by_module(), names, limits=limits)
-        named[weight] = found.culprit.candidate if found.culprit else ""
-        assert not found.heals
+            names = candidate.observe_forward(inputs, recorder)
+        found = localise("one-image", taps, recorder.by_module(), names, limits=limits)
+        named[weight] = bad.candidate if (bad := found.first_bad_module) else ""
+        assert not found.recovers
     assert {w: name for w, name in named.items() if name != module_of(w)} == {}
 
 
@@ -118,11 +118,11 @@ def test_no_module_of_a_correct_port_is_named(golden: Golden, candidate: FmsCand
     for case in golden.manifest.cases:
         inputs = golden.inputs(case.name)
         taps = golden.taps(case.name)
-        book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask, shapes_of(taps))
+        recorder = TapRecorder(golden.manifest.taps.seed, inputs.attention_mask, shapes_of(taps))
         with torch.inference_mode():
-            names = candidate.observe_forward(inputs, book)
-        found = localise(case.name, taps, book.by_module(), names)
-        assert (found.culprit, found.between) == (None, False)
+            names = candidate.observe_forward(inputs, recorder)
+        found = localise(case.name, taps, recorder.by_module(), names)
+        assert (found.first_bad, found.between) == (None, False)
         errors = [m.output_error for m in found.modules if m.output_error is not None]
         assert len(errors) >= 50
         assert max(errors) < ERROR_LIMIT / 10

@@ -235,7 +235,7 @@ def test_what_a_golden_or_candidate_says_is_text_and_nothing_else(
     spoilt = replace(
         report,
         results=results,
-        localisation=replace(report.localisation, modules=modules, culprit=modules[3]),
+        localisation=replace(report.localisation, modules=modules, first_bad=modules[3].module),
         candidate=replace(report.candidate, path=HOSTILE),
         environment={**report.environment, HOSTILE: HOSTILE},
         warnings=(HOSTILE,),

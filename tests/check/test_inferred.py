@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
-from snapshot_tool.base.tap import Sketchbook
+from snapshot_tool.base.tap import TapRecorder
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.diagnose.localise import Observation, localise, observe
 from snapshot_tool.goldens.choice import open_checkpoint_of
@@ -63,9 +63,9 @@ def fms(golden: Golden) -> FmsCandidate:
 def look(candidate: object, golden: Golden, case: str) -> Observation:
     """Observe a candidate on a case."""
     inputs = golden.inputs(case)
-    book = Sketchbook(golden.manifest.taps.seed, inputs.attention_mask)
+    recorder = TapRecorder(golden.manifest.taps.seed, inputs.attention_mask)
     with torch.inference_mode():
-        seen = observe(candidate, inputs, golden.taps(case), book)  # type: ignore[arg-type]
+        seen = observe(candidate, inputs, golden.taps(case), recorder)  # type: ignore[arg-type]
     assert seen is not None
     return seen
 
@@ -115,7 +115,7 @@ def test_inferred_names_are_those_of_other_families(family: str, differing: set[
     assert others.keys() == differing
     taps = golden.taps("left-padded")
     found = localise("left-padded", taps, inferred.taps, inferred.mapping.names)
-    assert (found.culprit, found.between) == (None, False)
+    assert (found.first_bad, found.between) == (None, False)
 
 
 def test_a_correct_port_without_names_has_no_wrong_module(
@@ -124,7 +124,7 @@ def test_a_correct_port_without_names_has_no_wrong_module(
     """What the candidate lays out in another order counts as not compared, not as wrong."""
     seen = look(Unnamed(fms), golden, CASE)
     found = localise(CASE, golden.taps(CASE), seen.taps, seen.mapping.names)
-    assert (found.culprit, found.between) == (None, False)
+    assert (found.first_bad, found.between) == (None, False)
     assert WRAPPER in found.not_compared
     reordered = {m for m in found.not_compared if m not in LACKING | {WRAPPER}}
     assert {name.rpartition(".")[2] for name in reordered} == {"q_proj", "k_proj"}
@@ -142,7 +142,7 @@ def test_the_module_of_a_wrong_weight_is_named_without_names(
             continue
         seen = look(Unnamed(fms), golden, CASE)
         found = localise(CASE, golden.taps(CASE), seen.taps, seen.mapping.names)
-        named[weight] = holder(found.culprit.candidate) if found.culprit else ""
+        named[weight] = holder(bad.candidate) if (bad := found.first_bad_module) else ""
     assert len(named) > 25
     assert {w: name for w, name in named.items() if name != module_of(w)} == {}
 

@@ -1,4 +1,4 @@
-"""A reference that drifts: its odd position ids are told, and snap diff names the module."""
+"""A reference that drifts: its odd position ids are reported, and snap diff names the module."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def drifted(goldens_copy: Path) -> Path:
     return goldens_copy
 
 
-def test_a_check_says_that_the_references_own_position_ids_are_unusual(
+def test_a_check_reports_that_the_references_own_position_ids_are_unusual(
     snap: Snap, drifted: Path
 ) -> None:
-    """Vision fails, as it must, and the reason is the reference's; others are not suspected."""
+    """Vision fails, as it must, and the reason is the reference's; only there."""
     options = ("--phase", "vision", "--fms-path", CHECKOUT, "--json", "-")
     run = snap("check", "--goldens", drifted, *options)
     assert run.code == 1

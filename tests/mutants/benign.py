@@ -105,7 +105,7 @@ def _table_alarm(report: CheckReport) -> str:
     if report.verdict is not Verdict.PASS:
         return f"verdict {report.verdict}"
     found = report.localisation
-    named = found and (found.culprit or found.between)
+    named = found and (found.first_bad or found.between)
     return f"names {found.module or 'the model'}" if found and named else ""
 
 

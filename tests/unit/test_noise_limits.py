@@ -31,8 +31,7 @@ def test_an_error_below_the_common_limit_is_named_by_the_modules_own() -> None:
     golden = [tap("first", 1.0), tap("second", 1.0)]
     candidate = {"first": tap("first", 1 + 1e-6), "second": tap("second", 1 + 1e-5)}
     names = {name: name for name in candidate}
-    assert localise("case", golden, candidate, names).culprit is None
+    assert localise("case", golden, candidate, names).first_bad is None
     limits = dict.fromkeys(candidate, (4e-6, 4e-6))
     found = localise("case", golden, candidate, names, limits=limits)
-    assert found.culprit is not None
-    assert found.culprit.module == "second"
+    assert found.first_bad == "second"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from snapshot_tool.base.sketch import Sketch, sketch
@@ -32,13 +33,15 @@ def names_of(pairs: list[Pair]) -> dict[str, str]:
 
 
 def test_equal_runs_pair_in_order_and_are_confirmed() -> None:
-    """Whatever the names."""
+    """Whatever the names; and runs without modules have no pairs."""
     pairs = pair_modules(chain(["a", "b", "c"]), chain(["x", "y", "z"]))
     assert names_of(pairs) == {"a": "x", "b": "y", "c": "z"}
     assert all(pair.same and pair.confirmed for pair in pairs)
+    for golden, other in (([], chain(["x"])), (chain(["a"]), []), ([], [])):
+        assert pair_modules(golden, other) == []
 
 
-def test_a_module_of_one_side_alone_is_left_alone() -> None:
+def test_a_module_that_only_one_side_has_is_left_alone() -> None:
     """On either side, though it has the shape of its neighbours."""
     golden, other = chain(["a", "b", "c"]), chain(["x", "y", "z"])
     extra = Tap("extra", of(values(90, 2, 6, 8)), of(values(91, 2, 6, 8)))
@@ -48,7 +51,7 @@ def test_a_module_of_one_side_alone_is_left_alone() -> None:
 
 
 def test_other_shapes_never_pair() -> None:
-    """Nor what is given ids with what is given embeddings."""
+    """Neither does a module that is given ids with one that is given embeddings."""
     ids = Tap("ids", of(values(1, 2, 6)), of(values(2, 2, 6, 8)))
     embeddings = Tap("embeddings", of(values(1, 2, 6, 8)), of(values(2, 2, 6, 8)))
     narrow = Tap("narrow", of(values(1, 2, 6, 8)), of(values(2, 2, 6, 4)))
@@ -56,23 +59,14 @@ def test_other_shapes_never_pair() -> None:
     assert pair_modules([embeddings], [narrow]) == []
 
 
-def test_a_faulty_module_is_paired_by_its_place() -> None:
-    """Its input agrees, its output does not, nor does anything after it."""
+@pytest.mark.parametrize("after", [["y", "z", "w"], ["y", "extra", "z", "w"]])
+def test_a_faulty_module_is_paired_by_its_position_and_input(after: list[str]) -> None:
+    """Nothing after it agrees, and another module of its shape may stand closer to the next."""
     golden = chain(["a", "b", "c", "d"])
-    other = [*chain(["x"]), *chain(["y", "z", "w"], seed=50)]
-    other[1] = Tap("y", golden[1].input, other[1].output)
-    pairs = pair_modules(golden, other)
+    x, y, *others = [*chain(["x"]), *chain(after, seed=50)]
+    pairs = pair_modules(golden, [x, Tap("y", golden[1].input, y.output), *others])
     assert names_of(pairs) == {"a": "x", "b": "y", "c": "z", "d": "w"}
     assert [pair.confirmed for pair in pairs] == [True, False, False, False]
-
-
-def test_the_input_tells_a_faulty_module_from_another_one_of_its_shape() -> None:
-    """The other one stands closer to what follows."""
-    golden = chain(["a", "b", "c", "d"])
-    x, y, extra, z, w = [*chain(["x"]), *chain(["y", "extra", "z", "w"], seed=50)]
-    y = Tap("y", golden[1].input, y.output)
-    pairs = pair_modules(golden, [x, y, extra, z, w])
-    assert names_of(pairs) == {"a": "x", "b": "y", "c": "z", "d": "w"}
 
 
 def test_two_modules_of_one_shape_between_pairs_that_agree_are_no_pair() -> None:
@@ -126,10 +120,3 @@ def test_modules_that_are_given_the_same_may_be_fused() -> None:
         Tap("layer.o", of(values(6, 2, 6, 8)), of(values(7, 2, 6, 8))),
     ]
     assert fused_widths(golden) == {16: [(8, 4, 4)]}
-
-
-def test_runs_without_modules_have_no_pairs() -> None:
-    """And raise nothing."""
-    assert pair_modules([], chain(["x"])) == []
-    assert pair_modules(chain(["a"]), []) == []
-    assert pair_modules([], []) == []

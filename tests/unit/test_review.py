@@ -12,13 +12,13 @@ from click.testing import CliRunner, Result
 
 from snapshot_tool.base.errors import UpdateDeclined
 from snapshot_tool.cli import record
-from snapshot_tool.diagnose.diff import SetDrift, diff_folders
+from snapshot_tool.diagnose.diff import SetDiff, diff_folders
 from snapshot_tool.goldens.manifest import load_manifest
 from tests.unit.factory import write_golden, write_manifest
 
 
 @pytest.fixture
-def drift(tmp_path: Path) -> SetDrift:
+def drift(tmp_path: Path) -> SetDiff:
     """Return what a second golden version of a set changes."""
     one = write_golden(tmp_path / "one")
     other = Path(shutil.copytree(tmp_path / "one", tmp_path / "other")) / one.relative_to(
@@ -28,7 +28,7 @@ def drift(tmp_path: Path) -> SetDrift:
     return diff_folders(one, other)
 
 
-def review(drift: SetDrift, *, typed: str, reason: str = "", yes: bool = False) -> Result:
+def review(drift: SetDiff, *, typed: str, reason: str = "", yes: bool = False) -> Result:
     """Review with these keys typed; the reason is printed at the end."""
 
     @click.command()
@@ -49,7 +49,7 @@ def _person(monkeypatch: pytest.MonkeyPatch) -> None:
     [("y\n", "why", "why"), ("y\nbecause\n", "", "because"), ("yes\n\nso\n", "", "so")],
 )
 def test_a_yes_writes_with_the_reason_given_or_typed(
-    drift: SetDrift, typed: str, reason: str, kept: str
+    drift: SetDiff, typed: str, reason: str, kept: str
 ) -> None:
     """What moved stands above the question; no version is without a reason."""
     result = review(drift, typed=typed, reason=reason)
@@ -61,14 +61,14 @@ def test_a_yes_writes_with_the_reason_given_or_typed(
 
 @pytest.mark.usefixtures("_person")
 @pytest.mark.parametrize("typed", ["n\n", "\n"])
-def test_anything_but_a_yes_declines(drift: SetDrift, typed: str) -> None:
+def test_anything_but_a_yes_declines(drift: SetDiff, typed: str) -> None:
     """Enter alone is a no."""
     result = review(drift, typed=typed, reason="why")
     assert isinstance(result.exception, UpdateDeclined)
     assert "golden version 1 stays as it is" in result.exception.problem
 
 
-def test_nobody_to_ask_declines_unless_yes_was_said(drift: SetDrift) -> None:
+def test_nobody_to_ask_declines_unless_yes_was_said(drift: SetDiff) -> None:
     """Not even a y on a pipe is an answer: --yes is."""
     declined = review(drift, typed="y\n", reason="why")
     assert isinstance(declined.exception, UpdateDeclined)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.results import Verdict
-from snapshot_tool.diagnose.diff import SetDrift, describe_drift, diff_folders
+from snapshot_tool.diagnose.diff import SetDiff, describe_diff, diff_folders
 from snapshot_tool.goldens.layout import INPUTS
 from snapshot_tool.goldens.manifest import load_manifest
 from snapshot_tool.goldens.tensors import describe_file
@@ -25,7 +25,7 @@ from tests.unit.factory import write_golden, write_manifest
 Change = Callable[[dict[str, torch.Tensor]], object]
 
 
-def drift_after(tmp_path: Path, file: str, change: Change, **fields: object) -> SetDrift:
+def diff_after(tmp_path: Path, file: str, change: Change, **fields: object) -> SetDiff:
     """Change some tensors of a copy of a set (and manifest fields) and return what differs."""
     one = write_golden(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "other")
@@ -43,11 +43,6 @@ def drift_after(tmp_path: Path, file: str, change: Change, **fields: object) -> 
 def add(key: str, amount: float) -> Change:
     """Add to all elements of a tensor."""
     return lambda tensors: tensors.update({key: tensors[key] + amount})
-
-
-def test_equal_sets_do_not_differ(tmp_path: Path) -> None:
-    """Rewritten with the same values, nothing has moved."""
-    assert drift_after(tmp_path, "vision.safetensors", lambda _tensors: None).drifts == ()
 
 
 @pytest.mark.parametrize(
@@ -70,65 +65,53 @@ def test_equal_sets_do_not_differ(tmp_path: Path) -> None:
 def test_a_tensor_that_moved_is_judged_by_its_own_tolerance(
     tmp_path: Path, file: str, key: str, amount: float, verdict: Verdict
 ) -> None:
-    """It alone is reported, with its figures."""
-    (drift,) = drift_after(tmp_path, file, add(key, amount)).drifts
-    assert f"{drift.case}/{drift.tensor}" == key
-    assert drift.verdict is verdict
+    """It alone is reported; the same values rewritten are no difference."""
+    (diff,) = diff_after(tmp_path, file, add(key, amount)).moved
+    assert (f"{diff.case}/{diff.tensor}", diff.verdict) == (key, verdict)
+    assert diff_after(tmp_path / "again", file, add(key, 0)).moved == ()
 
 
-def test_a_tensor_without_a_partner_counts(tmp_path: Path) -> None:
-    """Missing on one side is a difference, and said where."""
+def test_a_tensor_without_a_partner_is_a_difference(tmp_path: Path) -> None:
+    """The reason says in which set it is missing."""
     key = "two-images/image_hidden_states"
-    found = drift_after(tmp_path, "connector.safetensors", lambda tensors: tensors.pop(key))
-    (drift,) = found.drifts
-    assert drift.verdict is Verdict.FAIL
-    assert drift.reason == f"not in {tmp_path / 'other' / drift_folder()}"
-    (line,) = describe_drift(found)
+    found = diff_after(tmp_path, "connector.safetensors", lambda tensors: tensors.pop(key))
+    (diff,) = found.moved
+    assert (diff.verdict, diff.reason) == (Verdict.FAIL, f"not in {found.other.folder}")
+    (line,) = describe_diff(found)
     assert line.startswith("connector: 1 tensors moved, 1 beyond tolerance")
 
 
-def drift_folder() -> Path:
-    """Return the factory's set folder below its root."""
-    return Path("local--tiny") / "0123456789ab" / "cpu-float32"
-
-
-def test_a_part_is_told_in_units_of_its_tolerance(tmp_path: Path) -> None:
-    """With how many tensors moved of how many, and the worst of them by name."""
-    found = drift_after(
-        tmp_path, "vision.safetensors", lambda t: t.update({k: v + 3e-3 for k, v in t.items()})
-    )
-    (part,) = found.parts()
-    assert (part.part, part.tensors, part.moved, part.beyond) == ("vision", 1, 1, 1)
-    assert part.largest == pytest.approx(3e-3, rel=1e-3)
-    # |diff| / (3e-4 + 3e-4 * |expected|), by the definition of the tolerance.
-    worst = part.worst.comparison.worst if part.worst.comparison else None
-    assert worst is not None
-    allowed = 3e-4 * (1 + abs(worst.expected))
-    assert part.worst.used == pytest.approx(abs(worst.actual - worst.expected) / allowed)
-    (line,) = describe_drift(found)
-    assert line.endswith(f"largest difference 0.003, {part.worst.used:.2g}x tolerance at worst")
-
-
-def test_the_worst_tensor_is_the_one_beyond_tolerance(tmp_path: Path) -> None:
-    """A small tolerance broken counts more than a large difference within a larger one."""
+def test_a_part_has_its_worst_tensor_in_units_of_its_tolerance(tmp_path: Path) -> None:
+    """A tolerance that is exceeded counts more than a large difference within another one."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors["two-images/logits"] += 6e-5
         tensors["text-only/logits"] += 4.9e-4
 
-    (part,) = drift_after(tmp_path, "forward.safetensors", change).parts()
-    assert (part.worst.case, part.beyond) == ("text-only", 1)
+    found = diff_after(tmp_path, "forward.safetensors", change)
+    (part,) = found.parts()
+    assert (part.part, part.moved, part.beyond) == ("forward", 2, 1)
+    assert part.worst.case == "text-only"
+    assert part.largest == pytest.approx(4.9e-4, rel=1e-2)
+    # |diff| / (atol + rtol * |expected|), by the definition of the tolerance.
+    worst = part.worst.comparison.worst if part.worst.comparison else None
+    assert worst is not None
+    assert part.worst.tolerance is not None
+    allowed = part.worst.tolerance.atol + part.worst.tolerance.rtol * abs(worst.expected)
+    assert part.worst.used == pytest.approx(abs(worst.actual - worst.expected) / allowed)
+    (line,) = describe_diff(found)
+    assert line.endswith(f"{part.worst.used:.2g}x tolerance at worst")
 
 
 def test_an_infinity_is_worse_than_any_number(tmp_path: Path) -> None:
-    """And is said, in every report, without invalid JSON."""
+    """It is in every report, and the JSON stays valid."""
     key = "text-only/logits"
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors["two-images/logits"] += 5
         tensors[key][3] = torch.inf
 
-    found = drift_after(tmp_path, "forward.safetensors", change)
+    found = diff_after(tmp_path, "forward.safetensors", change)
     (part,) = found.parts()
     assert part.worst.case == "text-only"
     report = json.loads(diff_to_json(found), parse_constant=pytest.fail)
@@ -136,8 +119,8 @@ def test_an_infinity_is_worse_than_any_number(tmp_path: Path) -> None:
     assert "1 Inf" in "\n".join(diff_lines(found))
 
 
-def with_other_tokens(tmp_path: Path, text: str) -> SetDrift:
-    """Return the drift of a set whose second token, and text, are others."""
+def with_other_tokens(tmp_path: Path, text: str) -> SetDiff:
+    """Return the difference of a set whose second token, and text, are others."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors["text-only/token_ids"][1] = 9
@@ -147,19 +130,19 @@ def with_other_tokens(tmp_path: Path, text: str) -> SetDrift:
         for case in load_manifest(write_golden(tmp_path / "any")).cases
     )
     environment = {"torch": "2.13.0", "python": "3.11.9"}
-    return drift_after(
+    return diff_after(
         tmp_path, "generate.safetensors", change, cases=cases, environment=environment
     )
 
 
-def test_tokens_that_moved_are_told_as_text(tmp_path: Path) -> None:
-    """From which step on, before and after; and so are the versions that differ."""
+def test_tokens_that_moved_are_shown_as_text(tmp_path: Path) -> None:
+    """From the first step that differs, before and after, with the versions that differ."""
     found = with_other_tokens(tmp_path, "kleiner")
     lines = diff_lines(found)
     place = lines.index("tokens of text-only change from step 1:")
     assert lines[place + 1 : place + 3] == ["  - 'größer'", "  + 'kleiner'"]
     assert "       torch: 2.6.0 -> 2.13.0" in lines
-    assert describe_drift(found)[-1] == "tokens of text-only change from step 1"
+    assert describe_diff(found)[-1] == "tokens of text-only change from step 1"
     report = json.loads(diff_to_json(found))
     assert report["tokens"] == [
         {"case": "text-only", "step": 1, "one": "größer", "other": "kleiner"}
@@ -191,5 +174,4 @@ def test_sets_with_other_cases_are_compared_by_what_both_have(tmp_path: Path) ->
     cases = tuple(case for case in manifest.cases if case.name == "text-only")
     write_manifest(other, msgspec.structs.replace(manifest, files=files, cases=cases))
     found = diff_folders(one, other)
-    assert {drift.case for drift in found.drifts} == {"two-images"}
-    assert all(drift.reason == f"not in {other}" for drift in found.drifts)
+    assert {(diff.case, diff.reason) for diff in found.moved} == {("two-images", f"not in {other}")}
