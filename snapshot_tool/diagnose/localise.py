@@ -59,7 +59,11 @@ def observe(
 
     with tap_modules(candidate.modules(), record):
         candidate.forward(inputs)
-    return infer(golden, with_inputs(recorder.taps()))
+    taps = recorder.taps()
+    given = {tap.module: tap.input for tap in taps}
+    # A part of an output has the input of its module.
+    taps = [replace(tap, input=given.get(tap.module.partition("[")[0])) for tap in taps]
+    return infer(golden, taps)
 
 
 def infer(golden: Sequence[Tap], other: Sequence[Tap]) -> Observation:
@@ -131,12 +135,6 @@ def fused_parts(output: torch.Tensor, widths: FusedWidths) -> Iterator[tuple[str
             end = start + width
             yield f"[{start}:{end}]", output[..., start:end]
             start = end
-
-
-def with_inputs(taps: Sequence[Tap]) -> list[Tap]:
-    """Give the part of an output the input of its module."""
-    given = {tap.module: tap.input for tap in taps}
-    return [replace(tap, input=given.get(tap.module.partition("[")[0])) for tap in taps]
 
 
 def localise(

@@ -89,11 +89,10 @@ class QueryRunner:
     def _explain(self, result: Result, answer: Answer) -> Result:
         """Add the first step that differs, and the golden's margin there."""
         expected, actual = answer.pair.expected, answer.pair.actual
-        if not isinstance(actual, torch.Tensor) or (actual.dim(), actual.dtype) != (
-            1,
-            expected.dtype,
-        ):
+        if not isinstance(actual, torch.Tensor) or actual.dim() != 1:
             return result  # The reason names the wrong type or shape.
+        if actual.dtype != expected.dtype:
+            return result
         golden = self.recorded.golden
         # The explainer compares whole generations, so put the new tokens in their place in it.
         # Nothing follows if their number is wrong.

@@ -1,4 +1,4 @@
-"""Compact golden sets: every command works with them, or says in a line why not."""
+"""Compact golden sets: every command works with them, or its error says why not."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.goldens import packed
 from snapshot_tool.goldens.compact import connector_input, recorded
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.layout import INPUTS
 from snapshot_tool.goldens.manifest import load_manifest
 from snapshot_tool.goldens.tensors import describe_file
 from snapshot_tool.goldens.verify import set_file
-from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Run, Snap, error_lines, set_folder
+from tests.conftest import CHECKOUT, GOLDENS, ROOT, Run, Snap, error_lines, set_folder
 from tests.unit.factory import write_manifest
 
 COMPACT = ROOT / "tests" / "compact-goldens"
@@ -30,7 +29,7 @@ def check(snap: Snap, *options: object) -> Run:
     return snap("check", "--goldens", COMPACT, "--fms-path", CHECKOUT, *options)
 
 
-def test_a_right_port_passes_and_derived_questions_are_answered(snap: Snap) -> None:
+def test_a_correct_port_passes_also_the_derived_questions(snap: Snap) -> None:
     """About tiles in any order, too: each has a record of its own."""
     run = check(snap, "--explore", "18", "--json", "-")
     assert run.code == 0, run.out
@@ -59,7 +58,7 @@ def test_a_fault_in_one_place_fails_its_phase(snap: Snap, candidate: str, phase:
         (("--graft", "model.connector"), "keeps the whole output of model.connector"),
     ],
 )
-def test_what_a_compact_set_lacks_is_said(
+def test_what_a_compact_set_lacks_is_named(
     snap: Snap, options: tuple[str, ...], problem: str
 ) -> None:
     """In two lines, with what to record."""
@@ -68,7 +67,7 @@ def test_what_a_compact_set_lacks_is_said(
     assert problem in error_lines(run)[0]
 
 
-def test_show_verify_and_diff_know_the_storage(snap: Snap) -> None:
+def test_show_verify_and_diff_work_with_both_storages(snap: Snap) -> None:
     """Against the full set of the same checkpoint: what both keep is equal, and the rest named."""
     assert "storage   compact" in snap("show", "--goldens", COMPACT).out
     assert snap("verify", "--goldens", COMPACT).code == 0
@@ -131,10 +130,10 @@ def read_all(golden: Golden, case: str) -> None:
         (INPUTS, "pixel_values.png", torch.zeros(9, dtype=torch.uint8)),
     ],
 )
-def test_a_strangers_parts_that_do_not_fit_are_refused(
+def test_parts_that_do_not_fit_are_refused(
     copy: Path, file: str, name: str, value: torch.Tensor
 ) -> None:
-    """However many bytes of memory they ask for."""
+    """Whatever shape they have."""
     spoil(copy, file, name, value)
     with pytest.raises(GoldenDamaged, match="one-image"):
         read_all(open_golden(copy), "one-image")
@@ -145,47 +144,3 @@ def test_a_part_of_another_kind_is_no_golden_set(copy: Path) -> None:
     spoil(copy, "vision.safetensors", f"{VISION}.moments", torch.zeros(17, 5))
     with pytest.raises(GoldenDamaged, match=f"{VISION}.moments as F32"):
         open_golden(copy)
-
-
-def check_copy(snap: Snap, folder: Path, *options: object) -> Run:
-    """Check the checkout against a copied set, which does not know where the checkpoint is."""
-    where = ("--goldens", folder.parents[2], "--checkpoint", CHECKPOINT)
-    return snap("check", *where, "--fms-path", CHECKOUT, *options)
-
-
-def make_tiles_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the first case's tiles, which are small, be made again from its image."""
-    monkeypatch.setattr(packed, "LARGE_PNG", 0)
-    path = set_file(folder, INPUTS)
-    tensors = load_file(path)
-    case = {n.partition("/")[2]: tensors.pop(n) for n in list(tensors) if n[:10] == "one-image/"}
-    # 512 by 512, of which the tiny checkpoint makes 4 by 4 tiles of 32 by 32, and the whole.
-    kept = packed.pack_inputs(packed.unpack_inputs(case), torch.tensor([[128, 128, 4, 4]]))
-    assert "pixel_values.cuts" in kept
-    assert "pixel_values.png" not in kept
-    save_file(tensors | {f"one-image/{name}": tensor for name, tensor in kept.items()}, path)
-    manifest = load_manifest(folder)
-    manifest.files[INPUTS] = describe_file(path)
-    write_manifest(folder, manifest)
-
-
-def test_a_port_passes_on_tiles_that_are_made_again(
-    snap: Snap, copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are those that were recorded, in all phases and in derived questions."""
-    make_tiles_again(copy, monkeypatch)
-    run = check_copy(snap, copy, "--case", "one-image", "--explore", "9", "--json", "-")
-    assert run.code == 0, run.out
-    assert {r["phase"] for r in run.report["results"]} == {p.value for p in Phase}
-    assert snap("verify", "--goldens", copy.parents[2]).code == 0
-
-
-def test_tiles_that_are_not_the_recorded_ones_are_refused(
-    snap: Snap, copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where another Pillow scales otherwise, nothing is judged by what it made."""
-    make_tiles_again(copy, monkeypatch)
-    spoil(copy, INPUTS, "pixel_values.sha256", torch.zeros(32, dtype=torch.uint8))
-    run = check_copy(snap, copy)
-    assert run.code == 3
-    assert "makes other tiles of the images than those recorded" in error_lines(run)[0]
