@@ -183,6 +183,7 @@ def test_reading_and_drawing_a_report_imports_no_torch(written: Path, tmp_path: 
         "import sys; from click.testing import CliRunner; from snapshot_tool.cli.main import cli; "
         "CliRunner().invoke(cli, sys.argv[1:]); sys.exit('torch' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, "report", written, "--html", tmp_path / "run.html"]
+    page = tmp_path / "run.html"
+    command = [sys.executable, "-c", code, "report", str(written), "--html", str(page)]
     assert run_process(command, cwd=ROOT, check=False).returncode == 0
-    assert (tmp_path / "run.html").stat().st_size > 0
+    assert page.stat().st_size > 0
