@@ -15,7 +15,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fms-checkout demo test check port goldens families versions real drift pictures torture lowest package audit mutants mutants-compact bench clean
+.PHONY: help setup fms-checkout demo test check port goldens families versions real drift schema pictures torture lowest package audit mutants mutants-compact bench clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -37,6 +37,7 @@ help:
 	@echo "make bench         measure time and memory; writes docs/performance.md"
 	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes, REDRAW=--redraw)"
 	@echo "make pictures      take the screenshots of the documentation"
+	@echo "make schema        write docs/run.schema.json, the JSON Schema of the report"
 	@echo "make clean         remove what the other targets built"
 
 setup: $(RECORD)/.ready $(CHECK)/.ready
@@ -201,6 +202,9 @@ drift: setup $(NEWER)/.ready $(NEWEST)/.ready
 	$(NEWEST)/bin/snap record --checkpoint $(EMBEDDED) --variants 0 --goldens build/drift/5
 	! $(CHECK)/bin/snap diff build/drift/4.51/*/*/cpu-* build/drift/4.57/*/*/cpu-*
 	$(CHECK)/bin/snap diff build/drift/4.51/*/*/cpu-* build/drift/5/*/*/cpu-*
+
+schema: $(CHECK)/.ready
+	$(CHECK)/bin/python -m tests.schema
 
 pictures: fms-checkout
 	.ci/browser

@@ -20,7 +20,7 @@ CHECKPOINT = ROOT / "tests" / "checkpoints" / "tiny-idefics3"
 CHECKOUT = ROOT / "build" / "fms-checkout"
 GOLDENS = ROOT / "goldens"
 # They need packages that only the check environment has.
-collect_ignore = ["check/test_html_report.py", "sharing"]
+collect_ignore = ["check/test_html_report.py", "check/test_json_report.py", "sharing"]
 if importlib.util.find_spec("transformers") is None:
     collect_ignore = []
 

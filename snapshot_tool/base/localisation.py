@@ -6,6 +6,9 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
+
+import msgspec
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +30,38 @@ class ModuleMapping:
     by: str = "the family's names"
 
     def __str__(self) -> str:
-        """Return it in a sentence."""
+        """Return how they were matched, in words."""
+        return str(self.summary()) if self.inferred else f"modules matched by {self.by}"
+
+    def summary(self, not_compared: tuple[str, ...] = ()) -> MappingSummary:
+        """Return the numbers; not_compared: the reference's modules that have no figure."""
+        return MappingSummary(
+            self.inferred, len(self.names), self.confirmed, self.modules, not_compared
+        )
+
+
+class MappingSummary(msgspec.Struct, frozen=True):
+    """How the modules of a check were matched.
+
+    Args:
+        inferred: whether shapes, order of execution and values matched them, not the family's
+            names.
+        matched: how many modules of the reference have a partner.
+        confirmed: how many partners computed the same values, if inferred.
+        modules: how many modules of the reference looked for a partner, if inferred.
+        not_compared: the reference's modules that have no figure.
+    """
+
+    inferred: bool
+    matched: int
+    confirmed: int
+    modules: int
+    not_compared: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return how they were matched, in words."""
         if not self.inferred:
-            return f"modules matched by {self.by}"
+            return "modules matched by the family's names"
         return (
             "modules inferred from shapes and order, "
             f"{self.confirmed} of {self.modules} confirmed by values"
@@ -53,8 +85,7 @@ def noise_limit(noise: float, *, eps: float) -> float:
     return ERROR_LIMIT if noise == NO_NOISE else max(NOISE_FACTOR * noise, NOISE_FLOOR_ULPS * eps)
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleErrors:
+class ModuleErrors(msgspec.Struct, frozen=True, rename={"candidate": "candidate_module"}):
     """How far a module's input and output are from the golden's.
 
     Args:
@@ -89,8 +120,12 @@ class ModuleErrors:
         return self.input_within and self.output_beyond
 
 
-@dataclass(frozen=True, slots=True)
-class Localisation:
+class Finding(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"first_bad": "culprit", "between": "between_modules", "recovers": "heals"},
+):
     """Where in the modules of one case's forward pass an error arises.
 
     Args:
@@ -99,8 +134,6 @@ class Localisation:
         own_code: whether that module's own code is at fault, since none of its children is.
         between: whether modules differ, and the error arises outside of all of them.
         recovers: whether everything after it agrees again: a spike, not a step that stays.
-        modules: every module's errors, in the order in which modules finish.
-        mapping: how the candidate's modules were matched with the reference's.
         neighbours: of own code or between, the last module that is right and the next one; "" if
             there is none.
         skipped: whether that module was not run, though the candidate has it.
@@ -112,11 +145,21 @@ class Localisation:
     own_code: bool
     between: bool
     recovers: bool
-    modules: tuple[ModuleErrors, ...]
-    mapping: ModuleMapping | None = None
     neighbours: tuple[str, str] = ("", "")
     skipped: bool = False
     raised: bool = False
+
+
+class Localisation(Finding, frozen=True, kw_only=True):
+    """Where an error arises, and the errors of all modules.
+
+    Args:
+        modules: every module's errors, in the order in which modules finish.
+        mapping: how the candidate's modules were matched with the reference's.
+    """
+
+    modules: tuple[ModuleErrors, ...]
+    mapping: MappingSummary | None = None
 
     @property
     def first_bad_module(self) -> ModuleErrors | None:
@@ -130,12 +173,12 @@ class Localisation:
 
     @property
     def module(self) -> str:
-        """The first bad module; between modules, the closest one that holds both; "" for none."""
+        """The first bad module; between modules the closest one that holds both; "" for none."""
         if self.first_bad:
             return self.first_bad
-        after, before = (name.split(".")[:-1] for name in self.neighbours)
         if not self.between:
             return ""
+        after, before = (name.split(".")[:-1] for name in self.neighbours)
         if not after or not before:
             return ".".join(after or before)
         pairs = itertools.takewhile(
@@ -153,24 +196,25 @@ class Metric(StrEnum):
     COSINE = "cosine"
 
 
-@dataclass(frozen=True, slots=True)
-class TraceRow:
-    """One tensor of both traces.
+class TraceRow(msgspec.Struct, frozen=True, kw_only=True, rename={"run": "pass"}):
+    """One tensor of both traces; figures are None if nothing could be measured.
 
     Args:
         module: the reference's module.
         partner: the other's.
         run: the pass through the model.
         call: which call of the module in that pass.
-        tensor: the tensor's position among the module's inputs or outputs.
+        tensor: the tensor's name among the module's inputs or outputs.
         other_tensor: the same in the other trace.
         shape: the reference's.
         other_shape: the other's.
-        figures: by metric; None if nothing could be measured.
-        relative_error: root mean square of the difference, by the reference's root mean square;
-            None if nothing could be measured.
+        max_abs: greatest |difference|.
+        mean_abs: mean of |difference|.
+        sum_abs: sum of |difference|.
+        cosine: of both tensors as flat vectors.
+        relative_error: root mean square of the difference, by the reference's root mean square.
         sampled: whether figures and error were taken from sketches, not from all elements.
-        mismatch: whether the shapes do not fit.
+        beyond: whether the shapes or the values differ, by more than the limit.
         problem: why nothing could be measured; "" if something was.
     """
 
@@ -182,53 +226,48 @@ class TraceRow:
     other_tensor: str
     shape: tuple[int, ...]
     other_shape: tuple[int, ...]
-    figures: dict[Metric, float] | None
+    max_abs: float | None = None
+    mean_abs: float | None = None
+    sum_abs: float | None = None
+    cosine: float | None = None
     relative_error: float | None
     sampled: bool
-    mismatch: bool = False
-    problem: str = ""
-
-    def beyond(self, limit: float) -> bool:
-        """Tell whether it differs: in shape, or by more than `limit`. NaN is beyond."""
-        if self.relative_error is None:
-            return self.mismatch
-        return not self.relative_error <= limit
+    beyond: bool
+    problem: str
 
 
-@dataclass(frozen=True, slots=True)
-class TraceComparison:
-    """Two traces, side by side.
+class TraceComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Two traces, side by side; the file that `snap compare-traces --json` writes.
 
     Args:
-        reference: a description of the first one, on one line.
-        other: the same of the second one.
-        mapping: how modules were matched.
+        schema: name and version of the file's format.
+        exit_code: 0: all agree; 1: a row differs or something is missing; 3: nothing was compared.
+        reference: what was run for the first trace, on one line.
+        other: what was run for the second one.
+        mapping: how modules were matched, in words.
+        inferred: whether shapes, order of execution and values matched them, not names.
         limit: the greatest relative error that is no difference.
         rows: in order of execution.
         missing: what the mapping or the reference has and the other trace lacks.
-        alone: the reference's modules without a partner.
+        reference_alone: the reference's modules without a partner.
         other_alone: the other's.
         tensors_alone: tensors without a partner, of modules that have one.
     """
 
+    schema: Literal["snap-compare-traces/1"] = "snap-compare-traces/1"
+    exit_code: int
     reference: str
     other: str
-    mapping: ModuleMapping
+    mapping: str
+    inferred: bool
     limit: float
     rows: tuple[TraceRow, ...]
     missing: tuple[str, ...]
-    alone: tuple[str, ...]
+    reference_alone: tuple[str, ...]
     other_alone: tuple[str, ...]
     tensors_alone: tuple[str, ...]
 
     @property
     def differing(self) -> tuple[TraceRow, ...]:
         """The rows that are beyond the limit."""
-        return tuple(row for row in self.rows if row.beyond(self.limit))
-
-    @property
-    def exit_code(self) -> int:
-        """0: all agree; 1: a row differs or something is missing; 3: nothing was compared."""
-        if self.differing or self.missing:
-            return 1
-        return 0 if any(row.relative_error is not None for row in self.rows) else 3
+        return tuple(row for row in self.rows if row.beyond)

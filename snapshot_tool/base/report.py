@@ -1,4 +1,7 @@
-"""The report of a check, and its parts."""
+"""The report of a check, and its parts.
+
+`snapshot_tool.reports.json` writes and reads it; the parts are written as they are declared here.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,25 @@ from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import CandidateInfo, FieldDifference
-from snapshot_tool.base.results import Result, Verdict, first_divergence, overall_verdict
+from snapshot_tool.base.results import (
+    Judgement,
+    Result,
+    Verdict,
+    first_divergence,
+    overall_verdict,
+)
 from snapshot_tool.base.tolerance import Rule
 
 
 @dataclass(frozen=True, slots=True)
 class ExploredKind:
-    """One kind of question.
+    """One kind of derived question.
 
     Args:
         kind: the first word of the questions' text form.
-        asked: how many different questions the candidate was asked, those of shrinking included.
+        asked: how many different questions were run, those of shrinking included.
         results: of every question that passed or was unsupported, and of the smallest that failed;
-            of a kind that was not asked, one skip.
-            Each result's `tensor` is its question's text form.
+            one skip if none was run. Each result's `tensor` is its question's text form.
     """
 
     kind: str
@@ -39,21 +47,21 @@ class ExploredKind:
 
     @property
     def failure(self) -> Result | None:
-        """The smallest question that was not answered as recorded."""
+        """The result of the smallest question that failed, or None."""
         bad = (Verdict.FAIL, Verdict.ERROR)
         return next((result for result in self.results if result.verdict in bad), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
-    """All kinds that were asked; `seed` is None where the questions were given, not drawn."""
+    """All kinds of questions that were run; `seed` is None if they were given, not drawn."""
 
     kinds: tuple[ExploredKind, ...]
     seed: int | None = None
 
     @property
     def asked(self) -> int:
-        """How many questions were asked."""
+        """How many questions were run."""
         return sum(kind.asked for kind in self.kinds)
 
     @property
@@ -68,38 +76,43 @@ class Graft:
 
     Args:
         module: the reference's name of it.
-        candidate: the candidate's name of it.
+        candidate_module: the candidate's name of it.
         case: the case that was run.
-        before: what the case's phases gave without the graft.
-        after: the same with it.
-        localisation: what the modules say with it; None where the candidate shows none.
+        before: the verdicts on the case's phases without the graft.
+        results: the same with it.
+        next_module: the module that is wrong with it; None if there is none.
+        proved: whether the fault is in the module alone; derived from the verdicts.
+        conclusion: a sentence that says so; derived as well.
     """
 
     module: str
-    candidate: str
+    candidate_module: str
     case: str
-    before: tuple[Result, ...]
-    after: tuple[Result, ...]
-    localisation: Localisation | None
+    before: tuple[Judgement, ...]
+    results: tuple[Judgement, ...]
+    next_module: str | None = None
+    proved: bool = False
+    conclusion: str = ""
 
-    @property
-    def proved(self) -> bool:
-        """Whether the fault is in that module alone: with it replaced, all passes that did not."""
-        return not _passes(self.before) and _passes(self.after)
-
-    def __str__(self) -> str:
-        """Say it in a sentence."""
+    def __post_init__(self) -> None:
+        """Set `proved` and `conclusion`."""
+        proved = not _passes(self.before) and _passes(self.results)
         if _passes(self.before):
-            return f"case {self.case} passes without it: it proves nothing"
-        if self.proved:
-            return f"all phases of case {self.case} pass with it: the fault is there alone"
-        failed = next(r for r in self.after if r.verdict is not Verdict.PASS)
-        next_module = self.localisation.module if self.localisation else ""
-        where = f"; first wrong is now {next_module}" if next_module else ""
-        return f"{failed.phase.value} of case {self.case} still fails with it{where}"
+            conclusion = f"case {self.case} passes without it: it proves nothing"
+        elif proved:
+            conclusion = f"all phases of case {self.case} pass with it: the fault is there alone"
+        elif not self.results:
+            conclusion = f"no phase of case {self.case} ran with it"
+        else:
+            failed = next(r for r in self.results if r.verdict is not Verdict.PASS)
+            conclusion = f"{failed.phase.value} of case {self.case} still fails with it"
+            if self.next_module:
+                conclusion += f"; first wrong is now {self.next_module}"
+        object.__setattr__(self, "proved", proved)
+        object.__setattr__(self, "conclusion", conclusion)
 
 
-def _passes(results: tuple[Result, ...]) -> bool:
+def _passes(results: tuple[Judgement, ...]) -> bool:
     return bool(results) and all(result.verdict is Verdict.PASS for result in results)
 
 
@@ -125,14 +138,14 @@ _Item = TypeVar("_Item")
 class Share:
     """Share `index` of `count`, from 1: every count-th item, in their own order.
 
-    Dealt out like cards: variants drawn one after the other cost alike, and so do the shares.
+    Variants drawn one after the other take similar time, so the shares do as well.
     """
 
     index: int
     count: int
 
     def __str__(self) -> str:
-        """Write the share as `--shard` takes it."""
+        """Return the share as `--shard` takes it."""
         return f"{self.index}/{self.count}"
 
     def of(self, items: Sequence[_Item]) -> Sequence[_Item]:
@@ -141,7 +154,7 @@ class Share:
 
 
 def parse_share(text: str) -> Share:
-    """Return the share that K/N stands for; raise UsageError for anything else."""
+    """Return the share K/N; raise UsageError for any other text."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(f"invalid --shard {text}: expected K/N", "for example: --shard 1/3")
@@ -149,25 +162,22 @@ def parse_share(text: str) -> Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """What the check of a share was of.
+class Shard(Share):
+    """The share of the cases that was checked.
 
     Args:
-        share: which one.
         cases: the names of its cases, in the golden's order.
-        all_cases: how many the shares have together.
+        all_cases: how many cases the shares have together.
         asked: the options that decide what is checked and how it is judged, as text.
     """
 
-    share: Share
     cases: tuple[str, ...]
     all_cases: int
     asked: Mapping[str, str]
 
     def __str__(self) -> str:
-        """Say it as people read it."""
-        own = f"{len(self.cases)} of {self.all_cases} cases"
-        return f"{self.share.index} of {self.share.count}, {own}"
+        """Return the share and its number of cases."""
+        return f"{self.index} of {self.count}, {len(self.cases)} of {self.all_cases} cases"
 
 
 _SHOWN = 3
@@ -175,15 +185,15 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class WeightDifference:
-    """A weight that is not as the checkpoint has it.
+    """A weight that is not the checkpoint's.
 
     Args:
         name: the candidate's name of it.
-        modules: the reference's modules that it belongs to, where they are known; several where the
+        modules: the reference's modules that it belongs to, if they are known; several if the
             candidate fuses their weights into one.
         mismatched: how many elements differ at all.
         numel: of how many.
-        max_abs: the greatest |actual - expected|; NaN where either is.
+        max_abs: the greatest |actual - expected|; NaN if either is.
     """
 
     name: str
@@ -193,7 +203,7 @@ class WeightDifference:
     max_abs: float
 
     def __str__(self) -> str:
-        """Say how far it is off, and where it belongs."""
+        """Return how far it is off, and its modules."""
         share = f"{self.mismatched} of {self.numel} elements differ"
         belongs = f" ({', '.join(self.modules)})" if self.modules else ""
         return f"{self.name}{belongs}: {share} from the checkpoint's, by up to {self.max_abs:.3g}"
@@ -201,14 +211,14 @@ class WeightDifference:
 
 @dataclass(frozen=True, slots=True)
 class WeightReport:
-    """What became of the weights that a candidate showed.
+    """The candidate's weights beside the checkpoint's.
 
     Args:
         compared: how many were compared.
         differing: those that are not the checkpoint's, in the checkpoint's order.
-        not_compared: those for which the candidate showed no partner.
+        not_compared: those without a partner in the candidate.
         unset: the candidate's weights that the checkpoint leaves unset, by its own names.
-        harmful: those of them from which NaN came; None where that is not known.
+        harmful: those of them from which NaN came; None if that is not known.
     """
 
     compared: int
@@ -218,7 +228,7 @@ class WeightReport:
     harmful: tuple[str, ...] | None = ()
 
     def __str__(self) -> str:
-        """Count them."""
+        """Return the numbers in words."""
         equal = self.compared - len(self.differing)
         left = f", {len(self.not_compared)} not compared" if self.not_compared else ""
         off = f", {len(self.differing)} not" if self.differing else ""
@@ -226,7 +236,7 @@ class WeightReport:
 
     @property
     def unset_text(self) -> str:
-        """Name the first of the weights that the checkpoint leaves unset, or return "" for none."""
+        """The first of the weights that the checkpoint leaves unset, in words; "" for none."""
         names = self.harmful or self.unset
         if not names:
             return ""
@@ -238,15 +248,16 @@ class WeightReport:
 def find_harmful(
     unset: Sequence[str], results: Sequence[Result], found: Localisation | None
 ) -> tuple[str, ...] | None:
-    """Return the unset weights from which NaN came into a result, or None where it is not known.
+    """Return the unset weights from which NaN came into a result, or None if that is not known.
 
-    unset: the candidate's names; each weight is NaN, and lies in the module named first wrong.
+    unset: the candidate's names; each weight is NaN.
     """
     if not unset or not any(map(_is_nan, results)):
         return ()
-    bad = found.first_bad_module if found else None
-    module = bad.candidate if bad else ""
-    inside = tuple(name for name in unset if module and name.startswith(f"{module}."))
+    first = found.first_bad_module if found else None
+    if first is None or not first.candidate:
+        return None
+    inside = tuple(name for name in unset if name.startswith(f"{first.candidate}."))
     return inside or None
 
 
@@ -262,17 +273,17 @@ def name_harmful(results: Sequence[Result], harmful: Sequence[str]) -> tuple[Res
 
 
 def _is_nan(result: Result) -> bool:
-    worst = result.comparison.worst if result.comparison else None
-    return result.verdict is Verdict.FAIL and worst is not None and math.isnan(worst.actual)
+    nan = result.worst is not None and math.isnan(result.worst.actual)
+    return nan and result.verdict is Verdict.FAIL
 
 
-# What is outside of every module, by the phase that shows it first.
+# The locations outside of all modules, by the phase that shows them first.
 _OUTSIDE = {Phase.FORWARD: "the model's own code", Phase.GENERATE: "the generation loop"}
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenIdentity:
-    """Which golden set was checked against."""
+    """The golden set that was checked against."""
 
     checkpoint: str
     revision: str
@@ -282,7 +293,7 @@ class GoldenIdentity:
     folder: str
 
     def __str__(self) -> str:
-        """Name the set as people read it."""
+        """Return the set's name, dtype and version."""
         return (
             f"{self.checkpoint} at {self.revision[:12]} ({self.device}-{self.dtype}), "
             f"golden version {self.golden_version}"
@@ -291,7 +302,7 @@ class GoldenIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Transformers:
-    """Whether Hugging Face could have answered in the golden's place.
+    """Whether the candidate could use Hugging Face's transformers.
 
     Args:
         importable: transformers is installed here.
@@ -302,7 +313,7 @@ class Transformers:
     imported_by_candidate: bool
 
     def __str__(self) -> str:
-        """Say it in a sentence."""
+        """Return it in words."""
         if self.imported_by_candidate:
             return "imported by the candidate, not by snap"
         installed = "installed here" if self.importable else "not installed here"
@@ -316,27 +327,25 @@ class CheckReport:
     Args:
         golden: the set checked against.
         device: where the candidate ran.
-        device_name: that device's model.
         candidate: which implementation ran.
-        transformers: whether Hugging Face was in reach.
+        transformers: whether transformers was installed or imported.
         environment: versions and settings of the process.
         results: every verdict on what was recorded, in the order of cases and phases.
-        localisation: in which module the fault is; None where nothing failed or the candidate
-            cannot be looked into.
+        localisation: in which module the fault is; None if nothing failed or the candidate does
+            not show its modules.
         quick: whether generation was verified in one pass instead of step by step.
         dtype: what the candidate computed in.
         rule: what judged floating-point tensors.
-        near_ties_allowed: whether a generation may differ where rounding could have chosen.
+        near_ties_allowed: whether a generation may differ if rounding could have chosen.
         graft: what `--graft` proved.
         unmet: what `--require` named, phases that were skipped and coverage that was not reached.
         coverage: what the cases reach of the model.
-        warnings: what the candidate did besides answering, each thing once.
-        environment_differences: between this machine and the one that recorded, for example
-            "torch 2.6, here 2.7".
-        exploration: what `--explore` or `--replay` asked besides.
-        shard: which share of the cases this is; None where it is all of them.
-        weights: how the candidate's weights compare with the checkpoint's, after all of it has run;
-            None where the candidate shows none, or no phase that needs them was asked for.
+        warnings: what the candidate did besides computing, each thing once.
+        environment_differences: from the machine that recorded: "torch 2.6, here 2.7".
+        exploration: the derived questions of `--explore` or `--replay`.
+        shard: which share of the cases this is; None for all of them.
+        weights: the candidate's weights beside the checkpoint's, after all phases have run; None
+            if the candidate shows none, or no selected phase needs them.
     """
 
     golden: GoldenIdentity
@@ -366,15 +375,14 @@ class CheckReport:
 
     @property
     def near_ties(self) -> tuple[Result, ...]:
-        """The generations that pass for near-ties alone, since those were allowed."""
+        """The generations that pass since near-ties are allowed."""
         return tuple(r for r in self.all_results if r.divergence and r.verdict is Verdict.PASS)
 
     @property
     def verdict(self) -> Verdict:
         """The verdict on the whole run.
 
-        A weight that is not the checkpoint's fails it, and so does a wrong field of FMS's own
-        mapping.
+        A wrong weight or a wrong field of FMS's own mapping fails it.
         """
         if (self.weights and self.weights.differing) or self.wrong_fields:
             return Verdict.FAIL
@@ -387,7 +395,7 @@ class CheckReport:
 
     @property
     def divergence(self) -> Result | None:
-        """The first result, in the order of phases, that is not as the golden says.
+        """The first failure in the order of phases, or None.
 
         Derived questions come after all that was recorded.
         """
@@ -395,10 +403,10 @@ class CheckReport:
         return first_divergence(self.results) or first_divergence(asked)
 
     @property
-    def place(self) -> str:
-        """Where the first divergence arises: a module of the reference, or words where it is none.
+    def location(self) -> str:
+        """Where the first divergence arises: a module of the reference, or words if it is in none.
 
-        "" where nothing differs or the candidate cannot be looked into. Where no answer differs it
+        "" if nothing differs or the candidate has no modules to observe. If no output differs it
         is a weight's module.
         """
         first, found = self.divergence, self.localisation

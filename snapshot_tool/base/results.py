@@ -1,4 +1,7 @@
-"""Results of a check: figures of a tensor, of a generation, and the verdict on each."""
+"""Results of a check: figures of a tensor, of a generation, and the verdict on each.
+
+The names of fields are those of the JSON report; docs/run.schema.json is made from them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from snapshot_tool.base.phases import Phase, phase_order
-from snapshot_tool.base.tolerance import OracleComparison, Rule, Tolerance
+from snapshot_tool.base.tolerance import OracleComparison, Rule
 
 # Bounds of the sizes that are counted: four to a decade, from 1e-4 to 1e4 times the tolerance.
 SIZE_BOUNDS: tuple[float, ...] = tuple(10 ** (step / 4) for step in range(-16, 17))
@@ -18,38 +21,39 @@ class ErrorMap:
 
     Args:
         shape: rows and columns of the map before binning: tiles and positions of a vision tensor,
-            ranks and positions of the records of logits, one row of a vector. What is left (width,
-            channels) is reduced to its greatest error.
-        cells: the greatest error in each bin; infinite where a NaN or Inf has no partner.
+            ranks and positions of the records of logits, one row of a vector. Other dimensions
+            (width, channels) are reduced to their greatest error.
+        cells: the greatest error in each bin, one string for each row, figures separated by
+            blanks; "inf" for NaN and Inf without a partner.
         counts: elements by size: below SIZE_BOUNDS[0], between each two bounds, and beyond the
             last.
     """
 
     shape: tuple[int, int]
-    cells: tuple[tuple[float, ...], ...]
+    cells: tuple[str, ...]
     counts: tuple[int, ...]
+
+    @property
+    def rows(self) -> list[list[float]]:
+        """The cells as numbers."""
+        return [[float(cell) for cell in row.split()] for row in self.cells]
 
 
 class DivergenceKind(StrEnum):
-    """Whether a token differs by chance: near-tie; real divergence; unknown without an oracle."""
+    """Whether rounding could have chosen the other token; unknown without an oracle."""
 
-    NEAR_TIE = "near-tie"
-    REAL = "real divergence"
-    UNKNOWN = "near-tie or not is unknown: the golden set has no oracle"
+    NEAR_TIE = "near_tie"
+    REAL = "real"
+    UNKNOWN = "unknown"
 
-
-@dataclass(frozen=True, slots=True)
-class TokenChoice:
-    """A token and its text; None where the generation has ended before."""
-
-    token: int | None
-    text: str | None
-
-    def __str__(self) -> str:
-        """Show the id and the text."""
-        if self.token is None:
-            return "nothing (it has ended)"
-        return str(self.token) if self.text is None else f"{self.token} {self.text!r}"
+    @property
+    def words(self) -> str:
+        """The kind in words."""
+        return {
+            DivergenceKind.NEAR_TIE: "near-tie",
+            DivergenceKind.REAL: "real divergence",
+            DivergenceKind.UNKNOWN: "near-tie or not is unknown: the golden set has no oracle",
+        }[self]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,38 +62,44 @@ class TokenDivergence:
 
     Args:
         step: counted from 0.
-        expected: the golden's token.
-        actual: the candidate's.
-        margin: by how much the golden's logits prefer `expected` to `actual`; None where one of
+        expected: the golden's token; None if its generation has ended before.
+        expected_text: its text, if it is known.
+        actual: the candidate's token; None if its generation has ended before.
+        actual_text: its text, if it is known.
+        kind: derived from `margin` and `rounding`.
+        margin: by how much the golden's logits prefer `expected` to `actual`; None if one of
             them is no token, or `actual` is not among the golden's best.
-        margin_above: the same as a lower bound, where `actual` is not among the golden's best.
+        margin_above: the same as a lower bound, if `actual` is not among the golden's best.
         rounding: how far rounding can part two margins at this very step: twice the error of a
             logit that the oracle measured there in the golden's dtype, and the same in the
             candidate's; None without an oracle.
         candidate_margin: the candidate's own margin at this step, given the golden's tokens before
-            it; None where its forward cannot tell.
-        golden: every token of the golden's generation.
+            it; None if its forward does not return it.
+        golden: every token of the golden's generation, as "ID" or "ID TEXT".
         candidate: every token of the candidate's.
     """
 
     step: int
-    expected: TokenChoice
-    actual: TokenChoice
+    expected: int | None
+    expected_text: str | None
+    actual: int | None
+    actual_text: str | None
+    kind: DivergenceKind = DivergenceKind.REAL
     margin: float | None = None
     margin_above: float | None = None
     rounding: float | None = None
     candidate_margin: float | None = None
-    golden: tuple[TokenChoice, ...] = ()
-    candidate: tuple[TokenChoice, ...] = ()
+    golden: tuple[str, ...] = ()
+    candidate: tuple[str, ...] = ()
 
-    @property
-    def kind(self) -> DivergenceKind:
-        """Say whether rounding could have chosen the other token."""
-        if self.margin is None:
-            return DivergenceKind.REAL
-        if self.rounding is None:
-            return DivergenceKind.UNKNOWN
-        return DivergenceKind.NEAR_TIE if self.margin <= self.rounding else DivergenceKind.REAL
+    def __post_init__(self) -> None:
+        """Set `kind`."""
+        kind = DivergenceKind.REAL
+        if self.margin is not None and self.rounding is None:
+            kind = DivergenceKind.UNKNOWN
+        elif self.margin is not None and self.margin <= (self.rounding or 0.0):
+            kind = DivergenceKind.NEAR_TIE
+        object.__setattr__(self, "kind", kind)
 
     @property
     def forward_agrees(self) -> bool:
@@ -98,8 +108,8 @@ class TokenDivergence:
         return chosen and self.kind is not DivergenceKind.NEAR_TIE
 
     def __str__(self) -> str:
-        """Say it in words."""
-        facts = [self.kind.value]
+        """Return the divergence in words."""
+        facts = [self.kind.words]
         if self.margin is not None:
             facts.append(f"the golden prefers the former by {self.margin:.3g}")
         elif self.margin_above is not None:
@@ -110,10 +120,18 @@ class TokenDivergence:
             prefers = f"given the golden's tokens the candidate does by {self.candidate_margin:.3g}"
             loop = ": its generation loop or cache is at fault, not its forward pass"
             facts.append(prefers + (loop if self.forward_agrees else ""))
+        expected = _token_text(self.expected, self.expected_text)
+        actual = _token_text(self.actual, self.actual_text)
         return (
-            f"first other token at step {self.step}: expected {self.expected}, actual "
-            f"{self.actual} ({'; '.join(facts)})"
+            f"first other token at step {self.step}: expected {expected}, actual {actual} "
+            f"({'; '.join(facts)})"
         )
+
+
+def _token_text(token: int | None, text: str | None) -> str:
+    if token is None:
+        return "nothing (it has ended)"
+    return str(token) if text is None else f"{token} {text!r}"
 
 
 class Verdict(StrEnum):
@@ -134,22 +152,21 @@ class Worst:
     actual: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: vars() returns the fields
 class Comparison:
     """Figures of one tensor against its golden.
 
     Args:
         max_abs: greatest |actual - expected|.
-        max_rel: greatest |actual - expected| / |expected|; 0 where both are 0, inf where only the
+        max_rel: greatest |actual - expected| / |expected|; 0 if both are 0, inf if only the
             expected value is 0.
         mean_abs: mean of |actual - expected|.
         rmse: root of the mean squared difference.
-        cosine: cosine of the angle between both tensors as flat vectors; 1 where both are all 0,
-            0 where one is.
+        cosine: cosine of the angle between both tensors as flat vectors; 1 if both are all 0,
+            0 if one is.
         mismatched: number of elements beyond the tolerance, or NaN or Inf without an equal partner.
         numel: number of elements compared.
         worst: the element furthest beyond the tolerance; None for empty tensors.
-        errors: where the errors lie; None where all are within a tolerance, or there is none.
     """
 
     max_abs: float
@@ -160,42 +177,61 @@ class Comparison:
     mismatched: int
     numel: int
     worst: Worst | None
-    errors: ErrorMap | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """The verdict on one tensor of one case, or on a whole phase of a case (tensor is empty).
-
-    `rule` is what the verdict is by; `oracle` has the figures of the second rule, where the golden
-    set has an oracle; `divergence` says where a generation leaves the golden.
-    """
+class Judgement:
+    """The verdict on one tensor of one case, or on a whole phase of a case (tensor is empty)."""
 
     case: str
     phase: Phase
     tensor: str
     verdict: Verdict
     reason: str = ""
-    tolerance: Tolerance | None = None
-    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Judgement):
+    """A verdict and what it is based on; figures are None if nothing could be measured.
+
+    The figures from `max_abs` to `numel`, and `worst`, are those of `Comparison`.
+
+    Args:
+        atol: of the tolerance that judged.
+        rtol: the same.
+        seconds: of the candidate's phase, the same for all tensors of it.
+        error_map: where the errors of a tensor that failed lie.
+        oracle: the figures of the second rule, if the golden set has an oracle.
+        divergence: where a generation leaves the golden.
+    """
+
+    max_abs: float | None = None
+    max_rel: float | None = None
+    mean_abs: float | None = None
+    rmse: float | None = None
+    cosine: float | None = None
+    mismatched: int | None = None
+    numel: int | None = None
+    atol: float | None = None
+    rtol: float | None = None
+    worst: Worst | None = None
     seconds: float = 0.0
+    error_map: ErrorMap | None = None
     oracle: OracleComparison | None = None
     divergence: TokenDivergence | None = None
-    rule: Rule = Rule.TABLE
 
 
-def tolerance_used(result: Result) -> float | None:
-    """Return how much of what is allowed was used; None where the tolerance is exact.
+def tolerance_used(result: Result, rule: Rule = Rule.TABLE) -> float | None:
+    """Return how much of what is allowed was used; None if the tolerance is exact.
 
     By the table that is |diff| / allowed at the worst element.
     """
-    if result.rule is Rule.ORACLE and result.oracle:
+    if rule is Rule.ORACLE and result.oracle:
         return result.oracle.used
-    if result.comparison is None or result.tolerance is None or result.comparison.worst is None:
+    if result.worst is None or result.atol is None or result.rtol is None:
         return None
-    worst = result.comparison.worst
-    allowed = result.tolerance.atol + result.tolerance.rtol * abs(worst.expected)
-    return abs(worst.actual - worst.expected) / allowed if allowed else None
+    allowed = result.atol + result.rtol * abs(result.worst.expected)
+    return abs(result.worst.actual - result.worst.expected) / allowed if allowed else None
 
 
 def overall_verdict(results: tuple[Result, ...]) -> Verdict:

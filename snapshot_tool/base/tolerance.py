@@ -107,6 +107,7 @@ class OracleComparison:
         position: index of the position that is nearest to its limit, or furthest beyond it.
         position_error: the greatest |actual - oracle| at that position.
         position_limit: the most that it may be.
+        within: whether the whole and each position are within their limits; NaN never is.
     """
 
     error: float
@@ -115,17 +116,19 @@ class OracleComparison:
     position: tuple[int, ...]
     position_error: float
     position_limit: float
+    within: bool = False
+
+    def __post_init__(self) -> None:
+        """Set `within`."""
+        whole = self.error <= self.limit
+        position = self.position_error <= self.position_limit
+        object.__setattr__(self, "within", whole and position)
 
     @property
     def used(self) -> float:
         """The part of the nearer limit that was used; above 1 it fails, and NaN counts as inf."""
         parts = self.error / self.limit, self.position_error / self.position_limit
         return max(math.inf if math.isnan(part) else part for part in parts)
-
-    @property
-    def within(self) -> bool:
-        """Whether the whole and each position are within their limits; NaN never is."""
-        return self.error <= self.limit and self.position_error <= self.position_limit
 
 
 def error_multiplier(numel: int, *, dtype: str) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
+import msgspec
 import torch
 
 from snapshot_tool.base.errors import GoldenNotFound, UsageError
@@ -12,7 +12,7 @@ from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Candidate
 from snapshot_tool.base.report import Graft
-from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.base.results import Judgement, Result, Verdict
 from snapshot_tool.base.tap import Side, TapRecorder, shapes_of
 from snapshot_tool.diagnose.localise import localise, observe
 from snapshot_tool.families import family_of
@@ -47,7 +47,7 @@ def localise_case(
     if seen is None:
         return None
     found = localise(case, golden_taps, seen.taps, seen.mapping.names, limits=limits)
-    return replace(found, mapping=seen.mapping)
+    return msgspec.structs.replace(found, mapping=seen.mapping.summary(found.not_compared))
 
 
 Run = Callable[[CaseEntry, Phase], list[Result]]
@@ -91,7 +91,18 @@ def graft_module(
     with candidate.graft(module, output) as name:
         after = [result for phase in phases for result in run(case, phase)]
         found = localise_case(candidate, golden, case.name, dtype=dtype)
-    return Graft(module, name, case.name, tuple(before), tuple(after), found)
+    return Graft(
+        module,
+        name,
+        case.name,
+        _judgements(before),
+        _judgements(after),
+        found.module or None if found else None,
+    )
+
+
+def _judgements(results: list[Result]) -> tuple[Judgement, ...]:
+    return tuple(Judgement(r.case, r.phase, r.tensor, r.verdict, r.reason) for r in results)
 
 
 def _graft_case(

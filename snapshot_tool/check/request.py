@@ -240,7 +240,8 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
         "--loading": request.loading,
     }
     cases = tuple(case.name for case in select_cases(manifest, request))
-    return Shard(request.share, cases, len(matching_cases(manifest, request)), asked)
+    all_cases = len(matching_cases(manifest, request))
+    return Shard(request.share.index, request.share.count, cases, all_cases, asked)
 
 
 def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:

@@ -47,11 +47,11 @@ class CheckRun:
     @property
     def first_bad_module(self) -> str:
         """The reference's module in which the first divergence arises; "" if it is not known."""
-        return self.report.place
+        return self.report.location
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the report as JSON (docs/json.md), and write it to a file if a path is given."""
-        from snapshot_tool.reports.run_json import run_to_json
+        from snapshot_tool.reports.json import run_to_json
 
         text = run_to_json(self.report)
         if path is not None:
@@ -62,11 +62,11 @@ class CheckRun:
         """Return the report as one HTML page, and write it to a file if a path is given."""
         from snapshot_tool.reports.html import run_to_html
         from snapshot_tool.reports.plots import require_plotting
-        from snapshot_tool.reports.preview import find_stories
+        from snapshot_tool.reports.preview import find_previews
 
         require_plotting()
-        stories = find_stories(self.report, self.goldens) if self.goldens else {}
-        text = run_to_html(self.report, stories, base=str(Path.cwd()))
+        previews = find_previews(self.report, self.goldens) if self.goldens else {}
+        text = run_to_html(self.report, previews, base=str(Path.cwd()))
         if path is not None:
             write_report(Path(path), text)
         return text

@@ -270,7 +270,7 @@ class Session:
             require_raised_by_candidate(error, case=case.name, phase=phase)
             text = first_line(error)
             reason = text if isinstance(error, EndedProcess) else f"{type(error).__name__}: {text}"
-            seconds = time.perf_counter() - began
+            seconds = round(time.perf_counter() - began, 6)
             return [Result(case.name, phase, "", Verdict.ERROR, reason, seconds=seconds)]
         return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
 

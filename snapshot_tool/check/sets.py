@@ -80,7 +80,7 @@ def diff_goldens(root: Path, one: str, other: str) -> SetDiff:
     return diff_folders(find_golden(root, one)[0], find_golden(root, other)[0])
 
 
-def locate_drift(one_folder: Path, other_folder: Path) -> Localisation | None:
+def locate_difference(one_folder: Path, other_folder: Path) -> Localisation | None:
     """Return the first module whose sketches differ between two sets, in the first such case.
 
     None if no module differs.

@@ -46,7 +46,7 @@ _EQUAL: Mapping[str, Callable[[ShardReport], object]] = {
     "tolerance": lambda one: one.report.rule.value,
     "--quick": lambda one: one.report.quick,
     "--allow-near-ties": lambda one: one.report.near_ties_allowed,
-    "number of shards": lambda one: one.shard.share.count,
+    "number of shards": lambda one: one.shard.count,
     "number of all cases": lambda one: one.shard.all_cases,
 }
 
@@ -64,7 +64,7 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
                 "merge reports of: snap check --shard K/N --json FILE",
             )
         shards.append(ShardReport(source, report, report.shard))
-    shards.sort(key=lambda one: one.shard.share.index)
+    shards.sort(key=lambda one: one.shard.index)
     for other in shards[1:]:
         _require_one_check(shards[0], other)
     _require_each_once(shards)
@@ -108,13 +108,14 @@ def _require_one_check(first: ShardReport, other: ShardReport) -> None:
 
 def _require_each_once(shards: Sequence[ShardReport]) -> None:
     for one, other in itertools.pairwise(shards):
-        if one.shard.share == other.shard.share:
+        if one.shard.index == other.shard.index:
             raise SnapError(
-                f"shard {one.shard.share} is there twice: {one.source} and {other.source}",
+                f"shard {one.shard.index}/{one.shard.count} is there twice: "
+                f"{one.source} and {other.source}",
                 "leave one of them out",
             )
-    count = shards[0].shard.share.count
-    missing = sorted(set(range(1, count + 1)) - {one.shard.share.index for one in shards})
+    count = shards[0].shard.count
+    missing = sorted(set(range(1, count + 1)) - {one.shard.index for one in shards})
     if missing:
         names = ", ".join(f"{index}/{count}" for index in missing)
         raise SnapError(
@@ -129,9 +130,7 @@ def _in_golden_order(shards: Sequence[ShardReport]) -> Iterator[Result]:
     A shard without a case for a phase reports a skip. It counts only if no shard has such a case.
     """
     places = {
-        name: (turn, one.shard.share.index)
-        for one in shards
-        for turn, name in enumerate(one.shard.cases)
+        name: (turn, one.shard.index) for one in shards for turn, name in enumerate(one.shard.cases)
     }
     results = [result for one in shards for result in one.report.results]
     of_cases = [result for result in results if result.case in places]

@@ -106,7 +106,7 @@ def report_command(*, run: Path, html_path: Path | None, goldens: Path | None) -
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.cli.console import draw_report
-    from snapshot_tool.reports.run_reader import read_run
+    from snapshot_tool.reports.json import read_run
 
     found = CheckRun(read_run(run), goldens)
     if html_path is None:
@@ -139,7 +139,7 @@ def merge_command(
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.check.shards import merge_reports
-    from snapshot_tool.reports.run_reader import read_run
+    from snapshot_tool.reports.json import read_run
 
     report = merge_reports([(str(run), read_run(run)) for run in runs])
     found = CheckRun(report, goldens)

@@ -98,11 +98,11 @@ def draw_report(report: CheckReport, *, replay: str) -> None:
 
     replay: the command to which a question is added to ask it again.
     """
-    for line in run_text.header_lines(report, base=str(Path.cwd())):
-        click.echo(line)
+    for name, fact in run_text.header_facts(report, base=str(Path.cwd())):
+        click.echo(f"{name:<14}{fact}")
     click.echo()
     if report.results:
-        _draw_grid(run_text.grid(report))
+        _draw_grid(report)
         click.echo(run_text.LEGEND)
         for line in run_text.oracle_lines(report):
             click.echo(line)
@@ -111,26 +111,33 @@ def draw_report(report: CheckReport, *, replay: str) -> None:
         click.secho(line, fg=_COLOURS[verdict] if verdict else None)
     for line in run_text.problem_lines(report):
         click.echo(line)
-    for line in run_text.localisation_lines(report.localisation, report.place):
+    for line in run_text.localisation_lines(report.localisation, report.location):
         click.echo(line)
     if report.graft:
-        click.echo(f"graft of {report.graft.module}: {report.graft}\n")
+        click.echo(f"graft of {report.graft.module}: {report.graft.conclusion}\n")
     click.secho(run_text.summary_line(report), bold=True, fg=_COLOURS[report.verdict])
 
 
-def _draw_grid(rows: list[run_text.Row]) -> None:
-    """Print the worst cases as a table as wide as the terminal, or 80 columns in a file."""
+def _draw_grid(report: CheckReport) -> None:
+    """Print the worst cases as a table as wide as the terminal, or 80 columns in a file.
+
+    A cell says the verdict and how much of the tolerance the worst element used.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     # Only the names give way where the room is short.
     table.add_column("case", overflow="ellipsis", min_width=10)
     for phase in PHASES:
         table.add_column(phase.value, no_wrap=True)
-    for row in rows[:_SHOWN_CASES]:
-        cells = [
-            Text(cell.text, _COLOURS[cell.verdict] if cell.verdict else "") for cell in row.cells
-        ]
-        table.add_row(Text(row.case), *cells)
+    rows = run_text.grid(report)
+    for case, results in rows[:_SHOWN_CASES]:
+        cells = [Text(case)]
+        for phase in PHASES:
+            found = [result for result in results if result.phase is phase]
+            colour = _COLOURS[run_text.worst_verdict(found)] if found else ""
+            cells.append(Text(run_text.outcome(found, report.rule), colour))
+        table.add_row(*cells)
     Console(highlight=False).print(table)
     if left := rows[_SHOWN_CASES:]:
-        worst = "all passed" if left[0].verdict is Verdict.PASS else f"at worst {left[0].verdict}"
+        verdict = run_text.worst_verdict(left[0][1])
+        worst = "all passed" if verdict is Verdict.PASS else f"at worst {verdict}"
         click.echo(f"… and {len(left)} more cases: {worst}")

@@ -169,21 +169,21 @@ def diff_command(
     transformers versions, two devices. Exit code 0: all differences are within ONE's tolerances;
     1: some are not.
     """
-    from snapshot_tool.check.sets import find_golden, locate_drift
+    from snapshot_tool.check.sets import find_golden, locate_difference
     from snapshot_tool.diagnose.diff import diff_folders
     from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_json
     from snapshot_tool.reports.text import localisation_lines
 
     folders = [find_golden(goldens, spec)[0] for spec in (one, other)]
-    drift = diff_folders(*folders)
+    diff = diff_folders(*folders)
     if "-" not in (str(json_path), str(html_path)):
-        for line in (*diff_lines(drift), *localisation_lines(locate_drift(*folders))):
+        for line in (*diff_lines(diff), *localisation_lines(locate_difference(*folders))):
             click.echo(line)
     if json_path is not None:
-        write_text(json_path, diff_to_json(drift))
+        write_text(json_path, diff_to_json(diff))
     if html_path is not None:
-        write_text(html_path, diff_to_html(drift))
-    return 1 if drift.beyond else 0
+        write_text(html_path, diff_to_html(diff))
+    return 1 if diff.beyond else 0
 
 
 remote_argument = click.argument("remote", required=False)

@@ -37,7 +37,7 @@ def click_option(option: Option) -> Callable[[_Command], _Command]:
         option.flag,
         option.field,
         type=kind,
-        default=option.default or None,
+        default=None if option.repeated else option.default,
         show_default=bool(option.default),
         multiple=option.repeated,
         metavar=option.metavar or None,

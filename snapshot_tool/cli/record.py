@@ -72,14 +72,14 @@ def make_review(reason: str, *, written_unasked: bool) -> Review:
     """Return the function that shows an update and asks on a terminal whether to write it."""
     from snapshot_tool.reports.diff import diff_lines
 
-    def review(drift: SetDiff) -> str:
-        for line in diff_lines(drift):
+    def review(diff: SetDiff) -> str:
+        for line in diff_lines(diff):
             click.echo(line)
         if written_unasked:
             return reason
-        if not (is_interactive() and click.confirm(f"write {drift.other.title}?")):
+        if not (is_interactive() and click.confirm(f"write {diff.other.title}?")):
             raise UpdateDeclined(
-                f"{drift.one.title} stays as it is; the new answers are kept",
+                f"{diff.one.title} stays as it is; the new answers are kept",
                 "write them with the same command and: --resume --update --yes --reason TEXT",
             )
         return reason or str(click.prompt("reason"))

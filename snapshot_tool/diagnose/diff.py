@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.results import Comparison, Verdict
-from snapshot_tool.base.tolerance import EXACT, Tolerance
+from snapshot_tool.base.results import Verdict
+from snapshot_tool.base.tolerance import EXACT
 from snapshot_tool.goldens.compact import QUESTION
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.layout import INPUTS, ORACLE, OUTPUTS, phase_file
@@ -21,18 +23,21 @@ from snapshot_tool.numerics.compare import judge_tensor
 INPUTS_PART = "inputs"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorDiff:
+class TensorDiff(msgspec.Struct, frozen=True):
     """One tensor that is not the same in both sets.
+
+    Figures are None if the tensors cannot be compared.
 
     Args:
         part: "inputs" or the phase.
         case: the case's name.
         tensor: the tensor's name.
-        verdict: pass if the difference is within tolerance.
+        verdict: pass if the difference is within the first set's tolerance.
         reason: what differs, in words.
-        comparison: the figures; None if the tensors cannot be compared.
-        tolerance: the first set's, by which they are judged.
+        max_abs: the largest |difference|.
+        mismatched: elements beyond the tolerance.
+        numel: all elements.
+        tolerances: how many tolerances the worst element is off; None if the tolerance is exact.
     """
 
     part: str
@@ -40,31 +45,22 @@ class TensorDiff:
     tensor: str
     verdict: Verdict
     reason: str
-    comparison: Comparison | None = None
-    tolerance: Tolerance | None = None
-
-    @property
-    def used(self) -> float | None:
-        """How many tolerances the worst element is off; None if the tolerance is exact."""
-        if self.comparison is None or self.tolerance is None or self.comparison.worst is None:
-            return None
-        worst = self.comparison.worst
-        allowed = self.tolerance.atol + self.tolerance.rtol * abs(worst.expected)
-        return abs(worst.actual - worst.expected) / allowed if allowed else None
+    max_abs: float | None = None
+    mismatched: int | None = None
+    numel: int | None = None
+    tolerances: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PartDiff:
-    """One part of the set: how many of its tensors moved, and how far.
+class PartDiff(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of the set: how many tensors both have together, how many moved, how far.
 
     Args:
         part: "inputs" or the phase.
-        tensors: how many tensors both sets have together.
+        tensors: how many there are.
         moved: those whose bytes differ.
         beyond: those beyond tolerance, or without a partner.
         largest: the largest |difference|; None if none can be measured.
-        worst: the moved tensor furthest off in units of its tolerance, or the first one that cannot
-            be measured.
+        tolerances: of the worst tensor, see `SetDiff.worst`.
     """
 
     part: str
@@ -72,70 +68,65 @@ class PartDiff:
     moved: int
     beyond: int
     largest: float | None
-    worst: TensorDiff
+    tolerances: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class TextDiff:
+class TextDiff(msgspec.Struct, frozen=True):
     """A generation whose tokens differ: the first step that does, and both texts."""
 
     case: str
     step: int
-    before: str
-    after: str
+    one: str
+    other: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetIdentity:
+class SetIdentity(msgspec.Struct, frozen=True):
     """A golden set's title and folder."""
 
     title: str
     folder: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetDiff:
-    """All that differs between two golden sets.
+class Change(msgspec.Struct, frozen=True):
+    """A value in both sets; "" if one does not have it."""
+
+    one: str
+    other: str
+
+
+class SetDiff(msgspec.Struct, frozen=True, kw_only=True):
+    """All that differs between two golden sets; the file that `snap diff --json` writes.
 
     Args:
-        environment: versions and flags that differ, both values by name.
-        tensors: how many tensors each part has, by its name.
-        moved: the tensors that differ, in the order of parts and keys.
-        texts: the generations whose tokens differ.
+        schema: name and version of the file's format.
+        same: whether every tensor has the same bytes.
+        one: the first set.
+        other: the second set.
+        environment: versions and flags that differ.
+        parts: the parts that moved, in the order of phases.
+        tokens: the generations whose tokens differ.
         files: other files that only one of both has, in words: "oracle: added".
+        moved: the tensors whose bytes differ, in the order of parts and keys.
     """
 
+    schema: Literal["snap-diff/1"] = "snap-diff/1"
+    same: bool
     one: SetIdentity
     other: SetIdentity
-    environment: Mapping[str, tuple[str, str]]
-    tensors: Mapping[str, int]
+    environment: dict[str, Change]
+    parts: tuple[PartDiff, ...]
+    tokens: tuple[TextDiff, ...]
+    files: tuple[str, ...]
     moved: tuple[TensorDiff, ...]
-    texts: tuple[TextDiff, ...]
-    files: tuple[str, ...] = ()
 
     @property
     def beyond(self) -> tuple[TensorDiff, ...]:
         """The tensors beyond tolerance."""
-        return tuple(diff for diff in self.moved if diff.verdict is not Verdict.PASS)
+        return tuple(tensor for tensor in self.moved if tensor.verdict is not Verdict.PASS)
 
-    def parts(self) -> list[PartDiff]:
-        """Return the parts that moved, in the order of phases."""
-        parts = []
-        for name in (INPUTS_PART, *map(str, PHASES)):
-            moved = [diff for diff in self.moved if diff.part == name]
-            sizes = [diff.comparison.max_abs for diff in moved if diff.comparison]
-            if moved:
-                parts.append(
-                    PartDiff(
-                        part=name,
-                        tensors=self.tensors[name],
-                        moved=len(moved),
-                        beyond=sum(diff.verdict is not Verdict.PASS for diff in moved),
-                        largest=max(sizes, key=_nan_last) if sizes else None,
-                        worst=max(moved, key=_severity),
-                    )
-                )
-        return parts
+    def worst(self, part: PartDiff) -> TensorDiff:
+        """Return a part's tensor furthest off in units of tolerance, or one without figures."""
+        return max((t for t in self.moved if t.part == part.part), key=_severity)
 
 
 # Called with what an update changes, before anything is written. Returns the reason for the update,
@@ -143,11 +134,24 @@ class SetDiff:
 Review = Callable[[SetDiff], str]
 
 
-def _severity(diff: TensorDiff) -> tuple[bool, float, float]:
+def _part(name: str, tensors: int, found: Sequence[TensorDiff]) -> PartDiff:
+    sizes = [tensor.max_abs for tensor in found if tensor.max_abs is not None]
+    return PartDiff(
+        part=name,
+        tensors=tensors,
+        moved=len(found),
+        beyond=sum(tensor.verdict is not Verdict.PASS for tensor in found),
+        largest=max(sizes, key=_nan_last) if sizes else None,
+        tolerances=max(found, key=_severity).tolerances,
+    )
+
+
+def _severity(tensor: TensorDiff) -> tuple[bool, float, float]:
     """Order by verdict, then by units of tolerance, then by plain size."""
-    used = math.inf if diff.comparison is None else diff.used or 0.0
-    size = math.inf if diff.comparison is None else diff.comparison.max_abs
-    return diff.verdict is not Verdict.PASS, _nan_last(used), _nan_last(size)
+    failed = tensor.verdict is not Verdict.PASS
+    if tensor.max_abs is None:
+        return failed, math.inf, math.inf
+    return failed, _nan_last(tensor.tolerances or 0.0), _nan_last(tensor.max_abs)
 
 
 def _nan_last(value: float) -> float:
@@ -158,14 +162,14 @@ def _nan_last(value: float) -> float:
 def describe_diff(diff: SetDiff) -> list[str]:
     """Return one line for each part that moved, as the history in the manifest keeps it."""
     lines = []
-    for part in diff.parts():
+    for part in diff.parts:
         line = f"{part.part}: {part.moved} tensors moved, {part.beyond} beyond tolerance"
         if part.largest is not None:
             line += f", largest difference {part.largest:.3g}"
-        if part.worst.used is not None:
-            line += f", {part.worst.used:.2g}x tolerance at worst"
+        if part.tolerances is not None:
+            line += f", {part.tolerances:.2g}x tolerance at worst"
         lines.append(line)
-    lines += [f"tokens of {text.case} change from step {text.step}" for text in diff.texts]
+    lines += [f"tokens of {text.case} change from step {text.step}" for text in diff.tokens]
     return [*lines, *diff.files]
 
 
@@ -178,31 +182,36 @@ def diff_goldens(one: Golden, other: Golden) -> SetDiff:
     """Return every tensor that differs, in the order of phases and keys; equal bytes are equal."""
     moved: list[TensorDiff] = []
     texts: list[TextDiff] = []
-    counts = {}
+    parts = []
     for part in (INPUTS_PART, *map(str, PHASES)):
         file = INPUTS if part == INPUTS_PART else phase_file(Phase(part))
         before, after = _entries(one, file), _entries(other, file)
         keys = sorted(before.keys() | after.keys())
         if one.manifest.storage is not other.manifest.storage:
             keys = [key for key in keys if _is_comparable(key, one, other, file)]
-        counts[part] = len(keys)
+        found = []
         for key in keys:
             case, _, name = key.partition("/")
             if key not in before or key not in after:
                 folder = other.folder if key in before else one.folder
-                moved.append(TensorDiff(part, case, name, Verdict.FAIL, f"not in {folder}"))
+                reason = f"not in {folder}"
+                found.append(TensorDiff(part, case, name, Verdict.FAIL, reason))
             elif before[key] != after[key]:
-                moved.append(_diff(one, other, part, key))
+                found.append(_diff(one, other, part, key))
                 if (part, name) == (Phase.GENERATE, TOKEN_IDS):
                     texts.append(_diff_text(one, other, case))
+        if found:
+            parts.append(_part(part, len(keys), found))
+            moved += found
     return SetDiff(
+        same=not moved,
         one=SetIdentity(one.manifest.title, str(one.folder)),
         other=SetIdentity(other.manifest.title, str(other.folder)),
         environment=_environment(one, other),
-        tensors=counts,
-        moved=tuple(moved),
-        texts=tuple(texts),
+        parts=tuple(parts),
+        tokens=tuple(texts),
         files=tuple(_other_files(one, other)),
+        moved=tuple(moved),
     )
 
 
@@ -235,11 +244,11 @@ def _other_files(one: Golden, other: Golden) -> list[str]:
     return lines
 
 
-def _environment(one: Golden, other: Golden) -> dict[str, tuple[str, str]]:
+def _environment(one: Golden, other: Golden) -> dict[str, Change]:
     before, after = one.manifest.environment, other.manifest.environment
     names = sorted(before.keys() | after.keys())
-    both = {name: (before.get(name, ""), after.get(name, "")) for name in names}
-    return {name: pair for name, pair in both.items() if pair[0] != pair[1]}
+    both = {name: Change(before.get(name, ""), after.get(name, "")) for name in names}
+    return {name: change for name, change in both.items() if change.one != change.other}
 
 
 def _diff(one: Golden, other: Golden, part: str, key: str) -> TensorDiff:
@@ -254,11 +263,25 @@ def _diff(one: Golden, other: Golden, part: str, key: str) -> TensorDiff:
         # The floating-point tensors of generate are logits.
         phase = Phase.FORWARD if part == Phase.GENERATE else Phase(part)
         tolerance = one.manifest.tolerances[phase].for_images(one.case(case).images)
-    verdict, reason, comparison = judge_tensor(expected, actual, tolerance)
+    verdict, reason, figures = judge_tensor(expected, actual, tolerance)
     if name in PLACES and actual.shape == expected.shape:
         reason = "places, judged by the values beside them"
         return TensorDiff(part, case, name, Verdict.PASS, reason)
-    return TensorDiff(part, case, name, verdict, reason, comparison, tolerance)
+    if figures is None or figures.worst is None:
+        return TensorDiff(part, case, name, verdict, reason)
+    difference = abs(figures.worst.actual - figures.worst.expected)
+    allowed = tolerance.atol + tolerance.rtol * abs(figures.worst.expected)
+    return TensorDiff(
+        part,
+        case,
+        name,
+        verdict,
+        reason,
+        max_abs=figures.max_abs,
+        mismatched=figures.mismatched,
+        numel=figures.numel,
+        tolerances=difference / allowed if allowed else None,
+    )
 
 
 def _diff_text(one: Golden, other: Golden, case: str) -> TextDiff:

@@ -113,8 +113,8 @@ class Prefix(Question):
 
     @classmethod
     def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
-        """Draw a prompt without padding."""
-        return cls(draw(_prompts(cases)))
+        """Draw a prompt; with padding, at least one pad."""
+        return cls(draw(_prompts(cases, pads=(1, _MAX_PADS) if cls.pads else (0, 0))))
 
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
         """Run one forward pass."""
@@ -131,11 +131,6 @@ class Padding(Prefix):
     kind = "padding"
     example = "padding:one-image@12+3"
     pads = True
-
-    @classmethod
-    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
-        """Draw a prompt with at least one pad."""
-        return cls(draw(_prompts(cases, pads=(1, _MAX_PADS))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,9 @@ class QueryRunner:
         seconds = time.perf_counter() - began
         results = [self._judge(question, answer, seconds) for answer in answers]
         bad = [result for result in results if result.verdict in _BAD]
-        return max(bad or results, key=lambda result: tolerance_used(result) or 0.0)
+        return max(
+            bad or results, key=lambda result: tolerance_used(result, self.judge.rule) or 0.0
+        )
 
     def _judge(self, question: Question, answer: Answer, seconds: float) -> Result:
         case = self.recorded.golden.case(answer.case)
@@ -87,11 +89,10 @@ class QueryRunner:
     def _explain(self, result: Result, answer: Answer) -> Result:
         """Add the first step that differs, and the golden's margin there."""
         expected, actual = answer.pair.expected, answer.pair.actual
-        if not isinstance(actual, torch.Tensor) or (actual.dim(), actual.dtype) != (
-            1,
-            expected.dtype,
-        ):
+        if not isinstance(actual, torch.Tensor) or actual.dim() != 1:
             return result  # The reason names the wrong type or shape.
+        if actual.dtype != expected.dtype:
+            return result
         golden = self.recorded.golden
         # The explainer compares whole generations, so put the new tokens in their place in it.
         # Nothing follows if their number is wrong.

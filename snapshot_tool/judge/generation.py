@@ -11,7 +11,7 @@ import torch
 from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Candidate, CaseInputs
-from snapshot_tool.base.results import DivergenceKind, Result, TokenChoice, TokenDivergence, Verdict
+from snapshot_tool.base.results import DivergenceKind, Result, TokenDivergence, Verdict
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.oracle import step_noise
@@ -72,7 +72,7 @@ class GenerationExplainer:
         if found is None:
             return result
         logits = self._teacher_forced_logits(candidate, result.case)
-        one, other = found.expected.token, found.actual.token
+        one, other = found.expected, found.actual
         if logits is not None and one is not None and other in range(logits.shape[-1]):
             row = logits[found.step]
             found = replace(found, candidate_margin=float(row[one] - row[other]))
@@ -90,17 +90,24 @@ class GenerationExplainer:
         step = next((i for i in range(both) if expected[i] != actual[i]), both)
         if step == len(expected) == len(actual):
             return None
-        ours, theirs = (_describe_tokens(tokens, self.checkpoint) for tokens in (expected, actual))
-        ended = TokenChoice(None, None)
-        one = ours[step] if step < len(ours) else ended
-        other = theirs[step] if step < len(theirs) else ended
-        found = TokenDivergence(step, one, other, golden=ours, candidate=theirs)
+        texts, actual_texts = (
+            _token_texts(tokens, self.checkpoint) for tokens in (expected, actual)
+        )
+        found = TokenDivergence(
+            step,
+            expected[step] if step < len(expected) else None,
+            texts[step] if step < len(texts) else None,
+            actual[step] if step < len(actual) else None,
+            actual_texts[step] if step < len(actual_texts) else None,
+            golden=_token_lines(expected, texts),
+            candidate=_token_lines(actual, actual_texts),
+        )
         return self._with_margin(found, case)
 
     def _with_margin(self, found: TokenDivergence, case: str) -> TokenDivergence:
         """Add the golden's margin between both tokens, and the rounding at that step."""
-        other = found.actual.token
-        if found.expected.token is None or other is None:
+        other = found.actual
+        if found.expected is None or other is None:
             return found
         values, ids = (
             self._step(case, name, found.step) for name in ("step_topk_values", "step_topk_ids")
@@ -139,17 +146,17 @@ class GenerationExplainer:
         expected = self.golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
         chosen = greedy_tokens(logits)
         for step in (chosen != expected).nonzero()[:, 0].tolist():
-            one, other = (TokenChoice(int(tokens[step]), None) for tokens in (expected, chosen))
-            found = self._with_margin(TokenDivergence(step, one, other), case)
+            found = TokenDivergence(step, int(expected[step]), None, int(chosen[step]), None)
+            found = self._with_margin(found, case)
             if found.kind is not DivergenceKind.NEAR_TIE:
                 return False
         return True
 
 
-def _describe_tokens(tokens: Sequence[int], checkpoint: Path | None) -> tuple[TokenChoice, ...]:
-    """Return tokens with their text by the checkpoint's tokenizer.json, if there is one."""
+def _token_texts(tokens: Sequence[int], checkpoint: Path | None) -> list[str | None]:
+    """Return the tokens' texts by the checkpoint's tokenizer.json; None if there is none."""
     path = checkpoint / "tokenizer.json" if checkpoint else None
-    unknown = tuple(TokenChoice(token, None) for token in tokens)
+    unknown: list[str | None] = [None] * len(tokens)
     if path is None or not path.is_file():
         return unknown
     # Only a generation that differs needs this library.
@@ -157,7 +164,12 @@ def _describe_tokens(tokens: Sequence[int], checkpoint: Path | None) -> tuple[To
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-        texts = [str(tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]
+        return [str(tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]
     except Exception:  # the library raises bare Exception, and the text is not essential
         return unknown
-    return tuple(TokenChoice(token, text) for token, text in zip(tokens, texts, strict=True))
+
+
+def _token_lines(tokens: Sequence[int], texts: Sequence[str | None]) -> tuple[str, ...]:
+    """Return each token as "ID" or "ID TEXT"."""
+    pairs = zip(tokens, texts, strict=True)
+    return tuple(str(token) if text is None else f"{token} {text}" for token, text in pairs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from snapshot_tool.base.memory import equal_bytes
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import WeightPair
 from snapshot_tool.base.report import WeightDifference, WeightReport
-from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.base.results import Comparison, ErrorMap, Result, Verdict
 from snapshot_tool.base.tolerance import OracleComparison, Rule, Tolerance, default_rule
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import CaseEntry
@@ -61,14 +60,14 @@ class Judge:
         """
         pair, tolerance = pair.in_units(self.tolerance(case, phase))
         expected, actual = pair.expected, pair.actual
-        if actual is None:
-            verdict, reason = Verdict.FAIL, "the candidate returned no such tensor"
-            comparison = None
-        else:
+        verdict, reason = Verdict.FAIL, "the candidate returned no such tensor"
+        comparison: Comparison | None = None
+        if actual is not None:
             verdict, reason, comparison = judge_tensor(
                 expected, actual, tolerance, computed_in=getattr(torch, self.dtype)
             )
-        figures, rule = None, Rule.TABLE
+        figures: OracleComparison | None = None
+        errors: ErrorMap | None = None
         if comparison and isinstance(actual, torch.Tensor):
             oracle = oracle_tensor(
                 self.golden,
@@ -82,12 +81,10 @@ class Judge:
             if oracle is not None:
                 figures = compare_with_oracle(oracle, actual, tolerance=tolerance, dtype=self.dtype)
                 if self.rule is not Rule.TABLE:
-                    rule = self.rule
                     verdict = Verdict.PASS if figures.within else Verdict.FAIL
                     reason = "" if figures.within else _describe(figures)
             if verdict is Verdict.FAIL:
                 errors = map_errors(expected, actual, tolerance)
-                comparison = dataclasses.replace(comparison, errors=errors)
         if verdict is not Verdict.PASS and pair.note:
             reason = f"{pair.note}; {reason}"
         return Result(
@@ -96,11 +93,12 @@ class Judge:
             pair.tensor,
             verdict,
             reason,
-            tolerance,
-            comparison,
-            seconds,
+            **(vars(comparison) if comparison else {}),
+            atol=tolerance.atol,
+            rtol=tolerance.rtol,
+            seconds=round(seconds, 6),
+            error_map=errors,
             oracle=figures,
-            rule=rule,
         )
 
     def tolerance(self, case: CaseEntry, phase: Phase) -> Tolerance:

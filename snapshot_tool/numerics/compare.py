@@ -100,7 +100,9 @@ def compare_tensors(
             greatest.append(torch.stack([diff.max(), relative.max()]))
             squares = [diff.square().sum(), one.square().sum(), other.square().sum()]
             sums.append([float(figure) for figure in (diff.sum(), *squares)])
-    sum_abs, sum_squares, norm_expected, norm_actual = map(sum, zip(*sums, strict=True))
+    sum_abs, sum_squares, norm_expected, norm_actual = (
+        sum(column) for column in zip(*sums, strict=True)
+    )
     max_abs, max_rel = torch.stack(greatest).amax(0).tolist()
     index, numel = unravel(worst_place, expected.shape), expected.numel()
     return Comparison(
@@ -180,8 +182,7 @@ def map_errors(
     cells = torch.nn.functional.adaptive_max_pool2d(grid[None], size)[0]
     return ErrorMap(
         (grid.shape[0], grid.shape[1]),
-        # Three digits, as in the JSON: a page made from it is the same.
-        tuple(tuple(float(f"{cell:.3g}") for cell in row) for row in cells.tolist()),
+        tuple(" ".join(f"{cell:.3g}" for cell in row) for row in cells.tolist()),
         tuple(counts.tolist()),
     )
 

@@ -95,7 +95,7 @@ class GoldenPhase(_GoldenItem):
         """Fail with the lines of `snap check`; skip with the reason if nothing is compared."""
         results = self.loaded.session.run(self.case, self.phase)
         for result in results:
-            used = tolerance_used(result)
+            used = tolerance_used(result, self.loaded.session.judge.rule)
             if used is not None:
                 self.user_properties.append((f"{result.tensor} tolerance used", f"{used:.3g}"))
         bad = [r for r in results if r.verdict in (Verdict.FAIL, Verdict.ERROR)]

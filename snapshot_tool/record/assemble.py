@@ -85,9 +85,9 @@ class Assembly:
                 return old, False
             version = old.golden_version + 1
             manifest = msgspec.structs.replace(manifest, golden_version=version)
-            drift = diff_goldens(replaced, Golden(folder, manifest))
-            reason = printable(self.review(drift))
-            moved = tuple(describe_diff(drift)) or ("no recorded tensor",)
+            diff = diff_goldens(replaced, Golden(folder, manifest))
+            reason = printable(self.review(diff))
+            moved = tuple(describe_diff(diff)) or ("no recorded tensor",)
             entry = HistoryEntry(version=version, when=_today(), reason=reason, moved=moved)
             manifest = msgspec.structs.replace(manifest, history=(*old.history, entry))
         write_atomically(folder / MANIFEST, encode_readable(manifest))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.localisation import ERROR_LIMIT, ModuleErrors
+from snapshot_tool.base.localisation import ERROR_LIMIT, Localisation
 from snapshot_tool.base.results import SIZE_BOUNDS, ErrorMap
 
 if TYPE_CHECKING:
@@ -38,13 +38,12 @@ _STYLE: dict[Any, Any] = {
 
 
 def require_plotting() -> None:
-    """Raise SnapError where matplotlib or Jinja2 is not installed."""
-    for name in ("jinja2", "matplotlib"):
-        if find_spec(name) is None:
-            raise SnapError(
-                f"an HTML report needs {name}, which is not installed here",
-                "pip install 'snapshot-tool[report]'",
-            )
+    """Raise SnapError if matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise SnapError(
+            "an HTML report needs matplotlib, which is not installed here",
+            "pip install 'snapshot-tool[report]'",
+        )
 
 
 def plot_error_map(errors: ErrorMap, *, rows: str, columns: str) -> str:
@@ -53,10 +52,11 @@ def plot_error_map(errors: ErrorMap, *, rows: str, columns: str) -> str:
     from matplotlib.ticker import MaxNLocator
 
     low, high = _RANGE
-    several = len(errors.cells) > 1
+    rows_of_cells = errors.rows
+    several = len(rows_of_cells) > 1
     with _figure(3.0 if several else 1.2) as (figure, axes):
         image = axes.imshow(
-            [[min(max(cell, low), high) for cell in row] for row in errors.cells],
+            [[min(max(cell, low), high) for cell in row] for row in rows_of_cells],
             norm=LogNorm(low, high),
             cmap="RdBu_r",
             aspect="auto",
@@ -97,35 +97,33 @@ def plot_error_sizes(errors: ErrorMap) -> str:
         return _as_svg(figure)
 
 
-def plot_divergence(modules: Sequence[ModuleErrors], *, culprit: str) -> str:
+def plot_divergence(found: Localisation) -> str:
     """Return the relative error of each module's output beside its limit, in order of execution.
 
-    culprit: the name of the module to mark; "" for none.
+    The first bad module is marked.
     """
-    compared = [
-        (place, module, module.output_error)
-        for place, module in enumerate(modules)
-        if module.output_error is not None
-    ]
-    places = [place for place, _, _ in compared]
-    limits = [module.output_limit for _, module, _ in compared]
-    known = [error for _, _, error in compared if 0 < error < math.inf]
-    floor, ceiling = min([*known, *limits, ERROR_LIMIT]) / 3, max([*known, *limits]) * 10
-    # NaN, too, is beyond everything.
-    shown = [max(error, floor) if error < ceiling else ceiling for _, _, error in compared]
+    compared = [(i, m) for i, m in enumerate(found.modules) if m.output_error is not None]
+    places = [place for place, _ in compared]
+    errors = [module.output_error or 0.0 for _, module in compared]
+    limits = [module.output_limit for _, module in compared]
+    known = [error for error in errors if 0 < error < math.inf]
+    floor = min([*known, *limits, ERROR_LIMIT]) / 3
+    ceiling = max([*known, *limits], default=ERROR_LIMIT) * 10
+    # NaN is beyond everything as well.
+    shown = [max(error, floor) if error < ceiling else ceiling for error in errors]
     with _figure(2.8, width=9.0) as (figure, axes):
         axes.plot(places, shown, color=_GOOD, label="error")
         axes.plot(places, limits, color=_BAD, linewidth=0.8, linestyle="--", label="limit")
         axes.set_yscale("log")
         axes.set_ylim(floor / 2, ceiling * 3)
         axes.legend(frameon=False, fontsize=8, loc="upper left")
-        for (place, module, _), height in zip(compared, shown, strict=True):
-            if module.module != culprit:
+        for (place, module), height in zip(compared, shown, strict=True):
+            if module.module != found.first_bad:
                 continue
             axes.plot([place], [height], "o", color=_BAD, markersize=8)
-            left = place < len(modules) / 2
+            left = place < len(found.modules) / 2
             axes.annotate(
-                culprit,
+                module.module,
                 (place, height),
                 xytext=(10 if left else -10, 10),
                 textcoords="offset points",
@@ -144,9 +142,7 @@ def _figure(height: float, *, width: float = 5.2) -> Iterator[tuple[Figure, Axes
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):
-        figure = Figure(
-            figsize=(width, height),
-        )
+        figure = Figure(figsize=(width, height))
         figure.subplots_adjust(
             left=0.7 / width, right=1 - 0.25 / width, bottom=0.5 / height, top=1 - 0.1 / height
         )

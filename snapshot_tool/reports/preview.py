@@ -1,10 +1,10 @@
-"""Telling a golden set's cases for people: prompts, small pictures, the reference's answers."""
+"""Previews of a golden set's cases: prompts, small pictures, the reference's answers."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ from snapshot_tool.goldens.manifest import case_recipe
 if TYPE_CHECKING:
     from PIL import Image
 
+_SIDE = 192  # pixels: a report of dozens of cases stays small
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -27,7 +29,7 @@ class Picture:
         data: a small version, as a data: address.
         width: of the image itself, in pixels.
         height: the same.
-        caption: how it came about, and its mode.
+        caption: how it was drawn, and its mode.
     """
 
     data: str
@@ -37,11 +39,11 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class CaseStory:
-    """A case, told for people.
+class CasePreview:
+    """A case as a page shows it.
 
     Args:
-        text: what the tokenizer was given, before image placeholders were expanded.
+        text: the tokenizer's input, before image placeholders were expanded.
         generated: the reference's new tokens as text.
         tokens: length of the prompt.
         tiles: of all images.
@@ -55,19 +57,34 @@ class CaseStory:
     pictures: tuple[Picture, ...]
 
 
-_SIDE = 192  # pixels: a report of dozens of cases stays small
+def find_previews(report: CheckReport, goldens: Path) -> Mapping[str, CasePreview]:
+    """Return previews of a check's cases, by name, from the golden set that it was checked against.
 
-
-def tell_stories(golden: Golden, names: Iterable[str]) -> dict[str, CaseStory]:
-    """Return the stories of those of the named cases that the golden set has."""
-    wanted = set(names)
+    Raises GoldenNotFound if the set, or its version, is not in the folder.
+    """
+    golden = open_golden(_find_folder(report.golden, goldens))
+    names = {result.case for result in report.results}
     return {
-        case.name: CaseStory(
+        case.name: CasePreview(
             case.text, case.generated, case.tokens, case.tiles, tuple(_pictures(golden, case.name))
         )
         for case in golden.manifest.cases
-        if case.name in wanted
+        if case.name in names
     }
+
+
+def _find_folder(identity: GoldenIdentity, goldens: Path) -> Path:
+    selection = Selection(identity.checkpoint, identity.revision, identity.device, identity.dtype)
+    for found in find_goldens(goldens):
+        manifest = found.manifest
+        if manifest is None or not selection.matches(manifest):
+            continue
+        if manifest.golden_version == identity.golden_version:
+            return found.folder
+    raise GoldenNotFound(
+        f"{goldens} does not hold {identity}, which the run was checked against",
+        "name the folder that does with --goldens",
+    )
 
 
 def _pictures(golden: Golden, case: str) -> Iterator[Picture]:
@@ -83,26 +100,3 @@ def _data(image: Image.Image) -> str:
     buffer = io.BytesIO()
     small.save(buffer, format="WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def find_stories(report: CheckReport, goldens: Path) -> Mapping[str, CaseStory]:
-    """Return the stories of a check's cases, from the golden set that it was checked against.
-
-    Raises GoldenNotFound where the set, or its version, is not in the folder.
-    """
-    golden = open_golden(_find_folder(report.golden, goldens))
-    return tell_stories(golden, {result.case for result in report.results})
-
-
-def _find_folder(wanted: GoldenIdentity, goldens: Path) -> Path:
-    selection = Selection(wanted.checkpoint, wanted.revision, wanted.device, wanted.dtype)
-    for found in find_goldens(goldens):
-        manifest = found.manifest
-        if manifest is None or not selection.matches(manifest):
-            continue
-        if manifest.golden_version == wanted.golden_version:
-            return found.folder
-    raise GoldenNotFound(
-        f"{goldens} does not hold {wanted}, which the run was checked against",
-        "name the folder that does with --goldens",
-    )

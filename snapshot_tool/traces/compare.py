@@ -48,14 +48,18 @@ def compare_traces(
     lacking = tuple(name for name in names if name not in mapping.names)
     if mapping.by == "equal names":
         missing = (*missing, *(f"module {name}" for name in lacking))
+    compared = any(row.relative_error is not None for row in rows)
+    differs = bool(missing) or any(row.beyond for row in rows)
     return TraceComparison(
+        exit_code=1 if differs else 0 if compared else 3,
         reference=_title(reference),
         other=_title(other),
-        mapping=mapping,
+        mapping=str(mapping),
+        inferred=mapping.inferred,
         limit=limit,
         rows=rows,
         missing=missing,
-        alone=lacking,
+        reference_alone=lacking,
         other_alone=tuple(name for name in others if name not in taken),
         tensors_alone=alone,
     )
@@ -181,10 +185,13 @@ class _Walk:
             other_tensor=f"{self.side.value} {theirs.name}".strip(),
             shape=mine.shape,
             other_shape=_narrowed(theirs.shape, columns),
-            figures=measured.figures,
+            **(measured.figures or {}),
             relative_error=measured.error,
             sampled=measured.sampled,
-            mismatch=measured.mismatch,
+            # Not "greater": NaN is beyond every limit.
+            beyond=measured.mismatch
+            if measured.error is None
+            else not measured.error <= self.limit,
             problem=measured.problem,
         )
 
@@ -225,7 +232,7 @@ class _Walk:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What was found of two tensors, see TraceRow."""
+    """What was found of two tensors; mismatch: their shapes do not fit. See TraceRow."""
 
     figures: dict[Metric, float] | None = None
     error: float | None = None

@@ -13,13 +13,7 @@ from snapshot_tool.base.files import open_plain
 from snapshot_tool.base.localisation import ModuleMapping
 from snapshot_tool.base.sketch import MAX_DIMENSIONS, Sketch, sketch
 from snapshot_tool.base.tap import Tap
-from snapshot_tool.diagnose.localise import (
-    as_batch,
-    fused_widths,
-    infer,
-    output_shapes,
-    with_inputs,
-)
+from snapshot_tool.diagnose.localise import as_batch, fused_widths, infer, output_shapes
 from snapshot_tool.families import find_family
 from snapshot_tool.families.family import pairs_of
 from snapshot_tool.traces.format import Trace, TracedTensor
@@ -109,7 +103,7 @@ def _infer(reference: Trace, other: Trace) -> ModuleMapping:
     """Align the modules of the first pass by shapes, order and values."""
     golden = _taps(reference)
     taps = _taps(other, widths=fused_widths(golden), shapes=output_shapes(golden))
-    return infer(golden, with_inputs(taps)).mapping
+    return infer(golden, taps).mapping
 
 
 def _taps(

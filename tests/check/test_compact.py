@@ -1,4 +1,4 @@
-"""Compact golden sets: every command works with them, or says in a line why not."""
+"""Compact golden sets: every command works with them, or its error says why not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check(snap: Snap, *options: object) -> Run:
     return snap("check", "--goldens", COMPACT, "--fms-path", CHECKOUT, *options)
 
 
-def test_a_right_port_passes_and_derived_questions_are_answered(snap: Snap) -> None:
+def test_a_correct_port_passes_also_the_derived_questions(snap: Snap) -> None:
     """About tiles in any order, too: each has a record of its own."""
     run = check(snap, "--explore", "18", "--json", "-")
     assert run.code == 0, run.out
@@ -58,7 +58,7 @@ def test_a_fault_in_one_place_fails_its_phase(snap: Snap, candidate: str, phase:
         (("--graft", "model.connector"), "keeps the whole output of model.connector"),
     ],
 )
-def test_what_a_compact_set_lacks_is_said(
+def test_what_a_compact_set_lacks_is_named(
     snap: Snap, options: tuple[str, ...], problem: str
 ) -> None:
     """In two lines, with what to record."""
@@ -67,7 +67,7 @@ def test_what_a_compact_set_lacks_is_said(
     assert problem in error_lines(run)[0]
 
 
-def test_show_verify_and_diff_know_the_storage(snap: Snap) -> None:
+def test_show_verify_and_diff_work_with_both_storages(snap: Snap) -> None:
     """Against the full set of the same checkpoint: what both keep is equal, and the rest named."""
     assert "storage   compact" in snap("show", "--goldens", COMPACT).out
     assert snap("verify", "--goldens", COMPACT).code == 0
@@ -130,10 +130,10 @@ def read_all(golden: Golden, case: str) -> None:
         (INPUTS, "pixel_values.png", torch.zeros(9, dtype=torch.uint8)),
     ],
 )
-def test_a_strangers_parts_that_do_not_fit_are_refused(
+def test_parts_that_do_not_fit_are_refused(
     copy: Path, file: str, name: str, value: torch.Tensor
 ) -> None:
-    """However many bytes of memory they ask for."""
+    """Whatever shape they have."""
     spoil(copy, file, name, value)
     with pytest.raises(GoldenDamaged, match="one-image"):
         read_all(open_golden(copy), "one-image")

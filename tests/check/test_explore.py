@@ -24,6 +24,7 @@ from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Run, Snap, set_folder
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import Edit, plant
 
+FAMILIES = CHECKPOINT.parent.parent / "families"
 # Faults that no recorded case shows: the phase that they are in, and what they must shrink to.
 SMALLEST = {
     "length-of-heads": ("forward", "padding:variant-02@1+1"),
@@ -47,12 +48,18 @@ def golden() -> Golden:
     return open_golden(set_folder(GOLDENS))
 
 
+def load(golden: Golden, checkpoint: Path) -> FmsCandidate:
+    """Load the checkout's model."""
+    config = golden.manifest.checkpoint.config
+    return load_fms_candidate(
+        CandidateRequest(checkpoint, config, "cpu", "float32"), fms_path=CHECKOUT
+    )
+
+
 @pytest.fixture(scope="module")
 def candidate(golden: Golden) -> FmsCandidate:
     """Load the checkout's model once."""
-    config = golden.manifest.checkpoint.config
-    request = CandidateRequest(CHECKPOINT, config, "cpu", "float32")
-    return load_fms_candidate(request, fms_path=CHECKOUT)
+    return load(golden, CHECKPOINT)
 
 
 def failures(run: Run) -> list[str]:
@@ -66,41 +73,33 @@ def recorded_results(run: Run) -> list[Any]:
     return [result for result in run.report["results"] if ":" not in result["tensor"]]
 
 
-def test_a_correct_port_answers_every_kind_of_question(
-    golden: Golden, candidate: FmsCandidate
+@pytest.mark.parametrize("family", ["idefics3", "llama"])
+def test_a_correct_port_passes_every_kind_of_question(
+    golden: Golden, candidate: FmsCandidate, family: str
 ) -> None:
-    """Pass, with room: what rounding does to padded and batched rows is far below the tolerance."""
+    """With room: what rounding does to padded and batched rows is far below the tolerance.
+
+    Llama runs on FMS's own loop and cache. It has no tiles.
+    """
+    if family == "llama":
+        golden = open_golden(next(FAMILIES.glob("goldens/*llama/*/*/manifest.json")).parent)
+        candidate = load(golden, FAMILIES / "checkpoints" / "llama")
     found = explore(candidate, golden, count=90, seed=7)
-    assert [kind.kind for kind in found.kinds] == list(KINDS)
+    kinds = [k for k, kind in KINDS.items() if family != "llama" or "tiles" not in kind.kind]
+    assert [kind.kind for kind in found.kinds] == kinds
     assert {kind.verdict for kind in found.kinds} == {Verdict.PASS}
-    assert found.asked == len(found.results) == 90
+    assert found.asked == len({result.tensor for result in found.results}) == 90
     assert all((tolerance_used(result) or 0) < 0.5 for result in found.results)
-    assert len({result.tensor for result in found.results}) == 90
-
-
-def test_a_text_family_answers_all_that_it_has() -> None:
-    """Llama, on FMS's own loop and cache: no tiles, every kind of prompt and generation."""
-    families = CHECKPOINT.parent.parent / "families"
-    golden = open_golden(next(families.glob("goldens/*llama/*/*/manifest.json")).parent)
-    config = golden.manifest.checkpoint.config
-    request = CandidateRequest(families / "checkpoints" / "llama", config, "cpu", "float32")
-    found = explore(load_fms_candidate(request, fms_path=CHECKOUT), golden, count=70)
-    assert {kind.phase for kind in map(KINDS.get, (k.kind for k in found.kinds)) if kind} == {
-        Phase.FORWARD,
-        Phase.GENERATE,
-    }
-    assert {kind.verdict for kind in found.kinds} == {Verdict.PASS}
-    assert found.asked == 70
 
 
 def test_one_seed_draws_the_same_questions_again(golden: Golden, candidate: FmsCandidate) -> None:
     """And another seed draws others."""
 
-    def asked(seed: int) -> list[str]:
+    def drawn(seed: int) -> list[str]:
         found = explore(candidate, golden, count=18, seed=seed, phases=[Phase.CONNECTOR])
         return [result.tensor for result in found.results]
 
-    assert asked(1) == asked(1) != asked(2)
+    assert drawn(1) == drawn(1) != drawn(2)
 
 
 def test_no_prompt_is_cut_within_a_tile(golden: Golden) -> None:
@@ -224,7 +223,7 @@ def test_tiles_that_depend_on_their_neighbours_shrink_to_two(snap: Snap, tmp_pat
     assert smallest.endswith(":0,1")
 
 
-def test_what_a_candidate_cannot_be_asked_is_a_skip_and_never_a_pass(snap: Snap) -> None:
+def test_what_a_candidate_does_not_support_is_a_skip_and_never_a_pass(snap: Snap) -> None:
     """A missing method is a reason; PhaseUnsupported is another. --require makes it exit 3."""
     spec = ("--candidate", "tests.candidates:AsksForOneRow", "--case", "variant-02")
     options = ("--phase", "forward", "--explore", 12, "--require", "forward", "--json", "-")
@@ -286,7 +285,7 @@ def test_a_question_without_a_recorded_answer_is_refused(
         replay(candidate, golden, [parse_question(question)])
 
 
-def test_another_token_is_told_with_its_step_and_the_goldens_margin(golden: Golden) -> None:
+def test_another_token_is_reported_with_its_step_and_the_goldens_margin(golden: Golden) -> None:
     """Steps are those of the whole generation, also where it was resumed."""
     tokens = golden.tensor("one-image", Phase.GENERATE, "token_ids")
     top = golden.tensor("one-image", Phase.GENERATE, "step_topk_ids")[9]
@@ -310,9 +309,12 @@ def test_another_token_is_told_with_its_step_and_the_goldens_margin(golden: Gold
 def test_every_position_of_every_row_is_compared(
     golden: Golden, candidate: FmsCandidate, row: int, position: int
 ) -> None:
-    """One logit off, at the first or the last position: found, with its row's case and place."""
+    """One logit off, at the first or the last position; and more logits than tokens."""
 
     class OneOff(Candidate):
+        def forward(self, inputs: Any) -> Any:
+            return candidate.forward(inputs).repeat(1, 2, 1)
+
         def forward_batch(self, rows: Any) -> Any:
             logits = candidate.forward_batch(rows)
             pads = 0 if row == 0 else 2
@@ -322,22 +324,9 @@ def test_every_position_of_every_row_is_compared(
     prompts = (Prompt("one-image", 5), Prompt("variant-02", 3))
     (result,) = replay(OneOff(), golden, [Batch(prompts)]).results
     assert (result.verdict, result.case) == ("fail", prompts[row].case)
-    assert result.comparison is not None
-    assert result.comparison.worst is not None
-    assert result.comparison.worst.index[0] == position
-
-
-def test_more_logits_than_tokens_are_named(golden: Golden, candidate: FmsCandidate) -> None:
-    """An answer of another shape is a failure by its shape."""
-
-    class Longer(Candidate):
-        def forward(self, inputs: Any) -> Any:
-            logits = candidate.forward(inputs)
-            return logits.repeat(1, 2, 1)
-
-    found = replay(Longer(), golden, [Prefix(Prompt("variant-02", 3))])
-    (result,) = found.results
-    assert result.verdict is Verdict.FAIL
+    assert result.worst is not None
+    assert result.worst.index[0] == position
+    (result,) = replay(OneOff(), golden, [Prefix(prompts[1])]).results
     assert result.reason == "shape mismatch: expected (1, 3, 480), actual (1, 6, 480)"
 
 

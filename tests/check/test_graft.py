@@ -84,9 +84,9 @@ def test_a_graft_of_the_faulty_module_proves_the_fault(
     """Everything passes with it that did not without it."""
     with weight_off(candidate, weight):
         found = graft(candidate, golden, module)
-    assert found.proved, str(found)
-    assert str(found).endswith("the fault is there alone")
-    assert weight.startswith(found.candidate)
+    assert found.proved, found.conclusion
+    assert found.conclusion.endswith("the fault is there alone")
+    assert weight.startswith(found.candidate_module)
 
 
 def test_parts_of_fused_modules_are_grafted_one_by_one(
@@ -96,12 +96,10 @@ def test_parts_of_fused_modules_are_grafted_one_by_one(
     with weight_off(candidate, f"{TEXT}.1.attn.in_proj.qkv_fused.weight"):
         one = graft(candidate, golden, f"{HF_TEXT}.1.self_attn.q_proj")
     assert not one.proved
-    assert one.localisation is not None
-    assert one.localisation.module == f"{HF_TEXT}.1.self_attn.k_proj"
+    assert one.next_module == f"{HF_TEXT}.1.self_attn.k_proj"
     with weight_off(candidate, f"{TEXT}.1.ff_sub_layer.wg1_fused.weight"):
         gate = graft(candidate, golden, f"{HF_TEXT}.1.mlp.gate_proj")
-    assert gate.localisation is not None
-    assert gate.localisation.module == f"{HF_TEXT}.1.mlp.up_proj"
+    assert gate.next_module == f"{HF_TEXT}.1.mlp.up_proj"
 
 
 def test_a_graft_elsewhere_proves_nothing_and_names_the_fault(
@@ -111,11 +109,11 @@ def test_a_graft_elsewhere_proves_nothing_and_names_the_fault(
     with weight_off(candidate, f"{TEXT}.2.ff_sub_layer.w2.weight"):
         found = graft(candidate, golden, f"{HF_TEXT}.0.mlp")
     assert not found.proved
-    assert str(found) == (
+    assert found.conclusion == (
         f"forward of case {CASE} still fails with it; first wrong is now {HF_TEXT}.2.mlp.down_proj"
     )
     right = graft(candidate, golden, f"{HF_TEXT}.0.mlp")
-    assert str(right) == f"case {CASE} passes without it: it proves nothing"
+    assert right.conclusion == f"case {CASE} passes without it: it proves nothing"
 
 
 def test_rotary_order_is_undone_and_redone() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import which
 
+import msgspec
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -17,17 +18,15 @@ from selenium.webdriver.support.expected_conditions import visibility_of
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
-from snapshot_tool.base.report import CheckReport, Graft
-from snapshot_tool.base.results import Comparison, Worst
+from snapshot_tool.base.report import CheckReport
 from snapshot_tool.reports.html import run_to_html
-from snapshot_tool.reports.preview import CaseStory
-from snapshot_tool.reports.run_json import run_to_json
-from snapshot_tool.reports.run_reader import read_run
+from snapshot_tool.reports.json import read_run
+from snapshot_tool.reports.preview import CasePreview
 from tests.conftest import CHECKOUT, GOLDENS, Run, Snap, error_lines
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import plant
 
-CULPRIT = "model.vision_model.encoder.layers.0.mlp.activation_fn"
+FIRST_BAD = "model.vision_model.encoder.layers.0.mlp.activation_fn"
 HOSTILE = (
     "<script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">{{7*7}}"
 )
@@ -170,7 +169,7 @@ def test_a_failed_cell_opens_its_details_by_mouse_and_by_key(page: webdriver.Chr
         find(page, "button[data-open=no]")[0].click()
 
 
-def test_a_failure_is_told_with_prompt_images_and_plots(page: webdriver.Chrome) -> None:
+def test_a_failure_is_shown_with_prompt_images_and_plots(page: webdriver.Chrome) -> None:
     """Maps and histograms of the failed tensors, no others; pictures that really load."""
     find(page, "button[data-open=yes]")[0].click()
     one = next(e for e in find(page, "details.case") if "one-image" in e.text.splitlines()[0])
@@ -191,10 +190,10 @@ def test_the_curve_marks_the_first_divergent_module(
     page: webdriver.Chrome, report: CheckReport
 ) -> None:
     """In the picture and in the table, in the reference's order."""
-    assert CULPRIT in find(page, ".curve svg")[0].text
+    assert FIRST_BAD in find(page, ".curve svg")[0].text
     page.find_element(By.XPATH, "//summary[starts-with(., 'all ')]").click()
     (marked,) = find(page, "tr.culprit")
-    assert CULPRIT in marked.text
+    assert FIRST_BAD in marked.text
     assert report.localisation is not None
     modules = [module.module for module in report.localisation.modules]
     assert [e.text for e in find(page, "tbody.mono td:nth-child(3)")] == modules
@@ -231,24 +230,40 @@ def test_what_a_golden_or_candidate_says_is_text_and_nothing_else(
         replace(r, case=f"{r.case}{HOSTILE}", tensor=HOSTILE, reason=r.reason and HOSTILE)
         for r in report.results
     )
-    modules = tuple(replace(m, module=f"$x_{{{m.module}}}<b>") for m in report.localisation.modules)
+    modules = tuple(
+        msgspec.structs.replace(module, module=f"$x_{{{module.module}}}<b>")
+        for module in report.localisation.modules
+    )
     spoilt = replace(
         report,
         results=results,
-        localisation=replace(report.localisation, modules=modules, first_bad=modules[3].module),
+        localisation=msgspec.structs.replace(
+            report.localisation, modules=modules, first_bad=modules[3].module
+        ),
         candidate=replace(report.candidate, path=HOSTILE),
         environment={**report.environment, HOSTILE: HOSTILE},
         warnings=(HOSTILE,),
     )
-    story = CaseStory(HOSTILE, HOSTILE, 1, 1, ())
-    stories = {result.case: story for result in results}
+    preview = CasePreview(HOSTILE, HOSTILE, 1, 1, ())
+    previews = {result.case: preview for result in results}
     path = folder / "<img src=x onerror=alert(1)>.html"
-    path.write_text(run_to_html(spoilt, stories, base="/"), encoding="utf-8")
+    path.write_text(run_to_html(spoilt, previews, base="/"), encoding="utf-8")
     show(chromium, path, width=1200, scheme="light")
     assert "pwned" not in chromium.title
     assert logged(chromium) == []
     assert chromium.find_element(By.CSS_SELECTOR, "details.case pre").text == HOSTILE
     assert chromium.find_elements(By.CSS_SELECTOR, "b, script + script, img[src=x]") == []
+
+
+def test_a_page_is_made_if_no_module_was_compared(report: CheckReport) -> None:
+    """As of a candidate that raises in its first module."""
+    assert report.localisation is not None
+    modules = tuple(
+        msgspec.structs.replace(module, input_error=None, output_error=None)
+        for module in report.localisation.modules
+    )
+    found = msgspec.structs.replace(report.localisation, modules=modules, first_bad=None)
+    assert "Modules of case" in run_to_html(replace(report, localisation=found), {}, base="/")
 
 
 def test_the_policy_of_the_page_stops_a_script_that_got_in(
@@ -279,12 +294,12 @@ def test_generations_that_part_stand_side_by_side(
     assert found.step == 4
     show(chromium, folder / "tokens.html", width=1200, scheme="light")
     golden, candidate = find(chromium, ".sides pre")
-    assert golden.text == "".join(str(choice.text) for choice in found.golden)
-    assert candidate.text == "".join(str(choice.text) for choice in found.candidate)
+    assert golden.text == "".join(token.partition(" ")[2] for token in found.golden)
+    assert candidate.text == "".join(token.partition(" ")[2] for token in found.candidate)
     marked = [side.find_element(By.TAG_NAME, "mark") for side in (golden, candidate)]
-    assert [mark.text for mark in marked] == [found.golden[4].text, found.candidate[4].text]
+    assert [mark.text for mark in marked] == [found.expected_text, found.actual_text]
     assert marked[0].text != marked[1].text
-    assert found.kind.value in find(chromium, "section[id$=generate]")[0].text
+    assert found.kind.words in find(chromium, "section[id$=generate]")[0].text
 
 
 def test_a_report_can_be_made_from_the_json_long_after(
@@ -297,44 +312,9 @@ def test_a_report_can_be_made_from_the_json_long_after(
     assert later.read_bytes() == (folder / "report.html").read_bytes()
     snap("report", folder / "run.json", "--html", later)
     bare = later.read_text(encoding="utf-8")
-    assert CULPRIT in bare
+    assert FIRST_BAD in bare
     assert "Describe the image" not in bare
     assert snap("report", folder / "run.json").out == failed_check.out
-
-
-def test_a_run_read_back_is_the_run(report: CheckReport, folder: Path) -> None:
-    """Every field, NaN and infinities included, and what a graft proved."""
-    inf, nan = float("inf"), float("nan")
-    odd = Comparison(inf, nan, inf, nan, 0.5, 1, 2, Worst((1, 2), -inf, nan))
-    first, *rest = report.results
-    results = (replace(first, comparison=odd), *rest)
-    graft = Graft("model.a", "a", first.case, results, results, report.localisation)
-    spoilt = replace(report, results=results, graft=graft)
-    path = folder / "odd.json"
-    path.write_text(run_to_json(spoilt), encoding="utf-8")
-    assert run_to_json(read_run(path)) == run_to_json(spoilt)
-    assert str(read_run(path).graft) == str(graft)
-    assert run_to_json(report) == (folder / "run.json").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        ("", "Expecting value"),
-        ("[]", "its schema is not snap-check/1"),
-        ('{"schema": "snap-check/1"}', "'environment'"),
-        ('{"schema": "snap-check/1", "environment": {"candidate": 3}}', "Expected"),
-    ],
-)
-def test_what_is_no_run_is_refused(snap: Snap, tmp_path: Path, content: str, problem: str) -> None:
-    """In two lines, that say what it lacks and how to get one."""
-    (tmp_path / "run.json").write_text(content, encoding="utf-8")
-    run = snap("report", tmp_path / "run.json")
-    first, second = error_lines(run)
-    assert run.code == 3
-    assert "is no run of snap check" in first
-    assert problem in first
-    assert "snap check --json" in second
 
 
 def test_goldens_that_the_run_does_not_know_are_refused(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import snapshot_tool as snap
@@ -79,6 +80,20 @@ def test_one_declaration_makes_click_pytest_and_python_options() -> None:
         assert plugin_flag(option) in (option.flag, f"--snap-{option.flag[2:]}")
     left_out = {name for name, option in options_of(CheckRequest).items() if option not in OPTIONS}
     assert left_out == {"localise", "explore", "seed", "replay", "graft", "require"}
+
+
+@pytest.mark.parametrize(
+    ("command", "request_type"),
+    [(check_command, CheckRequest), (record_command, RecordRequest)],
+    ids=["check", "record"],
+)
+def test_a_command_without_options_has_the_defaults_of_python(
+    command: click.Command, request_type: type
+) -> None:
+    """Text that is not given is "" and never None, for example."""
+    given = command.make_context("snap", []).params
+    options = {name: given[name] for name in options_of(request_type)}
+    assert request_type(**options) == request_type()
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, Verdict, Worst
-from snapshot_tool.reports.run_json import run_to_json
-from snapshot_tool.reports.run_reader import read_run
+from snapshot_tool.cli.main import cli
+from snapshot_tool.reports.json import read_run, run_to_json
 from tests.conftest import CHECKOUT, Snap
 
 
@@ -32,19 +33,17 @@ def renamed(report: CheckReport, name: str, *, excess: float = 0) -> list[Result
 
 def spoil(result: Result, excess: float) -> Result:
     """Return a failure whose worst element is so many tolerances off."""
-    comparison, tolerance = result.comparison, result.tolerance
-    assert comparison is not None
-    assert tolerance is not None
-    worst = Worst((0,), 0.0, tolerance.atol * excess)
-    comparison = replace(comparison, worst=worst, mismatched=1)
-    return replace(result, verdict=Verdict.FAIL, reason="1 differs", comparison=comparison)
+    assert result.atol is not None
+    worst = Worst((0,), 0.0, result.atol * excess)
+    return replace(result, verdict=Verdict.FAIL, reason="1 differs", worst=worst, mismatched=1)
 
 
-def shown(snap: Snap, report: CheckReport, folder: Path, *, columns: int) -> list[str]:
+def shown(report: CheckReport, folder: Path, *, columns: int) -> list[str]:
     """Return the lines that `snap report` prints of it in a window of this width."""
     path = folder / "run.json"
     path.write_text(run_to_json(report), encoding="utf-8")
-    return snap("report", path, COLUMNS=str(columns)).out.splitlines()
+    printed = CliRunner().invoke(cli, ["report", str(path)], env={"COLUMNS": str(columns)})
+    return printed.output.splitlines()
 
 
 def table(lines: list[str]) -> list[str]:
@@ -56,12 +55,12 @@ def table(lines: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_long_names_give_way_and_figures_stay(
-    snap: Snap, report: CheckReport, tmp_path: Path, columns: int
+    report: CheckReport, tmp_path: Path, columns: int
 ) -> None:
     """No row is wider than the window, every row begins with its name, and 80 show all figures."""
     names = [f"{name}-{'very-' * 10}long" for name in ("first", "second")]
     results = tuple(result for name in names for result in renamed(report, name))
-    rows = table(shown(snap, replace(report, results=results), tmp_path, columns=columns))
+    rows = table(shown(replace(report, results=results), tmp_path, columns=columns))
     assert [row[:5] for row in rows] == ["first", "secon"]
     assert max(map(len, rows)) <= columns
     if columns >= 80:
@@ -69,7 +68,7 @@ def test_long_names_give_way_and_figures_stay(
         assert [len(figures.findall(row)) for row in rows] == [2, 2]
 
 
-def test_the_worst_cases_come_first(snap: Snap, report: CheckReport, tmp_path: Path) -> None:
+def test_the_worst_cases_come_first(report: CheckReport, tmp_path: Path) -> None:
     """Failures by how far they are beyond, then the rest in the order of the run."""
     results = (
         *renamed(report, "passes-b"),
@@ -77,7 +76,7 @@ def test_the_worst_cases_come_first(snap: Snap, report: CheckReport, tmp_path: P
         *renamed(report, "passes-a"),
         *renamed(report, "fails-worst", excess=30),
     )
-    lines = shown(snap, replace(report, results=results), tmp_path, columns=80)
+    lines = shown(replace(report, results=results), tmp_path, columns=80)
     assert [row.split()[0] for row in table(lines)] == [
         *("fails-worst", "fails", "passes-b", "passes-a")
     ]
@@ -87,13 +86,13 @@ def test_the_worst_cases_come_first(snap: Snap, report: CheckReport, tmp_path: P
 
 
 def test_of_many_cases_the_worst_are_shown_and_the_rest_counted(
-    snap: Snap, report: CheckReport, tmp_path: Path
+    report: CheckReport, tmp_path: Path
 ) -> None:
     """Five hundred cases do not scroll the verdict away, and none is passed over in silence."""
     names = [f"variant-{number:03}" for number in range(500)]
     results = [result for name in names for result in renamed(report, name)]
     results += renamed(report, "fails", excess=3)
-    lines = shown(snap, replace(report, results=tuple(results)), tmp_path, columns=80)
+    lines = shown(replace(report, results=tuple(results)), tmp_path, columns=80)
     assert len(lines) < 80
     assert table(lines)[0].startswith("fails ")
     assert table(lines)[-1] == "… and 461 more cases: all passed"

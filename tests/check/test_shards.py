@@ -14,7 +14,7 @@ from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.report import CheckReport, Share, parse_share
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.check.shards import merge_reports
-from snapshot_tool.reports.run_reader import read_run
+from snapshot_tool.reports.json import read_run
 from tests.conftest import CHECKOUT, Snap, error_lines
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import plant

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.errors import SnapError, UsageError
-from snapshot_tool.base.localisation import ERROR_LIMIT, Metric, TraceComparison
+from snapshot_tool.base.localisation import ERROR_LIMIT, TraceComparison
 from snapshot_tool.base.protocol import SilentProgress
 from snapshot_tool.goldens.find import GoldenChoice
 from snapshot_tool.traces.compare import CompareTracesRequest, compare_trace_files
@@ -235,12 +235,12 @@ def test_metrics_are_what_they_say(trace: Path, tmp_path: Path) -> None:
         tensors[header["calls"][5]["outputs"][0]["key"]].view(-1)[7] += 2
 
     (row,) = compare(trace, spoilt(trace, tmp_path / "o", change)).differing
-    assert row.figures is not None
+    assert row.cosine is not None
     numel = torch.Size(row.shape).numel()
-    assert row.figures[Metric.MAX_ABS] == pytest.approx(2, rel=1e-5)
-    assert row.figures[Metric.SUM_ABS] == pytest.approx(2, rel=1e-5)
-    assert row.figures[Metric.MEAN_ABS] == pytest.approx(2 / numel, rel=1e-5)
-    assert row.figures[Metric.COSINE] < 1
+    assert row.max_abs == pytest.approx(2, rel=1e-5)
+    assert row.sum_abs == pytest.approx(2, rel=1e-5)
+    assert row.mean_abs == pytest.approx(2 / numel, rel=1e-5)
+    assert row.cosine < 1
     whole = load_file(trace)[header_of(trace)["calls"][5]["outputs"][0]["key"]]
     rms = float(whole.square().mean().sqrt())
     assert row.relative_error == pytest.approx(2 / numel**0.5 / rms, rel=1e-4)

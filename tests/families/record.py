@@ -40,7 +40,7 @@ def record_checkpoint(checkpoint: Path, goldens: Path, *, variants: int) -> floa
     """Record one checkpoint; return the seconds that it took."""
     began = time.perf_counter()
     request = RecordRequest(str(checkpoint), goldens, variants=variants, fresh=True)
-    record(request, SilentProgress(), lambda _drift: "")
+    record(request, SilentProgress(), lambda _diff: "")
     return time.perf_counter() - began
 
 

@@ -28,7 +28,7 @@ from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
 from snapshot_tool.goldens.find import find_goldens
 from snapshot_tool.goldens.manifest import Manifest, load_manifest
-from snapshot_tool.reports.run_json import run_to_json
+from snapshot_tool.reports.json import run_to_json
 from tests.families.findings import FINDINGS, FINDINGS_AGAIN, REPAIRS
 from tests.families.own_loading import (
     OwnLoading,

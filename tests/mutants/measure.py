@@ -104,14 +104,14 @@ def measure(mutant: Mutant, setup: Setup) -> Outcome:
         oracle = fails_by_oracle(report.results)
         if report.divergence:
             table = report.divergence.phase.value
-            return Outcome(table, oracle, place=report.place, weights=weights)
+            return Outcome(table, oracle, place=report.location, weights=weights)
         if oracle:
             report = check(replace(request, tolerance=Rule.ORACLE), SilentProgress())
-            return Outcome("", oracle, place=report.place, weights=weights)
+            return Outcome("", oracle, place=report.location, weights=weights)
         report = check(replace(request, explore=QUESTIONS, seed=0), SilentProgress())
         assert report.exploration is not None
         derived = tuple(kind.kind for kind in report.exploration.kinds if kind.failure)
-        place = "" if derived else report.place
+        place = "" if derived else report.location
         return Outcome("", "", derived, place, weights)
 
 

@@ -52,7 +52,7 @@ def record_here(
     request = RecordRequest(
         str(checkpoint), goldens, **{"variants": 2, "max_new_tokens": 4, **options}
     )
-    return record(request, notes or Notes(), lambda _drift: "because").manifest
+    return record(request, notes or Notes(), lambda _diff: "because").manifest
 
 
 def open_set(goldens: Path) -> Golden:

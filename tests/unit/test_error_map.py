@@ -24,8 +24,8 @@ def test_a_map_shows_where_the_one_error_is() -> None:
     errors = map_errors(expected, actual, TOLERANCE)
     assert errors is not None
     assert errors.shape == (5, 60)
-    assert errors.cells[3][41] == pytest.approx(50)
-    assert sum(cell > 0 for row in errors.cells for cell in row) == 1
+    assert errors.rows[3][41] == pytest.approx(50)
+    assert sum(cell > 0 for row in errors.rows for cell in row) == 1
     assert sum(errors.counts) == 5 * 60 * 8
     place = next(i for i, bound in enumerate(SIZE_BOUNDS) if bound > 50)
     assert errors.counts[place] == 1
@@ -57,8 +57,8 @@ def test_a_large_map_is_binned_and_keeps_its_greatest_errors() -> None:
     errors = map_errors(expected, actual, TOLERANCE)
     assert errors is not None
     assert errors.shape == (40, 1024)
-    assert (len(errors.cells), len(errors.cells[0])) == (32, 64)
-    assert errors.cells[-1][-1] == pytest.approx(7)
+    assert (len(errors.rows), len(errors.rows[0])) == (32, 64)
+    assert errors.rows[-1][-1] == pytest.approx(7)
 
 
 def test_nan_is_beyond_every_bound() -> None:
@@ -67,7 +67,7 @@ def test_nan_is_beyond_every_bound() -> None:
     actual = torch.tensor([math.inf, math.nan, 0.0])
     errors = map_errors(expected, actual, TOLERANCE)
     assert errors is not None
-    assert errors.cells == ((0.0, math.inf, 0.0),)
+    assert errors.rows == [[0.0, math.inf, 0.0]]
     assert (errors.counts[0], errors.counts[-1]) == (2, 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from snapshot_tool.base.results import DivergenceKind, TokenChoice, TokenDivergence
+from snapshot_tool.base.results import DivergenceKind, TokenDivergence
 
 
 def diverge(
@@ -17,8 +17,10 @@ def diverge(
     """Return a divergence at step 4, from token 7."""
     return TokenDivergence(
         4,
-        TokenChoice(7, " cat"),
-        TokenChoice(actual, None),
+        7,
+        " cat",
+        actual,
+        None,
         margin=margin,
         margin_above=None if margin is not None else 3.5,
         rounding=rounding,

@@ -59,7 +59,7 @@ def test_every_kind_has_a_text_form_a_phase_and_a_method() -> None:
     ],
 )
 def test_an_invalid_question_is_a_usage_error_with_an_example(text: str) -> None:
-    """One line says what is wrong, the next how to write it."""
+    """One line is about the problem, the next is an example."""
     with pytest.raises(UsageError, match="is not a valid question") as error:
         parse_question(text)
     assert error.value.remedy

@@ -18,7 +18,7 @@ from tests.unit.factory import write_golden, write_manifest
 
 
 @pytest.fixture
-def drift(tmp_path: Path) -> SetDiff:
+def diff(tmp_path: Path) -> SetDiff:
     """Return what a second golden version of a set changes."""
     one = write_golden(tmp_path / "one")
     other = Path(shutil.copytree(tmp_path / "one", tmp_path / "other")) / one.relative_to(
@@ -28,12 +28,12 @@ def drift(tmp_path: Path) -> SetDiff:
     return diff_folders(one, other)
 
 
-def review(drift: SetDiff, *, typed: str, reason: str = "", yes: bool = False) -> Result:
+def review(diff: SetDiff, *, typed: str, reason: str = "", yes: bool = False) -> Result:
     """Review with these keys typed; the reason is printed at the end."""
 
     @click.command()
     def command() -> None:
-        click.echo("reason is " + record.make_review(reason, written_unasked=yes)(drift))
+        click.echo("reason is " + record.make_review(reason, written_unasked=yes)(diff))
 
     return CliRunner().invoke(command, input=typed)
 
@@ -49,10 +49,10 @@ def _person(monkeypatch: pytest.MonkeyPatch) -> None:
     [("y\n", "why", "why"), ("y\nbecause\n", "", "because"), ("yes\n\nso\n", "", "so")],
 )
 def test_a_yes_writes_with_the_reason_given_or_typed(
-    drift: SetDiff, typed: str, reason: str, kept: str
+    diff: SetDiff, typed: str, reason: str, kept: str
 ) -> None:
     """What moved stands above the question; no version is without a reason."""
-    result = review(drift, typed=typed, reason=reason)
+    result = review(diff, typed=typed, reason=reason)
     assert result.exit_code == 0
     assert result.output.index("the same: every tensor") < result.output.index("[y/N]")
     assert "write local/tiny at 0123456789ab (cpu-float32), golden version 2?" in result.output
@@ -61,16 +61,16 @@ def test_a_yes_writes_with_the_reason_given_or_typed(
 
 @pytest.mark.usefixtures("_person")
 @pytest.mark.parametrize("typed", ["n\n", "\n"])
-def test_anything_but_a_yes_declines(drift: SetDiff, typed: str) -> None:
+def test_anything_but_a_yes_declines(diff: SetDiff, typed: str) -> None:
     """Enter alone is a no."""
-    result = review(drift, typed=typed, reason="why")
+    result = review(diff, typed=typed, reason="why")
     assert isinstance(result.exception, UpdateDeclined)
     assert "golden version 1 stays as it is" in result.exception.problem
 
 
-def test_nobody_to_ask_declines_unless_yes_was_said(drift: SetDiff) -> None:
+def test_nobody_to_ask_declines_unless_yes_was_said(diff: SetDiff) -> None:
     """Not even a y on a pipe is an answer: --yes is."""
-    declined = review(drift, typed="y\n", reason="why")
+    declined = review(diff, typed="y\n", reason="why")
     assert isinstance(declined.exception, UpdateDeclined)
     assert "[y/N]" not in declined.output
-    assert review(drift, typed="", reason="why", yes=True).output.endswith("reason is why\n")
+    assert review(diff, typed="", reason="why", yes=True).output.endswith("reason is why\n")
