@@ -104,12 +104,10 @@ port: setup fms-checkout
 	$(CHECK)/bin/python -m tests.port.run --fms-repo $(FMS_REPO) $(if $(SUITE),--suite $(SUITE)) \
 		$(if $(SMOLVLM),--smolvlm $(SMOLVLM))
 
-# atheris has no build for every Python, so it is only installed here.
 torture: setup fms-checkout
-	$(CHECK)/bin/python -m pip install --quiet --no-deps atheris==3.0.0
 	rm -rf build/torture
-	$(CHECK)/bin/python -m tests.torture.run hostile atheris sharing sharing-refused concurrency load
-	$(RECORD)/bin/python -m tests.torture.run recording recording-refused processes recorders
+	$(CHECK)/bin/python -m tests.torture.run hostile sharing concurrency
+	$(RECORD)/bin/python -m tests.torture.run recording
 	$(CHECK)/bin/python -m tests.torture.run report
 
 $(LOWEST)/.ready: pyproject.toml .ci/check.txt .ci/lowest.txt Makefile

@@ -1,7 +1,6 @@
-"""Real processes at one golden set at once: a recorder that keeps replacing it, and its readers.
+"""A recorder that keeps replacing a golden set, and processes that read it meanwhile.
 
-python -m tests.torture.concurrency write ROOT ROUNDS WAY    replace the set again and again
-python -m tests.torture.concurrency read ROOT                read it until ROOT/done is there
+python -m tests.torture.concurrency ROOT    read the set until ROOT/done is there
 """
 
 from __future__ import annotations
@@ -21,17 +20,15 @@ import msgspec
 import torch
 
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.goldens import transaction
 from snapshot_tool.goldens.find import Selection, select_golden
 from snapshot_tool.goldens.layout import INPUTS, SetLocation
 from snapshot_tool.goldens.manifest import load_manifest
 from snapshot_tool.goldens.tensors import describe_file
 from snapshot_tool.goldens.transaction import commit, recording_lock
-from tests.conftest import CHECKOUT, ROOT
+from snapshot_tool.goldens.verify import set_file
+from tests.conftest import ROOT
 from tests.unit.factory import CHECKPOINT, REVISION, flip_bit, write_golden, write_manifest
 
-DONE = "done"
-_TOLD_TO_WAIT = "is replaced again and again"
 _PAUSE = 0.02  # seconds between replacements: about as long as one read takes
 _PATIENCE = 100
 
@@ -41,74 +38,50 @@ class Meeting:
     """What came of it: replacements, whole reads of each version, and what must not be."""
 
     replaced: int = 0
-    reads: int = 0
     versions: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
 
-def meet(root: Path, *, readers: int, rounds: int, way: str = "exchange") -> Meeting:
-    """Let readers read while a recorder replaces the set; `way`: "exchange" or "renames"."""
+def meet(root: Path, *, readers: int, rounds: int) -> Meeting:
+    """Let readers read while a recorder replaces the set."""
     write_golden(root / "goldens")
     _write_other(root)
-    module = [sys.executable, "-m", "tests.torture.concurrency"]
+    command = [sys.executable, "-m", "tests.torture.concurrency", str(root)]
     processes = [
-        subprocess.Popen([*module, "read", str(root)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         for _ in range(readers)
     ]
     while len(list(root.glob("ready-*"))) < readers:
         if any(process.poll() is not None for process in processes):
             raise RuntimeError("a reader ended before it read anything")
         time.sleep(0.05)
-    writer = subprocess.run(
-        [*module, "write", str(root), str(rounds), way],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    (root / DONE).touch()
-    meeting = Meeting(replaced=rounds if writer.returncode == 0 else 0)
-    if writer.returncode != 0:
-        meeting.failures.append(f"the recorder: {writer.stderr[-600:]}")
+    meeting = Meeting(replaced=_replace(root, rounds))
+    (root / "done").touch()
     for process in processes:
-        answer, _ = process.communicate(timeout=300)
-        found = json.loads(answer)
-        meeting.reads += sum(found["versions"].values())
+        found = json.loads(process.communicate(timeout=300)[0])
         meeting.versions += Counter(found["versions"])
         meeting.failures += found["failures"]
     return meeting
 
 
-def check_at_once(count: int) -> list[int]:
-    """Run that many real checks of one case at the same time; return their exit codes."""
-    command = [sys.executable, "-m", "snapshot_tool", "check", "--fms-path", str(CHECKOUT)]
-    processes = [
-        subprocess.Popen(
-            [*command, "--case", "variant-02"],
-            cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(count)
-    ]  # fmt: skip
-    return [process.wait(timeout=900) for process in processes]
-
-
 def _write_other(root: Path) -> None:
-    """Make the set's second version: in every file, one bit is another one."""
+    """Make the set's second version: in every file, one bit differs."""
     folder = write_golden(root / "other")
     manifest = load_manifest(folder)
     files = {}
     for name in manifest.files:
-        path = folder.parent / name if name == INPUTS else folder / name
+        path = set_file(folder, name)
         if name != INPUTS:
             flip_bit(path, byte=-4)
         files[name] = describe_file(path)
     write_manifest(folder, msgspec.structs.replace(manifest, golden_version=2, files=files))
 
 
-def write(root: Path, rounds: int, way: str) -> None:
-    """Put one version and the other in place, as a recording does.
+def _replace(root: Path, rounds: int) -> int:
+    """Put one version and the other in place, as a recording does; return how often.
 
-    So many times, and on until readers have seen both: on a busy machine they may sleep meanwhile.
+    On a busy machine readers may sleep meanwhile: it goes on until they have seen both.
     """
-    if way == "renames":
-        setattr(transaction, "_exchange", lambda _one, _other: False)  # noqa: B010 - mypy knows its type
     location = SetLocation(root / "goldens", CHECKPOINT, REVISION, "cpu", "float32")
     versions = [root / "first", root / "second"]
     shutil.copytree(location.revision_folder, versions[0])
@@ -116,12 +89,13 @@ def write(root: Path, rounds: int, way: str) -> None:
     shutil.copytree(second, versions[1])
     for turn in range(rounds * _PATIENCE):
         if turn >= rounds and len(list(root.glob("seen-*"))) == len(versions):
-            break
+            return turn
         staged = location.work_folder / "cpu-float32" / "tree"
         with recording_lock(location):
             shutil.copytree(versions[(turn + 1) % 2], staged)
             commit(staged, location)
         time.sleep(_PAUSE)
+    return rounds * _PATIENCE
 
 
 def read(root: Path) -> None:
@@ -129,7 +103,7 @@ def read(root: Path) -> None:
     torch.set_num_threads(1)
     versions: Counter[int] = Counter()
     failures: list[str] = []
-    while not (root / DONE).exists() or not versions:
+    while not (root / "done").exists() or not versions:
         try:
             version = _read_once(root / "goldens")
             versions[version] += 1
@@ -137,8 +111,6 @@ def read(root: Path) -> None:
             # The first time imports what reading needs, which takes longer than many replacements.
             (root / f"ready-{os.getpid()}").touch()
         except SnapError as error:
-            if _TOLD_TO_WAIT in str(error):
-                continue
             failures.append(str(error))
             if len(failures) > 5:
                 break
@@ -148,9 +120,8 @@ def read(root: Path) -> None:
 def _read_once(goldens: Path) -> int:
     golden = select_golden(goldens, Selection())
     for name, entry in golden.manifest.files.items():
-        part = name.removesuffix(".safetensors")
-        for key, tensor in entry.tensors.items() if part != "taps" else ():
-            found = golden.read(part, key).contiguous()
+        for key, tensor in entry.tensors.items():
+            found = golden.read_file(name, key).contiguous()
             data = found.reshape(-1).view(torch.uint8) if found.dim() else found
             if hashlib.sha256(data.numpy().tobytes()).hexdigest() != tensor.sha256:
                 raise SnapError(f"version {golden.manifest.golden_version} has another's {key}")
@@ -158,7 +129,4 @@ def _read_once(goldens: Path) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "write":
-        write(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
-    else:
-        read(Path(sys.argv[2]))
+    read(Path(sys.argv[1]))

@@ -1,19 +1,28 @@
-"""Golden sets whose configuration a stranger wrote, met by FMS itself, which builds what it says.
+"""The sets that mutations begin from, a candidate for them, and a stranger's configurations.
 
-The set begins as the committed one of a tiny Llama, which the installed FMS has.
+A configuration is that of the committed set of a tiny Llama, which the installed FMS builds.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import torch
+
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
 from tests.conftest import ROOT
 from tests.torture.mutations import NUMBERS, STRINGS, HostileSet, place_in
+from tests.unit.factory import REVISION, make_manifest, write_files, write_manifest
 
+CHECKPOINT_TEXT = b'{"model_type": "idefics3"}'
+GOLDENS = "goldens"
 _FAMILIES = ROOT / "tests" / "families"
 _SIZES = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "head_dim",
@@ -22,6 +31,24 @@ _SIZES = (
 _OTHERS = ("rms_norm_eps", "rope_theta", "hidden_act", "tie_word_embeddings", "attention_bias")
 _HUGE = (1, 2, 10**3, 10**4, 10**5, 10**6, 10**7, 10**9, 10**12, 2**31, 2**40, 2**62)
 _SCALINGS = ("ntk", "llama3", "yarn", "regular", "default", "x")
+
+
+def write_base(root: Path) -> Path:
+    """Write goldens/ and checkpoint/ below `root` and return the set's folder."""
+    (root / "checkpoint").mkdir(parents=True)
+    (root / "checkpoint" / "config.json").write_bytes(CHECKPOINT_TEXT)
+    folder = root / GOLDENS / "local--tiny" / REVISION[:12] / "cpu-float32"
+    folder.mkdir(parents=True)
+    manifest = make_manifest(write_files(folder))
+    entry = msgspec.structs.replace(
+        manifest.checkpoint,
+        family="idefics3",
+        location="checkpoint",
+        files={"config.json": hashlib.sha256(CHECKPOINT_TEXT).hexdigest()},
+        config={"model_type": "idefics3", "text_config": {"vocab_size": 12}},
+    )
+    write_manifest(folder, msgspec.structs.replace(manifest, checkpoint=entry))
+    return folder
 
 
 def write_llama(root: Path) -> Path:
@@ -61,3 +88,30 @@ def _scaling(chance: random.Random) -> dict[str, Any]:
         "rope_type": chance.choice(_SCALINGS),
         **{name: chance.choice((*_HUGE, *NUMBERS)) for name in fields if chance.random() < 0.8},
     }
+
+
+class Zeros:
+    """A candidate that answers with zeros: golden sets are read whole, and nothing is loaded."""
+
+    def __init__(self, request: CandidateRequest) -> None:
+        self.vocabulary = 12
+
+    def preprocess(self, images: Sequence[Any]) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.zeros(len(images), 3, 4, 4)}
+
+    def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(pixel_values), 4, 8)
+
+    def connector(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(features), 1, 8)
+
+    def forward(self, inputs: CaseInputs) -> torch.Tensor:
+        return torch.zeros(1, inputs.input_ids.shape[1], self.vocabulary)
+
+    def generate(
+        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> torch.Tensor:
+        return torch.zeros(min(max_new_tokens, 3), dtype=torch.int64)
+
+    def observe_forward(self, inputs: CaseInputs, observe: Any) -> dict[str, str]:
+        return {}

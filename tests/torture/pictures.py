@@ -1,8 +1,9 @@
-"""PNGs as a stranger might put them into a golden set: valid checksums over bad contents."""
+"""Spoilt PNGs with valid checksums, and golden sets that are small to send and large to read."""
 
 from __future__ import annotations
 
 import io
+import json
 import random
 import struct
 import zlib
@@ -23,21 +24,16 @@ _CHUNKS = (
 )  # fmt: skip
 
 
-def mutate_picture(hostile: HostileSet) -> None:
+def mutate_picture(folder: Path, seed: int) -> str:
     """Put a spoilt PNG in the place of a case's pixel values, and make the manifest agree."""
-    chance = hostile.chance
-    path = hostile.path("inputs")
-    tensors = load(path.read_bytes())
+    chance = random.Random(seed)
+    hostile = HostileSet(folder, chance)
+    tensors = load(hostile.path("inputs").read_bytes())
     key = chance.choice(sorted(key for key in tensors if key.endswith("/pixel_values")))
-    pixels = tensors.pop(key)
+    pixels = tensors[key]
     picture = _spoilt(_png(pixels.shape[0] * pixels.shape[-2], pixels.shape[-1], chance), chance)
     put_picture(hostile, key, picture, shape=list(pixels.shape))
-
-
-def mutate_picture_by_seed(folder: Path, seed: int) -> str:
-    """Spoil the picture of a set in a folder."""
-    mutate_picture(HostileSet(folder, random.Random(seed)))
-    return mutate_picture.__name__
+    return "mutate_picture"
 
 
 def put_picture(hostile: HostileSet, key: str, picture: bytes, *, shape: list[int]) -> None:
@@ -113,3 +109,74 @@ def _compressed(zeros: int) -> bytes:
     data = [compressor.compress(block) for _ in range(zeros // len(block))]
     data.append(compressor.compress(bytes(zeros % len(block))))
     return b"".join([*data, compressor.flush()])
+
+
+def _manifest_of(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        path = folder / "manifest.json"
+        path.unlink()
+        path.write_text(text, encoding="utf-8")
+
+    return write
+
+
+def _config_of(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        path = folder / "manifest.json"
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree["checkpoint"]["config"] = "HERE"
+        path.unlink()
+        path.write_text(json.dumps(tree).replace('"HERE"', text), encoding="utf-8")
+
+    return write
+
+
+def _header_of(text: str, *, claimed: int | None = None) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        path = folder / "vision.safetensors"
+        path.unlink()
+        data = struct.pack("<Q", len(text) if claimed is None else claimed) + text.encode()
+        path.write_bytes(data)
+        manifest = folder / "manifest.json"
+        tree = json.loads(manifest.read_text(encoding="utf-8"))
+        tree["files"]["vision.safetensors"]["size"] = len(data)
+        manifest.unlink()
+        manifest.write_text(json.dumps(tree), encoding="utf-8")
+
+    return write
+
+
+def _sparse(name: str, size: int) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        path = folder / name
+        path.unlink()
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", size - 8))
+            file.truncate(size)
+
+    return write
+
+
+_WIDE = 4_000  # pixels
+_ENTRY = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+BOMBS: dict[str, Callable[[Path], None]] = {
+    "manifest of 60 million empty lists": _manifest_of("[" + "[]," * 60_000_000 + "[]]"),
+    "manifest of a terabyte": _sparse("manifest.json", 2**40),
+    "configuration of 30 million zeros": _config_of('{"a": [' + "0," * 30_000_000 + "0]}"),
+    "configuration nested a million deep": _config_of('{"a":' * 10**6 + "1" + "}" * 10**6),
+    "configuration of a 100 MB number": _config_of('{"a": ' + "1" * 10**8 + "}"),
+    "header of a terabyte": _sparse("vision.safetensors", 2**40),
+    "header that claims a terabyte": _header_of("{}", claimed=2**40),
+    "header of 30 million values": _header_of('{"a":[' + "0," * 30_000_000 + "0]}"),
+    "header of 400,000 tensors": _header_of(
+        "{" + ",".join(f'"two-images/{i}":{_ENTRY}' for i in range(400_000)) + "}"
+    ),
+    "header of one 90 MB name": _header_of('{"' + "a" * 90_000_000 + f'":{_ENTRY}}}'),
+    "PNG of 16 million pixels": picture_bomb(_WIDE, _WIDE, zeros=(1 + 3 * _WIDE) * _WIDE),
+    "PNG that claims 2**62 pixels": picture_bomb(2**31 - 1, 2**31 - 1, zeros=0),
+    "PNG of 4 by 4 pixels and a gigabyte": picture_bomb(4, 4, zeros=2**30),
+    "shape of 2**62 by 2**62": _header_of(
+        '{"two-images/last_hidden_state":{"dtype":"F32","shape":[' + f"{2**62},{2**62}"
+        '],"data_offsets":[0,0]}}'
+    ),
+}

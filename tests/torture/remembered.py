@@ -50,19 +50,17 @@ class Remembered:
         self, method: Callable[..., Any], arguments: Any, options: Any, *, observe: Any
     ) -> tuple[Any, list[Seen]]:
         seen: list[Seen] = []
+
+        def remember(*what: Any) -> None:
+            seen.append(tuple(w.clone() if isinstance(w, torch.Tensor) else w for w in what))
+            observe(*what)
+
         if observe is not None:
-
-            def remember(*what: Any) -> None:
-                seen.append(tuple(w.clone() if isinstance(w, torch.Tensor) else w for w in what))
-                observe(*what)
-
             options = {**options, "observe": remember}
         try:
-            answer = method(*arguments, **options)
+            return method(*arguments, **options), seen
         except Exception as error:
-            answer = error
-        # An answer that can answer in turn, such as the same model in another dtype.
-        return (Remembered(answer) if hasattr(answer, "forward") else answer), seen
+            return error, seen
 
 
 def _fingerprint(value: Any) -> str:

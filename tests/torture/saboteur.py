@@ -3,8 +3,6 @@
 Every write, sync, rename, link and removal below a folder is counted, in the process itself, by
 putting a counter before the system's functions. Nothing sleeps and nothing depends on time, so a
 point that was survived is survived every time.
-
-    python -m tests.torture.saboteur FOLDER N KIND COMMAND …    runs `snap COMMAND …` and fails it
 """
 
 from __future__ import annotations
@@ -14,13 +12,10 @@ import errno
 import io
 import os
 import signal
-import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
-
-from snapshot_tool.goldens import transaction
 
 
 class Kind(StrEnum):
@@ -56,8 +51,6 @@ class Saboteur:
         for name in ("fsync", "rename", "replace", "link", "mkdir", "unlink", "remove", "rmdir"):
             setattr(os, name, self._counted(name, getattr(os, name)))
         os.sendfile = self._counted("sendfile", os.sendfile)
-        exchange = transaction._exchange
-        transaction._exchange = self._counted("exchange", exchange)
         for module in (io, builtins):
             module.open = self._opener(module.open)  # type: ignore[attr-defined]
 
@@ -130,10 +123,3 @@ class _Sink:
 
     def __exit__(self, *error: object) -> Any:
         return self._file.__exit__(*error)
-
-
-if __name__ == "__main__":
-    from snapshot_tool.cli import main
-
-    Saboteur(Path(sys.argv[1]), at=int(sys.argv[2]), kind=Kind(sys.argv[3])).arm()
-    main(sys.argv[4:])
