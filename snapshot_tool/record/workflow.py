@@ -34,6 +34,7 @@ from snapshot_tool.base.protocol import (
     ReferenceInfo,
     SilentProgress,
 )
+from snapshot_tool.base.tolerance import HALF_DTYPES
 from snapshot_tool.diagnose.diff import Review
 from snapshot_tool.goldens.find import read_revision
 from snapshot_tool.goldens.golden import Golden, open_golden
@@ -87,6 +88,11 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
         staging = _open_staging(request, location)
         earlier = Earlier(replaced, _open_siblings(location))
         settings = _choose_settings(request, checkpoint.revision, prompts, earlier)
+        if request.dtype in HALF_DTYPES and not settings.oracle:
+            progress.note(
+                f"a check of {request.dtype} needs an oracle, and this set has none: record a full "
+                "set with --oracle, or check with --atol and --rtol"
+            )
         recording: Recording = processes.share(
             Recording(
                 staging=staging,

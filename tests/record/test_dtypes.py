@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import CHECKOUT, CHECKPOINT, Snap
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import plant
-from tests.record.checkpoints import LLAMA, record_here
+from tests.record.checkpoints import LLAMA, Notes, record_here
 
 pytestmark = pytest.mark.record
 
@@ -112,6 +112,17 @@ def test_an_oracle_that_is_too_coarse_for_float32_is_refused(
     given = ("--goldens", goldens, "--checkpoint", LLAMA, "--fms-path", CHECKOUT)
     assert snap("check", *given, "--dtype", "float32").code == 3
     assert snap("check", *given).code == 0
+
+
+@pytest.mark.parametrize(("oracle", "notes"), [(False, 1), (True, 0)])
+def test_a_half_precision_set_without_an_oracle_is_noted(
+    tmp_path: Path, oracle: bool, notes: int
+) -> None:
+    """A check could not judge it."""
+    progress = Notes()
+    options = {"dtype": "bfloat16", "variants": 0, "max_new_tokens": 1, "oracle": oracle}
+    record_here(LLAMA, tmp_path / "goldens", notes=progress, **options)
+    assert len([line for line in progress.lines if "oracle" in line]) == notes
 
 
 def spoil_deltas(goldens: Path) -> None:
