@@ -116,7 +116,7 @@ def test_an_oracle_that_is_too_coarse_for_float32_is_refused(
 
 @pytest.mark.parametrize(("oracle", "notes"), [(False, 1), (True, 0)])
 def test_a_half_precision_set_without_an_oracle_is_noted(
-    tmp_path: Path, oracle: bool, notes: int
+    tmp_path: Path, *, oracle: bool, notes: int
 ) -> None:
     """A check could not judge it."""
     progress = Notes()
