@@ -26,6 +26,7 @@ from snapshot_tool.base.protocol import (
 if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
 
 
 # How long one rank waits for another inside a collective of the model.
@@ -51,7 +52,7 @@ class Ranks:
     rank: int
     size: int
     backend: str
-    store: dist.Store
+    store: PrefixStore
     control: dist.ProcessGroup
     _calls: int = field(default=0)
 
@@ -151,6 +152,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     """Meet the other ranks, each with its own GPU if `device` is "cuda"."""
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     if device == "cuda":
@@ -160,13 +162,13 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     store, rank, size = next(rendezvous("env://"))
     dist.init_process_group(
         backend,
-        store=dist.PrefixStore("model", store),
+        store=PrefixStore("model", store),
         rank=rank,
         world_size=size,
         timeout=_MODEL_PATIENCE,
     )
     control = dist.new_group(backend="gloo", timeout=_LEADER_PATIENCE)
-    _JOINED.append(Ranks(rank, size, backend, dist.PrefixStore("snap", store), control))
+    _JOINED.append(Ranks(rank, size, backend, PrefixStore("snap", store), control))
     try:
         yield _JOINED[-1]
     finally:

@@ -68,10 +68,12 @@ class OutputCache:
 
     def _tiles(self, call: inspect.BoundArguments) -> torch.Tensor | None:
         """Return the tiles if they can be encoded in parts: the first and only tensor."""
-        tensors = [value for value in _flat(call.arguments) if isinstance(value, torch.Tensor)]
-        if self._tiles_apart and len(tensors) == 1 and tensors[0] is call.args[0]:
-            return tensors[0]
-        return None
+        values = _flat(call.arguments)
+        tensors: list[torch.Tensor] = [v for v in values if isinstance(v, torch.Tensor)]
+        if not self._tiles_apart or len(tensors) != 1 or tensors[0] is not call.args[0]:
+            return None
+        (tiles,) = tensors
+        return tiles
 
     def _output(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return what the encoder returns; the caller must not change it."""
