@@ -12,6 +12,6 @@ def program() -> None:
 
 def main(arguments: list[str]) -> None:
     """Run `snap` with arguments and end the process with its exit code."""
-    from snapshot_tool.cli.main import run
+    from snapshot_tool.cli.commands import run
 
     run(arguments)

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 import snapshot_tool
 from snapshot_tool.base.errors import GoldenNotFound
 from snapshot_tool.cli import main
-from snapshot_tool.cli.main import cli
+from snapshot_tool.cli.commands import cli
 from tests.conftest import ROOT, Snap
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from torch.overrides import TorchFunctionMode
 
 import snapshot_tool
-from snapshot_tool.cli.main import cli
+from snapshot_tool.cli.commands import cli
 from tests.conftest import CHECKOUT, GOLDENS
 
 MOST = 8

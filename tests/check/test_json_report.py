@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from snapshot_tool.base.errors import SnapError
 from snapshot_tool.base.report import CheckReport, Graft, WeightDifference, WeightReport
 from snapshot_tool.base.results import Judgement, Verdict, Worst
-from snapshot_tool.cli.main import cli
+from snapshot_tool.cli.commands import cli
 from snapshot_tool.reports.json import read_run, run_to_json
 from tests.conftest import CHECKOUT, ROOT, Snap
 from tests.schema import PATH, schema_text
@@ -180,7 +180,7 @@ def test_a_damaged_field_is_refused_by_its_path(written: Path, tmp_path: Path) -
 def test_reading_and_drawing_a_report_imports_no_torch(written: Path, tmp_path: Path) -> None:
     """A report is looked at in seconds, and where torch is not installed."""
     code = (
-        "import sys; from click.testing import CliRunner; from snapshot_tool.cli.main import cli; "
+        "import sys; from click.testing import CliRunner; from snapshot_tool.cli.commands import cli; "
         "CliRunner().invoke(cli, sys.argv[1:]); sys.exit('torch' in sys.modules)"
     )
     page = tmp_path / "run.html"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshot_tool.cli.main import run
+from snapshot_tool.cli.commands import run
 from snapshot_tool.goldens.layout import SetLocation
 from snapshot_tool.goldens.manifest import load_manifest
 from snapshot_tool.goldens.transaction import recording_lock

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, Verdict, Worst
-from snapshot_tool.cli.main import cli
+from snapshot_tool.cli.commands import cli
 from snapshot_tool.reports.json import read_run, run_to_json
 from tests.conftest import CHECKOUT, Snap
 

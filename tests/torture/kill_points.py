@@ -209,7 +209,7 @@ def run_forked(
 
 def run_here(command: Sequence[str]) -> int:
     """Run the command line in this process; return its exit code."""
-    from snapshot_tool.cli.main import run
+    from snapshot_tool.cli.commands import run
 
     try:
         run(list(command))

@@ -252,7 +252,7 @@ def _arguments(command: str, place: Path, base: Path, folder: Path) -> list[str]
 
 def _run(arguments: list[str], watcher: _Watcher) -> tuple[int | str, str, str]:
     """Run the command line in this process, for a limited time."""
-    from snapshot_tool.cli.main import run
+    from snapshot_tool.cli.commands import run
 
     out, err = io.StringIO(), io.StringIO()
     signal.signal(signal.SIGALRM, _too_long)

@@ -25,7 +25,7 @@ FORBIDDEN_MODULES = {
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen"}
 # What is imported by name, and by whom: the command table, --fms-path, --candidate and --family.
 IMPORTERS = {
-    "cli/group.py": "a table of snap's own commands",
+    "cli/commands.py": "a table of snap's own commands",
     "candidates/__init__.py": "--candidate module:factory",
     "candidates/fms/candidate.py": "a family's own module of FMS",
     "candidates/fms/importing.py": "FMS, installed or of --fms-path",
