@@ -67,19 +67,8 @@ class OutputCache:
         output = self._output(whole)
         return _copied(output) if _is_plain(output) else output
 
-<<<<<<< HEAD
     def _split(self, call: Call) -> list[Call]:
         """Return the call as calls for a few tiles each, or alone if it cannot be split.
-=======
-    def _tiles(self, call: inspect.BoundArguments) -> torch.Tensor | None:
-        """Return the tiles if they can be encoded in parts: the first and only tensor."""
-        values = _flat(call.arguments)
-        tensors: list[torch.Tensor] = [v for v in values if isinstance(v, torch.Tensor)]
-        if not self._tiles_apart or len(tensors) != 1 or tensors[0] is not call.args[0]:
-            return None
-        (tiles,) = tensors
-        return tiles
->>>>>>> h-judge
 
         Tensors besides the tiles, such as a patch mask, are split with them.
         """

@@ -26,7 +26,6 @@ from snapshot_tool.base.protocol import (
 from snapshot_tool.base.recipes import CaseRecipe, ImageRecipe
 from snapshot_tool.candidates import FMS, load_candidate
 from snapshot_tool.families import family_of
-from snapshot_tool.reference import load_reference
 from snapshot_tool.traces.format import TraceHeader
 from snapshot_tool.traces.subject import (
     DEFAULT_NEW_TOKENS,
@@ -49,6 +48,9 @@ def trace_reference(
     progress: Progress,
 ) -> TraceHeader:
     """Run Hugging Face's model with every module watched and write the trace."""
+    # A trace of FMS imports neither this nor transformers.
+    from snapshot_tool.reference import load_reference
+
     require_device(options.device)
     checkpoint = _checkpoint(given)
     with progress.stage("loading the reference", 1) as steps:

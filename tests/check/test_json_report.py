@@ -180,7 +180,8 @@ def test_a_damaged_field_is_refused_by_its_path(written: Path, tmp_path: Path) -
 def test_reading_and_drawing_a_report_imports_no_torch(written: Path, tmp_path: Path) -> None:
     """A report is looked at in seconds, and where torch is not installed."""
     code = (
-        "import sys; from click.testing import CliRunner; from snapshot_tool.cli.commands import cli; "
+        "import sys; from click.testing import CliRunner\n"
+        "from snapshot_tool.cli.commands import cli\n"
         "CliRunner().invoke(cli, sys.argv[1:]); sys.exit('torch' in sys.modules)"
     )
     page = tmp_path / "run.html"
