@@ -120,8 +120,15 @@ def test_a_half_precision_set_without_an_oracle_is_noted(
 ) -> None:
     """A check could not judge it."""
     progress = Notes()
-    options = {"dtype": "bfloat16", "variants": 0, "max_new_tokens": 1, "oracle": oracle}
-    record_here(LLAMA, tmp_path / "goldens", notes=progress, **options)
+    record_here(
+        LLAMA,
+        tmp_path / "goldens",
+        notes=progress,
+        dtype="bfloat16",
+        variants=0,
+        max_new_tokens=1,
+        oracle=oracle,
+    )
     assert len([line for line in progress.lines if "oracle" in line]) == notes
 
 
