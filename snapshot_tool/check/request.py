@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 # The plugin reads these declarations in every pytest session, also in those that check nothing, so
 # torch and msgspec are imported only by the functions that need them.
 
-if TYPE_CHECKING:
-    from snapshot_tool.explore.questions import Question
-
 
 @dataclass(frozen=True, slots=True)
 class CheckRequest:
