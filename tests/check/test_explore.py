@@ -202,7 +202,8 @@ def test_padding_that_is_ignored_is_found_on_a_case_without_padding(
     assert run.code == 1
     (line,) = (line for line in run.out.splitlines() if "--replay padding:" in line)
     command = shlex.split(line.partition("smallest:")[2])
-    assert command[:4] == ["snap", "check", "--fms-path", "checkout"]
+    assert command[:2] == ["snap", "check"]
+    assert command[command.index("--fms-path") + 1] == "checkout"
     assert command[-2:] == ["--replay", "padding:two-images@1+1"]
     again = snap(*command[1:], "--json", "-", cwd=tmp_path)
     assert again.code == 1

@@ -155,7 +155,7 @@ def test_a_phase_that_one_shard_lacks_is_judged_by_the_others(shards: list[Path]
 def test_a_whole_report_is_no_shard(shards: list[Path]) -> None:
     """Merged once, it is not merged again."""
     whole = merge(shards)
-    with pytest.raises(SnapError, match="of no shard, but of a whole check"):
+    with pytest.raises(SnapError, match="of a whole check, not of a shard"):
         merge_reports([("whole.json", whole)])
 
 
