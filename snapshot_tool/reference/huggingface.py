@@ -46,14 +46,13 @@ from snapshot_tool.base.recipes import CaseRecipe
 from snapshot_tool.base.tap import Side
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Capture, Family
+from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
 from snapshot_tool.reference.loading import (
     changed_fields,
-    float64_throughout,
     require_computed,
     require_filled,
     unknown_fields,
     unused_weights,
-    widen_rotary_frequencies,
 )
 from snapshot_tool.reference.messages import Warned, log_to_handlers_alone, raised_as
 from snapshot_tool.reference.preparation import Preparation

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from snapshot_tool.reference.loading import float64_throughout
+from snapshot_tool.reference.float64 import float64_throughout
 from tests.conftest import CHECKPOINT, Snap, error_lines, set_folder
 from tests.record.checkpoints import manifest_of, record_here
 
