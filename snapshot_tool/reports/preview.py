@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from snapshot_tool.base.errors import GoldenNotFound
 from snapshot_tool.base.report import CheckReport, GoldenIdentity
 from snapshot_tool.goldens.find import Selection, find_goldens
-from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.manifest import case_recipe
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from snapshot_tool.goldens.golden import Golden
 
 _SIDE = 192  # pixels: a report of dozens of cases stays small
 
@@ -62,6 +63,9 @@ def find_previews(report: CheckReport, goldens: Path) -> Mapping[str, CasePrevie
 
     Raises GoldenNotFound if the set, or its version, is not in the folder.
     """
+    # It imports torch, which a page without previews does not need.
+    from snapshot_tool.goldens.golden import open_golden
+
     golden = open_golden(_find_folder(report.golden, goldens))
     names = {result.case for result in report.results}
     return {
