@@ -92,7 +92,7 @@ def _used(report: Any, phase: str) -> str:
 def write(path: Path, rows: Sequence[Row], found: Sequence[TrueShape]) -> None:
     """Write the page; without results of the true shape the part about it stays as it is."""
     old = path.read_text(encoding="utf-8") if path.exists() else ""
-    part = old[old.index(TRUE_SHAPE) :] if TRUE_SHAPE in old else ""
+    part = "\n" + old[old.index(TRUE_SHAPE) :] if TRUE_SHAPE in old else ""
     if found:
         header = ["commit", "verdict", *PHASES, "time", "memory", "of the suite's"]
         part = _TRUE_SHAPE + _table(header, [row.cells() for row in found])
