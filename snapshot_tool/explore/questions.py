@@ -457,9 +457,11 @@ def find_smallest_failure(
 @contextmanager
 def temporary_hypothesis_folder() -> Iterator[None]:
     """Keep hypothesis from writing a folder .hypothesis, which it does even without a database."""
+    # The user's own tests may have set one. hypothesis 6.131 to 6.170 has no public way to read it.
+    before = vars(configuration).get("__hypothesis_home_directory")
     with TemporaryDirectory(prefix="snap-") as folder:
         configuration.set_hypothesis_home_dir(folder)
         try:
             yield
         finally:
-            configuration.set_hypothesis_home_dir(None)
+            configuration.set_hypothesis_home_dir(before)

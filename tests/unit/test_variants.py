@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import configuration
 
 from snapshot_tool.base.recipes import IMAGE_MODES
 from snapshot_tool.record.variants import draw_recipe
@@ -86,10 +87,15 @@ def test_variants_beyond_a_dozen_begin_the_themes_again_with_other_draws() -> No
     assert first != thirteenth
 
 
-def test_drawing_leaves_no_folder_of_hypothesis(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("home", [None, "mine"])
+def test_the_users_own_hypothesis_home_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
 ) -> None:
-    """Its home is a temporary folder while recipes are drawn."""
+    """A home that was set stays set and unused; one that was not is not set."""
+    name = "__hypothesis_home_directory"
+    monkeypatch.setitem(vars(configuration), name, tmp_path / home if home else None)
+    before = vars(configuration)[name]
     monkeypatch.chdir(tmp_path)
     draw_recipe(seed=1, index=0, attempt=0)
+    assert vars(configuration)[name] == before
     assert list(tmp_path.iterdir()) == []
