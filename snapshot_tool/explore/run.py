@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.errors import PhaseUnsupported, SnapError
+from snapshot_tool.base.errors import PhaseUnsupported, SnapError, first_line
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.report import Exploration, ExploredKind
 from snapshot_tool.base.results import Result, Verdict, tolerance_used
@@ -67,8 +67,8 @@ class QueryRunner:
         except Exception as error:  # the candidate's code may raise anything
             where = f"{question.first_case} ({question})"
             require_raised_by_candidate(error, case=where, phase=question.phase)
-            message = (str(error).strip() or "no message").splitlines()[0]
-            return _without_figures(question, Verdict.ERROR, f"{type(error).__name__}: {message}")
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            return _without_figures(question, Verdict.ERROR, reason)
         seconds = time.perf_counter() - began
         results = [self._judge(question, answer, seconds) for answer in answers]
         bad = [result for result in results if result.verdict in _BAD]
