@@ -74,15 +74,16 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     golden = request.golden_choice.open()
     cases = select_cases(golden.manifest, request)
     session = open_session(request, golden, progress)
-    results: tuple[Result, ...] = ()
+    found: list[Result] = []
     if not request.replay:  # a replay answers only the questions that it names
         runs = [(c, p) for c in cases for p in PHASES if p in request.phases and p in c.phases]
         with progress.stage("checking", len(runs)) as steps:
             for case, phase in runs:
                 progress.now(f"{case.name} / {phase.value}")
-                results += tuple(session.run(case, phase))
+                found += session.run(case, phase)
                 next(steps)
-        results += _skips_of_empty_phases(golden, request, {phase for _, phase in runs})
+        found += _skips_of_empty_phases(golden, request, {phase for _, phase in runs})
+    results = tuple(found)
     exploration = session.explore(cases, progress)
     localisation = session.localise(results)
     # Last: a weight that changes while the candidate runs is seen, too.
@@ -374,7 +375,7 @@ class Session:
 
 def _skips_of_empty_phases(
     golden: Golden, request: CheckRequest, compared: set[Phase]
-) -> tuple[Result, ...]:
+) -> list[Result]:
     """Return a skip for each requested phase that no case has: it must not look like a pass."""
     skips = []
     for phase in request.phases:
@@ -384,7 +385,7 @@ def _skips_of_empty_phases(
         if phase not in golden.manifest.tolerances:
             reason = f"the family {golden.manifest.checkpoint.family} has no such phase"
         skips.append(Result(request.case, phase, "", Verdict.SKIP, reason))
-    return tuple(skips)
+    return skips
 
 
 def _coverage(golden: Golden, request: CheckRequest) -> tuple[Coverage, ...]:
