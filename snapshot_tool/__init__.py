@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from snapshot_tool.base import __version__ as __version__
+
 if TYPE_CHECKING:
     from snapshot_tool.api import check, diff, record, verify
     from snapshot_tool.base.errors import (

@@ -25,5 +25,5 @@ import snapshot_tool
 assert snapshot_tool.__file__.startswith('$site'), snapshot_tool.__file__"
 [ -f "$(echo "$site"/snapshot_tool/py.typed)" ]
 fresh/bin/snap doctor --fms-path "$repository/build/fms-checkout" --goldens "$repository/goldens"
-fresh/bin/snap verify --goldens "$repository/goldens"
+fresh/bin/fms-snap verify --goldens "$repository/goldens"
 echo "packaged: $(ls ./*.whl ./*.tar.gz | xargs -n1 basename | tr '\n' ' ')"

@@ -10,10 +10,12 @@ import importlib
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from snapshot_tool.base import __version__
 from snapshot_tool.base.errors import SnapError, is_out_of_memory, printable
 
 _COMMANDS = {
@@ -68,7 +70,7 @@ class _LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 all passed, 1 something differs, 2 wrong usage, 3 it could not run.",
 )
-@click.version_option(package_name="snapshot-tool", prog_name="snap")
+@click.version_option(__version__, prog_name="snap")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(*, debug: bool) -> None:
     """Prove a model port right against golden references.
@@ -94,7 +96,7 @@ def run(arguments: list[str]) -> NoReturn:
     try:
         code = cli.main(
             arguments,
-            prog_name="snap",
+            prog_name="fms-snap" if Path(sys.argv[0]).stem == "fms-snap" else "snap",
             standalone_mode=False,
             color=False if os.environ.get("NO_COLOR") else None,
         )

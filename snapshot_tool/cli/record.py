@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def record_command(*, yes: bool, **options: Any) -> int:
     """Run the Hugging Face reference and keep what it computes as a golden set.
 
-    Needs the record environment: pip install 'snapshot-tool[record]'. By default, seed, variants,
-    new tokens and storage are those of the set that is replaced, or of the same revision on another
+    Runs in the record environment, the one with transformers. By default, seed, variants, new
+    tokens and storage are those of the set that is replaced, or of the same revision on another
     device.
 
     --update shows what moved before it writes. On a terminal it asks; elsewhere it needs --yes and

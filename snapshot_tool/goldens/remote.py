@@ -131,7 +131,7 @@ def open_remote(url: str) -> Remote:
     except ImportError as error:
         raise RemoteUnavailable(
             f"{url} needs a package that is not installed here: {error.name}",
-            "pip install 'snapshot-tool[s3]'",
+            "in a checkout of snap: pip install '.[s3]'",
         ) from error
     return Remote(url, files, root.rstrip("/"))
 

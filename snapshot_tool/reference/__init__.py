@@ -32,5 +32,5 @@ def join_processes(device: str) -> Processes:
 def _lacking(error: ImportError) -> ReferenceUnavailable:
     return ReferenceUnavailable(
         f"recording needs transformers and accelerate, which are not here: {error}",
-        "install them with: pip install 'snapshot-tool[record]'",
+        "use the record environment; to make one, in a checkout of snap: make setup",
     )

@@ -42,7 +42,7 @@ def require_plotting() -> None:
     if find_spec("matplotlib") is None:
         raise SnapError(
             "an HTML report needs matplotlib, which is not installed here",
-            "pip install 'snapshot-tool[report]'",
+            "in a checkout of snap: pip install '.[report]'",
         )
 
 

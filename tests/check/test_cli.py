@@ -117,13 +117,32 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert capsys.readouterr().err
 
 
-def test_recording_without_hugging_face_says_what_to_install(snap: Snap, tmp_path: Path) -> None:
-    """The check environment cannot record, and says how to."""
+def test_recording_without_hugging_face_names_the_record_environment(
+    snap: Snap, tmp_path: Path
+) -> None:
+    """Installing transformers here would change the check environment."""
     checkpoint = ROOT / "tests" / "checkpoints" / "tiny-idefics3"
     run = snap("record", "--checkpoint", checkpoint, "--goldens", tmp_path)
     assert run.code == 3
     assert "needs transformers and accelerate" in run.err
-    assert "pip install 'snapshot-tool[record]'" in run.err
+    assert "use the record environment" in run.err
+    assert "pip install" not in run.err
+
+
+def test_nothing_names_the_distribution_of_somebody_else() -> None:
+    """On PyPI, the package's name with a hyphen is a stranger's: a message must not install it."""
+    stranger = snapshot_tool.__name__.replace("_", "-")
+    found = subprocess.run(
+        ["git", "grep", "--files-with-matches", stranger],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.stdout == ""
+
+
+def test_the_version_needs_no_installed_distribution() -> None:
+    """`python -m snapshot_tool --version` works in a checkout."""
+    result = CliRunner().invoke(cli, ["--version"], prog_name="snap")
+    assert result.output.strip() == f"snap, version {snapshot_tool.__version__}"
 
 
 def test_debug_shows_the_traceback_of_an_error(

@@ -21,5 +21,5 @@ def test_a_report_without_its_packages_is_refused_before_the_check(
     assert run.code == 3
     assert error_lines(run) == [
         "snap: an HTML report needs matplotlib, which is not installed here",
-        "      pip install 'snapshot-tool[report]'",
+        "      in a checkout of snap: pip install '.[report]'",
     ]
