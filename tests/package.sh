@@ -26,4 +26,6 @@ assert snapshot_tool.__file__.startswith('$site'), snapshot_tool.__file__"
 [ -f "$(echo "$site"/snapshot_tool/py.typed)" ]
 fresh/bin/snap doctor --fms-path "$repository/build/fms-checkout" --goldens "$repository/goldens"
 fresh/bin/fms-snap verify --goldens "$repository/goldens"
+fresh/bin/snap demo --out demo | grep '^PASS\|^FAIL\|^open'
+[ "$(stat -c %s ./*.whl)" -lt 3000000 ]
 echo "packaged: $(ls ./*.whl ./*.tar.gz | xargs -n1 basename | tr '\n' ' ')"

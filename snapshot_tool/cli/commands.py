@@ -32,6 +32,7 @@ _COMMANDS = {
     "bisect": ("check", "Find the commit of FMS that broke a port."),
     "trace": ("trace", "Write the inputs and outputs of every module of a model."),
     "compare-traces": ("trace", "Compare two traces, module by module."),
+    "demo": ("demo", "See a right port pass and a wrong one fail; nothing is downloaded."),
     "doctor": ("doctor", "Report what works in this environment, and why not."),
 }
 _CANNOT_RUN = 3
