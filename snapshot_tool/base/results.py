@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from snapshot_tool.base.phases import Phase, phase_order
+from snapshot_tool.base.places import Place
 from snapshot_tool.base.tolerance import OracleComparison, Rule
 
 # Bounds of the sizes that are counted: four to a decade, from 1e-4 to 1e4 times the tolerance.
@@ -203,6 +204,8 @@ class Result(Judgement):
         error_map: where the errors of a tensor that failed lie.
         oracle: the figures of the second rule, if the golden set has an oracle.
         divergence: where a generation leaves the golden.
+        place: the line of the candidate's code that raised.
+        traceback: of what it raised; "" if it raised nothing.
     """
 
     max_abs: float | None = None
@@ -219,6 +222,8 @@ class Result(Judgement):
     error_map: ErrorMap | None = None
     oracle: OracleComparison | None = None
     divergence: TokenDivergence | None = None
+    place: Place | None = None
+    traceback: str = ""
 
 
 def tolerance_used(result: Result, rule: Rule = Rule.TABLE) -> float | None:

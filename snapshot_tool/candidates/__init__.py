@@ -8,8 +8,15 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from snapshot_tool.base.errors import CandidateUnavailable, EndedProcess, SnapError, UsageError
+from snapshot_tool.base.errors import (
+    CandidateUnavailable,
+    EndedProcess,
+    SnapError,
+    UsageError,
+    is_out_of_memory,
+)
 from snapshot_tool.base.foreign_code import foreign_code
+from snapshot_tool.base.places import describe_error
 from snapshot_tool.base.protocol import (
     CANDIDATE_METHODS,
     Candidate,
@@ -66,7 +73,7 @@ def build_candidate(spec: str, request: CandidateRequest, fms_path: Path | None)
         raise
     except Exception as error:
         raise CandidateUnavailable(
-            f"{spec} could not build a candidate: {type(error).__name__}: {error}"
+            f"{spec} could not build a candidate: {describe_error(error)}"
         ) from error
 
 
@@ -83,9 +90,11 @@ def _find_factory(spec: str) -> CandidateFactory:
         installed = importlib.metadata.entry_points(group=ENTRY_POINTS)
         if spec in installed.names:
             return cast("CandidateFactory", installed[spec].load())
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise CandidateUnavailable(
-            f"--candidate {spec} cannot be imported: {error}",
+            f"--candidate {spec} cannot be imported: {describe_error(error)}",
             "check the name, and that the module is importable from here",
         ) from error
     known = ", ".join(["'fms'", *sorted(map(repr, installed.names)), "'module:factory'"])

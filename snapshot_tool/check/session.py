@@ -17,9 +17,10 @@ from snapshot_tool.base.environment import (
     package_versions,
     require_device,
 )
-from snapshot_tool.base.errors import EndedProcess, PhaseUnsupported, SnapError, first_line
+from snapshot_tool.base.errors import PhaseUnsupported, SnapError
 from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.places import describe_error, place_of_error, traceback_of
 from snapshot_tool.base.protocol import (
     Candidate,
     CandidateInfo,
@@ -269,10 +270,18 @@ class Session:
             raise
         except Exception as error:  # the candidate's code may raise anything
             require_raised_by_candidate(error, case=case.name, phase=phase)
-            text = first_line(error)
-            reason = text if isinstance(error, EndedProcess) else f"{type(error).__name__}: {text}"
-            seconds = round(time.perf_counter() - began, 6)
-            return [Result(case.name, phase, "", Verdict.ERROR, reason, seconds=seconds)]
+            return [
+                Result(
+                    case.name,
+                    phase,
+                    "",
+                    Verdict.ERROR,
+                    describe_error(error),
+                    seconds=round(time.perf_counter() - began, 6),
+                    place=place_of_error(error),
+                    traceback=traceback_of(error),
+                )
+            ]
         return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
 
     def explore(self, cases: Sequence[CaseEntry], progress: Progress) -> Exploration | None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.errors import PhaseUnsupported, SnapError, first_line
+from snapshot_tool.base.errors import PhaseUnsupported, SnapError
 from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.places import describe_error, place_of_error, traceback_of
 from snapshot_tool.base.report import Exploration, ExploredKind
 from snapshot_tool.base.results import Result, Verdict, tolerance_used
 from snapshot_tool.explore.questions import KINDS, Question, find_smallest_failure, questions_of
@@ -67,8 +68,10 @@ class QueryRunner:
         except Exception as error:  # the candidate's code may raise anything
             where = f"{question.first_case} ({question})"
             require_raised_by_candidate(error, case=where, phase=question.phase)
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            return _without_figures(question, Verdict.ERROR, reason)
+            result = _without_figures(question, Verdict.ERROR, describe_error(error))
+            return dataclasses.replace(
+                result, place=place_of_error(error), traceback=traceback_of(error)
+            )
         seconds = time.perf_counter() - began
         results = [self._judge(question, answer, seconds) for answer in answers]
         bad = [result for result in results if result.verdict in _BAD]

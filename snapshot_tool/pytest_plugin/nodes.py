@@ -102,7 +102,8 @@ class GoldenPhase(_GoldenItem):
         if bad:
             others = ", ".join(result.tensor for result in bad[1:])
             lines = [run_text.problem_text(bad[0]), *([f"     and in {others}"] if others else [])]
-            pytest.fail("\n".join([*lines, *self.loaded.conclusion(bad)]), pytrace=False)
+            lines += [*self.loaded.conclusion(bad), bad[0].traceback]
+            pytest.fail("\n".join(lines).rstrip(), pytrace=False)
         if skipped := [r.reason for r in results if r.verdict is Verdict.SKIP]:
             pytest.skip("; ".join(skipped))
 

@@ -16,7 +16,7 @@ PHASES = ["preprocessing", "vision", "connector", "forward", "generate"]
 FIGURES = [
     *("case", "phase", "tensor", "verdict", "reason", "max_abs", "max_rel", "mean_abs", "rmse"),
     *("cosine", "mismatched", "numel", "atol", "rtol", "worst", "seconds"),
-    *("error_map", "oracle", "divergence"),
+    *("error_map", "oracle", "divergence", "place", "traceback"),
 ]
 
 
@@ -273,7 +273,7 @@ def test_what_cannot_run_says_why_in_two_lines(
     ("fault", "problem"),
     [
         ("raise MemoryError", "not enough memory"),
-        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero, at {models}:1 in"),
     ],
 )
 def test_an_fms_that_cannot_be_imported_says_whose_fault_it_is(
@@ -286,7 +286,7 @@ def test_an_fms_that_cannot_be_imported_says_whose_fault_it_is(
     (models / "__init__.py").write_text(fault, encoding="utf-8")
     run = snap("check", "--fms-path", tmp_path)
     assert run.code == 3
-    assert problem in error_lines(run)[0]
+    assert problem.format(models=models / "__init__.py") in error_lines(run)[0]
 
 
 def test_a_checkpoint_whose_files_changed_is_refused(snap: Snap, goldens_copy: Path) -> None:

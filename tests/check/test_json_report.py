@@ -35,7 +35,17 @@ OPTIONS = {
     "half": ("--fms-path", CHECKOUT.relative_to(ROOT), "--phase", "forward", "--dtype", "bfloat16"),
 }
 # The largest of many rounding differences stands elsewhere on another processor.
-VARYING = ("warnings", "recorded_elsewhere", "commit", "version", "modules", "unset", "position")
+VARYING = (
+    "traceback",
+    "line",
+    "warnings",
+    "recorded_elsewhere",
+    "commit",
+    "version",
+    "modules",
+    "unset",
+    "position",
+)
 NUMBER = re.compile(r"(?<![\w.-])-?\d+(\.\d+)?(e[+-]\d+)?(?![\w.])")
 
 

@@ -176,16 +176,20 @@ def test_a_weight_that_is_not_the_checkpoints_fails_a_test_of_its_own(
 
 
 def test_what_the_candidate_raises_fails_its_phase_alone(golden_tests: pytest.Pytester) -> None:
-    """In snap's words, without the candidate's traceback."""
+    """In snap's words, with the place in the candidate and its traceback."""
     found = golden_tests.runpytest_subprocess(
         *("--snap-goldens", GOLDENS, "--snap-candidate", "tests.candidates:Raises"),
         *("--snap-case", "one-image", "--snap-phase", "connector", "--snap-phase", "vision"),
     )
     found.assert_outcomes(passed=1, failed=1, skipped=1)
     found.stdout.fnmatch_lines(
-        ["ERROR connector / one-image: RuntimeError: no connector for 17 tiles"]
+        [
+            "ERROR connector / one-image: RuntimeError: no connector for 17 tiles, at "
+            "*tests/candidates.py:* in Raises.connector",
+            "Traceback *",
+        ]
     )
-    assert "Traceback" not in found.stdout.str()
+    assert "judge/phases.py" not in found.stdout.str()
 
 
 def test_people_write_tests_of_their_own_on_goldens(golden_tests: pytest.Pytester) -> None:

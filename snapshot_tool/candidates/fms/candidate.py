@@ -21,9 +21,9 @@ from snapshot_tool.base.errors import (
     PhaseUnsupported,
     SnapError,
     UsageError,
-    first_line,
     is_out_of_memory,
 )
+from snapshot_tool.base.places import describe_error
 from snapshot_tool.base.protocol import (
     Candidate,
     CandidateInfo,
@@ -272,8 +272,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
         if is_out_of_memory(error):
             raise
         raise CandidateUnavailable(
-            f"FMS at {source.path} cannot load {request.checkpoint}: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"FMS at {source.path} cannot load {request.checkpoint}: {describe_error(error)}"
         ) from error
     require_split(model, architecture=port.architecture)
     unset = require_coverage(model, weights, request.checkpoint, port, request.config)

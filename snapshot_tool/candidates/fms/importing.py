@@ -14,6 +14,7 @@ from typing import Any
 from snapshot_tool.base.environment import package_version
 from snapshot_tool.base.errors import CandidateUnavailable, is_out_of_memory
 from snapshot_tool.base.foreign_code import foreign_code
+from snapshot_tool.base.places import describe_error
 
 DISTRIBUTION = "ibm-fms"
 
@@ -55,7 +56,7 @@ def import_fms(fms_path: Path | None) -> FmsSource:
             ) from error
         where = f"FMS at {fms_path}" if fms_path else "the installed FMS"
         raise CandidateUnavailable(
-            f"{where} cannot be imported: {type(error).__name__}: {error}",
+            f"{where} cannot be imported: {describe_error(error)}",
             "install what it needs, or repair the checkout",
         ) from error
     package = Path(str(sys.modules["fms"].__file__)).resolve().parent

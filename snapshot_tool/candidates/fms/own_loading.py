@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.errors import CandidateUnavailable, first_line
+from snapshot_tool.base.errors import CandidateUnavailable
+from snapshot_tool.base.places import describe_error
 from snapshot_tool.base.protocol import CandidateRequest, FieldDifference
 from snapshot_tool.families.family import Family, FmsPort, computed_without
 
@@ -43,8 +44,7 @@ def load_by_fms(
     except Exception as error:
         why = "".join(f"; {difference}" for difference in differences)
         raise CandidateUnavailable(
-            f"FMS's own loading of {request.checkpoint} raises {type(error).__name__}: "
-            f"{first_line(error)}{why}",
+            f"FMS's own loading of {request.checkpoint} raises {describe_error(error)}{why}",
             "repair FMS's mapping, or leave out --loading own",
         ) from error
     return model, differences
@@ -65,8 +65,7 @@ def _compare_mappings(family: Family, request: CandidateRequest) -> tuple[FieldD
         own = dict(infer_model_configuration(str(request.checkpoint), download_weights=False))
     except Exception as error:
         raise CandidateUnavailable(
-            f"FMS's own mapping of {request.checkpoint} raises {type(error).__name__}: "
-            f"{first_line(error)}",
+            f"FMS's own mapping of {request.checkpoint} raises {describe_error(error)}",
             "repair FMS's mapping, or leave out --loading own",
         ) from error
     architecture, variant = own.pop("architecture"), own.pop("variant")

@@ -1,0 +1,76 @@
+"""Where in the user's code something is: what raised an exception, or a module's class."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from snapshot_tool.base.errors import EndedProcess, first_line
+
+# Frames of these packages, and of the standard library, are not where a port is wrong.
+_NOT_THE_PORT = {"snapshot_tool", "torch", "", *sys.stdlib_module_names}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A line of the user's code.
+
+    Args:
+        file: its path, from the working folder if it is below that.
+        line: counted from 1.
+        name: the function or class there; "" if it is not known.
+    """
+
+    file: str
+    line: int
+    name: str = ""
+
+    def __str__(self) -> str:
+        """Return it as editors and terminals take it."""
+        return f"{self.file}:{self.line}" + (f" in {self.name}" if self.name else "")
+
+
+def path_from_here(path: str) -> str:
+    """Return a path from the working folder if it is below that, else the path itself."""
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return path
+
+
+def place_of_error(error: BaseException) -> Place | None:
+    """Return the innermost line outside of snap, torch and the standard library, or None."""
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
+        return Place(path_from_here(error.filename), error.lineno or 1)
+    found = [frame for frame in traceback.walk_tb(error.__traceback__) if _is_the_ports(frame[0])]
+    if not found:
+        # What ends the process is raised again by snap.
+        return place_of_error(error.__cause__) if error.__cause__ else None
+    frame, line = found[-1]
+    return Place(path_from_here(frame.f_code.co_filename), line, frame.f_code.co_qualname)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an exception on one line: its type, the first line of its text, and its place."""
+    text = first_line(error)
+    if not isinstance(error, EndedProcess):  # its text says how
+        text = f"{type(error).__name__}: {text}"
+    place = place_of_error(error)
+    return f"{text}, at {place}" if place else text
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return an exception's traceback as text, from the first frame that is not snap's."""
+    frames: TracebackType | None = error.__traceback__
+    while frames and not _is_the_ports(frames.tb_frame):
+        frames = frames.tb_next
+    shown = frames or error.__traceback__
+    return "".join(traceback.format_exception(type(error), error, shown))
+
+
+def _is_the_ports(frame: FrameType) -> bool:
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return package not in _NOT_THE_PORT and Path(frame.f_code.co_filename).is_file()
