@@ -197,7 +197,7 @@ def diff_goldens(one: Golden, other: Golden) -> SetDiff:
                 reason = f"not in {folder}"
                 found.append(TensorDiff(part, case, name, Verdict.FAIL, reason))
             elif before[key] != after[key]:
-                found.append(_diff(one, other, part, key))
+                found.append(_diff(one, other, part, file, key))
                 if (part, name) == (Phase.GENERATE, TOKEN_IDS):
                     texts.append(_diff_text(one, other, case))
         if found:
@@ -225,7 +225,7 @@ def _is_comparable(key: str, one: Golden, other: Golden, file: str) -> bool:
     A compact set's connector may have other inputs, and so another output.
     """
     case = key.partition("/")[0]
-    if not all(case in {entry.name for entry in g.manifest.cases} for g in (one, other)):
+    if not all(case in golden.cases for golden in (one, other)):
         return True
     entries = [_entries(golden, file) for golden in (one, other)]
     other_inputs = any(f"{case}/{QUESTION}.shape" in tensors for tensors in entries)
@@ -251,11 +251,11 @@ def _environment(one: Golden, other: Golden) -> dict[str, Change]:
     return {name: change for name, change in both.items() if change.one != change.other}
 
 
-def _diff(one: Golden, other: Golden, part: str, key: str) -> TensorDiff:
+def _diff(one: Golden, other: Golden, part: str, file: str, key: str) -> TensorDiff:
     """Compare a tensor that both sets have."""
     case, _, name = key.partition("/")
     try:
-        expected, actual = one.read(part, key), other.read(part, key)
+        expected, actual = one.read_file(file, key), other.read_file(file, key)
     except GoldenDamaged as error:  # a NaN in it, for example
         return TensorDiff(part, case, name, Verdict.FAIL, error.problem)
     tolerance = EXACT
@@ -287,7 +287,7 @@ def _diff(one: Golden, other: Golden, part: str, key: str) -> TensorDiff:
 def _diff_text(one: Golden, other: Golden, case: str) -> TextDiff:
     """Return the first step at which the tokens of a generation differ, with both texts."""
     before, after = (
-        golden.read(Phase.GENERATE, f"{case}/{TOKEN_IDS}").tolist() for golden in (one, other)
+        golden.tensor(case, Phase.GENERATE, TOKEN_IDS).tolist() for golden in (one, other)
     )
     same = [a == b for a, b in zip(before, after, strict=False)]
     step = same.index(False) if False in same else len(same)

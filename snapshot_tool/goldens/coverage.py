@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.phases import (
     ALL_END_TOKENS,
     END_TOKEN,
@@ -20,7 +21,7 @@ from snapshot_tool.base.report import Coverage
 from snapshot_tool.families.family import text_config
 from snapshot_tool.goldens.layout import phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, case_recipe
-from snapshot_tool.goldens.tensors import read_integers
+from snapshot_tool.goldens.tensors import open_tensors
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 # Rotary embeddings that change beyond a length; others scale every position alike.
@@ -58,11 +59,20 @@ def coverage(
 
 def generated_tokens(folder: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Return the recorded new tokens of each case of the golden set in a folder."""
-    file = phase_file(Phase.GENERATE)
-    if file not in manifest.files:
+    name = phase_file(Phase.GENERATE)
+    if name not in manifest.files:
         return {}
-    keys = {f"{case.name}/token_ids": case.name for case in manifest.cases}
-    return {keys[key]: ids for key, ids in read_integers(folder / file, keys).items()}
+    tokens = {}
+    file = open_tensors(folder / name)
+    with file.file:
+        for case in manifest.cases:
+            key = f"{case.name}/token_ids"
+            span = file.spans.get(key)
+            if span and span.dtype != "I64":
+                raise GoldenDamaged(f"{file.path}: {key} is {span.dtype}, not I64")
+            if span:
+                tokens[case.name] = tuple(file.read_bytes(key).view("int64").tolist())
+    return tokens
 
 
 def _end_tokens(

@@ -1,8 +1,9 @@
 """A golden set, opened for reading."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,36 +23,41 @@ from snapshot_tool.goldens.transaction import read_undisturbed
 from snapshot_tool.goldens.verify import open_files, refuse_damage, set_file
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: cached_property needs a dictionary
 class Golden:
     """A verified golden set. Its files are open; a tensor is read on request."""
 
     folder: Path
     manifest: Manifest
     _files: dict[str, TensorFile] = field(default_factory=dict, repr=False, compare=False)
-    _names: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def root(self) -> Path:
         """The goldens folder."""
         return self.folder.parent.parent.parent
 
+    @cached_property
+    def cases(self) -> Mapping[str, CaseEntry]:
+        """The entries of all cases, by name, in the manifest's order."""
+        return {case.name: case for case in self.manifest.cases}
+
     def case(self, name: str) -> CaseEntry:
         """Return a case's entry by name."""
-        return next(case for case in self.manifest.cases if case.name == name)
+        return self.cases[name]
+
+    @cached_property
+    def _names(self) -> Mapping[tuple[str, str], list[str]]:
+        """The names of tensors, by file and case."""
+        names: dict[tuple[str, str], list[str]] = {}
+        for file, entry in self.manifest.files.items():
+            for key in entry.tensors:
+                case, _, name = key.partition("/")
+                names.setdefault((file, case), []).append(name)
+        return names
 
     def tensor_names(self, case: str, phase: Phase) -> list[str]:
         """Return the names of a phase's recorded tensors of a case, sorted."""
-        return sorted(self._names_in(phase_file(phase), case))
-
-    def _names_in(self, file: str, case: str) -> list[str]:
-        """Return the names of a case's tensors in a file; all keys are sorted by case once."""
-        if file not in self._names:
-            by_case = self._names[file] = {}
-            for key in self.manifest.files[file].tensors if file in self.manifest.files else ():
-                owner, _, name = key.partition("/")
-                by_case.setdefault(owner, []).append(name)
-        return self._names[file].get(case, [])
+        return sorted(self._names.get((phase_file(phase), case), ()))
 
     def tensor(self, case: str, phase: Phase, name: str) -> torch.Tensor:
         """Return a recorded output; raise GoldenNotFound if only its compact form is kept."""
@@ -62,10 +68,6 @@ class Golden:
             )
         return self.read_file(phase_file(phase), f"{case}/{name}")
 
-    def read(self, part: str, key: str) -> torch.Tensor:
-        """Return a tensor by its key in the file of "inputs" or of a phase."""
-        return self.read_file(INPUTS if part == "inputs" else phase_file(Phase(part)), key)
-
     def read_file(self, file: str, key: str) -> torch.Tensor:
         """Return a tensor by its key in one of the set's files; raise GoldenDamaged if it has NaN.
 
@@ -74,7 +76,9 @@ class Golden:
         if file not in self._files:
             self._files[file] = open_tensors(set_file(self.folder, file))
         tensor = self._files[file].read(key)
-        if file != TAPS and tensor.is_floating_point() and _has_nan(tensor):
+        # The sum is quick. It is NaN if an element is, or if there are infinities of both signs.
+        may_have_nan = file != TAPS and tensor.is_floating_point() and bool(tensor.sum().isnan())
+        if may_have_nan and bool(tensor.isnan().any()):
             raise GoldenDamaged(f"{self.folder / file} holds NaN in {key}: nothing equals it")
         return tensor
 
@@ -101,7 +105,7 @@ class Golden:
 
     def stored_inputs(self, case: str) -> dict[str, torch.Tensor]:
         """Return the case's part of inputs.safetensors as it is stored, packed or not."""
-        names = self._names_in(INPUTS, case)
+        names = self._names[INPUTS, case]
         return {name: self.read_file(INPUTS, f"{case}/{name}") for name in names}
 
     def eos_token_ids(self, case: str) -> tuple[int, ...]:
@@ -120,7 +124,7 @@ class Golden:
 
     def image_input(self, case: str, name: str) -> torch.Tensor | None:
         """Return one of the case's inputs by its name, unpacked; None if there is none."""
-        names = self._names_in(INPUTS, case)
+        names = self._names.get((INPUTS, case), ())
         if name in names:
             return self.read_file(INPUTS, f"{case}/{name}")
         if name + SHAPE not in names:
@@ -151,9 +155,10 @@ class Golden:
 
     def taps(self, case: str) -> list[Tap]:
         """Return the sketches of the reference's modules on a case, in order of execution."""
-        tensors = {n: self.read_file(TAPS, f"{case}/{n}") for n in self._names_in(TAPS, case)}
-        if not tensors:
+        names = self._names.get((TAPS, case))
+        if not names:
             return []
+        tensors = {name: self.read_file(TAPS, f"{case}/{name}") for name in names}
         try:
             return read_taps(tensors, self.manifest.taps.modules)
         except (ValueError, IndexError, KeyError, RuntimeError) as error:
@@ -175,8 +180,3 @@ def open_golden(folder: Path, manifest: Manifest | None = None) -> Golden:
     golden, damage = read_undisturbed(folder.parent, read, is_whole=lambda found: not found[1])
     refuse_damage(damage)
     return golden
-
-
-def _has_nan(tensor: torch.Tensor) -> bool:
-    # The sum is quick. It is NaN if an element is, or if there are infinities of both signs.
-    return bool(tensor.sum().isnan()) and bool(tensor.isnan().any())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -23,29 +24,27 @@ from snapshot_tool.base.files import file_size, open_plain, require_bounded_json
 from snapshot_tool.goldens.manifest import DtypeLetters, FileEntry, TensorEntry
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
-_ITEM_BITS: dict[DtypeLetters, int] = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-    "I32": 32, "U32": 32, "F32": 32,
-    "I64": 64, "U64": 64, "F64": 64,
+# The format's dtypes: torch's name and bytes of an element.
+_DTYPES: dict[DtypeLetters, tuple[str, int]] = {
+    "BOOL": ("bool", 1), "U8": ("uint8", 1), "I8": ("int8", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
+    "I16": ("int16", 2), "U16": ("uint16", 2), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
+    "I32": ("int32", 4), "U32": ("uint32", 4), "F32": ("float32", 4),
+    "I64": ("int64", 8), "U64": ("uint64", 8), "F64": ("float64", 8),
 }  # fmt: skip
-# The format's dtypes and torch's names of them.
-TORCH_DTYPES: dict[DtypeLetters, str] = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16",
-    "I32": "int32", "U32": "uint32", "F32": "float32",
-    "I64": "int64", "U64": "uint64", "F64": "float64",
-}  # fmt: skip
+TORCH_DTYPES: dict[DtypeLetters, str] = {letters: name for letters, (name, _) in _DTYPES.items()}
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _BLOCK = 2**20
+_Natural = Annotated[int, msgspec.Meta(ge=0)]
 
 
-# gc=False: a stranger's header may have a million tensors.
+# gc=False: a header may have a million tensors.
 class Span(msgspec.Struct, frozen=True, gc=False):
     """One tensor's place in a file: dtype letters, shape, and the bytes from start to end."""
 
@@ -55,18 +54,12 @@ class Span(msgspec.Struct, frozen=True, gc=False):
     end: int
 
 
-_Natural = Annotated[int, msgspec.Meta(ge=0)]
-
-
 class _Fields(msgspec.Struct, frozen=True, gc=False):
     """What a header says of one tensor."""
 
     dtype: DtypeLetters
     shape: tuple[_Natural, ...]
     data_offsets: tuple[_Natural, _Natural]
-
-
-_FIELDS = msgspec.json.Decoder(_Fields)
 
 
 def read_header(path: Path) -> dict[str, Span]:
@@ -81,25 +74,6 @@ def read_metadata(path: Path) -> dict[str, str]:
         return _read_header(file, path)[1]
 
 
-def read_integers(path: Path, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Return those of some int64 tensors that a safetensors file has, as numbers.
-
-    Raises GoldenDamaged if the file is not a safetensors file, or a tensor has another dtype.
-    """
-    found = {}
-    with open_plain(path) as file:
-        spans, _ = _read_header(file, path)
-        for key in keys:
-            if key not in spans:
-                continue
-            span = spans[key]
-            if span.dtype != "I64":
-                raise GoldenDamaged(f"{path}: {key} is {span.dtype}, not I64")
-            data = b"".join(_blocks(file, path, span.start, span.end))
-            found[key] = struct.unpack(f"<{len(data) // 8}q", data)
-    return found
-
-
 def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, Span], dict[str, str]]:
     """Return the spans and the metadata of an open file, from its start."""
     size = file_size(file)
@@ -110,46 +84,41 @@ def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, Span], dic
             raise ValueError("it is cut short")
         if length > _MAX_HEADER:
             raise ValueError(f"its header claims {length} bytes")
-        text = require_bounded_json(file.read(length))
-        header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        metadata = header.pop(_METADATA, msgspec.Raw(b"{}"))
-        _require_once(text, header, bytes(metadata))
-        spans = _spans(header, first=_LENGTH.size + length, size=size)
-        return spans, msgspec.json.decode(metadata, type=dict[str, str])
+        text = require_bounded_json(file.read(length)).decode()
+        header = json.loads(text, object_pairs_hook=_unique)
+        metadata = msgspec.convert(header.pop(_METADATA, {}), dict[str, str])
+        fields = msgspec.convert(header, dict[str, _Fields])
+        return _spans(fields, first=_LENGTH.size + length, size=size), metadata
     except OSError as error:
         raise GoldenDamaged(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError, msgspec.DecodeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise GoldenDamaged(f"{path} is not a valid safetensors file: {error}") from error
 
 
-def _require_once(text: bytes, header: Mapping[str, msgspec.Raw], metadata: bytes) -> None:
-    """Raise ValueError if a tensor, or a field of it, is there twice: parsing keeps one."""
-    for field in _Fields.__struct_fields__:
-        name = f'"{field}"'.encode()
-        there = text.count(name) - metadata.count(name) - (field in header)
-        if there != len(header):
-            raise ValueError(f"its header has {there} times {field} for {len(header)} tensors")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("its header names a tensor or a field twice")
+    return found
 
 
-def _spans(header: Mapping[str, msgspec.Raw], *, first: int, size: int) -> dict[str, Span]:
-    spans = {}
-    for key, raw in header.items():
-        fields = _FIELDS.decode(raw)
-        start, end = fields.data_offsets
-        spans[key] = Span(fields.dtype, fields.shape, first + start, first + end)
-    expected = first
-    for key, span in sorted(spans.items(), key=lambda item: (item[1].start, item[1].end)):
-        bits = _ITEM_BITS[span.dtype]
-        for side in span.shape:
-            bits *= side
-        if span.start != expected or (span.end - span.start) * 8 != bits:
+def _spans(header: Mapping[str, _Fields], *, first: int, size: int) -> dict[str, Span]:
+    """Return each tensor's span; raise ValueError unless they fill the file without gaps.
+
+    first: the place of the first byte after the header.
+    """
+    end = first
+    for key, fields in sorted(header.items(), key=lambda item: item[1].data_offsets):
+        length = _DTYPES[fields.dtype][1] * math.prod(fields.shape)
+        if fields.data_offsets != (end - first, end - first + length):
             raise ValueError(f"the place of {key} does not fit its shape")
-        expected = span.end
-    if expected != size:
-        raise ValueError(
-            "it is cut short" if expected > size else "it has bytes that no tensor owns"
-        )
-    return spans
+        end += length
+    if end != size:
+        raise ValueError("it is cut short" if end > size else "it has bytes that no tensor owns")
+    return {
+        key: Span(f.dtype, f.shape, *(first + offset for offset in f.data_offsets))
+        for key, f in header.items()
+    }
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -202,15 +171,22 @@ class TensorFile:
 
     def read(self, key: str) -> torch.Tensor:
         """Return a tensor; raise GoldenDamaged if it is missing or cannot be read."""
-        import numpy as np
         import torch
+
+        memory, span = self.read_bytes(key), self.spans[key]
+        dtype = getattr(torch, TORCH_DTYPES[span.dtype])
+        if not len(memory):
+            return torch.empty(span.shape, dtype=dtype)
+        # The format's bytes are those of memory: little-endian, the last dimension first.
+        return torch.from_numpy(memory).view(dtype).reshape(span.shape)
+
+    def read_bytes(self, key: str) -> NDArray[np.uint8]:
+        """Return a tensor's bytes, (bytes,); raise GoldenDamaged as `read` does."""
+        import numpy as np
 
         if key not in self.spans:
             raise GoldenDamaged(f"{self.path} has no {key}")
         span = self.spans[key]
-        dtype = getattr(torch, TORCH_DTYPES[span.dtype])
-        if span.end == span.start:
-            return torch.empty(span.shape, dtype=dtype)
         # numpy's memory: torch fills its own if algorithms are to be deterministic.
         memory = np.empty(span.end - span.start, np.uint8)
         left, start = memory.data, span.start
@@ -221,8 +197,7 @@ class TensorFile:
             raise GoldenDamaged(f"{self.path} cannot be read: {error.strerror}") from error
         if left:
             raise GoldenDamaged(f"{self.path} is cut short")
-        # The format's bytes are those of memory: little-endian, the last dimension first.
-        return torch.from_numpy(memory).view(dtype).reshape(span.shape)
+        return memory
 
 
 def _blocks(file: BufferedReader, path: Path, start: int, end: int) -> Iterable[bytes]:
@@ -258,7 +233,7 @@ def write_file(
     metadata: one string at most, since safetensors' own order of several is another every time.
     """
     # Wide types first, so that every tensor is aligned for its dtype, as safetensors itself does.
-    ordered = sorted(sources, key=lambda source: (-_ITEM_BITS[source[2].dtype], source[0]))
+    ordered = sorted(sources, key=lambda source: (-_DTYPES[source[2].dtype][1], source[0]))
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     offset = 0
     for key, _, span in ordered:
