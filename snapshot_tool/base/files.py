@@ -13,21 +13,15 @@ MAX_JSON_BYTES = 128 * 2**20
 MAX_JSON_VALUES = 4_000_000
 
 
-class FileMissing(GoldenDamaged):
-    """A file that is not there, or no longer."""
-
-
 def open_plain(path: Path) -> BufferedReader:
     """Open a regular file for reading; raise GoldenDamaged for a pipe, a device or a folder.
-
-    FileMissing, a kind of it, is raised where there is no file.
 
     Opening does not wait for the other end of a pipe, and the file looked at is the one opened.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
-        raise FileMissing(f"{path} is missing") from None
+        raise GoldenDamaged(f"{path} is missing") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise GoldenDamaged(f"{path} cannot be read: {reason}") from error

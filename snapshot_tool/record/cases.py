@@ -36,7 +36,7 @@ from snapshot_tool.base.recipes import (
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import INPUTS, phase_file
-from snapshot_tool.goldens.manifest import CaseEntry, Draws, Storage, case_recipe, to_builtins
+from snapshot_tool.goldens.manifest import CaseEntry, Draws, Storage, case_recipe
 from snapshot_tool.goldens.packed import pack_inputs, unpack_inputs
 from snapshot_tool.goldens.transaction import write_atomically
 from snapshot_tool.record.answers import save_generation
@@ -352,7 +352,7 @@ class _CaseMaker:
             self._save_grids(named.name, prepared.image_grids)
         pixels = prepared.inputs.pixel_values
         tiles = 0 if pixels is None else len(pixels)
-        recipe = to_builtins(named.recipe)
+        recipe = msgspec.to_builtins(named.recipe)
         return PlannedCase(named.name, named.origin, recipe, prepared.text, tiles)
 
     def _save_grids(self, case: str, grids: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -161,7 +162,7 @@ def test_diff_names_what_moved_beyond_tolerance(
     """A golden with one other element differs in that phase, case and tensor alone."""
     from safetensors.torch import load_file, save_file
 
-    from snapshot_tool.goldens.manifest import encode, to_builtins
+    from snapshot_tool.goldens.manifest import encode
     from snapshot_tool.goldens.tensors import describe_file
 
     folder = set_folder(goldens_copy)
@@ -171,8 +172,8 @@ def test_diff_names_what_moved_beyond_tolerance(
     moved[3, 2, 7] += 0.5
     save_file({**tensors, "two-images/image_hidden_states": moved}, path)
     assert torch.isfinite(moved).all()
-    manifest = to_builtins(load_manifest(folder))
-    manifest["files"]["connector.safetensors"] = to_builtins(describe_file(path))
+    manifest = msgspec.to_builtins(load_manifest(folder))
+    manifest["files"]["connector.safetensors"] = msgspec.to_builtins(describe_file(path))
     (folder / "manifest.json").write_bytes(encode(manifest))
     run = snap("diff", set_folder(GOLDENS), folder)
     assert run.code == 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from snapshot_tool.goldens.manifest import encode, load_manifest, to_builtins
+from snapshot_tool.goldens.manifest import encode, load_manifest
 from snapshot_tool.goldens.tensors import describe_file
 from tests.conftest import CHECKOUT, GOLDENS, Snap, set_folder
 
@@ -19,8 +20,8 @@ MODULE = "model.vision_model.embeddings.position_embedding"
 def rewrite(folder: Path, file: str, changes: dict[str, torch.Tensor]) -> None:
     """Put other tensors into a file of a set, and their digests into its manifest."""
     save_file({**load_file(folder / file), **changes}, folder / file)
-    manifest = to_builtins(load_manifest(folder))
-    manifest["files"][file] = to_builtins(describe_file(folder / file))
+    manifest = msgspec.to_builtins(load_manifest(folder))
+    manifest["files"][file] = msgspec.to_builtins(describe_file(folder / file))
     (folder / "manifest.json").write_bytes(encode(manifest))
 
 

@@ -33,7 +33,6 @@ from snapshot_tool.goldens.manifest import (
     Manifest,
     TapsEntry,
     encode,
-    to_builtins,
 )
 from snapshot_tool.goldens.tensors import describe_file, join_files
 
@@ -83,7 +82,7 @@ def make_manifest(files: Mapping[str, FileEntry] | None = None, **changes: Any) 
             CaseEntry(
                 name=named.name,
                 origin=named.origin,
-                recipe=to_builtins(named.recipe),
+                recipe=msgspec.to_builtins(named.recipe),
                 text=named.recipe.prompt,
                 phases=PHASES if named.recipe.images else (Phase.FORWARD, Phase.GENERATE),
                 images=len(named.recipe.images),

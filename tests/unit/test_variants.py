@@ -16,11 +16,11 @@ from snapshot_tool.record.variants import draw_recipe
 # How many images each theme may have.
 IMAGES = ({1}, {0}, {2}, {1}, {1}, {3}, {1}, {0, 1}, {0, 1}, {1}, {0}, {2, 3})
 DRAW = """
-import json, sys
-from snapshot_tool.goldens.manifest import to_builtins
+import json, sys, msgspec
 from snapshot_tool.record.variants import draw_recipe
 order = json.loads(sys.argv[1])
-print(json.dumps({i: to_builtins(draw_recipe(seed=9, index=i, attempt=i % 2)) for i in order}))
+drawn = {i: draw_recipe(seed=9, index=i, attempt=i % 2) for i in order}
+print(json.dumps(msgspec.to_builtins(drawn)))
 """
 
 
