@@ -195,7 +195,7 @@ class Remote:
         except ImportError as error:
             raise RemoteUnavailable(
                 f"{url} needs a package that is not installed here: {error.name}",
-                "pip install 'fms-snap[s3]'",
+                "in a checkout of snap: pip install '.[s3]'",
             ) from error
         return cls(url, files, f"{root.rstrip('/')}/objects")
 
