@@ -108,13 +108,18 @@ def test_text_report_shows_a_verdict_per_case_and_phase(snap: Snap) -> None:
 
 
 def test_a_candidate_that_raises_is_an_error_of_that_phase_alone(snap: Snap) -> None:
-    """The other phases still run, the message is kept, and the run does not pass."""
+    """The other phases still run, message and place are kept, and the run does not pass."""
     run = run_candidate(snap, "Raises")
     assert run.code == 1
     assert verdicts(run)["connector"] == {"error"}
     assert verdicts(run)["vision"] == verdicts(run)["generate"] == {"pass"}
     (result,) = [r for r in run.report["results"] if r["verdict"] == "error"]
-    assert result["reason"] == "RuntimeError: no connector for 17 tiles"
+    assert result["reason"].startswith("RuntimeError: no connector for 17 tiles, at ")
+    place = result["place"]
+    assert (place["file"], place["name"]) == ("tests/candidates.py", "Raises.connector")
+    raising = (ROOT / place["file"]).read_text(encoding="utf-8").splitlines()[place["line"] - 1]
+    assert "raise RuntimeError" in raising
+    assert raising.strip() in result["traceback"]
 
 
 def test_nan_is_a_failure_by_name(snap: Snap) -> None:
@@ -245,7 +250,11 @@ def test_json_file_holds_what_the_screen_shows(snap: Snap, tmp_path: Path) -> No
         (["--case", "nothing*"], 2, "--case nothing* matches none of the 14 cases"),
         (["--phase", "speech"], 2, "'speech' is not one of"),
         (["--candidate", "nonsense"], 2, "is none of 'fms', 'module:factory'"),
-        (["--candidate", "no_such:thing"], 3, "cannot be imported: No module named 'no_such'"),
+        (
+            ["--candidate", "no_such:thing"],
+            3,
+            "cannot be imported: ModuleNotFoundError: No module named 'no_such'",
+        ),
         (["--candidate", "tests.candidates:Nothing"], 3, "has no attribute 'Nothing'"),
         (["--candidate", "tests.candidates:refuses"], 3, "ValueError: cannot build on cpu"),
         (["--device", "cuda"], 3, "sees no GPU here"),
