@@ -71,6 +71,10 @@ class MappingSummary(msgspec.Struct, frozen=True):
 # Errors are relative to the golden tensor's root mean square. Rounding alone stays near 1e-6 in
 # float32; one weight off by a thousandth shows as 1e-3 or more.
 ERROR_LIMIT = 3e-5
+# The greatest error of a module that what is added to its output may hide.
+HIDDEN_BY_RESIDUAL = 1e-2
+# The most of its limit that a module of a right port was seen to use is 0.23.
+USED_BY_ROUNDING = 0.3
 # With an oracle every module has a limit of its own: so many times what rounding does to it there.
 NOISE_FACTOR = 8.0
 NO_NOISE = -1.0
@@ -115,6 +119,16 @@ class ModuleErrors(msgspec.Struct, frozen=True, rename={"candidate": "candidate_
         return self.output_error is not None and not self.output_error <= self.output_limit
 
     @property
+    def input_used(self) -> float:
+        """The part of its limit that the input's error uses; 0 if it is not known."""
+        return (self.input_error or 0.0) / self.input_limit
+
+    @property
+    def output_used(self) -> float:
+        """The part of its limit that the output's error uses; 0 if it is not known."""
+        return (self.output_error or 0.0) / self.output_limit
+
+    @property
     def is_first_bad(self) -> bool:
         """Whether the error arises between its input and its output."""
         return self.input_within and self.output_beyond
@@ -138,6 +152,7 @@ class Finding(
             there is none.
         skipped: whether that module was not run, though the candidate has it.
         raised: whether the candidate raised, in that module or between modules.
+        guess: whether no module is beyond its limit, and `first_bad` is where the error rises most.
     """
 
     case: str
@@ -148,6 +163,7 @@ class Finding(
     neighbours: tuple[str, str] = ("", "")
     skipped: bool = False
     raised: bool = False
+    guess: bool = False
 
 
 class Localisation(Finding, frozen=True, kw_only=True):

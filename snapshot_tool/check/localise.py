@@ -22,11 +22,16 @@ from snapshot_tool.goldens.oracle import tap_limits
 
 
 def localise_case(
-    candidate: Candidate, golden: Golden, case: str, *, dtype: str
+    candidate: Candidate, golden: Golden, case: str, *, dtype: str, failed: bool = False
 ) -> Localisation | None:
     """Compare the modules of a case; return None if the set or the candidate shows none.
 
-    dtype: the candidate's, by which the oracle's limits are chosen.
+    Args:
+        candidate: the implementation under test.
+        golden: the set.
+        case: the case to run.
+        dtype: the candidate's, by which the oracle's limits are chosen.
+        failed: whether an output of the forward pass fails; see `localise`.
     """
     golden_taps = golden.taps(case)
     if not golden_taps:
@@ -46,7 +51,7 @@ def localise_case(
         )
     if seen is None:
         return None
-    found = localise(case, golden_taps, seen.taps, seen.mapping.names, limits=limits)
+    found = localise(case, golden_taps, seen.taps, seen.mapping.names, failed=failed, limits=limits)
     return msgspec.structs.replace(found, mapping=seen.mapping.summary(found.not_compared))
 
 

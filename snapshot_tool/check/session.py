@@ -327,7 +327,13 @@ class Session:
         if first is not None and first.phase is Phase.PREPROCESSING:
             return None
         name = first.case if first else results[0].case
-        return localise_case(self.candidate, self.golden, name, dtype=self.judge.dtype)
+        return localise_case(
+            self.candidate,
+            self.golden,
+            name,
+            dtype=self.judge.dtype,
+            failed=first is not None and first.phase is not Phase.GENERATE,
+        )
 
     def compare_weights(
         self, results: tuple[Result, ...] = (), localisation: Localisation | None = None

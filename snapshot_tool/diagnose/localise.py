@@ -1,21 +1,25 @@
 """Finding the first module that goes wrong, from recorded sketches. No reference is needed.
 
-Parents come first: only the first module whose input is right and whose output is wrong is looked
-into, and so are its children in turn. If no child is at fault, the parent's own code is: what it
-does between its children, or that it leaves one of them out.
-
-A fault in code that every layer runs may stay hidden in the first of them, under a large residual.
-So once it is found, the same module of an earlier layer is named if that is wrong already.
+It is the first one to finish whose input is right and whose output is wrong. Children finish before
+the module around them, so it is the innermost one, also if a residual hides the error from that. If
+it has children and none is at fault, its own code is: what it does between its children, or that it
+leaves one of them out.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from snapshot_tool.base.localisation import ERROR_LIMIT, Localisation, ModuleErrors, ModuleMapping
+from snapshot_tool.base.localisation import (
+    ERROR_LIMIT,
+    HIDDEN_BY_RESIDUAL,
+    USED_BY_ROUNDING,
+    Localisation,
+    ModuleErrors,
+    ModuleMapping,
+)
 from snapshot_tool.base.protocol import Candidate, CaseInputs
 from snapshot_tool.base.sketch import Sketch, relative_error
 from snapshot_tool.base.tap import Side, Tap, TapRecorder
@@ -144,6 +148,7 @@ def localise(
     names: Mapping[str, str],
     *,
     unfinished: Sequence[str] | None = None,
+    failed: bool = False,
     limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Localisation:
     """Compare a candidate's taps with the golden's, which are in the order modules finish.
@@ -155,6 +160,8 @@ def localise(
         names: the candidate's name of each module, by the reference's.
         unfinished: the modules that were running, outermost first, when the candidate raised; None
             if it did not.
+        failed: whether an output of the forward pass fails. Then a module is guessed if all are
+            within their limits and one is nearer to its own than rounding comes.
         limits: the greatest errors of a module's input and output, by its name; by default
             ERROR_LIMIT.
     """
@@ -163,8 +170,18 @@ def localise(
         _errors(tap, candidate.get(tap.module), names, limits.get(tap.module, _LIMITS))
         for tap in golden
     )
-    path = _descend(modules, "")
-    bad = _first_alike(modules, path[-1]) if path else None
+    bad = _first_bad(modules)
+    guess = _steepest_rise(modules) if failed and bad is None and not _beyond(modules) else None
+    if guess:
+        return Localisation(
+            case=case,
+            first_bad=guess.module,
+            own_code=False,
+            between=False,
+            recovers=False,
+            guess=True,
+            modules=modules,
+        )
     raised = bad is None and unfinished is not None
     if raised:
         running = {m.module: m for m in modules if m.module in (unfinished or ())}
@@ -176,8 +193,8 @@ def localise(
         case=case,
         first_bad=first_bad.module if first_bad else None,
         own_code=skipped is None and bad is not None and bool(_children(modules, parent)),
-        between=first_bad is None and (raised or any(module.output_beyond for module in modules)),
-        recovers=bool(path) and _recovers(modules, path[0]),
+        between=first_bad is None and (raised or _beyond(modules)),
+        recovers=bad is not None and not raised and _recovers(modules, bad),
         modules=modules,
         neighbours=("", "") if skipped else _neighbours(modules, parent),
         skipped=skipped is not None,
@@ -214,27 +231,54 @@ def _error(golden: Sketch | None, other: Sketch | None) -> float | None:
     return relative_error(golden, other)
 
 
-def _descend(modules: Sequence[ModuleErrors], parent: str) -> list[ModuleErrors]:
-    """Return the path from `parent` down to the innermost module in which the error arises."""
-    for child in _children(modules, parent):
-        if child.is_first_bad:
-            return [child, *_descend(modules, child.module)]
-        if not child.input_within:
-            # A module may run before the parent that it is named under, as token embeddings do.
-            # Then the parent's input is wrong already, and the fault may be inside. Otherwise the
-            # error is older than this child and all later ones.
-            return _descend(modules, child.module)
-    return []
+def _first_bad(modules: Sequence[ModuleErrors]) -> ModuleErrors | None:
+    """Return the innermost module in which the first error arises, or None.
+
+    The first module to finish with an error has it, if its input is right. Otherwise it is the own
+    code of a module around it. One that is only laid out otherwise counts if there is no other.
+    """
+    otherwise = []
+    for module in modules:
+        if module.input_within and not module.output_beyond:
+            continue
+        if not _recovers(modules, module):
+            return module if module.input_within else _around(modules, module)
+        otherwise.append(module)
+    return next((module for module in otherwise if module.input_within), None)
 
 
-def _first_alike(modules: Sequence[ModuleErrors], bad: ModuleErrors) -> ModuleErrors:
-    """Return the first bad module that has the same name but for the numbers of layers."""
+def _beyond(modules: Sequence[ModuleErrors]) -> bool:
+    return any(module.output_beyond for module in modules)
 
-    def kind(module: str) -> str:
-        return re.sub(r"\.\d+(?=\.|$)", ".*", module)
 
-    alike = (m for m in modules if m.is_first_bad and kind(m.module) == kind(bad.module))
-    return next(alike, bad)
+def _steepest_rise(modules: Sequence[ModuleErrors]) -> ModuleErrors | None:
+    """Return the first of the modules that raise the error most, by what is used of their limits.
+
+    None if no module uses more than a right port does.
+    """
+    known = [m for m in modules if m.input_error is not None and m.output_error is not None]
+    if not known or max(module.output_used for module in known) <= USED_BY_ROUNDING:
+        return None
+    rises = [m.output_used / max(m.input_used, USED_BY_ROUNDING / 4) for m in known]
+    return next(m for m, rise in zip(known, rises, strict=True) if rise >= max(rises) / 2)
+
+
+def _around(modules: Sequence[ModuleErrors], wrong: ModuleErrors) -> ModuleErrors | None:
+    """Return the nearest module around one with a wrong input whose own input is right, or None.
+
+    One whose input cannot be compared is the second choice.
+    """
+    around = [m for m in reversed(_enclosing(modules, wrong)) if m.input_within]
+    known = (module for module in around if module.input_error is not None)
+    return next(known, around[0] if around else None)
+
+
+def _enclosing(modules: Sequence[ModuleErrors], inner: ModuleErrors) -> list[ModuleErrors]:
+    """Return the compared modules that a module lies in, outermost first."""
+    found = [
+        m for m in modules if m.output_error is not None and inner.module.startswith(f"{m.module}.")
+    ]
+    return sorted(found, key=lambda module: len(module.module))
 
 
 def _children(
@@ -298,11 +342,17 @@ def _neighbours(modules: Sequence[ModuleErrors], parent: str) -> tuple[str, str]
     return names[right + 1], names[right + 2]
 
 
-def _recovers(modules: Sequence[ModuleErrors], outermost: ModuleErrors) -> bool:
-    """Return whether all that runs after the outermost bad module agrees with the golden.
+def _recovers(modules: Sequence[ModuleErrors], bad: ModuleErrors) -> bool:
+    """Return whether all that finishes later in what holds a bad module is right.
 
-    An error without consequences is no fault of the model: the module is laid out otherwise.
+    An error without consequences is no fault of the model: the module is laid out otherwise. A
+    small one may be real, and hidden by a residual.
     """
-    top = _children(modules, "")
-    later = top[top.index(outermost) + 1 :] if outermost in top else []
-    return bool(later) and all(m.input_within and not m.output_beyond for m in later)
+    if not max(bad.input_error or 0.0, bad.output_error or 0.0) > HIDDEN_BY_RESIDUAL:
+        return False
+    holders = [module.module for module in _enclosing(modules, bad)]
+    inside = f"{holders[-1]}." if holders else ""
+    later = modules[modules.index(bad) + 1 :]
+    around = [m for m in later if m.output_error is not None]
+    around = [m for m in around if f"{m.module}.".startswith(inside)]
+    return bool(around) and all(m.input_within and not m.output_beyond for m in around)

@@ -43,6 +43,7 @@ class FirstDivergence(Judgement):
     module: str | None = None
     candidate_module: str | None = None
     place: str | None = None
+    guess: bool = False
 
 
 class KindSummary(msgspec.Struct, kw_only=True):
@@ -156,6 +157,7 @@ def _first_divergence(report: CheckReport) -> FirstDivergence | None:
         module=(found.module or None) if found else None,
         candidate_module=bad.candidate if bad else None,
         place=report.location or None,
+        guess=found is not None and found.guess,
     )
 
 

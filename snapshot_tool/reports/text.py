@@ -231,7 +231,7 @@ def localisation_lines(found: Localisation | None, location: str = "") -> list[s
 
 def curve(found: Localisation) -> str:
     """Return what becomes of the error after the first bad module, or ""."""
-    if found.first_bad is None or found.skipped or found.raised:
+    if found.first_bad is None or found.skipped or found.raised or found.guess:
         return ""
     if found.recovers:
         return "a spike, which heals later: an alignment problem?"
@@ -245,6 +245,8 @@ def conclusion(found: Localisation, location: str = "") -> str:
         agree = "every module of the forward pass agrees with the reference"
         return f"{agree}: the error is in {location}" if location else agree
     text = "raised in" if found.raised else "not run:" if found.skipped else "first wrong in"
+    if found.guess:
+        text = "no module is beyond its limit; a guess, since the error rises most there:"
     if found.own_code or found.first_bad is None:
         text += " the own code of"
     text += f" {found.module or 'the model'}"

@@ -49,6 +49,7 @@ class Outcome:
         oracle: the same by the oracle.
         derived: the kinds of derived questions that fail, if no recorded case does.
         place: what was named: a module, other code, or the message at loading.
+        guess: whether that is only a guess.
         weights: the weights that differ from the checkpoint's.
         change: if nothing fails, the greatest change of an answer in float64, in units of
             float32's rounding.
@@ -59,6 +60,7 @@ class Outcome:
     oracle: str = ""
     derived: tuple[str, ...] = ()
     place: str = ""
+    guess: bool = False
     weights: tuple[str, ...] = ()
     change: float = math.inf
     question: str = ""
@@ -104,15 +106,21 @@ def measure(mutant: Mutant, setup: Setup) -> Outcome:
         oracle = fails_by_oracle(report.results)
         if report.divergence:
             table = report.divergence.phase.value
-            return Outcome(table, oracle, place=report.location, weights=weights)
+            return _named(report, Outcome(table, oracle, weights=weights))
         if oracle:
             report = check(replace(request, tolerance=Rule.ORACLE), SilentProgress())
-            return Outcome("", oracle, place=report.location, weights=weights)
+            return _named(report, Outcome("", oracle, weights=weights))
         report = check(replace(request, explore=QUESTIONS, seed=0), SilentProgress())
         assert report.exploration is not None
         derived = tuple(kind.kind for kind in report.exploration.kinds if kind.failure)
-        place = "" if derived else report.location
-        return Outcome("", "", derived, place, weights)
+        outcome = Outcome(derived=derived, weights=weights)
+        return outcome if derived else _named(report, outcome)
+
+
+def _named(report: CheckReport, outcome: Outcome) -> Outcome:
+    """Return an outcome with the place that a report names."""
+    found = report.localisation
+    return replace(outcome, place=report.location, guess=found is not None and found.guess)
 
 
 def measure_original(setup: Setup) -> Originals:

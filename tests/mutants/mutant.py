@@ -19,6 +19,7 @@ LOADING = "loading"
 
 ALL_WEIGHTS = "all weights"
 _SWAPPED = "swapped with "
+_SET = "set to "
 _QKV = ("query", "key", "value")
 _GATE = ("wg", "w1")
 
@@ -34,6 +35,11 @@ def _clipped(weight: torch.Tensor) -> torch.Tensor:
 
 def _rows_swapped(weight: torch.Tensor) -> torch.Tensor:
     return weight.index_copy(0, torch.tensor([100, 200]), weight[[200, 100]])
+
+
+def _row_rounded(weight: torch.Tensor) -> torch.Tensor:
+    weight[5] = weight[5].bfloat16()
+    return weight
 
 
 def _add_to(*place: int, amount: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -55,10 +61,12 @@ def _times(factor: float, rows: slice, columns: slice = slice(None)) -> Callable
 # What a corpus file calls a change of a weight; each may change the clone that it is given.
 OPERATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "times 1.001": lambda weight: weight * 1.001,
+    "times 1.0001": lambda weight: weight * 1.0001,
     "negated": torch.neg,
     "zeroed": torch.zeros_like,
     "transposed": lambda weight: weight.transpose(-1, -2),
     "rounded to bfloat16": lambda weight: weight.bfloat16().to(weight.dtype),
+    "row 5 rounded to bfloat16": _row_rounded,
     "shifted by one row": lambda weight: weight.roll(1, 0),
     "rows 100 and 200 swapped": _rows_swapped,
     "row 0 doubled": _times(2, slice(1)),
@@ -83,11 +91,11 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Change a weight of the loaded model.
+    """Change a weight of the loaded model, or a number that one of its modules has.
 
     Args:
         weight: FMS's name of it, as if nothing were fused, or ALL_WEIGHTS.
-        how: one of OPERATIONS, or "swapped with" and another weight.
+        how: one of OPERATIONS, "swapped with" and another weight, or "set to" and a number.
     """
 
     weight: str
@@ -95,6 +103,10 @@ class Change:
 
     def apply(self, model: torch.nn.Module) -> None:
         """Change the model's weight in place."""
+        if self.how.startswith(_SET):
+            module, _, name = self.weight.rpartition(".")
+            setattr(model.get_submodule(module), name, float(self.how.removeprefix(_SET)))
+            return
         with torch.no_grad():
             if self.how.startswith(_SWAPPED):
                 one = weight_of(model, self.weight)

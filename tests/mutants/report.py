@@ -104,6 +104,8 @@ class Detection:
         """Return the result in three lines."""
         found, named = self.of(Fate.FOUND), self.named()
         real = len(self.outcomes) - len(self.of(Fate.EQUIVALENT))
+        facts = [n for n in found if n not in self.shown_by(lambda o: o.guess)]
+        right = [name for name in named if name in facts]
         table, oracle = self.shown_by(lambda o: o.table), self.shown_by(lambda o: o.oracle)
         derived = self.shown_by(lambda o: o.derived)
         weights = [n for n in self.shown_by(lambda o: o.by_weights_alone) if n in found]
@@ -116,7 +118,9 @@ class Detection:
             f"{len(table)} by the table of tolerances, {len(oracle)} by the oracle, "
             f"{len(derived)} by derived questions alone, {len(weights)} by {_WEIGHTS}.",
             f"{len(named)} of {len(found)} found faults named rightly "
-            f"({interval(len(named), len(found))}).",
+            f"({interval(len(named), len(found))}): {len(right)} of {len(facts)} names given as "
+            f"fact ({interval(len(right), len(facts))}), {len(named) - len(right)} of "
+            f"{len(found) - len(facts)} guesses.",
             f"{by_table} false alarms in {len(finished)} benign runs "
             f"({interval(by_table, len(finished))}); {by_oracle} by the oracle."
             + (f" {unfinished} more runs gave no result." if unfinished else ""),
@@ -204,6 +208,7 @@ def _wrong_names(detection: Detection) -> list[str]:
         outcome = detection.outcomes[name]
         if name not in right and isinstance(outcome, Outcome):
             named = outcome.place or ", ".join(outcome.derived) or "nothing"
+            named += ", as a guess" if outcome.guess else ""
             rows.append((f"`{name}`", MUTANTS[name].places[0], named))
     return _table(("fault", "is in", "named"), rows)
 

@@ -45,12 +45,13 @@ def find(
     golden: Mapping[str, _Pair] = GOLDEN,
     without: Sequence[str] = (),
     unfinished: Sequence[str] | None = None,
+    failed: bool = False,
 ) -> Localisation:
     """Localise in a candidate whose modules are the golden's, but for some of them."""
     pairs = {**golden, **changes}
     candidate = {tap.module: tap for tap in taps(pairs) if tap.module not in without}
     names = {name: f"fms.{name}" for name in golden}
-    return localise("case", taps(golden), candidate, names, unfinished=unfinished)
+    return localise("case", taps(golden), candidate, names, unfinished=unfinished, failed=failed)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_the_module_that_raised_is_named_unless_a_fault_came_before(
         assert found.neighbours == ("model.block", "head")
 
 
-def test_the_same_module_of_an_earlier_layer_is_named_if_it_errs_already() -> None:
+def test_a_module_is_named_also_if_a_residual_hides_its_error() -> None:
     """The first layer's residual covers what its norm gets wrong; the second one's does not."""
     residual = X * 1e4
     golden = {
@@ -170,6 +171,48 @@ def test_the_same_module_of_an_earlier_layer_is_named_if_it_errs_already() -> No
     both = {"layers.0.norm": (X, A * 1.001), **second}
     assert find(second, golden=golden).module == "layers.1.norm"
     assert find(both, golden=golden).module == "layers.0.norm"
+
+
+def test_own_code_is_named_also_if_a_residual_hides_its_error() -> None:
+    """The MLP scales what it gives its second child, and a large residual is added to it."""
+    residual = X * 1e4
+    golden = {
+        "layer.mlp.up": (X, A),
+        "layer.mlp.down": (A, B),
+        "layer.mlp": (X, B),
+        "layer": (X, residual),
+        "head": (residual, OUT),
+    }
+    changes = {
+        "layer.mlp.down": (A * 1.001, B * 1.001),
+        "layer.mlp": (X, B * 1.001),
+        "head": (residual, OUT * 1.001),
+    }
+    found = find(changes, golden=golden)
+    assert (found.module, found.own_code) == ("layer.mlp", True)
+    assert found.neighbours == ("layer.mlp.up", "layer.mlp.down")
+
+
+def test_a_module_that_is_laid_out_otherwise_is_passed_over() -> None:
+    """It returns something else, and the module that takes it is given what the golden's is."""
+    found = find({"model.block.a": (X, WRONG), "model.block": (X, WRONG), "head": BAD})
+    assert found.module == "model.block.a"
+    found = find({"model.block.a": (X, WRONG), "head": (C, WRONG)})
+    assert found.module == "head"
+
+
+def test_a_module_is_guessed_if_none_is_beyond_its_limit() -> None:
+    """Where the error rises most, and only if an output fails; it is called a guess."""
+    slight = {
+        "model.block.b": (A * (1 + 1e-6), B * (1 + 2e-5)),
+        "model.block.c": (B * (1 + 2e-5), C * (1 + 2e-5)),
+        "model.block": (X, C * (1 + 2e-5)),
+        "head": (C * (1 + 2e-5), OUT * (1 + 2e-5)),
+    }
+    found = find(slight, failed=True)
+    assert (found.module, found.guess) == ("model.block.b", True)
+    assert "a guess" in " ".join(localisation_lines(found))
+    assert find(slight).module == find({}, failed=True).module == ""
 
 
 def test_a_step_is_told_from_a_spike() -> None:

@@ -26,6 +26,7 @@ _GROUPS = (
     "generation",
     "weights",
     "further",
+    "held-out",
 )
 
 
