@@ -1,5 +1,6 @@
 """What can go wrong, as types. The command line turns each into one message and an exit code."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -111,6 +112,7 @@ class PhaseUnsupported(Exception):
     """Raised by a candidate's method to say that it has no such phase; its text is the reason."""
 
 
+_SHOWN_NAMES = 20
 _MEMORY_SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory")
 
 
@@ -127,6 +129,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text."""
     return (str(error).strip() or "no message").splitlines()[0]
+
+
+def suggest(name: str, names: Sequence[str]) -> str:
+    """Return which of the valid names are nearest to one, or the first of them if none is near."""
+    from difflib import get_close_matches  # only for errors
+
+    if near := get_close_matches(name, names):
+        return f"did you mean {' or '.join(near)}?"
+    more = f", … {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"there are: {', '.join(names[:_SHOWN_NAMES])}{more}"
 
 
 def printable(text: str) -> str:

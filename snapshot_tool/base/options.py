@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.base.errors import UsageError
+from snapshot_tool.base.errors import UsageError, suggest
 
 DEVICES = ("cpu", "cuda")
 
@@ -29,6 +29,7 @@ class Option:
         kind: type of one value: bool for a flag.
         default: the value of an option that is not given.
         repeated: whether it may be given several times, and the field is a sequence.
+        commas: whether one value may name several, separated by commas.
         choices: the valid values; empty: any.
         limits: the least and the greatest valid number; None: no limit.
         metavar: how the help writes a value; "": from the type.
@@ -40,6 +41,7 @@ class Option:
     kind: type
     default: Any
     repeated: bool
+    commas: bool
     choices: tuple[str, ...]
     limits: tuple[Any, Any]
     metavar: str
@@ -55,6 +57,7 @@ def option(
     default: Any,
     help: str,  # noqa: A002 - as click and argparse name it
     *,
+    commas: bool = False,
     choices: Sequence[str] = (),
     limits: tuple[Any, Any] = (None, None),
     metavar: str = "",
@@ -63,6 +66,7 @@ def option(
     """Declare a field of a request as an option; see Option."""
     details = {
         "help": help,
+        "commas": commas,
         "choices": tuple(map(str, choices)),  # click takes the names of an enum, not its values
         "limits": limits,
         "metavar": metavar,
@@ -103,21 +107,26 @@ def options_of(request: type) -> dict[str, Option]:
     return found
 
 
-def require_valid(request: Any) -> None:
-    """Raise UsageError for a value that its option does not take.
+def normalise_options(request: Any) -> None:
+    """Split values at commas, and raise UsageError for one that its option does not take.
 
-    click and pytest have refused it before; a caller in Python may pass anything.
+    click and pytest have refused most of them before; a caller in Python may pass anything.
     """
     for option in options_of(type(request)).values():
         given = getattr(request, option.field)
         if given is None:
             continue
-        if option.repeated and isinstance(given, str | Path):
+        if option.commas:
+            texts = [given] if isinstance(given, str) else given
+            given = tuple(name for text in texts for name in text.split(","))
+            object.__setattr__(request, option.field, given)  # requests are frozen
+        elif option.repeated and isinstance(given, str | Path):
             raise UsageError(f"{option.field} is {given!r}", f"pass a list: [{given!r}]")
         for value in given if option.repeated else [given]:
             if option.choices and value not in option.choices:
-                known = ", ".join(option.choices)
-                raise UsageError(f"{option.field} is {value!r}", f"it must be one of: {known}")
+                raise UsageError(
+                    f"{option.field} is {value!r}", suggest(str(value), option.choices)
+                )
             least, most = option.limits
             if (least is not None and value < least) or (most is not None and value > most):
                 raise UsageError(

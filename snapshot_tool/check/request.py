@@ -8,13 +8,13 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snapshot_tool.base.errors import GoldenNotFound, UsageError
+from snapshot_tool.base.errors import GoldenNotFound, UsageError, suggest
 from snapshot_tool.base.options import (
     DEVICES,
     family_field,
     goldens_field,
+    normalise_options,
     option,
-    require_valid,
 )
 from snapshot_tool.base.phases import COVERAGE_NAMES, PHASES, Phase, named_phases
 from snapshot_tool.base.tolerance import ORACLE_DTYPES, Rule, default_rule
@@ -61,10 +61,13 @@ class CheckRequest:
     )
     phase: Sequence[str] = option(
         (),
-        "Phase to run; repeat it for several.  [default: all]",
+        "Phases to run, separated by commas.  [default: all]",
+        commas=True,
         choices=("all", *PHASES),
     )
-    case: str = option("*", "Cases to run, as a glob.", metavar="GLOB")
+    case: Sequence[str] = option(
+        (), "Cases to run, as globs separated by commas.  [default: *]", commas=True, metavar="GLOB"
+    )
     shard: str | None = option(
         None,
         "Check the K-th of N shares of the cases; `snap merge` makes one report of all N.",
@@ -133,14 +136,20 @@ class CheckRequest:
         (),
         "Exit with 3 if this phase is skipped anywhere, or if no case reaches this feature of the "
         "model.",
+        commas=True,
         choices=(*PHASES, *COVERAGE_NAMES),
         in_pytest=False,
     )
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value that an option does not take."""
-        require_valid(self)
+        normalise_options(self)
         _ = self.share, self.questions  # they raise it, too
+
+    @property
+    def case_text(self) -> str:
+        """The globs of --case as one text."""
+        return ",".join(self.case) or "*"
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -207,15 +216,27 @@ def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
 
 
 def matching_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
-    """Return the cases that --case selects, of all shards; raise UsageError for none."""
+    """Return the cases that --case selects, of all shards; raise UsageError for a useless glob."""
     names = [case.name for case in manifest.cases]
-    chosen = set(fnmatch.filter(names, request.case))
-    if not chosen:
-        raise UsageError(
-            f"--case {request.case} matches none of the {len(names)} cases",
-            f"there are: {', '.join(names)}",
-        )
+    chosen = set()
+    for glob in request.case or ("*",):
+        matching = fnmatch.filter(names, glob)
+        if not matching:
+            raise UsageError(
+                f"--case {glob} matches none of the {len(names)} cases", suggest(glob, names)
+            )
+        chosen.update(matching)
     return [case for case in manifest.cases if case.name in chosen]
+
+
+def require_phases(manifest: Manifest, request: CheckRequest) -> None:
+    """Raise UsageError if --phase names a phase that the model's family does not have."""
+    missing = [phase for phase in request.phase if phase not in ("all", *manifest.tolerances)]
+    if missing:
+        raise UsageError(
+            f"--phase {missing[0]}: {manifest.checkpoint.family} has no such phase",
+            f"there are: {', '.join(manifest.tolerances)}",
+        )
 
 
 def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
@@ -225,7 +246,7 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
     if request.share is None:
         return None
     asked = {
-        "--case": request.case,
+        "--case": request.case_text,
         "--phase": " ".join(request.phases),
         "--require": " ".join(request.required),
         "--atol": str(request.atol),

@@ -51,6 +51,7 @@ from snapshot_tool.check.request import (
     CheckRequest,
     choose_rule,
     matching_cases,
+    require_phases,
     select_cases,
     shard_of,
 )
@@ -73,6 +74,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     """Run the candidate on the golden's inputs and judge every recorded tensor."""
     require_device(request.device)
     golden = request.golden_choice.open()
+    require_phases(golden.manifest, request)
     cases = select_cases(golden.manifest, request)
     session = open_session(request, golden, progress)
     found: list[Result] = []
@@ -399,7 +401,7 @@ def _skips_of_empty_phases(
         reason = "no selected case has anything to compare"
         if phase not in golden.manifest.tolerances:
             reason = f"the family {golden.manifest.checkpoint.family} has no such phase"
-        skips.append(Result(request.case, phase, "", Verdict.SKIP, reason))
+        skips.append(Result(request.case_text, phase, "", Verdict.SKIP, reason))
     return skips
 
 

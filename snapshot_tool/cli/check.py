@@ -67,7 +67,7 @@ def _replay_command() -> str:
         if given and option.name not in _NOT_REPLAYED:
             value = context.params[str(option.name)]
             for single in value if isinstance(value, tuple) else (value,):
-                words += [option.opts[0], str(single)]
+                words += [option.opts[0], *([] if single is True else [str(single)])]
     return shlex.join(words)
 
 

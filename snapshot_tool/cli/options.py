@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from snapshot_tool.base.files import write_report
 from snapshot_tool.base.options import Option, options_of
 from snapshot_tool.check.request import CheckRequest
+
+if TYPE_CHECKING:
+    from snapshot_tool.goldens.manifest import Manifest
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -27,7 +30,14 @@ def click_option(option: Option) -> Callable[[_Command], _Command]:
             help=option.help,
         )
     kind: Any = option.kind
-    if option.choices:
+    metavar = option.metavar
+    complete = None
+    if option.field in _COMPLETED:
+        complete = complete_names(_COMPLETED[option.field])
+    if option.commas and option.choices:
+        metavar = f"[{'|'.join(option.choices)}]"
+        complete = complete_names(lambda _goldens: option.choices)
+    elif option.choices:
         kind = click.Choice(option.choices)
     elif option.kind is Path:
         kind = click.Path(path_type=Path, file_okay=option.metavar != "DIR")
@@ -40,9 +50,44 @@ def click_option(option: Option) -> Callable[[_Command], _Command]:
         default=None if option.repeated else option.default,
         show_default=bool(option.default),
         multiple=option.repeated,
-        metavar=option.metavar or None,
+        metavar=metavar or None,
         help=option.help,
+        shell_complete=complete,
     )
+
+
+Completion = Callable[[click.Context, click.Parameter, str], list[str]]
+
+
+def complete_names(names: Callable[[Path], Iterable[str]]) -> Completion:
+    """Return what completes the last name of a list; `names` reads them from the goldens folder."""
+
+    def complete(context: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+        goldens = context.params.get("goldens") or "goldens"
+        before, comma, start = text.rpartition(",")
+        found = dict.fromkeys(names(Path(goldens)))
+        return [f"{before}{comma}{name}" for name in found if name.startswith(start)]
+
+    return complete
+
+
+def golden_names(goldens: Path) -> Iterator[str]:
+    """Yield the names of the checkpoints that have golden sets."""
+    return (manifest.checkpoint.name for manifest in _manifests(goldens))
+
+
+def case_names(goldens: Path) -> Iterator[str]:
+    """Yield the names of all cases of the golden sets."""
+    return (case.name for manifest in _manifests(goldens) for case in manifest.cases)
+
+
+def _manifests(goldens: Path) -> Iterator[Manifest]:
+    from snapshot_tool.goldens.find import iterate_goldens
+
+    return (found.manifest for found in iterate_goldens(goldens) if found.manifest)
+
+
+_COMPLETED = {"case": case_names, "checkpoint": golden_names}
 
 
 def request_options(request: type) -> Callable[[_Command], _Command]:

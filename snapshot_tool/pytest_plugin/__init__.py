@@ -44,7 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         else:
             # Paths stay text, which pytest-xdist can send to its workers.
             details |= {"type": str if option.kind is Path else option.kind}
-            details |= {"choices": option.choices or None, "metavar": option.metavar or None}
+            choices = None if option.commas else option.choices or None
+            details |= {"choices": choices, "metavar": option.metavar or None}
             details |= {"action": "append"} if option.repeated else {}
         group.addoption(plugin_flag(option), **details)
 

@@ -240,7 +240,7 @@ def problems(
     """
     method = "preprocess" if phase == Phase.PREPROCESSING else phase
     candidate = PlainCandidate(SimpleNamespace(**{method: lambda *_inputs, **_options: output}))
-    request = replace(make_request(config), case=case, quick=False)
+    request = replace(make_request(config), case=(case,), quick=False)
     session = Session(request, golden, candidate)
     results = [
         result

@@ -14,8 +14,8 @@ from snapshot_tool.base.options import (
     DEVICES,
     family_field,
     goldens_field,
+    normalise_options,
     option,
-    require_valid,
 )
 from snapshot_tool.base.phases import PHASES, Phase, named_phases
 from snapshot_tool.base.tolerance import ORACLE_DTYPES
@@ -48,7 +48,8 @@ class RecordRequest:
     dtype: str = option("float32", "What the reference computes in.", choices=ORACLE_DTYPES)
     phase: Sequence[str] = option(
         (),
-        "Phase to record; repeat it for several.  [default: all]",
+        "Phases to record, separated by commas.  [default: all]",
+        commas=True,
         choices=("all", *PHASES),
     )
     variants: int | None = option(
@@ -64,7 +65,10 @@ class RecordRequest:
         None, "Also run the reference in float64, and keep how far rounding puts it off."
     )
     whole_outputs: Sequence[str] = option(
-        (), "Cases of which to keep every module's output whole, for --graft.", metavar="GLOB"
+        (),
+        "Cases of which to keep every module's output whole, for --graft.",
+        commas=True,
+        metavar="GLOB",
     )
     device_map: str | None = option(
         None,
@@ -100,7 +104,10 @@ class RecordRequest:
         metavar="N",
     )
     drop_phase: Sequence[str] = option(
-        (), "With --update: a phase that the new version does not have.", choices=PHASES
+        (),
+        "With --update: phases that the new version does not have.",
+        commas=True,
+        choices=PHASES,
     )
     allow_nan: bool = option(False, "Record outputs that have NaN or Inf.")
     trust_remote_code: bool = option(
@@ -109,7 +116,7 @@ class RecordRequest:
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value that an option does not take."""
-        require_valid(self)
+        normalise_options(self)
         if self.max_memory and not self.device_map:
             raise UsageError("--max-memory goes with --device-map auto", "give both, or neither")
         for text in self.max_memory:

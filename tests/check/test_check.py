@@ -239,6 +239,18 @@ def test_json_file_holds_what_the_screen_shows(snap: Snap, tmp_path: Path) -> No
     assert json.loads(path.read_text(encoding="utf-8"))["verdict"] == "pass"
 
 
+def test_cases_and_phases_are_repeated_or_separated_by_commas(snap: Snap) -> None:
+    """None of them replaces another."""
+    cases = ("--case", "one-image", "--case", "variant-03,two-*")
+    phases = ("--phase", "connector,generate", "--phase", "connector")
+    run = snap("check", "--fms-path", CHECKOUT, *cases, *phases, "--json", "-")
+    found = [(result["case"], result["phase"]) for result in run.report["results"]]
+    assert [case for case, phase in found if phase == "generate"] == [
+        "one-image", "two-images", "variant-03"
+    ]  # fmt: skip
+    assert {phase for _, phase in found} == {"connector", "generate"}
+
+
 @pytest.mark.parametrize(
     ("options", "code", "problem"),
     [
@@ -248,7 +260,20 @@ def test_json_file_holds_what_the_screen_shows(snap: Snap, tmp_path: Path) -> No
             "cannot write /no/where: No such file or directory",
         ),
         (["--case", "nothing*"], 2, "--case nothing* matches none of the 14 cases"),
-        (["--phase", "speech"], 2, "'speech' is not one of"),
+        (["--case", "one-image,varant-01"], 2, "did you mean variant-01"),
+        (["--phase", "forward", "--phase", "visoin"], 2, "did you mean vision?"),
+        (
+            [
+                "--goldens",
+                "tests/families/goldens",
+                "--checkpoint",
+                "local/roberta",
+                "--phase",
+                "forward,vision",
+            ],
+            2,
+            "roberta has no such phase",
+        ),
         (["--candidate", "nonsense"], 2, "is none of 'fms', 'module:factory'"),
         (
             ["--candidate", "no_such:thing"],

@@ -221,7 +221,7 @@ def test_a_candidate_that_cannot_be_loaded_is_tried_once(golden_tests: pytest.Py
     [
         (["--snap-case", "three*"], "--case three* matches none of the 14 cases"),
         (["--snap-tolerance", "loose"], "invalid choice: 'loose'"),
-        (["--snap-phase", "sight"], "invalid choice: 'sight'"),
+        (["--snap-phase", "vision,sight"], "phase is 'sight'"),
         (["--snap-repeat", "0"], "repeat is 0"),
         (["--snap-revision", "0123"], "no golden for any checkpoint at 0123"),
     ],

@@ -101,7 +101,9 @@ def test_a_command_without_options_has_the_defaults_of_python(
     [
         {"device": "tpu"},
         {"phase": ["sight"]},
-        {"phase": "vision"},
+        {"phase": "vision,sight"},
+        {"family": "file.py"},
+        {"case": ["one-image", "nothing"]},
         {"repeat": 0},
         {"atol": -1.0},
         {"shard": "4/3"},
