@@ -5,6 +5,7 @@ The names of fields are those of the JSON report; docs/run.schema.json is made f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -240,15 +241,20 @@ def tolerance_used(result: Result, rule: Rule = Rule.TABLE) -> float | None:
 
 
 def overall_verdict(results: tuple[Result, ...]) -> Verdict:
-    """Return the verdict on a run: fail, before error, before skip; pass only where all passed.
+    """Return the verdict on a run; see `combine`."""
+    return combine(result.verdict for result in results)
 
-    A run without a single pass is never a pass: nothing was compared.
+
+def combine(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return fail, before error, before pass, before skip.
+
+    Without a single pass it is never a pass: nothing was compared.
     """
-    verdicts = {result.verdict for result in results}
-    for verdict in (Verdict.FAIL, Verdict.ERROR):
-        if verdict in verdicts:
+    there = set(verdicts)
+    for verdict in (Verdict.FAIL, Verdict.ERROR, Verdict.PASS):
+        if verdict in there:
             return verdict
-    return Verdict.PASS if Verdict.PASS in verdicts else Verdict.SKIP
+    return Verdict.SKIP
 
 
 def first_divergence(results: tuple[Result, ...]) -> Result | None:

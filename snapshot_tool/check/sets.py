@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snapshot_tool.base.errors import GoldenNotFound, SnapError, UsageError
-from snapshot_tool.goldens.find import FoundSet, Selection, find_goldens, iterate_goldens
+from snapshot_tool.base.errors import GoldenNotFound, SnapError, UsageError, suggest
+from snapshot_tool.goldens.find import (
+    FoundSet,
+    find_goldens,
+    how_to_get,
+    iterate_goldens,
+    named_sets,
+)
 from snapshot_tool.goldens.layout import MANIFEST
 from snapshot_tool.goldens.manifest import Manifest, load_manifest
 from snapshot_tool.goldens.verify import verify_set
@@ -35,23 +41,18 @@ def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
     if spec and (Path(spec) / MANIFEST).is_file():
         return Path(spec), load_manifest(Path(spec))
     matching = find_goldens(Path(spec)) if spec and Path(spec).is_dir() else []
+    found = [] if matching else find_goldens(root)
     if not matching:
-        matching = [found for found in find_goldens(root) if spec is None or _is_named(found, spec)]
+        matching = found if spec is None else named_sets(found, spec.strip("/"))
+    if not matching and spec and found:
+        there = [one.name for one in found]
+        raise GoldenNotFound(f"no golden set {spec} in {root}", suggest(spec, there))
     if not matching:
-        raise GoldenNotFound(
-            f"no golden set {spec or ''} in {root}".replace("  ", " "),
-            "snap list shows what is there; snap record makes one",
-        )
+        raise GoldenNotFound(f"no golden set in {root}", how_to_get(root))
     if len(matching) > 1:
-        names = ", ".join(str(found.folder) for found in matching)
+        names = ", ".join(str(one.folder) for one in matching)
         raise UsageError(f"{spec or root} names {len(matching)} golden sets", f"name one: {names}")
     return matching[0].folder, matching[0].require_manifest()
-
-
-def _is_named(found: FoundSet, spec: str) -> bool:
-    """Tell whether a set's path or checkpoint contains a text."""
-    by_checkpoint = found.manifest and Selection(checkpoint=spec).matches(found.manifest)
-    return bool(by_checkpoint) or spec.strip("/") in found.folder.as_posix()
 
 
 def verify_goldens(root: Path, spec: str | None) -> list[Verification]:
@@ -59,7 +60,7 @@ def verify_goldens(root: Path, spec: str | None) -> list[Verification]:
     sets = iterate_goldens(root) if spec is None else [FoundSet(*find_golden(root, spec))]
     verified = [_verify(found) for found in sets]
     if not verified:
-        raise GoldenNotFound(f"no golden set in {root}", "name another folder with --goldens")
+        raise GoldenNotFound(f"no golden set in {root}", how_to_get(root))
     return verified
 
 

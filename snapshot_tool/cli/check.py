@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from snapshot_tool.base.errors import UsageError
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.cli.options import html_option, json_option, request_options, write_text
 
@@ -29,13 +30,17 @@ _NOT_REPLAYED = {
     epilog="Example: snap check --fms-path ./foundation-model-stack --device cuda",
 )
 @request_options(CheckRequest)
+@click.option("--all", "every", is_flag=True, help="Check every golden set that is there.")
 @json_option
 @html_option
-def check_command(*, json_path: Path | None, html_path: Path | None, **options: Any) -> int:
+def check_command(
+    *, every: bool, json_path: Path | None, html_path: Path | None, **options: Any
+) -> int:
     """Run FMS (or another candidate) on the inputs of a golden set and judge its outputs.
 
     Hugging Face is not needed and never imported. Exit code 0: all passed; 1: something differs
-    or raised; 3: it could not run, or nothing was compared.
+    or raised; 3: it could not run, or nothing was compared. With --all, --json and --html name
+    folders, and each golden set gets a file.
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.check.session import check
@@ -51,11 +56,37 @@ def check_command(*, json_path: Path | None, html_path: Path | None, **options: 
         return 0
     if html_path is not None:
         require_plotting()  # before the check, which may take an hour
+    if every:
+        return _check_all(request, json_path, html_path)
     with leading(request.device):
         report = check(request, TerminalProgress())
     run = CheckRun(report, Path(request.goldens))
     _publish(run, json_path, html_path, replay=_replay_command())
     return run.exit_code
+
+
+def _check_all(request: CheckRequest, json_path: Path | None, html_path: Path | None) -> int:
+    """Check all golden sets, and print a table of their verdicts."""
+    from snapshot_tool.check.every import check_all, exit_code_of_all
+    from snapshot_tool.check.run import CheckRun
+    from snapshot_tool.cli.console import TerminalProgress, draw_checks
+
+    if str(json_path) == "-":
+        raise UsageError("--all writes a file for each golden set", "name a folder: --json DIR")
+    for folder in filter(None, (json_path, html_path)):
+        folder.mkdir(parents=True, exist_ok=True)
+    checks = []
+    for one in check_all(request, TerminalProgress()):
+        checks.append(one)
+        if one.report:
+            file = one.name.replace("/", "_")
+            json_file = json_path and json_path / f"{file}.json"
+            html_file = html_path and html_path / f"{file}.html"
+            run = CheckRun(one.report, Path(request.goldens))
+            _publish(run, json_file, html_file, replay=_replay_command())
+            click.echo()
+    draw_checks(checks)
+    return exit_code_of_all(checks)
 
 
 def _replay_command() -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -15,11 +16,13 @@ from rich.text import Text
 
 from snapshot_tool.base.phases import PHASES
 from snapshot_tool.base.report import CheckReport
-from snapshot_tool.base.results import Verdict
+from snapshot_tool.base.results import Verdict, combine
 from snapshot_tool.reports import text as run_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from snapshot_tool.check.every import SetCheck
 
 
 class TerminalProgress:
@@ -141,3 +144,17 @@ def _draw_grid(report: CheckReport) -> None:
         verdict = run_text.worst_verdict(left[0][1])
         worst = "all passed" if verdict is Verdict.PASS else f"at worst {verdict}"
         click.echo(f"… and {len(left)} more cases: {worst}")
+
+
+def draw_checks(checks: Sequence[SetCheck]) -> None:
+    """Print a line for each golden set of a check of all, and one for the whole."""
+    width = max(len(one.name) for one in checks)
+    for one in checks:
+        word = one.verdict.value.upper()
+        text = run_text.summary_line(one.report) if one.report else f"{word}: {one.reason}"
+        click.secho(f"{one.name:<{width}}  {text}", fg=_COLOURS[one.verdict])
+    verdicts = [one.verdict for one in checks]
+    counts = Counter(verdicts)
+    words = ", ".join(f"{counts[v]} {v.value}" for v in Verdict if counts[v])
+    whole = combine(verdicts)
+    click.secho(f"{whole.value.upper()}: {len(checks)} golden sets: {words}", bold=True)

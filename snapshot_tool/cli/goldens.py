@@ -24,12 +24,12 @@ def list_command(*, goldens: Path) -> int:
 
     Only manifests are read: snap verify finds damage in other files.
     """
-    from snapshot_tool.goldens.find import iterate_goldens
+    from snapshot_tool.goldens.find import how_to_get, iterate_goldens
 
     # One at a time: a thousand manifests take hundreds of megabytes.
     readable = [(_summary(found), found.manifest is not None) for found in iterate_goldens(goldens)]
     if not readable:
-        click.echo(f"no golden set in {goldens}")
+        click.echo(f"no golden set in {goldens}: {how_to_get(goldens)}")
         return 0
     click.echo("\n".join(line for line, _ in readable))
     return 0 if all(whole for _, whole in readable) else _DAMAGED
@@ -211,7 +211,8 @@ def push_command(*, remote: str | None, only: str, again: bool, goldens: Path) -
     goldens.lock, beside the goldens folder. Commit that file: snap pull reads it.
     """
     from snapshot_tool.cli.console import TerminalProgress
-    from snapshot_tool.goldens.sync import lock_path, push
+    from snapshot_tool.goldens.layout import lock_path
+    from snapshot_tool.goldens.sync import push
 
     shared = push(goldens, TerminalProgress(), remote=remote, only=only, again=again)
     for item in shared.sets:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from snapshot_tool.base.errors import (
 )
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import ANSWERS, PAGE
-from snapshot_tool.goldens.layout import SetLocation, set_folders
+from snapshot_tool.goldens.layout import SetLocation, lock_path, set_folders
 from snapshot_tool.goldens.manifest import Manifest, load_manifest
 from snapshot_tool.goldens.transaction import committed_revisions, read_undisturbed, replaced_sets
 
@@ -48,11 +48,32 @@ class FoundSet:
         """What is wrong with the set, on one line; empty if its manifest could be read."""
         return self.error.problem if self.error else ""
 
+    @property
+    def name(self) -> str:
+        """The set's path below the goldens folder, which no other set has."""
+        return "/".join(self.folder.parts[-3:])
+
     def require_manifest(self) -> Manifest:
         """Return the manifest; raise the error that kept it from being read."""
         if self.manifest is None:
             raise self.error or GoldenDamaged(f"{self.folder} has no manifest")
         return self.manifest
+
+
+def named_sets(found: Sequence[FoundSet], name: str) -> list[FoundSet]:
+    """Return the sets of the checkpoint of a name, or else those with the text in name or path."""
+    checkpoints = [(s, s.manifest.checkpoint.name if s.manifest else "") for s in found]
+    exact = [s for s, checkpoint in checkpoints if checkpoint == name]
+    return exact or [s for s, checkpoint in checkpoints if name in f"{checkpoint} {s.name}"]
+
+
+def how_to_get(root: Path, record: str = "record one with: snap record") -> str:
+    """Return how to get a golden set that is not here: pulled if there is a lock, else recorded."""
+    lock = lock_path(root)
+    if not lock.is_file():
+        return record
+    folder = "" if root == Path("goldens") else f" --goldens {root}"
+    return f"fetch the sets that {lock} names: snap pull{folder}"
 
 
 def find_goldens(root: Path) -> list[FoundSet]:
@@ -113,8 +134,10 @@ class Selection:
         )
 
     def among(self, found: list[FoundSet]) -> list[FoundSet]:
-        """Return the sets that are looked for."""
-        return [s for s in found if s.manifest is not None and self.matches(s.manifest)]
+        """Return the sets that are looked for; their checkpoint may be named as for `snap show`."""
+        named = found if self.checkpoint is None else named_sets(found, self.checkpoint)
+        rest = dataclasses.replace(self, checkpoint=None)
+        return [s for s in named if s.manifest is not None and rest.matches(s.manifest)]
 
     def __str__(self) -> str:
         """Return what is looked for, for messages."""
@@ -140,7 +163,7 @@ def select_golden(root: Path, selection: Selection, found: list[FoundSet] | None
         names = ", ".join(s.manifest.title for s in matching if s.manifest)
         raise UsageError(
             f"{len(matching)} golden sets in {root} match {selection}: {names}",
-            "choose one with --checkpoint, --revision, --device or --dtype",
+            f"choose one, for example --checkpoint {matching[0].name}, or check all: --all",
         )
     for unreadable in found:
         unreadable.require_manifest()
@@ -148,8 +171,11 @@ def select_golden(root: Path, selection: Selection, found: list[FoundSet] | None
     checkpoint = f" --checkpoint {selection.checkpoint}" if selection.checkpoint else ""
     raise GoldenNotFound(
         f"no golden for {selection} in {root} (there is: {there})",
-        f"record it with: snap record{checkpoint} --revision {selection.revision or 'SHA'} "
-        f"--device {selection.device or 'cpu'}",
+        how_to_get(
+            root,
+            f"record it with: snap record{checkpoint} --revision {selection.revision or 'SHA'} "
+            f"--device {selection.device or 'cpu'}",
+        ),
     )
 
 
@@ -159,7 +185,7 @@ class GoldenChoice:
 
     Args:
         goldens: the folder of all sets.
-        checkpoint: folder or hub id; None: any.
+        checkpoint: folder, hub id, or what `named_sets` takes; None: any.
         revision: or its first digits; None: any.
         device: where the candidate runs.
         golden_device: where the set was recorded; None: on `device`.
@@ -199,26 +225,36 @@ class GoldenChoice:
             raise
 
     def _selection(self, recorded_on: str, found: list[FoundSet]) -> Selection:
-        manifests = [s.manifest for s in found if s.manifest]
-        name = None if self.checkpoint is None else checkpoint_name(self.checkpoint)
-        # A folder may be a copy of a hub checkpoint under any name: then its digests decide.
-        if self.checkpoint is not None and is_folder(self.checkpoint):
-            name = name if name in {m.checkpoint.name for m in manifests} else None
+        name = self.checkpoint
+        if name is not None and not _is_golden_name(name, found) and is_folder(name):
+            # A folder may be a copy of a hub checkpoint under any name: then its digests decide.
+            name = checkpoint_name(name)
+            if name not in [s.manifest.checkpoint.name for s in found if s.manifest]:
+                name = None
         selection = Selection(name, self.revision, recorded_on)
-        dtypes = {m.dtype for m in manifests if selection.matches(m)}
+        dtypes = {s.manifest.dtype for s in selection.among(found) if s.manifest}
         if len(dtypes) > 1:
             dtype = self.dtype if self.dtype in dtypes else "float32"
             selection = dataclasses.replace(selection, dtype=dtype)
         return selection
 
 
+def _is_golden_name(spec: str, found: Sequence[FoundSet]) -> bool:
+    """Return whether --checkpoint names golden sets, and is not a path."""
+    if Path(spec).is_dir() or spec.startswith((".", "/", "~")):
+        return False
+    return bool(named_sets(found, spec))
+
+
 def open_checkpoint_of(golden: Golden, spec: str | None) -> Checkpoint:
-    """Open the checkpoint `spec`, or by default the one that the golden names.
+    """Open the checkpoint `spec`, by default or for the golden's name the one that it names.
 
     Raises RevisionMismatch unless its files are those that the golden was recorded from.
     """
     entry = golden.manifest.checkpoint
     revision: str | None = entry.revision
+    if spec and _is_golden_name(spec, [FoundSet(golden.folder, golden.manifest)]):
+        spec = None
     if spec is None and entry.location is not None:
         spec = str(golden.root.absolute().parent / entry.location)
     if spec is None and is_folder_name(entry.name):

@@ -33,7 +33,7 @@ from snapshot_tool.base.errors import (
 from snapshot_tool.base.files import file_sha256
 from snapshot_tool.base.protocol import Progress
 from snapshot_tool.goldens.find import find_goldens, read_revision
-from snapshot_tool.goldens.layout import INPUTS, MANIFEST, SetLocation
+from snapshot_tool.goldens.layout import INPUTS, MANIFEST, SetLocation, lock_path
 from snapshot_tool.goldens.manifest import (
     CheckpointName,
     Count,
@@ -146,12 +146,6 @@ def lock_set(folder: Path, manifest: Manifest) -> LockedSet:
         golden_version=manifest.golden_version,
         files={MANIFEST: own, **files},
     )
-
-
-def lock_path(goldens: Path) -> Path:
-    """Return the path of a goldens folder's lock: beside it, so that git can keep it alone."""
-    folder = goldens if goldens.name else goldens.resolve()
-    return folder.with_name(f"{folder.name}.lock")
 
 
 def load_lock(path: Path) -> Lock:
