@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ from snapshot_tool.base.environment import (
     is_importable,
     package_versions,
 )
-from snapshot_tool.base.errors import SnapError
+from snapshot_tool.base.errors import CheckpointUnavailable, DeviceUnavailable, SnapError
+from snapshot_tool.candidates.fms.candidate import family_in_fms
+from snapshot_tool.candidates.fms.importing import FmsSource, import_fms
 from snapshot_tool.families import FAMILIES
-from snapshot_tool.goldens.find import FoundSet, find_goldens
+from snapshot_tool.goldens.find import FoundSet, find_goldens, how_to_get
 from snapshot_tool.goldens.manifest import Manifest
 from snapshot_tool.goldens.verify import verify_set
 
@@ -31,11 +34,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Whether checking and recording work here, and everything that was found."""
+    """Whether checking and recording work here, and everything that was found.
+
+    `next_step` is a command, or what to do first.
+    """
 
     can_check: bool
     can_record: bool
     findings: tuple[Finding, ...]
+    next_step: str
 
 
 def diagnose(goldens: Path, *, fms_path: Path | None) -> Diagnosis:
@@ -52,23 +59,46 @@ def diagnose(goldens: Path, *, fms_path: Path | None) -> Diagnosis:
         Finding("device cpu", True, f"{device_name('cpu')}, {torch.get_num_threads()} threads"),
         Finding("device cuda", gpu, device_name("cuda") if gpu else no_gpu),
     ]
-    fms = _fms_finding(fms_path)
+    fms, source = _fms_finding(fms_path)
     recording = _recording_finding()
-    sets = [_golden_finding(found, goldens) for found in find_goldens(goldens)]
-    if not sets:
-        sets = [Finding("goldens", False, f"no golden set in {goldens}: record one")]
-    usable = fms.good and any(finding.good for finding in sets)
-    return Diagnosis(usable, recording.good, (*facts, fms, recording, *sets))
+    found = find_goldens(goldens)
+    sets = [_golden_finding(one, goldens, source) for one in found]
+    usable = [one.name for one, finding in zip(found, sets, strict=True) if finding.good]
+    if usable:
+        step = _check_command(goldens, fms_path, usable, several=len(found) > 1)
+    elif source is None:
+        step = fms.detail
+    elif found:
+        step = "see above why no golden set can be checked here"
+    else:
+        step = how_to_get(goldens)
+        sets = [Finding("goldens", False, f"no golden set in {goldens}")]
+    return Diagnosis(bool(usable), recording.good, (*facts, fms, recording, *sets), step)
 
 
-def _fms_finding(fms_path: Path | None) -> Finding:
-    from snapshot_tool.candidates.fms.importing import import_fms
+def _check_command(
+    goldens: Path, fms_path: Path | None, usable: list[str], *, several: bool
+) -> str:
+    """Return the command that checks the usable sets, or the first of them."""
+    words = ["snap", "check"]
+    if fms_path is not None:
+        words += ["--fms-path", str(fms_path)]
+    if goldens != Path("goldens"):
+        words += ["--goldens", str(goldens)]
+    if len(usable) > 1:
+        words += ["--all"]
+    elif several:
+        words += ["--checkpoint", usable[0]]
+    return shlex.join(words)
 
+
+def _fms_finding(fms_path: Path | None) -> tuple[Finding, FmsSource | None]:
+    """Import FMS; return what it is, and None if there is none."""
     before = "transformers" in sys.modules
     try:
         source = import_fms(fms_path)
     except SnapError as error:
-        return Finding("fms", False, f"{error.problem}; {error.remedy}")
+        return Finding("fms", False, f"{error.problem}; {error.remedy}"), None
     from fms import models
 
     known = set(models.list_models())
@@ -79,7 +109,7 @@ def _fms_finding(fms_path: Path | None) -> Finding:
         f"{source.path} {name}; families: {', '.join(here) or 'none that snap knows'}"
         f"{'; it imports transformers' if imported else ''}"
     )
-    return Finding("fms", bool(here), detail)
+    return Finding("fms", bool(here), detail), source
 
 
 def _recording_finding() -> Finding:
@@ -90,32 +120,46 @@ def _recording_finding() -> Finding:
     return Finding("recording", True, "transformers and accelerate are installed")
 
 
-def _golden_finding(found: FoundSet, root: Path) -> Finding:
-    name = f"golden {found.folder.relative_to(root)}"
+def _golden_finding(found: FoundSet, root: Path, source: FmsSource | None) -> Finding:
+    """Return whether a set can be checked here with the FMS that was found."""
+    name = f"golden {found.name}"
     if found.manifest is None:
         return Finding(name, False, found.problem)
     try:
         manifest, damage = verify_set(found.folder)
+        if damage:
+            return Finding(name, False, damage[0])
+        checkpoint = _checkpoint_source(root, manifest)
+        if source is None:
+            return Finding(name, False, "there is no FMS to check it with")
+        family_in_fms(manifest.checkpoint.config, source)
     except SnapError as error:
         return Finding(name, False, error.problem)
-    problem = damage[0] if damage else _why_unusable(root, manifest)
-    if problem:
-        return Finding(name, False, problem)
     detail = f"{len(manifest.cases)} cases, golden version {manifest.golden_version}, usable here"
-    return Finding(name, True, detail)
+    return Finding(name, True, f"{detail}; {checkpoint}")
 
 
-def _why_unusable(root: Path, manifest: Manifest) -> str:
-    """Return why an undamaged set cannot be checked here as it is, or ""."""
+def _checkpoint_source(root: Path, manifest: Manifest) -> str:
+    """Return where the weights of a set come from; raise SnapError if it cannot be checked."""
     import torch
 
     if manifest.device == "cuda" and not torch.cuda.is_available():
-        return "recorded on cuda, which is not here (--device cpu --golden-device cuda allows it)"
+        raise DeviceUnavailable(
+            "recorded on cuda, which is not here (--device cpu --golden-device cuda allows it)"
+        )
     entry = manifest.checkpoint
     if entry.location is not None:
         folder = root.absolute().parent / entry.location
-        missing = f"its checkpoint is not at {folder}: pass --checkpoint DIR"
-        return "" if folder.is_dir() else missing
+        if not folder.is_dir():
+            raise CheckpointUnavailable(f"its checkpoint is not at {folder}: pass --checkpoint DIR")
+        return f"checkpoint {folder}"
     if is_folder_name(entry.name):
-        return "it does not name the folder of its checkpoint: pass --checkpoint DIR"
-    return ""
+        raise CheckpointUnavailable(
+            "it does not name the folder of its checkpoint: pass --checkpoint DIR"
+        )
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = [try_to_load_from_cache(entry.name, n, revision=entry.revision) for n in entry.files]
+    if all(isinstance(path, str) for path in cached):
+        return "checkpoint in the cache of the hub"
+    return f"checkpoint {entry.name} is downloaded from the hub by the first check"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from snapshot_tool.cli.options import fms_path_option, goldens_option
+from snapshot_tool.cli.options import family_option, fms_path_option, goldens_option
 
 _CANNOT_RUN = 3
 
@@ -19,15 +19,20 @@ _CANNOT_RUN = 3
     epilog="Example: snap doctor --fms-path ./foundation-model-stack",
 )
 @fms_path_option
+@family_option
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @goldens_option
-def doctor_command(*, fms_path: Path | None, as_json: bool, goldens: Path) -> int:
+def doctor_command(
+    *, fms_path: Path | None, family: tuple[str, ...], as_json: bool, goldens: Path
+) -> int:
     """Report whether checking and recording work here: packages, devices, FMS and golden sets.
 
     No model runs. Exit code 0: checking or recording works; 3: neither does.
     """
     from snapshot_tool.check.doctor import diagnose
+    from snapshot_tool.families.own import name_families
 
+    name_families(family)
     found = diagnose(goldens, fms_path=fms_path)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
@@ -37,4 +42,5 @@ def doctor_command(*, fms_path: Path | None, as_json: bool, goldens: Path) -> in
             click.echo(f"{mark}  {finding.subject}: {finding.detail}")
         click.echo(f"snap check works here: {'yes' if found.can_check else 'no'}")
         click.echo(f"snap record works here: {'yes' if found.can_record else 'no'}")
+        click.echo(f"next: {found.next_step}")
     return 0 if found.can_check or found.can_record else _CANNOT_RUN

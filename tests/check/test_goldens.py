@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,19 @@ def test_doctor_says_what_works_here(snap: Snap) -> None:
     assert "snap check works here: yes" in run.out
     assert "snap record works here: no" in run.out
     assert "transformers and accelerate not installed" in run.out
+    assert f"checkpoint {ROOT / 'tests/checkpoints/tiny-idefics3'}" in run.out
+    command = run.out.splitlines()[-1].removeprefix("next: snap ")
+    assert snap(*shlex.split(command), "--case", "one-image", "--phase", "connector").code == 0
+
+
+def test_doctor_judges_a_golden_by_the_fms_that_is_here(snap: Snap) -> None:
+    """A golden set whose family FMS does not have cannot be checked."""
+    run = snap("doctor", "--json")
+    assert run.code == 3
+    (golden,) = (f for f in run.report["findings"] if f["subject"].startswith("golden "))
+    assert not golden["good"]
+    assert "has no idefics3" in golden["detail"]
+    assert not run.report["can_check"]
 
 
 def test_doctor_says_why_nothing_works(snap: Snap, tmp_path: Path) -> None:

@@ -228,24 +228,33 @@ class FmsCandidate(Candidate):
         return head_dim(text_config(self.request.config))
 
 
+def family_in_fms(config: Mapping[str, Any], source: FmsSource) -> Family:
+    """Return a checkpoint's family; raise CandidateUnavailable if the imported FMS lacks it."""
+    from fms import models
+
+    try:
+        family = family_of_config(config)
+    except UsageError as unknown:  # the family of a golden set, which the user did not name
+        raise CandidateUnavailable(unknown.problem, unknown.remedy) from unknown
+    known = models.list_models()
+    if family.fms.architecture not in known:
+        wanted = family.fms.architecture or f"architecture that is declared for {family.name}"
+        raise CandidateUnavailable(
+            f"FMS at {source.path} has no {wanted}",
+            f"it has: {', '.join(known)}; pass a checkout that has it (--fms-path DIR), or another "
+            f"--candidate module:factory; see {PAGE}",
+        )
+    return family
+
+
 def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> FmsCandidate:
     """Import FMS and build its model of a checkpoint; raise CandidateUnavailable if it cannot."""
     source = import_fms(fms_path)
     from fms import models
     from fms.utils import generation
 
-    try:
-        family = family_of_config(request.config)
-    except UsageError as unknown:  # the family of a golden set, which the user did not name
-        raise CandidateUnavailable(unknown.problem, unknown.remedy) from unknown
-    port, known = family.fms, models.list_models()
-    if port.architecture not in known:
-        wanted = port.architecture or f"architecture that is declared for {family.name}"
-        raise CandidateUnavailable(
-            f"FMS at {source.path} has no {wanted} (it has: {', '.join(known)})",
-            "pass a checkout that has it (--fms-path DIR), or another --candidate module:factory; "
-            f"see {PAGE}",
-        )
+    family = family_in_fms(request.config, source)
+    port = family.fms
     every = read_shapes(request.checkpoint, port, request.config)
     weights = {name: shape for name, shape in every.items() if name not in request.unused_weights}
     require_few_layers(request.config, weights, request.checkpoint)
