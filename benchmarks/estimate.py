@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from snapshot_tool.base.sketch import MAX_DIMENSIONS, MOMENTS, PROJECTION_SIZE, SAMPLE_SIZE
+from snapshot_tool.base.taps import MAX_DIMENSIONS, MOMENTS, PROJECTION_SIZE, SAMPLE_SIZE
 from snapshot_tool.goldens.parts import TOP_K
 
 MANIFEST_CASE = 5_100  # bytes of a text case's entries, in a set of 1,000 cases of a tiny llama

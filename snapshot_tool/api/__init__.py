@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from snapshot_tool.base.errors import UsageError
-from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.run import CheckRun
 from snapshot_tool.check.session import check as run_check
@@ -51,7 +51,7 @@ def check(request: CheckRequest) -> CheckRun:
     Raises SnapError if the check cannot run. A difference raises nothing: see CheckRun.verdict.
     """
     name_families(request.family)
-    return CheckRun(run_check(request, SilentProgress()), Path(request.goldens))
+    return CheckRun(run_check(request, Progress()), Path(request.goldens))
 
 
 @_takes_options_of(RecordRequest)
@@ -64,7 +64,7 @@ def record(request: RecordRequest) -> RecordOutcome:
     if request.update and not request.reason:
         raise UsageError("update=True needs a reason", "say why the golden set changes")
     name_families(request.family)
-    return run_record(request, SilentProgress(), lambda _changes: request.reason)
+    return run_record(request, Progress(), lambda _changes: request.reason)
 
 
 def verify(golden: str | None = None, *, goldens: str | Path = "goldens") -> Sequence[Verification]:

@@ -1,13 +1,7 @@
 """The bytes of tensors: their digest, and whether they are equal."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+import torch
 import xxhash
-
-if TYPE_CHECKING:
-    import torch
 
 
 def fingerprint(data: torch.Tensor | bytes) -> str:
@@ -23,24 +17,17 @@ def equal_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
 
     A tensor that is not contiguous is copied.
     """
-    import torch  # `snap verify` runs without it
-
-    return torch.equal(flat_bytes(one), flat_bytes(other))
+    return torch.equal(_flat_bytes(one), _flat_bytes(other))
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return a tensor's bytes, the last dimension first; its own memory if it is contiguous."""
-    return flat_bytes(tensor.to("cpu")).numpy().data
+    return _flat_bytes(tensor.to("cpu")).numpy().data
 
 
-def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor's bytes, (bytes,) uint8, on its device; its own memory if it is contiguous.
-
-    A tensor of at most one element is contiguous with any stride, but can be viewed as bytes only
-    with stride 1.
-    """
-    import torch
-
+def _flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's bytes, (bytes,) uint8; its own memory if it is contiguous."""
     flat = tensor.detach().contiguous().reshape(-1)
+    # One element is contiguous with any stride, but can be viewed as bytes only with stride 1.
     plain = flat.as_strided(flat.shape, (1,)) if flat.numel() <= 1 else flat
     return plain.view(torch.uint8)

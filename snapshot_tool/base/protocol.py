@@ -8,16 +8,25 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from snapshot_tool.base.errors import PhaseUnsupported
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.recipes import CaseRecipe
-from snapshot_tool.base.tap import Side
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+
+class Side(StrEnum):
+    """Whether a tensor is an input of a module or an output."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+
+
+# Called with a module's name and its first input or output, which may change afterwards.
+Observer = Callable[[str, Side, "torch.Tensor"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +290,8 @@ def _raise_unsupported(method: str) -> NoReturn:
     raise PhaseUnsupported(f"the candidate has no method {method!r}")
 
 
-class CandidateFactory(Protocol):
-    """What `--candidate module:factory` names."""
-
-    def __call__(self, request: CandidateRequest) -> object:
-        """Return a Candidate, or any object that has some of its methods."""
+# What `--candidate module:factory` names: it returns a Candidate, or an object with its methods.
+CandidateFactory = Callable[[CandidateRequest], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,13 +321,6 @@ class Generation:
 
     token_ids: torch.Tensor
     logits: torch.Tensor
-
-
-class Observer(Protocol):
-    """Called with every named module's input and output, as they happen."""
-
-    def __call__(self, module: str, side: Side, tensor: torch.Tensor) -> None:
-        """Read the tensor; it may change afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,78 +379,16 @@ class LoadSettings:
     offload: Path | None = None
 
 
-class Reference(Protocol):
-    """The Hugging Face side, for one checkpoint on one device."""
+class Progress:
+    """How a workflow reports its progress: not at all, unless a subclass does."""
 
-    def info(self) -> ReferenceInfo:
-        """Say what answers."""
-
-    def prepare(
-        self, recipe: CaseRecipe, images: Sequence[Image.Image], *, new_tokens: int = 0
-    ) -> PreparedCase:
-        """Tokenize and preprocess; raise InputRefused for what the reference does not take.
-
-        new_tokens: how many tokens are to be generated after the prompt.
-        """
-
-    def forward(
-        self,
-        inputs: CaseInputs,
-        *,
-        observe: Observer,
-        continuation: torch.Tensor | None = None,
-        connector_input: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> ForwardPass:
-        """Run the model once, from ids and pixels to logits.
-
-        continuation: (more,) int64, tokens that are run after the prompt, through its cache;
-        modules are not shown to `observe` meanwhile.
-        connector_input: returns, given the encoder's own output, the features on which the
-            connector's output is computed instead.
-        """
-
-    def generate(
-        self,
-        inputs: CaseInputs,
-        *,
-        max_new_tokens: int,
-        eos_token_ids: Sequence[int] | None = None,
-    ) -> Generation:
-        """Generate greedily up to one of the end tokens, by default the checkpoint's own."""
-
-    def decode(self, token_ids: torch.Tensor) -> str:
-        """Return tokens, (length,) int64, as text."""
-
-    def warnings(self) -> tuple[str, ...]:
-        """Return what Hugging Face's libraries have warned of so far, each thing once, sorted."""
-
-    def modules(self) -> torch.nn.Module:
-        """Return the module that holds all others."""
-
-
-class Progress(Protocol):
-    """How a workflow reports its progress; the command line draws it, tests may ignore it."""
-
-    def stage(self, title: str, total: int) -> AbstractContextManager[Iterator[int]]:
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Iterator[int]]:
         """Open a stage of `total` steps; calling next() on what it yields counts one."""
+        yield count(1)
 
     def now(self, what: str) -> None:
         """Report what the current step of the stage is about."""
 
     def note(self, message: str) -> None:
         """Report something that the user should know, on one line."""
-
-
-class SilentProgress:
-    """Satisfies the Progress protocol and reports nothing."""
-
-    @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Iterator[int]]:
-        """Count the steps."""
-        yield count(1)
-
-    def now(self, what: str) -> None:
-        """Ignore the step."""
-
-    def note(self, message: str) -> None:
-        """Ignore the note."""

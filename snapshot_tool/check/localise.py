@@ -10,10 +10,10 @@ import torch
 from snapshot_tool.base.errors import GoldenNotFound, UsageError
 from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Candidate
+from snapshot_tool.base.protocol import Candidate, Side
 from snapshot_tool.base.report import Graft
 from snapshot_tool.base.results import Judgement, Result, Verdict
-from snapshot_tool.base.tap import Side, TapRecorder, shapes_of
+from snapshot_tool.base.taps import TapRecorder, shapes_of
 from snapshot_tool.diagnose.localise import localise, observe
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens.golden import Golden

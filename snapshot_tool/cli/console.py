@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from snapshot_tool.base import protocol
 from snapshot_tool.base.phases import PHASES
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Verdict, combine
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from snapshot_tool.check.every import SetCheck
 
 
-class TerminalProgress:
+class TerminalProgress(protocol.Progress):
     """Draws one bar for each stage; notes are printed in any case, since they inform."""
 
     def __init__(self) -> None:

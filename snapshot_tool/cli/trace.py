@@ -178,7 +178,7 @@ def compare_traces_command(
     value differs, or --map names a module that the other trace lacks; 3: nothing was compared.
     """
     from snapshot_tool.base.localisation import ERROR_LIMIT, Metric
-    from snapshot_tool.base.tap import Side
+    from snapshot_tool.base.protocol import Side
     from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.traces import comparison_lines, comparison_to_json
     from snapshot_tool.traces.compare import CompareTracesRequest, compare_trace_files

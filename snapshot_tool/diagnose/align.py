@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from snapshot_tool.base.localisation import ERROR_LIMIT
-from snapshot_tool.base.sketch import Sketch
-from snapshot_tool.base.tap import Tap
+from snapshot_tool.base.taps import Sketch, Tap
 
 # The score of a pair. Any pair beats none, values decide between pairs, the kind breaks ties.
 _SHAPE, _KIND, _INPUT, _REORDERED, _OUTPUT = 1.0, 0.5, 2.0, 2.0, 4.0

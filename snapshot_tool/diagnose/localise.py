@@ -20,9 +20,8 @@ from snapshot_tool.base.localisation import (
     ModuleErrors,
     ModuleMapping,
 )
-from snapshot_tool.base.protocol import Candidate, CaseInputs
-from snapshot_tool.base.sketch import Sketch, relative_error
-from snapshot_tool.base.tap import Side, Tap, TapRecorder
+from snapshot_tool.base.protocol import Candidate, CaseInputs, Side
+from snapshot_tool.base.taps import Sketch, Tap, TapRecorder, relative_error
 from snapshot_tool.diagnose.align import enclosing, pair_modules
 from snapshot_tool.taps.hooks import tap_modules
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from snapshot_tool.base.errors import FamilyInvalid, UsageError
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs
-from snapshot_tool.base.tap import Side
+from snapshot_tool.base.protocol import CaseInputs, Side
 from snapshot_tool.families.bamba import BAMBA
 from snapshot_tool.families.bert import BERT, BERT_CLASSIFICATION
 from snapshot_tool.families.family import PAGE, Capture, Family, FmsPort, ModulePair

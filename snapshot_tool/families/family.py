@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.tap import Side
+from snapshot_tool.base.protocol import Side
 from snapshot_tool.families.fms_calls import FmsCalls
 
 # Names, ids, training, caching and generation: nothing in a forward pass depends on them.

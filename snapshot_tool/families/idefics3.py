@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.base.errors import PhaseUnsupported
 from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.protocol import CaseInputs
-from snapshot_tool.base.tap import Side
+from snapshot_tool.base.protocol import CaseInputs, Side
 from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import (
     EndToken,

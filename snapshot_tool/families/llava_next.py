@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.tap import Side
+from snapshot_tool.base.protocol import Side
 from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import ImageTextCalls
 from snapshot_tool.families.granite import granite_config

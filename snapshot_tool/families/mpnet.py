@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs
-from snapshot_tool.base.tap import Side
+from snapshot_tool.base.protocol import CaseInputs, Side
 from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import EncoderCalls
 from snapshot_tool.families.llama import grow_factor

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.tap import Side
+from snapshot_tool.base.protocol import Side
 from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import EncoderCalls, FmsCalls
 from snapshot_tool.families.llama import grow_factor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.tap import Side
+from snapshot_tool.base.protocol import Side
 from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import VisionCalls
 from snapshot_tool.families.llama import activation, attention_pairs

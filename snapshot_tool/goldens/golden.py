@@ -13,7 +13,7 @@ from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound
 from snapshot_tool.base.images import IMAGE_PARTS, from_arrays
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CaseInputs
-from snapshot_tool.base.tap import Tap
+from snapshot_tool.base.taps import Tap
 from snapshot_tool.goldens.layout import INPUTS, OUTPUTS, PNG, TAPS, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage, case_recipe, load_manifest
 from snapshot_tool.goldens.packed import LEVELS, PIXEL_VALUES, SHAPE, unpack

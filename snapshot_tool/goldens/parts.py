@@ -13,16 +13,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from snapshot_tool.base.images import to_arrays
-from snapshot_tool.base.protocol import CaseInputs, Generation, PreparedCase
-from snapshot_tool.base.sketch import (
+from snapshot_tool.base.protocol import CaseInputs, Generation, PreparedCase, Side
+from snapshot_tool.base.taps import (
     MAX_DIMENSIONS,
     MOMENTS,
     PROJECTION_SIZE,
     SAMPLE_SIZE,
     Sketch,
+    Tap,
     sample_indices,
 )
-from snapshot_tool.base.tap import Side, Tap
 from snapshot_tool.goldens.packed import unpack_inputs
 
 TOP_K = 8

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from snapshot_tool.base.sketch import MOMENTS
+from snapshot_tool.base.taps import MOMENTS
 from snapshot_tool.base.tolerance import Tolerance
 
 LARGE = 2**12  # elements; smaller tensors are kept whole

@@ -14,7 +14,7 @@ import pytest
 
 from snapshot_tool.base.errors import SnapError, UsageError
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Candidate, SilentProgress
+from snapshot_tool.base.protocol import Candidate, Progress
 from snapshot_tool.base.results import Result, Verdict, tolerance_used
 from snapshot_tool.candidates import PlainCandidate
 from snapshot_tool.check.request import CheckRequest, select_cases
@@ -163,7 +163,7 @@ def load_candidate_for(config: pytest.Config, folder: Path) -> LoadedCandidate:
     loaded = config.stash.get(_LOADED, None)
     if loaded is None or (isinstance(loaded, LoadedCandidate) and loaded.folder != folder):
         try:
-            session = open_session(make_request(config), open_golden(folder), SilentProgress())
+            session = open_session(make_request(config), open_golden(folder), Progress())
             base = str(config.invocation_params.dir)
             name = run_text.candidate_text(session.info, base=base)
             loaded = LoadedCandidate(folder, session, name)

@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+import torch
 
 from snapshot_tool.base.errors import ReferenceUnavailable, ReferenceWrong
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs, ForwardPass, Generation, Progress, Reference
-from snapshot_tool.base.tap import Side, TapRecorder
+from snapshot_tool.base.protocol import (
+    CaseInputs,
+    ForwardPass,
+    Generation,
+    Progress,
+    Side,
+)
+from snapshot_tool.base.taps import TapRecorder
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.compact import (
     compact_tensors,
@@ -26,7 +33,7 @@ from snapshot_tool.goldens.manifest import Storage
 from snapshot_tool.record.plan import Plan, PlannedCase, Recording, Settings, Staging
 
 if TYPE_CHECKING:
-    import torch
+    from snapshot_tool.reference.huggingface import HuggingFaceReference
 
 # Phases that one forward pass of the whole model records.
 FORWARD_PASS = frozenset({Phase.VISION, Phase.CONNECTOR, Phase.FORWARD})
@@ -56,7 +63,7 @@ def read_notes(staging: Staging, case: str) -> Notes:
 
 
 def stage_answers(
-    recording: Recording, plan: Plan, reference: Reference, progress: Progress
+    recording: Recording, plan: Plan, reference: HuggingFaceReference, progress: Progress
 ) -> None:
     """Compute and stage every answer that is planned and not staged yet.
 
@@ -88,7 +95,7 @@ def save_generation(
     case: str,
     generation: Generation,
     *,
-    reference: Reference,
+    reference: HuggingFaceReference,
     not_finite: tuple[str, ...] = (),
 ) -> None:
     """Stage generated tokens and their text."""
@@ -107,7 +114,7 @@ def _save_notes(staging: Staging, case: str, part: str, notes: Notes) -> None:
 class _Recorder:
     staging: Staging
     settings: Settings
-    reference: Reference
+    reference: HuggingFaceReference
     progress: Progress
     allows_nan: bool
     modules: tuple[str, ...]

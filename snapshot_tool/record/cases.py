@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
+import torch
 
 from snapshot_tool.base.errors import (
     GoldenDamaged,
@@ -23,7 +24,7 @@ from snapshot_tool.base.errors import (
 )
 from snapshot_tool.base.images import render
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs, Generation, Progress, Reference
+from snapshot_tool.base.protocol import CaseInputs, Generation, Progress
 from snapshot_tool.base.recipes import (
     END_PROMPTS,
     FIXED_CASES,
@@ -51,7 +52,7 @@ from snapshot_tool.record.plan import (
 )
 
 if TYPE_CHECKING:
-    import torch
+    from snapshot_tool.reference.huggingface import HuggingFaceReference
 
 _MAX_ATTEMPTS = 50
 _END, _PROMPT, _LONG = "end-token", "prompt", "long"
@@ -62,7 +63,7 @@ def make_plan(
     staging: Staging,
     settings: Settings,
     *,
-    reference: Reference,
+    reference: HuggingFaceReference,
     earlier: Earlier,
     redraw: bool,
     progress: Progress,
@@ -117,7 +118,7 @@ class _CaseMaker:
 
     staging: Staging
     settings: Settings
-    reference: Reference
+    reference: HuggingFaceReference
     progress: Progress
     _refusals: dict[str, int] = field(default_factory=dict)
     _left_out: dict[str, str] = field(default_factory=dict)
@@ -381,8 +382,6 @@ def _with_images(prompt: str, kind: InputKind) -> CaseRecipe:
 
 
 def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    import torch
-
     if one is None or other is None:
         return one is other
     return one.dtype == other.dtype and torch.equal(one, other)

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from safetensors.torch import load_file
+
 from snapshot_tool.base.errors import ReferenceUnavailable
 from snapshot_tool.base.localisation import NO_NOISE
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Progress, Reference, ReferenceInfo
-from snapshot_tool.base.sketch import Sketch, relative_error
-from snapshot_tool.base.tap import Tap, TapRecorder
+from snapshot_tool.base.protocol import Progress, ReferenceInfo
+from snapshot_tool.base.taps import Sketch, Tap, TapRecorder, relative_error
 from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
@@ -26,13 +28,13 @@ from snapshot_tool.numerics.float64_rule import position_noise
 from snapshot_tool.record.plan import Plan, Recording, Staging
 
 if TYPE_CHECKING:
-    import torch
+    from snapshot_tool.reference.huggingface import HuggingFaceReference
 
 _EXACT = "float64"
 _EXACT_TAPS = "oracle.taps.safetensors"
 _STEPS = "step_topk_values"
 
-Named = dict[tuple[Phase, str], "torch.Tensor"]
+Named = dict[tuple[Phase, str], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class _Case:
     dtype: str
     seed: int
 
-    def run(self, reference: Reference, dtype: str) -> _Answers:
+    def run(self, reference: HuggingFaceReference, dtype: str) -> _Answers:
         """Run the reference on the case and on the recorded tokens after it."""
         inputs = parts.read_inputs(self.staging.part(self.name, INPUTS))
         recorder = TapRecorder(self.seed, inputs.attention_mask)
@@ -139,8 +141,6 @@ class _Case:
 
     def noise(self, answers: _Answers, dtype: str) -> dict[str, torch.Tensor]:
         """Return how far the answers in a dtype are from the float64 ones."""
-        import torch
-
         exact = self._exact()
         tensors = {
             noise_key(*name, dtype): position_noise(value, exact[name])
@@ -168,8 +168,6 @@ class _Case:
 
     def join(self) -> None:
         """Stage what the golden set keeps: deltas, and the errors in every dtype."""
-        import torch
-
         stored = {phase: self._load(phase_file(phase)) for phase in self._kept()}
         recorded = {
             (phase, name): stored[phase][name]
@@ -211,8 +209,6 @@ class _Case:
         self, outputs: Mapping[Phase, Mapping[str, torch.Tensor]], dtype: str
     ) -> None:
         """Raise ReferenceUnavailable if integers differ, such as position ids: no rounding."""
-        import torch
-
         for phase, tensors in outputs.items():
             kept = self._load(phase_file(phase))
             for name, tensor in tensors.items():
@@ -224,8 +220,6 @@ class _Case:
                     )
 
     def _load(self, file: str) -> dict[str, torch.Tensor]:
-        from safetensors.torch import load_file
-
         path = self.staging.part(self.name, file)
         return load_file(path) if path.exists() else {}
 

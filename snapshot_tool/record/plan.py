@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import torch
+from safetensors.torch import save
 
 from snapshot_tool import reference
-from snapshot_tool.base.environment import Processes, own_part
+from snapshot_tool.base.environment import Processes
 from snapshot_tool.base.errors import GoldenDamaged, GoldenExists, SnapError, UsageError
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import LoadSettings, Reference
+from snapshot_tool.base.protocol import LoadSettings
 from snapshot_tool.base.recipes import NamedRecipe
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import Draws, Manifest, Storage
 from snapshot_tool.goldens.transaction import make_folder, sync_folder, write_atomically
 
 if TYPE_CHECKING:
-    import torch
+    from snapshot_tool.reference.huggingface import HuggingFaceReference
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,6 @@ class Staging:
 
     def save_part(self, case: str, file: str, tensors: dict[str, torch.Tensor]) -> None:
         """Write a case's tensors of one file, atomically."""
-        from safetensors.torch import save
-
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         self.save_bytes(case, file, save(contiguous))
 
@@ -100,7 +100,7 @@ class Recording:
     allows_nan: bool
     load: LoadSettings
 
-    def load_reference(self, dtype: str) -> Reference:
+    def load_reference(self, dtype: str) -> HuggingFaceReference:
         """Load the reference in a dtype."""
         return reference.load_reference(self.checkpoint, dtype=dtype, settings=self.load)
 
@@ -183,7 +183,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     def part_for(self, processes: Processes) -> Plan:
         """Return the plan with only the cases of this process."""
-        return msgspec.structs.replace(self, cases=tuple(own_part(self.cases, processes)))
+        return msgspec.structs.replace(self, cases=self.cases[processes.index :: processes.count])
 
 
 def read_plan(staging: Staging) -> Plan:

@@ -32,7 +32,6 @@ from snapshot_tool.base.protocol import (
     LoadSettings,
     Progress,
     ReferenceInfo,
-    SilentProgress,
 )
 from snapshot_tool.base.tolerance import HALF_DTYPES
 from snapshot_tool.diagnose.diff import Review
@@ -165,7 +164,7 @@ def help_to_record(device: str) -> None:
     require_device(device)
     processes = hugging_face.join_processes(device)
     recording: Recording = processes.share(None)
-    progress = SilentProgress()
+    progress = Progress()
     make_deterministic(recording.load.seed)
     reference = recording.load_reference(recording.dtype)
     info = reference.info()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from snapshot_tool.base.environment import OneProcess, Processes, rank_here
+from snapshot_tool.base.environment import Processes, rank_here
 from snapshot_tool.base.errors import ReferenceUnavailable
-from snapshot_tool.base.protocol import LoadSettings, Reference
+from snapshot_tool.base.protocol import LoadSettings
+
+if TYPE_CHECKING:
+    from snapshot_tool.reference.huggingface import HuggingFaceReference
 
 
-def load_reference(checkpoint: Path, *, dtype: str, settings: LoadSettings) -> Reference:
+def load_reference(checkpoint: Path, *, dtype: str, settings: LoadSettings) -> HuggingFaceReference:
     """Load the model of a checkpoint's folder; raise ReferenceUnavailable without Hugging Face."""
     try:
         from snapshot_tool.reference.huggingface import HuggingFaceReference
@@ -21,7 +25,7 @@ def load_reference(checkpoint: Path, *, dtype: str, settings: LoadSettings) -> R
 def join_processes(device: str) -> Processes:
     """Return this process among those that were started together; raise as `load_reference`."""
     if rank_here() is None:
-        return OneProcess()
+        return Processes()
     try:
         from snapshot_tool.reference.processes import LaunchedProcesses
     except ImportError as error:

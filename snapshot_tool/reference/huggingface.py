@@ -41,9 +41,9 @@ from snapshot_tool.base.protocol import (
     Observer,
     PreparedCase,
     ReferenceInfo,
+    Side,
 )
 from snapshot_tool.base.recipes import CaseRecipe
-from snapshot_tool.base.tap import Side
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Capture, Family
 from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
@@ -178,7 +178,7 @@ class HuggingFaceReference:
         )
 
     def warnings(self) -> tuple[str, ...]:
-        """Return the warnings of transformers so far."""
+        """Return the warnings of Hugging Face's libraries so far, each once, sorted."""
         return self.warned.texts()
 
     def modules(self) -> torch.nn.Module:
@@ -189,7 +189,12 @@ class HuggingFaceReference:
     def prepare(
         self, recipe: CaseRecipe, images: Sequence[Image.Image], *, new_tokens: int = 0
     ) -> PreparedCase:
-        """Run the checkpoint's own processor on a prompt and its images."""
+        """Run the checkpoint's own processor on a prompt and its images.
+
+        new_tokens: how many tokens are to be generated after the prompt.
+
+        Raises InputRefused for what the reference does not take.
+        """
         text = recipe.prompt
         with self.warned.listening():
             if recipe.chat:
@@ -217,7 +222,15 @@ class HuggingFaceReference:
         continuation: torch.Tensor | None = None,
         connector_input: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> ForwardPass:
-        """Run the model end to end, keeping the tensors that the family names."""
+        """Run the model end to end, keeping the tensors that the family names.
+
+        Args:
+            inputs: the case.
+            observe: called with each module's input and output, the prompt's alone.
+            continuation: (more,) int64, tokens that are run after the prompt, through its cache.
+            connector_input: returns, given the encoder's own output, the features on which the
+                connector's output is computed instead.
+        """
         arguments: dict[str, Any] = self._arguments(inputs)
         if self.family.generates:
             arguments["use_cache"] = continuation is not None

@@ -8,27 +8,20 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from snapshot_tool.base.environment import Processes
 from snapshot_tool.base.errors import ReferenceUnavailable
 
 # Shares of a recording may end hours apart.
 _PATIENCE = dt.timedelta(days=7)
 
 
-class LaunchedProcesses:
-    """Implements `Processes`; each process of a machine gets a GPU of its own."""
+class LaunchedProcesses(Processes):
+    """Processes that accelerate knows; each process of a machine gets a GPU of its own."""
 
     def __init__(self, device: str) -> None:
         self._state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
-
-    @property
-    def index(self) -> int:
-        """Which one this is, from 0."""
-        return int(self._state.process_index)
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return int(self._state.num_processes)
+        self.index = int(self._state.process_index)
+        self.count = int(self._state.num_processes)
 
     def share(self, value: Any) -> Any:
         """Return the first process's value in every process."""

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from snapshot_tool.base.protocol import Observer
-from snapshot_tool.base.tap import Side
+from snapshot_tool.base.protocol import Observer, Side
 from snapshot_tool.families.family import Capture
 
 T = TypeVar("T")

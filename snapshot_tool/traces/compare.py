@@ -16,9 +16,9 @@ from snapshot_tool.base.localisation import (
     TraceComparison,
     TraceRow,
 )
+from snapshot_tool.base.protocol import Side
 from snapshot_tool.base.results import Comparison
-from snapshot_tool.base.sketch import Sketch, moments_error, relative_error
-from snapshot_tool.base.tap import Side
+from snapshot_tool.base.taps import Sketch, moments_error, relative_error
 from snapshot_tool.base.tolerance import Tolerance
 from snapshot_tool.numerics.compare import compare_tensors
 from snapshot_tool.traces.format import Call, Trace, TracedTensor, open_trace

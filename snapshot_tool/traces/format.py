@@ -16,7 +16,7 @@ import msgspec
 from snapshot_tool.base.errors import TraceInvalid
 from snapshot_tool.base.memory import tensor_bytes
 from snapshot_tool.base.protocol import CaseInputs
-from snapshot_tool.base.sketch import MAX_DIMENSIONS, MOMENTS, PROJECTION_SIZE, SAMPLE_SIZE, Sketch
+from snapshot_tool.base.taps import MAX_DIMENSIONS, MOMENTS, PROJECTION_SIZE, SAMPLE_SIZE, Sketch
 from snapshot_tool.goldens.manifest import Count, Digest, RelativePath
 from snapshot_tool.goldens.parts import stack_sketches, unstack_sketches
 from snapshot_tool.goldens.tensors import TORCH_DTYPES, Span, read_header, read_metadata, write_file

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.files import open_plain
 from snapshot_tool.base.localisation import ModuleMapping
-from snapshot_tool.base.sketch import MAX_DIMENSIONS, Sketch, sketch
-from snapshot_tool.base.tap import Tap
+from snapshot_tool.base.taps import MAX_DIMENSIONS, Sketch, Tap, sketch
 from snapshot_tool.diagnose.localise import as_batch, fused_widths, infer, output_shapes
 from snapshot_tool.families import find_family
 from snapshot_tool.families.family import pairs_of

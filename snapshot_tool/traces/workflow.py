@@ -21,7 +21,6 @@ from snapshot_tool.base.protocol import (
     CandidateRequest,
     LoadSettings,
     Progress,
-    Reference,
 )
 from snapshot_tool.base.recipes import CaseRecipe, ImageRecipe
 from snapshot_tool.candidates import FMS, load_candidate
@@ -39,6 +38,8 @@ from snapshot_tool.traces.write import Mode, write_trace
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from snapshot_tool.reference.huggingface import HuggingFaceReference
 
 
 def trace_reference(
@@ -79,7 +80,7 @@ def _checkpoint(given: TraceSubject | Prompt) -> Checkpoint:
 
 
 def _answer_reference(
-    reference: Reference, subject: TraceSubject, options: TraceOptions
+    reference: HuggingFaceReference, subject: TraceSubject, options: TraceOptions
 ) -> Callable[[], object]:
     if options.mode is Mode.FORWARD:
         return lambda: reference.forward(subject.inputs, observe=lambda *_: None)
@@ -87,7 +88,9 @@ def _answer_reference(
     return lambda: reference.generate(subject.inputs, max_new_tokens=tokens)
 
 
-def _prepare(prompt: Prompt, checkpoint: Checkpoint, reference: Reference) -> TraceSubject:
+def _prepare(
+    prompt: Prompt, checkpoint: Checkpoint, reference: HuggingFaceReference
+) -> TraceSubject:
     """Tokenize and preprocess with the checkpoint's own processor."""
     pictures = [_open_image(path) for path in prompt.images]
     try:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.protocol import CaseInputs
-from snapshot_tool.base.sketch import MAX_DIMENSIONS, sketch
-from snapshot_tool.base.tap import Side, without_padding
+from snapshot_tool.base.protocol import CaseInputs, Side
+from snapshot_tool.base.taps import MAX_DIMENSIONS, sketch, without_padding
 from snapshot_tool.taps.hooks import named_modules, named_tensors, run_eagerly, watch_modules
 from snapshot_tool.traces.format import Call, TracedTensor, TraceHeader, TraceWriter
 

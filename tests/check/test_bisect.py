@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from snapshot_tool.base.errors import SnapError, UsageError
-from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.check.bisect import BisectOutcome, bisect
 from tests.conftest import CHECKOUT, ROOT, Snap
 from tests.fms_checkout.build import IDENTITY
@@ -90,7 +90,7 @@ def search(
     history: History, good: str, bad: str, options: tuple[str, ...] = SHORT
 ) -> BisectOutcome:
     """Search in this process; every commit is checked in one of its own."""
-    return bisect(history.repository, good, bad, options=options, progress=SilentProgress())
+    return bisect(history.repository, good, bad, options=options, progress=Progress())
 
 
 @pytest.fixture

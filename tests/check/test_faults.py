@@ -12,7 +12,7 @@ from snapshot_tool.base.localisation import ERROR_LIMIT
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CandidateRequest
 from snapshot_tool.base.results import first_divergence
-from snapshot_tool.base.tap import TapRecorder, shapes_of
+from snapshot_tool.base.taps import TapRecorder, shapes_of
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
-from snapshot_tool.base.tap import TapRecorder
+from snapshot_tool.base.taps import TapRecorder
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.diagnose.localise import Observation, localise, observe
 from snapshot_tool.goldens.find import open_checkpoint_of

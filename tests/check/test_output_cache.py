@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates import output_cache
 from snapshot_tool.candidates.output_cache import OutputCache
@@ -50,7 +50,7 @@ def checked(*, quick: bool = False, repeat: int = 1, case: str = "two-images") -
     """Check the checkout, see it pass, and return how often encoder and decoder worked."""
     golden = open_golden(set_folder(GOLDENS))
     request = CheckRequest(GOLDENS, fms_path=CHECKOUT, case=case, quick=quick, repeat=repeat)
-    checker = open_session(request, golden, SilentProgress())
+    checker = open_session(request, golden, Progress())
     model: Any = vars(checker.candidate)["_candidate"].model
     # Inside of the encoder, whose own forward is replaced.
     with counted(
@@ -82,7 +82,7 @@ def test_an_overwritten_input_changes_no_later_phase() -> None:
     """The next phase gets what was recorded, also if the input was reshaped in place."""
     golden = open_golden(set_folder(GOLDENS))
     request = CheckRequest(GOLDENS, fms_path=CHECKOUT)
-    session = open_session(request, golden, SilentProgress())
+    session = open_session(request, golden, Progress())
     calls: Any = vars(session.candidate)["_candidate"].calls
     vision = calls.vision
 

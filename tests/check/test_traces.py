@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.errors import SnapError, UsageError
 from snapshot_tool.base.localisation import ERROR_LIMIT, TraceComparison
-from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.goldens.find import GoldenChoice
 from snapshot_tool.traces.compare import CompareTracesRequest, compare_trace_files
 from snapshot_tool.traces.format import TraceHeader, open_trace
@@ -35,9 +35,7 @@ def trace_fms(out: Path, options: TraceOptions, *, candidate: str = "fms") -> Tr
     """Trace FMS on the case without images, in this process."""
     subject = subject_of_golden(GoldenChoice(GOLDENS, None, None, "cpu"), TEXT_CASE)
     path = CHECKOUT if candidate == "fms" else None
-    return trace_candidate(
-        out, subject, options, SilentProgress(), candidate=candidate, fms_path=path
-    )
+    return trace_candidate(out, subject, options, Progress(), candidate=candidate, fms_path=path)
 
 
 def compare(one: Path, two: Path, *, limit: float = ERROR_LIMIT) -> TraceComparison:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.record.request import RecordRequest
 from snapshot_tool.record.workflow import record
 
@@ -40,7 +40,7 @@ def record_checkpoint(checkpoint: Path, goldens: Path, *, variants: int) -> floa
     """Record one checkpoint; return the seconds that it took."""
     began = time.perf_counter()
     request = RecordRequest(str(checkpoint), goldens, variants=variants, fresh=True)
-    record(request, SilentProgress(), lambda _diff: "")
+    record(request, Progress(), lambda _diff: "")
     return time.perf_counter() - began
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from snapshot_tool.base.environment import package_version
 from snapshot_tool.base.errors import SnapError
 from snapshot_tool.base.phases import PHASES
-from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
 from snapshot_tool.goldens.find import find_goldens
@@ -95,7 +95,7 @@ def check_set(
     )
     repair = "" if candidate == "fms" else candidate
     try:
-        report = json.loads(run_to_json(check(request, SilentProgress())))
+        report = json.loads(run_to_json(check(request, Progress())))
         problem = ""
     except SnapError as error:
         report, problem = None, error.problem.replace(f"{ROOT}/", "")

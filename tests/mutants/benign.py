@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms import candidate as fms
@@ -103,7 +103,7 @@ def run_benign(benign: Benign, setup: Setup) -> Alarms:
         request = CheckRequest(
             setup.goldens, candidate=SPEC, localise=True, explore=QUESTIONS, seed=benign.seed
         )
-        report = check(request, SilentProgress())
+        report = check(request, Progress())
     return Alarms(_table_alarm(report), fails_by_oracle(report.results))
 
 

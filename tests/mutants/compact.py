@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from snapshot_tool.base.errors import CandidateUnavailable
-from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
 from tests.mutants.candidates import SPEC
@@ -37,7 +37,7 @@ def first_phases(
         for folder in goldens:
             request = CheckRequest(folder, candidate=SPEC, checkpoint=_CHECKPOINT, case=case)
             try:
-                divergence = check(request, SilentProgress()).divergence
+                divergence = check(request, Progress()).divergence
             except CandidateUnavailable:
                 shown.append(LOADING)
             else:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from snapshot_tool.base.errors import CandidateUnavailable
 from snapshot_tool.base.phases import phase_order
-from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.base.tolerance import Rule
@@ -99,7 +99,7 @@ def measure(mutant: Mutant, setup: Setup) -> Outcome:
     with planted(mutant, setup.checkout):
         request = CheckRequest(setup.goldens, candidate=SPEC)
         try:
-            report = check(request, SilentProgress())
+            report = check(request, Progress())
         except CandidateUnavailable as error:
             return Outcome(LOADING, LOADING, place=str(error))
         weights = _differing(report)
@@ -108,9 +108,9 @@ def measure(mutant: Mutant, setup: Setup) -> Outcome:
             table = report.divergence.phase.value
             return _named(report, Outcome(table, oracle, weights=weights))
         if oracle:
-            report = check(replace(request, tolerance=Rule.ORACLE), SilentProgress())
+            report = check(replace(request, tolerance=Rule.ORACLE), Progress())
             return _named(report, Outcome("", oracle, weights=weights))
-        report = check(replace(request, explore=QUESTIONS, seed=0), SilentProgress())
+        report = check(replace(request, explore=QUESTIONS, seed=0), Progress())
         assert report.exploration is not None
         derived = tuple(kind.kind for kind in report.exploration.kinds if kind.failure)
         outcome = Outcome(derived=derived, weights=weights)
@@ -126,7 +126,7 @@ def _named(report: CheckReport, outcome: Outcome) -> Outcome:
 def measure_original(setup: Setup) -> Originals:
     """Check the unchanged port and compute its answers, in a process of its own."""
     with planted(None, setup.checkout) as plan:
-        report = check(CheckRequest(setup.goldens, candidate=SPEC), SilentProgress())
+        report = check(CheckRequest(setup.goldens, candidate=SPEC), Progress())
         if report.divergence:
             raise ValueError(f"the unchanged port fails: {report.divergence}")
         return compute_originals(plan, setup.golden())

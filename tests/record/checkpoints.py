@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from snapshot_tool.base.protocol import SilentProgress
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.manifest import Manifest
 from snapshot_tool.record.request import RecordRequest
@@ -23,7 +23,7 @@ IDEFICS3 = CHECKPOINT
 SMALL = ("--variants", "2", "--max-new-tokens", "4")
 
 
-class Notes(SilentProgress):
+class Notes(Progress):
     """Keeps what `snap record` would print as it goes."""
 
     def __init__(self) -> None:

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from snapshot_tool.base.localisation import ERROR_LIMIT, TraceComparison
-from snapshot_tool.base.protocol import SilentProgress
-from snapshot_tool.base.tap import Side
+from snapshot_tool.base.protocol import Progress, Side
 from snapshot_tool.goldens.find import GoldenChoice
 from snapshot_tool.traces.compare import CompareTracesRequest, compare_trace_files
 from snapshot_tool.traces.subject import TraceOptions, subject_of_golden
@@ -37,12 +36,12 @@ def trace_both(
     """Trace both implementations on a case."""
     subject = subject_of_golden(GoldenChoice(GOLDENS, None, None, "cpu"), case)
     hf, other = folder / "hf.safetensors", folder / "other.safetensors"
-    trace_reference(hf, subject, options, SilentProgress())
+    trace_reference(hf, subject, options, Progress())
     trace_candidate(
         other,
         subject,
         other_options or options,
-        SilentProgress(),
+        Progress(),
         candidate=candidate,
         fms_path=CHECKOUT if candidate == "fms" else None,
     )

@@ -24,6 +24,7 @@ from snapshot_tool.base.errors import (
     SnapError,
     UsageError,
 )
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.goldens.layout import SetLocation, lock_path
 from snapshot_tool.goldens.manifest import HistoryEntry, load_manifest
 from snapshot_tool.goldens.sync import Remote, clean_remote, load_lock, pull, push
@@ -34,7 +35,7 @@ from tests.sharing.conftest import Place
 from tests.unit.factory import REVISION, flip_bit, write_golden, write_manifest
 
 
-class Counting:
+class Counting(Progress):
     """Keeps how many steps of each stage were announced and done."""
 
     def __init__(self) -> None:

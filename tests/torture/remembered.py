@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from snapshot_tool import reference
-from snapshot_tool.base import tap as taps
+from snapshot_tool.base import taps
 
 Seen = tuple[Any, ...]
 

@@ -17,8 +17,7 @@ from snapshot_tool.base.images import render
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import CaseInputs, Generation, PreparedCase
 from snapshot_tool.base.recipes import CaseRecipe, ImageRecipe, NamedRecipe
-from snapshot_tool.base.sketch import sketch
-from snapshot_tool.base.tap import Tap
+from snapshot_tool.base.taps import Tap, sketch
 from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.layout import INPUTS, MANIFEST, TAPS, SetLocation, phase_file

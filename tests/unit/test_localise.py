@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from snapshot_tool.base.localisation import Localisation
-from snapshot_tool.base.sketch import sketch
-from snapshot_tool.base.tap import Side, Tap, TapRecorder, shapes_of
+from snapshot_tool.base.protocol import Side
+from snapshot_tool.base.taps import Tap, TapRecorder, shapes_of, sketch
 from snapshot_tool.diagnose.localise import localise
 from snapshot_tool.reports.text import localisation_lines
 

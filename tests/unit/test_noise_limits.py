@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from snapshot_tool.base.localisation import ERROR_LIMIT, NO_NOISE, noise_limit
-from snapshot_tool.base.sketch import sketch
-from snapshot_tool.base.tap import Tap
+from snapshot_tool.base.taps import Tap, sketch
 from snapshot_tool.diagnose.localise import localise
 
 EPS = torch.finfo(torch.float32).eps

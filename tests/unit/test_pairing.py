@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from snapshot_tool.base.sketch import Sketch, sketch
-from snapshot_tool.base.tap import Tap
+from snapshot_tool.base.taps import Sketch, Tap, sketch
 from snapshot_tool.diagnose.align import Pair, pair_modules
 from snapshot_tool.diagnose.localise import fused_widths, infer
 

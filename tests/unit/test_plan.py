@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from snapshot_tool.base.errors import InputRefused
-from snapshot_tool.base.protocol import CaseInputs, PreparedCase, SilentProgress
+from snapshot_tool.base.protocol import CaseInputs, PreparedCase, Progress
 from snapshot_tool.base.recipes import CaseRecipe
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden, open_golden
@@ -20,7 +20,7 @@ from snapshot_tool.record.plan import Earlier, Plan, Settings, Staging
 from tests.unit.factory import write_golden
 
 
-class Notes(SilentProgress):
+class Notes(Progress):
     """Keeps what would be printed."""
 
     def __init__(self) -> None:

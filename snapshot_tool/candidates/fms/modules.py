@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from snapshot_tool.base.errors import CandidateUnavailable
-from snapshot_tool.base.protocol import Observer
-from snapshot_tool.base.tap import Side
+from snapshot_tool.base.protocol import Observer, Side
 from snapshot_tool.candidates.fms.weights import whole_modules
 from snapshot_tool.families.family import ModulePair, pairs_of
 from snapshot_tool.taps.hooks import (

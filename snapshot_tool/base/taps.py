@@ -1,18 +1,21 @@
-"""A tensor's sketch: small enough to commit, and sensitive to order and sign.
+"""Taps: a sketch of the input and one of the output of each module of a run.
 
-Norms and ranges do not change with a permutation or a negation. A seeded sample and a seeded random
-projection do. The projection is a tensor product of random signs, one vector for each dimension. It
-costs one small matrix product (tensorised Johnson-Lindenstrauss).
+A sketch is small enough to commit, and sensitive to order and sign. Norms and ranges do not change
+with a permutation or a negation; a seeded sample and a seeded random projection do. The projection
+is a tensor product of random signs, one vector for each dimension, and costs one small matrix
+product (tensorised Johnson-Lindenstrauss).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-if TYPE_CHECKING:
-    import torch
+import numpy as np
+import torch
+
+from snapshot_tool.base.protocol import Side
 
 SAMPLE_SIZE = 64
 PROJECTION_SIZE = 16
@@ -40,12 +43,8 @@ class Sketch:
 
 def sample_indices(numel: int, *, seed: int, size: int = SAMPLE_SIZE) -> torch.Tensor:
     """Return `size` sorted flat indices, (at most numel,) int64, the same for the same seed."""
-    import torch
-
     if numel <= size:
         return torch.arange(numel)
-    import numpy as np
-
     # RandomState: NumPy promises that its stream never changes, unlike Generator's.
     draws = np.random.RandomState(seed).randint(0, numel, size=size, dtype=np.int64)
     return torch.from_numpy(np.sort(draws))
@@ -53,9 +52,6 @@ def sample_indices(numel: int, *, seed: int, size: int = SAMPLE_SIZE) -> torch.T
 
 def _signs(length: int, *, seed: int, dimension: int) -> torch.Tensor:
     """Return (length, 16) of +1 and -1, drawn for one dimension of a tensor."""
-    import numpy as np
-    import torch
-
     state = np.random.RandomState((seed + 7919 * (dimension + 1)) % 2**32)
     signs = state.randint(0, 2, size=(length, PROJECTION_SIZE), dtype=np.int8)
     return torch.from_numpy(signs).to(torch.float64) * 2 - 1
@@ -63,8 +59,6 @@ def _signs(length: int, *, seed: int, dimension: int) -> torch.Tensor:
 
 def project(tensor: torch.Tensor, *, seed: int) -> torch.Tensor:
     """Return 16 random signed sums of the tensor, divided by the root of its element count."""
-    import torch
-
     values = tensor.detach().to("cpu")
     shape = values.shape if values.dim() else torch.Size([1])
     rows = values.reshape(-1, shape[-1])
@@ -82,8 +76,6 @@ def project(tensor: torch.Tensor, *, seed: int) -> torch.Tensor:
 
 def _moments(flat: torch.Tensor) -> torch.Tensor:
     """Return MOMENTS of (n,) elements, (5,) float64."""
-    import torch
-
     sums, lowest, highest = torch.zeros(3, dtype=torch.float64), [], []
     for start in range(0, flat.numel(), _BLOCK):
         wide = flat[start : start + _BLOCK].to(torch.float64)
@@ -97,8 +89,6 @@ def _moments(flat: torch.Tensor) -> torch.Tensor:
 
 def sketch(tensor: torch.Tensor, *, seed: int) -> Sketch:
     """Return the sketch of a floating-point tensor of 1 to 4 dimensions."""
-    import torch
-
     values = tensor.detach().to("cpu")
     if not 1 <= values.dim() <= MAX_DIMENSIONS:
         raise ValueError(f"cannot sketch a tensor of shape {tuple(values.shape)}")
@@ -136,3 +126,103 @@ def moments_error(golden: Sketch, other: Sketch) -> float:
     if not math.isfinite(gap):
         return float("inf")
     return gap / scale if scale else (float("inf") if gap else 0.0)
+
+
+def without_padding(tensor: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return text activations (1, length, ...) at the positions that are not padding.
+
+    attention_mask: (1, length), zero at padding. Tensors of another shape are returned as they are.
+    """
+    if tensor.shape[:2] != attention_mask.shape or bool(attention_mask.all()):
+        return tensor
+    return tensor[:, attention_mask[0].bool().to(tensor.device)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """One module of a run. A side that is not a tensor of numbers has no sketch."""
+
+    module: str
+    input: Sketch | None
+    output: Sketch | None
+
+
+_Key = tuple[str, Side]  # of a module
+
+
+@dataclass(slots=True)
+class TapRecorder:
+    """An observer that keeps the sketch of the first tensor on each side of a module.
+
+    Args:
+        seed: of the sketches.
+        attention_mask: (1, length). Positions of padding are removed from text activations (1,
+            length, width), since implementations may compute anything there.
+        shapes: of the tensors to compare with, if they are known. A batch that comes in several
+            calls is put together. One row that stands for a whole batch, such as position
+            embeddings, is sketched as that batch.
+    """
+
+    seed: int
+    attention_mask: torch.Tensor
+    shapes: Mapping[_Key, tuple[int, ...]] = field(default_factory=dict)
+    _sketches: dict[_Key, Sketch] = field(default_factory=dict)
+    _finished: dict[str, None] = field(default_factory=dict)
+    _entered: dict[str, None] = field(default_factory=dict)
+    _rows: dict[_Key, list[torch.Tensor]] = field(default_factory=dict)
+
+    def __call__(self, module: str, side: Side, tensor: torch.Tensor) -> None:
+        """Sketch a tensor, or keep it until its batch is whole."""
+        seen = self._finished if side is Side.OUTPUT else self._entered
+        seen.setdefault(module)
+        key = module, side
+        if key in self._sketches or not _has_numbers(tensor):
+            return
+        if not 1 <= tensor.dim() <= MAX_DIMENSIONS or not tensor.numel():
+            return
+        tensor = without_padding(tensor, self.attention_mask)
+        shape = self.shapes.get(key)
+        if shape and len(tensor) < shape[0] and tensor.shape[1:] == shape[1:]:
+            rows = self._rows.setdefault(key, [])
+            rows.append(tensor.clone())
+            if sum(map(len, rows)) < shape[0]:
+                return
+            tensor = _joined(self._rows.pop(key))
+        self._sketches[key] = sketch(tensor, seed=self.seed)
+
+    def unfinished(self) -> list[str]:
+        """Return the modules that were entered and not left, in that order."""
+        return [name for name in self._entered if name not in self._finished]
+
+    def taps(self) -> list[Tap]:
+        """Return the taps of all modules, in the order in which they finished."""
+        for key, rows in self._rows.items():
+            batch = _joined(rows)
+            if bool((batch == batch[:1]).all()):  # one row that stands for the whole batch
+                batch = batch[:1].expand(self.shapes[key])
+            self._sketches[key] = sketch(batch, seed=self.seed)
+        self._rows.clear()
+        return [
+            Tap(name, self._sketches.get((name, Side.INPUT)), self._sketches[name, Side.OUTPUT])
+            for name in self._finished
+            if (name, Side.OUTPUT) in self._sketches
+        ]
+
+    def by_module(self) -> Mapping[str, Tap]:
+        """Return the taps by module."""
+        return {tap.module: tap for tap in self.taps()}
+
+
+def shapes_of(taps: Sequence[Tap]) -> Mapping[_Key, tuple[int, ...]]:
+    """Return the shape of every sketch."""
+    sides = ((tap.module, side, getattr(tap, side.value)) for tap in taps for side in Side)
+    return {(module, side): found.shape for module, side, found in sides if found}
+
+
+def _has_numbers(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has numbers: token and position ids count, masks do not."""
+    return tensor.is_floating_point() or tensor.dtype in (torch.int64, torch.int32)
+
+
+def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
