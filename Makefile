@@ -10,12 +10,13 @@ RECORD := .venv-record
 NEWER := .venv-record-4.57
 NEWEST := .venv-record-5
 CHECK := .venv-check
+DOCS := .venv-docs
 LOWEST := .venv-lowest
 CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fms-checkout demo test check port goldens families versions real drift schema pictures torture lowest package audit mutants mutants-compact bench clean
+.PHONY: help docs setup fms-checkout demo test check port goldens families versions real drift schema pictures torture lowest package audit mutants mutants-compact bench clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -36,6 +37,7 @@ help:
 	@echo "make mutants-compact  compare what a compact and a full golden set detect"
 	@echo "make bench         measure time and memory; writes docs/performance.md"
 	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes, REDRAW=--redraw)"
+	@echo "make docs          build the documentation as a site in build/site, and check its links"
 	@echo "make pictures      take the screenshots of the documentation"
 	@echo "make schema        write docs/run.schema.json, the JSON Schema of the report"
 	@echo "make clean         remove what the other targets built"
@@ -103,6 +105,15 @@ port: setup fms-checkout
 	@test -n "$(FMS_REPO)" || { echo "make port FMS_REPO=<a clone of FMS with its pull requests>" >&2; exit 1; }
 	$(CHECK)/bin/python -m tests.port.run --fms-repo $(FMS_REPO) $(if $(SUITE),--suite $(SUITE)) \
 		$(if $(SMOLVLM),--smolvlm $(SMOLVLM))
+
+# The commands' help is read from the package, which needs click alone for it.
+$(DOCS)/.ready: .ci/docs.txt Makefile
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -r .ci/docs.txt
+	touch $@
+
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(DOCS)/bin/mkdocs build --quiet
 
 torture: setup fms-checkout
 	rm -rf build/torture
@@ -209,4 +220,4 @@ pictures: fms-checkout
 	$(CHECK)/bin/python tests/screenshots.py
 
 clean:
-	rm -rf $(RECORD) $(NEWER) $(NEWEST) $(CHECK) $(LOWEST) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(RECORD) $(NEWER) $(NEWEST) $(CHECK) $(DOCS) $(LOWEST) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

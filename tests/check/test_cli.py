@@ -58,17 +58,17 @@ def test_help_explains_the_job_in_ten_lines() -> None:
 
 
 @pytest.mark.parametrize("command", cli.list_commands(click.Context(cli)))
-def test_every_command_has_an_example_and_a_row_in_the_readme(command: str) -> None:
+def test_every_command_has_an_example_and_a_row_in_the_docs(command: str) -> None:
     """A command that is not documented is not finished."""
     assert re.search(rf"^  Example: snap {command}", help_of(command), re.MULTILINE)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"| `snap {command}` |" in readme
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert f"| `snap {command}` |" in page
 
 
-def test_the_readme_names_only_options_that_exist() -> None:
+def test_the_docs_name_only_options_that_exist() -> None:
     """Of check and record."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"snap (?:check|record)[^`\n]*?(--[a-z-]+)", readme))
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"snap (?:check|record)[^`\n]*?(--[a-z-]+)", page))
     known = set(re.findall(r"(--[a-z-]+)", help_of("check") + help_of("record")))
     assert named <= known
 
@@ -201,9 +201,9 @@ def test_a_terminal_gets_colour_and_progress_unless_it_is_refused(snap: Snap) ->
     ],
 )
 def test_the_shell_completes_commands_options_and_phases(words: str, answers: set[str]) -> None:
-    """As the README's line sets it up for bash; the rest of click's shells work alike."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert 'eval "$(_SNAP_COMPLETE=bash_source snap)"' in readme
+    """As docs/commands.md sets it up for bash; the rest of click's shells work alike."""
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert 'eval "$(_SNAP_COMPLETE=bash_source snap)"' in page
     last = str(len(words.split()) - 1)
     answer = subprocess.run(
         [sys.executable, "-c", "from snapshot_tool.cli import main; main([])"],

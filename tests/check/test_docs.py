@@ -25,7 +25,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _RECORDING = ("snap record", "snap trace --impl hf")  # what needs Hugging Face
 ELSEWHERE = {
     "snap record --revision 7e3e67edbbed1bf9888184d9df282b700a323964",
-    "snap check --fms-path ./foundation-model-stack --device cuda",
     "accelerate launch --multi_gpu --num_processes 2 -m snapshot_tool record --revision "
     "7e3e67edbbed1bf9888184d9df282b700a323964 --device cuda --variants 1000",
     "snap record --checkpoint meta-llama/Llama-3.1-70B --revision SHA --device cuda "

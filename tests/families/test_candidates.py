@@ -15,7 +15,11 @@ GOLDEN = ("--goldens", FOLDER / "goldens", "--checkpoint", FOLDER / "checkpoints
 
 @pytest.mark.parametrize(
     ("page", "file"),
-    [("candidates.md", "plain_llama.py"), ("adding-a-family.md", "xlm_roberta.py")],
+    [
+        ("candidates.md", "plain_llama.py"),
+        ("adding-a-family.md", "xlm_roberta.py"),
+        ("tutorial.md", "first_port.py"),
+    ],
 )
 def test_a_page_shows_its_example_as_it_is(page: str, file: str) -> None:
     """The file that the tests record and check with."""
