@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
+
+from snapshot_tool.cli import main
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "tests" / "checkpoints" / "tiny-idefics3"
@@ -27,7 +35,7 @@ if importlib.util.find_spec("transformers") is None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished `snap` process."""
+    """A finished run of `snap`."""
 
     code: int
     out: str
@@ -43,7 +51,7 @@ Snap = Callable[..., Run]
 
 
 def run_snap(*arguments: object, cwd: Path = ROOT, **environment: str) -> Run:
-    """Run `snap` as a user does, with further variables in its environment."""
+    """Run `snap` in a process of its own, with further variables in its environment."""
     answer = subprocess.run(
         [sys.executable, "-m", "snapshot_tool", *map(str, arguments)],
         cwd=cwd,
@@ -57,44 +65,86 @@ def run_snap(*arguments: object, cwd: Path = ROOT, **environment: str) -> Run:
     return Run(answer.returncode, answer.stdout, answer.stderr)
 
 
+def run_snap_here(*arguments: object, cwd: Path = ROOT) -> Run:
+    """Run `snap` in this process, with the FMS that it names and modules of the folder `cwd`."""
+    given = [str(argument) for argument in arguments]
+    out, err = io.StringIO(), io.StringIO()
+    variables = {"HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
+    with (
+        contextlib.chdir(cwd),
+        mock.patch.dict(os.environ, variables),
+        imported_fms(_fms_of(given)),
+        _imports_forgotten(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main(given)
+    return Run(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
 @pytest.fixture(scope="session")
-def snap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snap]:
-    """Run `snap` in a process forked from tests/snap_server.py, which saves most of its imports.
+def snap() -> Snap:
+    """Run `snap` in this process; with further variables, which are read on import, in another."""
 
-    With further variables, some of which are read on importing, it is `run_snap`.
-    """
-    out, err = (tmp_path_factory.mktemp("snap") / name for name in ("out", "err"))
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.snap_server"],
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        requests, answers = server.stdin, server.stdout
-        assert requests is not None
-        assert answers is not None
+    def run(*arguments: object, cwd: Path = ROOT, **environment: str) -> Run:
+        if environment:
+            return run_snap(*arguments, cwd=cwd, **environment)
+        return run_snap_here(*arguments, cwd=cwd)
 
-        def run(*arguments: object, cwd: Path = ROOT, **environment: str) -> Run:
-            if environment:
-                return run_snap(*arguments, cwd=cwd, **environment)
-            out.write_bytes(b"")
-            err.write_bytes(b"")
-            request = {
-                "arguments": list(map(str, arguments)),
-                "folder": str(cwd),
-                "environment": {**os.environ, "HF_HUB_OFFLINE": "1"},
-                "out": str(out),
-                "err": str(err),
-            }
-            print(json.dumps(request), file=requests, flush=True)
-            found = Run(int(answers.readline()), out.read_text("utf-8"), err.read_text("utf-8"))
-            assert "Traceback" not in found.err, found.err
-            return found
+    return run
 
-        yield run
-        requests.close()
+
+def _fms_of(arguments: list[str]) -> Path | None:
+    """Return the folder of the FMS that a command imports; None if there is none."""
+    if "--fms-path" in arguments:
+        return Path(arguments[arguments.index("--fms-path") + 1]).resolve()
+    if "--candidate" in arguments:
+        return CHECKOUT.resolve()
+    try:
+        return Path(str(metadata.distribution("ibm-fms").locate_file("")))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+# FMS's modules by their folder, of the two that many tests use: the checkout, and the installed.
+_FMS: dict[Path | None, dict[str, ModuleType]] = {}
+
+
+@contextmanager
+def imported_fms(folder: Path | None) -> Iterator[None]:
+    """Import FMS from this folder inside the block: a process refuses a second one."""
+    outside = _pop_fms()
+    if outside and Path(str(outside["fms"].__file__)).resolve().parent.parent == folder:
+        sys.modules.update(outside)
+        yield
+        return
+    sys.modules.update(_FMS.get(folder, {}))
+    try:
+        yield
+    finally:
+        inside = _pop_fms()
+        if folder in (CHECKOUT.resolve(), _fms_of([])):
+            _FMS[folder] = inside
+        sys.modules.update(outside)
+
+
+def _pop_fms() -> dict[str, ModuleType]:
+    """Take FMS's modules out of the imported ones."""
+    names = [name for name in sys.modules if name == "fms" or name.startswith("fms.")]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+@contextmanager
+def _imports_forgotten(folder: Path) -> Iterator[None]:
+    """Forget modules that are imported from a test's own folder: the next test has others."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    if folder != ROOT:
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", "")).startswith(f"{folder}{os.sep}"):
+                del sys.modules[name]
 
 
 @pytest.fixture

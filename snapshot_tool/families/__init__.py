@@ -113,6 +113,13 @@ def register(family: Family) -> None:
     _OWN[family.name] = family
 
 
+def forget_files() -> None:
+    """Forget the families that files and entry points declared: they belong to one run."""
+    _LOADERS.clear()
+    for name in [name for name, family in _OWN.items() if family.digest]:
+        del _OWN[name]
+
+
 def register_later(loader: Callable[[], None]) -> None:
     """Keep what registers families until one is looked up.
 

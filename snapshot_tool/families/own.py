@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from snapshot_tool.base.errors import FamilyInvalid
-from snapshot_tool.families import FAMILIES, register, register_later
+from snapshot_tool.families import FAMILIES, forget_files, register, register_later
 from snapshot_tool.families.family import PAGE, Family
 
 ENTRY_POINTS = "snapshot_tool.families"
@@ -23,8 +23,11 @@ ENTRY_POINTS = "snapshot_tool.families"
 def name_families(names: Iterable[str]) -> None:
     """Take what `--family` names, files or entry points; their code runs when it is needed.
 
+    What an earlier run in this process named is forgotten.
+
     Raises FamilyInvalid for a name that is neither.
     """
+    forget_files()
     for name in names:
         if name.endswith(".py"):
             if not Path(name).is_file():

@@ -86,9 +86,7 @@ def test_a_phase_that_ends_the_process_is_an_error_of_that_phase(
     assert "Traceback" not in out
 
 
-def test_a_candidate_cannot_move_or_silence_the_report(
-    snap: Snap, write_port: Callable[..., Path]
-) -> None:
+def test_a_candidate_cannot_move_or_silence_the_report(write_port: Callable[..., Path]) -> None:
     """Folder, arguments, streams and signal handlers are put back."""
     folder = write_port(
         at_import="print('a line'); assert sys.argv[1:] == []; sys.argv.append('x')",
@@ -96,7 +94,7 @@ def test_a_candidate_cannot_move_or_silence_the_report(
         in_forward="assert os.path.exists('own'); sys.stdout.close(); sys.exit = print; "
         "signal.signal(signal.SIGINT, signal.SIG_IGN)",
     )
-    code, out, report = check(snap, folder)
+    code, out, report = check(run_snap, folder)
     assert code == 0
     assert report["verdict"] == "pass"
     assert "PASS" in out

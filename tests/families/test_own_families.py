@@ -214,6 +214,16 @@ def test_a_declaration_that_cannot_work_is_refused(tmp_path: Path, code: str, me
         find_family("llama")
 
 
+def test_a_family_belongs_to_the_run_that_names_it(tmp_path: Path) -> None:
+    """A script may check one golden set with its family, and another one without."""
+    file = tmp_path / "own.py"
+    file.write_text(OWN.format(canary=str(tmp_path / "canary")), "utf-8")
+    name_families([str(file)])
+    assert find_family("mine") is not None
+    name_families([])
+    assert find_family("mine") is None
+
+
 @pytest.mark.parametrize("name", ["no_such.py", "no-such-entry-point"])
 def test_a_family_that_is_not_there_is_refused(snap: Snap, text: Recorded, name: str) -> None:
     """A file as well as an entry point."""

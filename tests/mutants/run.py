@@ -18,7 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import tests.preloaded  # noqa: F401 - each process imports only its FMS
+# FMS imports these, in each forked process anew where they are not here already.
+import torch._dynamo
+import torch.distributed.checkpoint  # noqa: F401
+
 from tests.mutants.benign import benign_runs, run_benign
 from tests.mutants.corpus import MUTANTS
 from tests.mutants.forked import Crash, run_forked
