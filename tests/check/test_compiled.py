@@ -17,12 +17,12 @@ from tests.mutants.mutant import Edit, edit_file, plant
 MODEL = "fms/models/idefics3_components/fms_model.py"
 TEXT = "self.text_model = LLaMA(text, distributed_strategy)\n"
 FORMS = {
-    "whole": f'{TEXT}        self.compile(backend="aot_eager")\n',
+    "whole": f'{TEXT}        self.compile(backend="eager")\n',
     "wrapped": TEXT.replace("LLaMA(", "torch.compile(LLaMA(").replace(
         ")\n", '), backend="eager")\n'
     ),
-    "part": f'{TEXT}        self.text_model.base_model.compile(backend="aot_eager")\n',
-    "function": f'{TEXT}        self._embed = torch.compile(self._embed, backend="aot_eager")\n',
+    "part": f'{TEXT}        self.text_model.base_model.compile(backend="eager")\n',
+    "function": f'{TEXT}        self._embed = torch.compile(self._embed, backend="eager")\n',
 }
 
 

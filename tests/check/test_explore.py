@@ -20,11 +20,11 @@ from snapshot_tool.explore.run import explore, replay
 from snapshot_tool.families.idefics3 import IDEFICS3
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.judge.watch import WatchedCandidate
-from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Run, Snap, set_folder
+from tests.conftest import CHECKOUT, GOLDENS, ROOT, Run, Snap
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import Edit, plant
 
-FAMILIES = CHECKPOINT.parent.parent / "families"
+FAMILIES = ROOT / "tests" / "families"
 # Faults that no recorded case shows: the phase that they are in, and what they must shrink to.
 SMALLEST = {
     "length-of-heads": ("forward", "padding:variant-02@1+1"),
@@ -40,26 +40,6 @@ LEAKING_TILES = Edit(
     "last_hidden_state = self.post_layernorm(last_hidden_state)\n"
     "        last_hidden_state = 0.99 * last_hidden_state + 0.01 * last_hidden_state.roll(1, 0)",
 )
-
-
-@pytest.fixture(scope="module")
-def golden() -> Golden:
-    """Open the committed golden set."""
-    return open_golden(set_folder(GOLDENS))
-
-
-def load(golden: Golden, checkpoint: Path) -> FmsCandidate:
-    """Load the checkout's model."""
-    config = golden.manifest.checkpoint.config
-    return load_fms_candidate(
-        CandidateRequest(checkpoint, config, "cpu", "float32"), fms_path=CHECKOUT
-    )
-
-
-@pytest.fixture(scope="module")
-def candidate(golden: Golden) -> FmsCandidate:
-    """Load the checkout's model once."""
-    return load(golden, CHECKPOINT)
 
 
 def failures(run: Run) -> list[str]:
@@ -83,7 +63,9 @@ def test_a_correct_port_passes_every_kind_of_question(
     """
     if family == "llama":
         golden = open_golden(next(FAMILIES.glob("goldens/*llama/*/*/manifest.json")).parent)
-        candidate = load(golden, FAMILIES / "checkpoints" / "llama")
+        config = golden.manifest.checkpoint.config
+        request = CandidateRequest(FAMILIES / "checkpoints" / "llama", config, "cpu", "float32")
+        candidate = load_fms_candidate(request, fms_path=CHECKOUT)
     found = explore(candidate, golden, count=90, seed=7)
     kinds = [k for k, kind in KINDS.items() if family != "llama" or "tiles" not in kind.kind]
     assert [kind.kind for kind in found.kinds] == kinds

@@ -5,50 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
 
 from snapshot_tool.base.localisation import ERROR_LIMIT
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CandidateRequest
 from snapshot_tool.base.results import first_divergence
 from snapshot_tool.base.taps import TapRecorder, shapes_of
-from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
+from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session
 from snapshot_tool.diagnose.localise import localise
-from snapshot_tool.goldens.golden import Golden, open_golden
+from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.oracle import tap_limits
-from tests.candidates import CHECKOUT
-from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
+from tests.conftest import CHECKOUT, GOLDENS, Snap
 from tests.mutants.corpus import MUTANTS, edit_of
 from tests.mutants.mutant import plant
+
+FEWEST_TILES = "variant-04"
+# A weight whose error has sunk below the limit when the decoder ends.
+FADING = "vision_tower.base_model.encoder.layers.2.layer_norm2.bias"
 
 
 def test_a_fault_in_the_source_fails_the_check_and_is_named(snap: Snap, tmp_path: Path) -> None:
     """Exit 1, the phase and the module whose code was changed, and a checkout that is not clean."""
     mutant = MUTANTS["exact-gelu"]
     plant(edit_of(mutant.name), checkout=CHECKOUT, out=tmp_path / "checkout")
-    run = snap("check", "--fms-path", tmp_path / "checkout", "--json", "-")
+    options = ("--case", "one-image", "--json", "-")
+    run = snap("check", "--fms-path", tmp_path / "checkout", *options)
     assert run.code == 1
     first = run.report["first_divergence"]
     assert (first["phase"], first["place"]) == (mutant.phase, mutant.places[0])
     assert first["module"] == mutant.places[0]
     assert run.report["environment"]["candidate"]["dirty"] is True
-
-
-@pytest.fixture(scope="module")
-def golden() -> Golden:
-    """Open the committed golden set."""
-    return open_golden(set_folder(GOLDENS))
-
-
-@pytest.fixture(scope="module")
-def candidate(golden: Golden) -> FmsCandidate:
-    """Load the checkout's model once."""
-    config = golden.manifest.checkpoint.config
-    request = CandidateRequest(CHECKPOINT, config, "cpu", "float32")
-    return load_fms_candidate(request, fms_path=CHECKOUT)
 
 
 def owner(weight: str) -> Phase:
@@ -58,22 +46,28 @@ def owner(weight: str) -> Phase:
 
 
 def scaled_weights(candidate: FmsCandidate, factor: float) -> Iterator[str]:
-    """Scale each weight that the checkpoint has in turn, and put it back afterwards."""
+    """Scale each weight that the checkpoint has in turn, and put it back afterwards.
+
+    One encoder layer and one decoder layer stand for all.
+    """
     for name, weight in candidate.model.named_parameters():
-        if name in candidate.unset_weights():
+        other_layer = ".layers." in name and ".layers.1." not in name
+        if (other_layer and name != FADING) or name in candidate.unset_weights():
             continue
         before = weight.detach().clone()
         with torch.no_grad():
             weight.mul_(factor)
-        yield name
-        with torch.no_grad():
-            weight.copy_(before)
+        try:
+            yield name
+        finally:
+            with torch.no_grad():
+                weight.copy_(before)
 
 
 def test_any_weight_off_by_one_percent_is_found_in_its_phase(
     golden: Golden, candidate: FmsCandidate
 ) -> None:
-    """Each of the model's weights alone, times 1.01, fails the phase that it belongs to first."""
+    """Each weight alone, times 1.01, fails the phase that it belongs to first."""
     request = CheckRequest(GOLDENS, phase=tuple(Phase)[:4], case="one-image")
     checker = Session(request, golden, candidate)
     case = golden.case("one-image")
@@ -82,9 +76,7 @@ def test_any_weight_off_by_one_percent_is_found_in_its_phase(
         results = [r for phase in request.phases for r in checker.run(case, phase)]
         first = first_divergence(tuple(results))
         found[name] = first.phase if first else None
-    unset = {name for name in candidate.unset_weights() if name.startswith("vision_tower.head.")}
-    assert found.keys() | unset == dict(candidate.model.named_parameters()).keys()
-    assert len(found) > 50
+    assert len(found) > 20
     assert {name: phase for name, phase in found.items() if phase is not owner(name)} == {}
 
 
@@ -99,15 +91,15 @@ def test_the_module_of_any_weight_off_by_a_thousandth_is_named(
     golden: Golden, candidate: FmsCandidate
 ) -> None:
     """Each weight alone, times 1.001: the module that holds it is the first wrong one."""
-    inputs = golden.inputs("one-image")
-    taps = golden.taps("one-image")
-    shapes, limits = shapes_of(taps), tap_limits(golden, "one-image", dtype="float32")
+    inputs = golden.inputs(FEWEST_TILES)
+    taps = golden.taps(FEWEST_TILES)
+    shapes, limits = shapes_of(taps), tap_limits(golden, FEWEST_TILES, dtype="float32")
     named = {}
     for weight in scaled_weights(candidate, 1.001):
         recorder = TapRecorder(golden.manifest.taps.seed, inputs.attention_mask, shapes)
         with torch.inference_mode():
             names = candidate.observe_forward(inputs, recorder)
-        found = localise("one-image", taps, recorder.by_module(), names, limits=limits)
+        found = localise(FEWEST_TILES, taps, recorder.by_module(), names, limits=limits)
         named[weight] = bad.candidate if (bad := found.first_bad_module) else ""
         assert not found.recovers
     assert {w: name for w, name in named.items() if name != module_of(w)} == {}

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from snapshot_tool.base.environment import make_deterministic
 from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.candidates import PlainCandidate
-from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
+from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session
-from snapshot_tool.goldens.golden import Golden, open_golden
+from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.judge.watch import WatchedCandidate
 from tests.check import wrong_candidates as wrong
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Snap, error_lines, set_folder
@@ -30,17 +30,10 @@ from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Snap, error_line
 FOLDER = set_folder(GOLDENS)
 
 
-@pytest.fixture(scope="module")
-def golden() -> Golden:
-    """Open the committed golden set."""
-    return open_golden(FOLDER)
-
-
-@pytest.fixture(scope="module")
-def fms(golden: Golden) -> FmsCandidate:
-    """Load FMS once."""
-    request = CandidateRequest(CHECKPOINT, golden.manifest.checkpoint.config, "cpu", "float32")
-    return load_fms_candidate(request, fms_path=CHECKOUT)
+@pytest.fixture
+def fms(candidate: FmsCandidate) -> FmsCandidate:
+    """Name what the wrong candidates pass on."""
+    return candidate
 
 
 @pytest.fixture(autouse=True)
