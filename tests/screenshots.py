@@ -1,4 +1,4 @@
-"""Take the pictures of docs/failure.md: the HTML report of an FMS with one fault, in Chromium.
+"""Take the pictures of README and docs: a check of an FMS with one fault, as text and as a page.
 
     python tests/screenshots.py [--out docs/images]
 
@@ -8,14 +8,17 @@ Run it (`make pictures`) when the look of the report changes, and look at what c
 from __future__ import annotations
 
 import argparse
+import io
+import re
 import subprocess
 import sys
 import tempfile
-from io import BytesIO
 from pathlib import Path
 from shutil import which
 
 from PIL import Image
+from rich.console import Console
+from rich.text import Text
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
@@ -34,14 +37,32 @@ PICTURES = (
 )
 
 
-def write_report(folder: Path) -> Path:
-    """Check an FMS with the wrong GELU and return its HTML report."""
+def write_report(folder: Path) -> tuple[Path, str]:
+    """Check an FMS with the wrong GELU; return its HTML report and what was printed."""
     checkout = ROOT / "build" / "fms-checkout"
     plant(edit_of("exact-gelu"), checkout=checkout, out=folder / "broken")
     command = [sys.executable, "-m", "snapshot_tool", "check", "--fms-path", "broken"]
     options = ["--goldens", str(ROOT / "goldens"), "--case", "*-image*", "--html", "report.html"]
-    subprocess.run([*command, *options], cwd=folder, check=False, stdout=subprocess.DEVNULL)
-    return folder / "report.html"
+    done = subprocess.run(
+        [*command, *options], cwd=folder, check=False, capture_output=True, text=True
+    )
+    return folder / "report.html", done.stdout
+
+
+def draw_terminal(printed: str, path: Path) -> None:
+    """Draw the part of the output that says what is wrong, from the grid on."""
+    lines = printed.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("case "))
+    shown = ["$ snap check --fms-path broken", *lines[start:]]
+    text = Text("\n".join(shown))
+    text.highlight_regex(r"\bpass\b", "green")
+    text.highlight_regex(r"(?m)\bfail\b|^FAIL\b|^>.*", "red")
+    console = Console(record=True, width=max(map(len, shown)), file=io.StringIO())
+    console.print(text)
+    console.save_svg(str(path), title="snap")
+    # rich names a font on the network; the reader's own monospace will do.
+    svg = re.sub(r"@font-face \{.*?\}", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    path.write_text(svg, encoding="utf-8")
 
 
 def take_pictures(page: Path, out: Path, *, scheme: str) -> None:
@@ -60,7 +81,7 @@ def take_pictures(page: Path, out: Path, *, scheme: str) -> None:
             browser.execute_script("document.querySelector('details.case').open = true")
             element = browser.find_element(By.CSS_SELECTOR, shown)
             browser.execute_script("arguments[0].scrollIntoView()", element)
-            picture = Image.open(BytesIO(browser.get_screenshot_as_png()))
+            picture = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
             picture.save(out / f"{name}-{scheme}.webp", lossless=True)
 
 
@@ -70,7 +91,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
     out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as folder:
-        page = write_report(Path(folder))
+        page, printed = write_report(Path(folder))
+        draw_terminal(printed, out / "terminal.svg")
         for scheme in ("light", "dark"):
             take_pictures(page, out, scheme=scheme)
 
