@@ -90,9 +90,15 @@ def trace_command(
     from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.families.own import name_families
     from snapshot_tool.goldens.find import GoldenChoice
-    from snapshot_tool.traces.subject import Prompt, TraceOptions, choose_subject
-    from snapshot_tool.traces.workflow import trace_candidate, trace_reference
-    from snapshot_tool.traces.write import Mode, require_free
+    from snapshot_tool.traces.workflow import (
+        Mode,
+        Prompt,
+        TraceOptions,
+        choose_subject,
+        require_free,
+        trace_candidate,
+        trace_reference,
+    )
 
     if impl == "hf" and (candidate or fms_path):
         raise UsageError("--candidate and --fms-path go with --impl fms", "leave them out")
@@ -181,17 +187,15 @@ def compare_traces_command(
     from snapshot_tool.base.protocol import Side
     from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.traces import comparison_lines, comparison_to_json
-    from snapshot_tool.traces.compare import CompareTracesRequest, compare_trace_files
+    from snapshot_tool.traces.compare import compare_traces
 
     name_families(family)
-    found = compare_trace_files(
-        CompareTracesRequest(
-            one,
-            two,
-            map_path,
-            Side.INPUT if compare == "inputs" else Side.OUTPUT,
-            ERROR_LIMIT if error_limit is None else error_limit,
-        )
+    found = compare_traces(
+        one,
+        two,
+        map_path=map_path,
+        side=Side.INPUT if compare == "inputs" else Side.OUTPUT,
+        limit=ERROR_LIMIT if error_limit is None else error_limit,
     )
     if str(json_path) != "-":
         for line in comparison_lines(found, metric=Metric(metric), limit=limit):

@@ -1,53 +1,99 @@
-"""Comparing two traces: every tensor of every module that has a partner, in order of execution."""
+"""Comparing two traces: every tensor of every module that has a partner, in order of execution.
+
+Partners are found by a map, by names, or inferred from shapes, order and values.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import msgspec
+import torch
 
 from snapshot_tool.base.errors import UsageError
+from snapshot_tool.base.files import open_plain
 from snapshot_tool.base.localisation import (
     ERROR_LIMIT,
-    Metric,
     ModuleMapping,
     TraceComparison,
     TraceRow,
 )
 from snapshot_tool.base.protocol import Side
-from snapshot_tool.base.results import Comparison
-from snapshot_tool.base.taps import Sketch, moments_error, relative_error
+from snapshot_tool.base.taps import (
+    MAX_DIMENSIONS,
+    Sketch,
+    Tap,
+    moments_error,
+    relative_error,
+    sketch,
+)
 from snapshot_tool.base.tolerance import Tolerance
+from snapshot_tool.diagnose.localise import (
+    FusedWidths,
+    as_batch,
+    fused_parts,
+    fused_widths,
+    infer,
+    output_shapes,
+)
+from snapshot_tool.families import find_family
+from snapshot_tool.families.family import pairs_of
 from snapshot_tool.numerics.compare import compare_tensors
 from snapshot_tool.traces.format import Call, Trace, TracedTensor, open_trace
-from snapshot_tool.traces.match import match_modules, module_names, read_map, sketch_of
 
-if TYPE_CHECKING:
-    import torch
-
-
+_MAX_MAP = 2**20  # bytes
 _TEXT_DIMENSIONS = 3  # (batch, length, width)
-_Pair = tuple[TracedTensor, TracedTensor]
 
 
 def compare_traces(
-    one: Trace, two: Trace, *, prefixes: Mapping[str, str] | None, side: Side, limit: float
+    one: Path,
+    two: Path,
+    *,
+    map_path: Path | None = None,
+    side: Side = Side.OUTPUT,
+    limit: float = ERROR_LIMIT,
 ) -> TraceComparison:
     """Compare two traces of the same inputs; that of the reference comes first, if there is one.
 
-    prefixes: the user's map of modules, or None. limit: see TraceComparison.
+    Args:
+        one: a trace.
+        two: another one.
+        map_path: a JSON object of module prefixes.
+        side: whether to compare inputs or outputs.
+        limit: the greatest relative error that counts as equal.
+
+    Raises UsageError for a map that matches nothing and for traces of different inputs.
     """
-    reference, other = (two, one) if two.header.impl == "hf" != one.header.impl else (one, two)
+    prefixes = None if map_path is None else read_map(map_path)
+    reference, other = open_trace(one), open_trace(two)
+    if other.header.impl == "hf" != reference.header.impl:
+        reference, other = other, reference
     _require_comparable(reference, other)
-    mapping = match_modules(reference, other, prefixes)
-    rows, missing, alone = _Walk(reference, other, mapping, side, limit).compare()
-    names, others = module_names(reference), module_names(other)
-    taken = {name.partition("[")[0] for name in mapping.names.values()}
-    lacking = tuple(name for name in names if name not in mapping.names)
+    mapping = _match_modules(reference, other, prefixes)
+    comparer = _Comparer(reference, other, mapping, side, limit)
+    rows: list[TraceRow] = []
+    missing: dict[str, None] = {}
+    tensors_alone: dict[str, None] = {}
+    other_calls = _calls(other)
+    for (module, run, number), call in _calls(reference).items():
+        partner = mapping.names.get(module)
+        if partner is None:
+            continue
+        other_call = other_calls.get((partner.partition("[")[0], run, number))
+        if other_call is None:
+            missing[f"call {number} of {partner} in pass {run}"] = None
+            continue
+        pairs, left = comparer.pair(call, other_call, partner)
+        rows += [comparer.compare(call, number, partner, *pair) for pair in pairs]
+        tensors_alone |= dict.fromkeys(f"{module} {side.value} {tensor.name}" for tensor in left)
+    alone = tuple(name for name in _module_names(reference) if name not in mapping.names)
     if mapping.by == "equal names":
-        missing = (*missing, *(f"module {name}" for name in lacking))
+        missing |= dict.fromkeys(f"module {name}" for name in alone)
+    taken = {name.partition("[")[0] for name in mapping.names.values()}
     compared = any(row.relative_error is not None for row in rows)
     differs = bool(missing) or any(row.beyond for row in rows)
     return TraceComparison(
@@ -57,12 +103,46 @@ def compare_traces(
         mapping=str(mapping),
         inferred=mapping.inferred,
         limit=limit,
-        rows=rows,
-        missing=missing,
-        reference_alone=lacking,
-        other_alone=tuple(name for name in others if name not in taken),
-        tensors_alone=alone,
+        rows=tuple(rows),
+        missing=tuple(missing),
+        reference_alone=alone,
+        other_alone=tuple(name for name in _module_names(other) if name not in taken),
+        tensors_alone=tuple(tensors_alone),
     )
+
+
+def _require_comparable(one: Trace, two: Trace) -> None:
+    """Raise UsageError if the inputs or the seeds of the sketches differ."""
+    inputs, other_inputs = one.inputs(), two.inputs()
+    problem = "" if one.header.seed == two.header.seed else "have sketches of different seeds"
+    for name in ("input_ids", "attention_mask", "pixel_values"):
+        mine, theirs = getattr(inputs, name), getattr(other_inputs, name)
+        if mine is None or theirs is None:
+            equal = mine is theirs
+        else:
+            equal = mine.shape == theirs.shape and bool((mine == theirs).all())
+        problem = problem if equal else "are of different inputs"
+    if problem:
+        raise UsageError(
+            f"{one.path} and {two.path} {problem}",
+            "trace the second one with --inputs and the first",
+        )
+
+
+def _calls(trace: Trace) -> dict[tuple[str, int, int], Call]:
+    """Return the calls by module, pass, and number in the pass, in order of execution."""
+    found: dict[tuple[str, int, int], Call] = {}
+    for call in trace.header.calls:
+        number = 0
+        while (call.module, call.run, number) in found:
+            number += 1
+        found[call.module, call.run, number] = call
+    return found
+
+
+def _module_names(trace: Trace) -> list[str]:
+    """Return the modules of a trace, in the order in which they first finished."""
+    return list(dict.fromkeys(call.module for call in trace.header.calls))
 
 
 def _title(trace: Trace) -> str:
@@ -75,35 +155,106 @@ def _title(trace: Trace) -> str:
     )
 
 
-def _require_comparable(one: Trace, two: Trace) -> None:
-    """Raise UsageError for traces of other inputs or with other sketches."""
-    pairs = zip(_input_tensors(one), _input_tensors(two), strict=True)
-    if not all(_equal(*pair) for pair in pairs):
+def read_map(path: Path) -> dict[str, str]:
+    """Read a JSON object of module prefixes; raise UsageError if it is not valid."""
+    try:
+        with open_plain(path) as file:
+            return msgspec.json.decode(file.read(_MAX_MAP), type=dict[str, str])
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(
-            f"{one.path} and {two.path} are of different inputs",
-            "trace the second one with --inputs and the first",
-        )
-    if one.header.seed != two.header.seed:
+            f"--map {path} is not a JSON object of names: {error}", "see docs/traces.md"
+        ) from error
+
+
+def _match_modules(
+    reference: Trace, other: Trace, prefixes: Mapping[str, str] | None
+) -> ModuleMapping:
+    """Return the other's name of each of the reference's modules that has a partner.
+
+    prefixes: the user's map. Without one, equal names match if both traces are of one
+    implementation, else the family's names, else values.
+    """
+    names, others = _module_names(reference), _module_names(other)
+    if prefixes is not None:
+        return ModuleMapping(_by_prefix(names, set(others), prefixes), by="--map")
+    one, two = reference.header, other.header
+    if one.impl == two.impl:
+        return ModuleMapping({n: n for n in names if n in set(others)}, by="equal names")
+    family = find_family(one.family)
+    if (one.impl, two.impl) == ("hf", "fms") and family and family.fms.module_pairs:
+        twins = {hf: name for name in others for hf, _ in pairs_of(name, family.fms.module_pairs)}
+        return ModuleMapping({name: twins[name] for name in names if name in twins})
+    golden = _taps(reference, widths={}, shapes=())
+    taps = _taps(other, widths=fused_widths(golden), shapes=output_shapes(golden))
+    return infer(golden, taps).mapping
+
+
+def _by_prefix(
+    names: Sequence[str], others: Collection[str], prefixes: Mapping[str, str]
+) -> dict[str, str]:
+    """Map each name by its longest prefix; raise UsageError for an entry that names no module.
+
+    "*" in a prefix stands for one part of a name, and for the same part in its target.
+    """
+    used: set[str] = set()
+    mapping = {}
+    for name in names:
+        for prefix in sorted(prefixes, key=len, reverse=True):
+            pattern = r"([^.]+)".join(map(re.escape, prefix.split("*"))) + r"((?:\..+)?)"
+            if match := re.fullmatch(pattern, name):
+                *stars, below = match.groups()
+                target = prefixes[prefix]
+                for part in stars:
+                    target = target.replace("*", part, 1)
+                if target + below in others:
+                    mapping[name] = target + below
+                    used.add(prefix)
+                break
+    if unused := [prefix for prefix in prefixes if prefix not in used]:
         raise UsageError(
-            f"{one.path} and {two.path} have sketches of different seeds",
-            "trace the second one with --inputs and the first",
+            f"--map: {unused[0]} -> {prefixes[unused[0]]} matches no modules of the two traces",
+            "compare with the names in the traces",
         )
+    return mapping
 
 
-def _equal(one: torch.Tensor | None, two: torch.Tensor | None) -> bool:
-    if one is None or two is None:
-        return one is two
-    return one.shape == two.shape and bool((one == two).all())
+def _taps(trace: Trace, *, widths: FusedWidths, shapes: Collection[tuple[int, ...]]) -> list[Tap]:
+    """Return the first call of each module in the first pass, with parts of fused outputs."""
+    found: dict[str, Tap] = {}
+    for call in trace.header.calls:
+        if call.run or call.module in found or not call.outputs or not _is_float(call.outputs[0]):
+            continue
+        given = None
+        if call.inputs and _is_float(call.inputs[0]):
+            given = _sketch_of(trace, call.inputs[0], trace.whole(call.inputs[0]))
+        whole = trace.whole(call.outputs[0])
+        batch = None if whole is None else as_batch(whole, shapes)
+        if (output := _sketch_of(trace, call.outputs[0], batch)) is None:
+            continue
+        found[call.module] = Tap(call.module, given, output)
+        if whole is not None and whole.dim() <= MAX_DIMENSIONS:
+            for columns, part in fused_parts(whole, widths):
+                name = f"{call.module}{columns}"
+                found[name] = Tap(name, given, sketch(part, seed=trace.header.seed))
+    return list(found.values())
 
 
-def _input_tensors(trace: Trace) -> list[torch.Tensor | None]:
-    inputs = trace.inputs()
-    return [inputs.input_ids, inputs.attention_mask, inputs.pixel_values]
+def _is_float(tensor: TracedTensor) -> bool:
+    return tensor.dtype.startswith(("float", "bfloat"))
+
+
+def _sketch_of(trace: Trace, tensor: TracedTensor, whole: torch.Tensor | None) -> Sketch | None:
+    """Return the sketch of `whole`, or else the one that the trace has; None without either."""
+    if whole is None:
+        return trace.sketch(tensor)
+    if not whole.numel() or not whole.dim():
+        return None
+    return sketch(whole.flatten(0, max(0, whole.dim() - MAX_DIMENSIONS)), seed=trace.header.seed)
 
 
 @dataclass(frozen=True, slots=True)
-class _Walk:
-    """Goes through the reference's calls in order of execution."""
+class _Comparer:
+    """Pairs and compares the tensors of two calls."""
 
     reference: Trace
     other: Trace
@@ -111,58 +262,36 @@ class _Walk:
     side: Side
     limit: float
 
-    def compare(self) -> tuple[tuple[TraceRow, ...], tuple[str, ...], tuple[str, ...]]:
-        """Return the rows, what is missing, and the tensors without a partner."""
-        calls = _by_place(self.other)
-        rows: list[TraceRow] = []
-        missing: dict[str, None] = {}
-        alone: dict[str, None] = {}
-        for (module, run, number), call in _by_place(self.reference).items():
-            partner = self.mapping.names.get(module)
-            if partner is None:
-                continue
-            place = partner.partition("[")[0], run, number
-            if place not in calls:
-                missing.setdefault(f"call {number} of {partner} in pass {run}")
-                continue
-            pairs, left = self._pair(call, calls[place], partner)
-            rows += [self._row(module, partner, run, number, pair) for pair in pairs]
-            alone.update(dict.fromkeys(f"{module} {self.side.value} {name}" for name in left))
-        return tuple(rows), tuple(missing), tuple(alone)
+    def pair(
+        self, call: Call, other_call: Call, partner: str
+    ) -> tuple[list[tuple[TracedTensor, TracedTensor]], list[TracedTensor]]:
+        """Return the pairs of tensors of two calls, and the reference's tensors left alone.
 
-    def _pair(self, call: Call, partner: Call, name: str) -> tuple[list[_Pair], list[str]]:
-        """Return the pairs of tensors of two calls, and the names of the reference's left alone.
-
-        A tensor that is said to be this module's is its partner; else the next of the same shape.
-        The first two are partners where they have no other: their shapes differ.
+        A tensor's partner is the one marked as this module's, else the next of the same shape. If
+        no tensor has a partner, the first two are paired and their shapes are reported.
         """
-        mine, theirs = self._tensors(call), self._tensors(partner)
+        if self.side is Side.INPUT:
+            mine, theirs = call.inputs, other_call.inputs
+        else:
+            mine, theirs = call.outputs, other_call.outputs
         named = [tensor for tensor in theirs if tensor.twin == call.module]
         free = [*named, *(tensor for tensor in theirs if tensor.name and tensor not in named)]
-        pairs: list[_Pair] = []
-        left: list[TracedTensor] = []
+        pairs, left = [], []
         for tensor in mine:
-            fitting = [o for o in free if _fits(tensor, o, self._columns(name, o))]
+            fitting = [o for o in free if _fits(tensor, o, self._columns(partner, o))]
             if not fitting:
                 left.append(tensor)
                 continue
             found = min(fitting, key=lambda o: o.twin != call.module and o.shape != tensor.shape)
             free.remove(found)
             pairs.append((tensor, found))
-        if not pairs and left and free and self._are_one_argument(left[0], free[0]):
-            pairs, left = [(left[0], free[0])], left[1:]
-        return pairs, [tensor.name for tensor in left]
-
-    def _are_one_argument(self, mine: TracedTensor, theirs: TracedTensor) -> bool:
-        """Tell whether two tensors of other shapes must be partners: outputs are.
-
-        Of inputs one side may be given ids where the other one is given embeddings.
-        """
-        alike = _kind(mine) == _kind(theirs) and len(mine.shape) == len(theirs.shape)
-        return self.side is Side.OUTPUT or alike
-
-    def _tensors(self, call: Call) -> tuple[TracedTensor, ...]:
-        return call.inputs if self.side is Side.INPUT else call.outputs
+        if not pairs and left and free:
+            one, two = left[0], free[0]
+            # An input may be another argument: ids on one side, embeddings on the other.
+            alike = _kind(one) == _kind(two) and len(one.shape) == len(two.shape)
+            if self.side is Side.OUTPUT or alike:
+                return [(one, two)], left[1:]
+        return pairs, left
 
     def _columns(self, partner: str, tensor: TracedTensor) -> slice | None:
         """Return the columns of the first output that "<module>[<first>:<end>]" names, or None."""
@@ -172,84 +301,81 @@ class _Walk:
         first, _, end = bounds.partition(":")
         return slice(int(first), int(end))
 
-    def _row(self, module: str, partner: str, run: int, number: int, pair: _Pair) -> TraceRow:
-        mine, theirs = pair
+    def compare(
+        self, call: Call, number: int, partner: str, mine: TracedTensor, theirs: TracedTensor
+    ) -> TraceRow:
+        """Compare two tensors if they are whole, or else their sketches."""
         columns = self._columns(partner, theirs)
-        measured = self._measure(mine, theirs, columns)
-        return TraceRow(
-            module=module,
-            partner=partner,
-            run=run,
-            call=number,
-            tensor=f"{self.side.value} {mine.name}",
-            other_tensor=f"{self.side.value} {theirs.name}".strip(),
-            shape=mine.shape,
-            other_shape=_narrowed(theirs.shape, columns),
-            **(measured.figures or {}),
-            relative_error=measured.error,
-            sampled=measured.sampled,
-            # Not "greater": NaN is beyond every limit.
-            beyond=measured.mismatch
-            if measured.error is None
-            else not measured.error <= self.limit,
-            problem=measured.problem,
-        )
+        other_shape = _narrowed(theirs.shape, columns)
 
-    def _measure(
-        self, mine: TracedTensor, theirs: TracedTensor, columns: slice | None
-    ) -> _Measured:
-        """Measure two tensors where they are whole, or else their sketches."""
-        shape = _common_shape(mine.shape, _narrowed(theirs.shape, columns))
+        def row(problem: str = "", *, beyond: bool = False, **figures: float) -> TraceRow:
+            return TraceRow(
+                module=call.module,
+                partner=partner,
+                run=call.run,
+                call=number,
+                tensor=f"{self.side.value} {mine.name}",
+                other_tensor=f"{self.side.value} {theirs.name}".strip(),
+                shape=mine.shape,
+                other_shape=other_shape,
+                relative_error=figures.pop("relative_error", None),
+                sampled=sampled and not problem,
+                beyond=beyond,
+                problem=problem,
+                **figures,
+            )
+
+        sampled = False
+        shape = _common_shape(mine.shape, other_shape)
         if shape is None:
             shapes = f"{list(mine.shape)} and {list(theirs.shape)}"
-            return _Measured(problem=f"shape mismatch: {shapes}", mismatch=True)
+            return row(f"shape mismatch: {shapes}", beyond=True)
         if not shape or 0 in shape:
-            return _Measured(problem="no elements to compare")
+            return row("no elements to compare")
         one, two = self.reference.whole(mine), self.other.whole(theirs)
         if two is not None and columns is not None:
             two = two[..., columns]
         one, two = _cut(one, shape), _cut(two, shape)
-        golden = sketch_of(self.reference, mine, whole=one)
-        actual = sketch_of(self.other, theirs, whole=two)
+        golden = _sketch_of(self.reference, mine, one)
+        actual = _sketch_of(self.other, theirs, two)
         if one is not None and two is not None:
-            found = _measure_whole(one, two)
+            found, numel = compare_tensors(one, two, Tolerance(0.0, 0.0)), one.numel()
+            scale = float(one.double().square().mean().sqrt())
+            error = found.rmse / scale if scale else (math.inf if found.rmse else 0.0)
         elif golden is None or actual is None:
-            return _Measured(problem="not kept")
+            return row("not kept")
         elif golden.shape != actual.shape:
-            return _Measured(problem="only a part is comparable, and only a sketch is kept")
+            return row("only a part is comparable, and only a sketch is kept")
         else:
-            found = _measure_sketches(golden, actual)
-        return self._excused(found, golden, actual)
-
-    def _excused(self, found: _Measured, golden: Sketch | None, actual: Sketch | None) -> _Measured:
-        """Let pass what an inferred partner keeps in another order: the figures say nothing."""
-        if not self.mapping.inferred or found.error is None or golden is None or actual is None:
-            return found
-        if found.error > self.limit and moments_error(golden, actual) <= self.limit:
-            return _Measured(problem="the same values in another order")
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """What was found of two tensors; mismatch: their shapes do not fit. See TraceRow."""
-
-    figures: dict[Metric, float] | None = None
-    error: float | None = None
-    sampled: bool = False
-    mismatch: bool = False
-    problem: str = ""
+            # The figures are those of the sample. The error is also measured by the projection,
+            # which sees all elements.
+            sampled = True
+            found = compare_tensors(golden.sample, actual.sample, Tolerance(0.0, 0.0))
+            numel, error = math.prod(golden.shape), relative_error(golden, actual)
+        unexplained = self.mapping.inferred and error > self.limit
+        if unexplained and golden and actual and moments_error(golden, actual) <= self.limit:
+            # The partner keeps the values in another order, so the figures mean nothing.
+            return row("the same values in another order")
+        return row(
+            beyond=not error <= self.limit,  # NaN is beyond every limit
+            relative_error=error,
+            max_abs=found.max_abs,
+            mean_abs=found.mean_abs,
+            sum_abs=found.mean_abs * numel,
+            cosine=found.cosine,
+        )
 
 
-def _by_place(trace: Trace) -> dict[tuple[str, int, int], Call]:
-    """Return the calls by module, pass, and number in the pass, in order of execution."""
-    found: dict[tuple[str, int, int], Call] = {}
-    for call in trace.header.calls:
-        number = 0
-        while (call.module, call.run, number) in found:
-            number += 1
-        found[call.module, call.run, number] = call
-    return found
+def _fits(mine: TracedTensor, theirs: TracedTensor, columns: slice | None) -> bool:
+    shape = _common_shape(mine.shape, _narrowed(theirs.shape, columns))
+    # Ids, positions and masks have the same shape. Only their names distinguish them.
+    same_name = mine.name == theirs.name or _is_float(mine)
+    return shape is not None and _kind(mine) == _kind(theirs) and same_name
+
+
+def _kind(tensor: TracedTensor) -> str:
+    """Return "float", "int", "bool" …, whatever the precision."""
+    return tensor.dtype.removeprefix("b").rstrip("0123456789")
 
 
 def _narrowed(shape: tuple[int, ...], columns: slice | None) -> tuple[int, ...]:
@@ -257,76 +383,22 @@ def _narrowed(shape: tuple[int, ...], columns: slice | None) -> tuple[int, ...]:
 
 
 def _common_shape(mine: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the shape in which two tensors are compared, None where there is none.
+    """Return the shape in which two tensors are compared, or None if there is none.
 
     One row may stand for the whole batch, and the last position, (batch, 1, width), for all of
-    them, which is what a head computes when generating.
+    them: that is what a head computes when generating.
     """
-    if mine == theirs:
+    if mine == theirs or (theirs[:1] == (1,) and theirs[1:] == mine[1:]):
         return mine
-    if theirs[:1] == (1,) and theirs[1:] == mine[1:]:
-        return mine
-    if len(mine) == len(theirs) == _TEXT_DIMENSIONS and 1 in (mine[1], theirs[1]):
-        return (mine[0], 1, mine[2]) if mine[::2] == theirs[::2] else None
+    is_text = len(mine) == len(theirs) == _TEXT_DIMENSIONS
+    if is_text and 1 in (mine[1], theirs[1]) and mine[::2] == theirs[::2]:
+        return (mine[0], 1, mine[2])
     return None
 
 
 def _cut(tensor: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor | None:
-    """Bring a tensor into the common shape."""
     if tensor is None or tuple(tensor.shape) == shape:
         return tensor
     if tensor.shape[0] == 1 != shape[0]:
         return tensor.expand(shape)
     return tensor[:, -1:]
-
-
-def _fits(mine: TracedTensor, theirs: TracedTensor, columns: slice | None) -> bool:
-    shape = _common_shape(mine.shape, _narrowed(theirs.shape, columns))
-    # Ids, positions and masks have one shape: only their names tell them apart.
-    same_name = mine.name == theirs.name or _kind(mine) == "float"
-    return shape is not None and _kind(mine) == _kind(theirs) and same_name
-
-
-def _kind(tensor: TracedTensor) -> str:
-    """Return "float", "int", "bool" …: precision is no kind."""
-    return tensor.dtype.removeprefix("b").rstrip("0123456789")
-
-
-def _measure_whole(one: torch.Tensor, two: torch.Tensor) -> _Measured:
-    found = compare_tensors(one, two, Tolerance(0.0, 0.0))
-    scale = float(one.double().square().mean().sqrt())
-    error = found.rmse / scale if scale else (math.inf if found.rmse else 0.0)
-    return _Measured(_figures(found, one.numel()), error)
-
-
-def _measure_sketches(one: Sketch, two: Sketch) -> _Measured:
-    """Measure at the sampled places; the error also by the projection, which sees all elements."""
-    found = compare_tensors(one.sample, two.sample, Tolerance(0.0, 0.0))
-    return _Measured(_figures(found, math.prod(one.shape)), relative_error(one, two), sampled=True)
-
-
-def _figures(found: Comparison, numel: int) -> dict[Metric, float]:
-    return {
-        Metric.MAX_ABS: found.max_abs,
-        Metric.MEAN_ABS: found.mean_abs,
-        Metric.SUM_ABS: found.mean_abs * numel,
-        Metric.COSINE: found.cosine,
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class CompareTracesRequest:
-    """Which traces to compare, and how; `limit` is the relative error that is no difference."""
-
-    one: Path
-    two: Path
-    map_path: Path | None = None
-    side: Side = Side.OUTPUT
-    limit: float = ERROR_LIMIT
-
-
-def compare_trace_files(request: CompareTracesRequest) -> TraceComparison:
-    """Read two traces and compare them."""
-    prefixes = None if request.map_path is None else read_map(request.map_path)
-    one, two = open_trace(request.one), open_trace(request.two)
-    return compare_traces(one, two, prefixes=prefixes, side=request.side, limit=request.limit)

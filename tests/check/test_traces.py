@@ -17,12 +17,9 @@ from snapshot_tool.base.errors import SnapError, UsageError
 from snapshot_tool.base.localisation import ERROR_LIMIT, TraceComparison
 from snapshot_tool.base.protocol import Progress
 from snapshot_tool.goldens.find import GoldenChoice
-from snapshot_tool.traces.compare import CompareTracesRequest, compare_trace_files
+from snapshot_tool.traces.compare import compare_traces, read_map
 from snapshot_tool.traces.format import TraceHeader, open_trace
-from snapshot_tool.traces.match import read_map
-from snapshot_tool.traces.subject import TraceOptions, subject_of_golden
-from snapshot_tool.traces.workflow import trace_candidate
-from snapshot_tool.traces.write import Mode
+from snapshot_tool.traces.workflow import Mode, TraceOptions, subject_of_golden, trace_candidate
 from tests.check.test_cli import loaded_modules
 from tests.conftest import CHECKOUT, GOLDENS, Snap, error_lines
 from tests.unit.factory import flip_bit, truncate, write_raw
@@ -40,7 +37,7 @@ def trace_fms(out: Path, options: TraceOptions, *, candidate: str = "fms") -> Tr
 
 def compare(one: Path, two: Path, *, limit: float = ERROR_LIMIT) -> TraceComparison:
     """Compare the outputs of two traces in this process."""
-    return compare_trace_files(CompareTracesRequest(one, two, limit=limit))
+    return compare_traces(one, two, limit=limit)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +122,7 @@ def test_a_file_that_is_there_is_replaced_only_by_force(snap: Snap, trace: Path)
     before = trace.read_bytes()
     run = snap("trace", *FMS, "--case", TEXT_CASE, "--out", trace)
     assert run.code == 3
-    assert error_lines(run)[0].endswith("is there already")
+    assert error_lines(run)[0].endswith("already exists")
     assert trace.read_bytes() == before
 
 

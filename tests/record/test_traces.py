@@ -10,10 +10,14 @@ from PIL import Image
 from snapshot_tool.base.localisation import ERROR_LIMIT, TraceComparison
 from snapshot_tool.base.protocol import Progress, Side
 from snapshot_tool.goldens.find import GoldenChoice
-from snapshot_tool.traces.compare import CompareTracesRequest, compare_trace_files
-from snapshot_tool.traces.subject import TraceOptions, subject_of_golden
-from snapshot_tool.traces.workflow import trace_candidate, trace_reference
-from snapshot_tool.traces.write import Mode
+from snapshot_tool.traces.compare import compare_traces
+from snapshot_tool.traces.workflow import (
+    Mode,
+    TraceOptions,
+    subject_of_golden,
+    trace_candidate,
+    trace_reference,
+)
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Snap
 
 pytestmark = pytest.mark.record
@@ -50,7 +54,7 @@ def trace_both(
 
 def compare(one: Path, two: Path, side: Side = Side.OUTPUT) -> TraceComparison:
     """Compare two traces."""
-    return compare_trace_files(CompareTracesRequest(one, two, side=side))
+    return compare_traces(one, two, side=side)
 
 
 @pytest.mark.parametrize(
