@@ -32,7 +32,6 @@ from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.explore.recorded import Answer, Capabilities, Prompt, Recorded, some_tiles
-from snapshot_tool.goldens import parts
 from snapshot_tool.judge.phases import Pair
 
 _MAX_PADS = 40
@@ -51,6 +50,7 @@ class Question(ABC):
         method: the candidate's method that is called.
         example: a text form.
         pads: whether it pads prompts, so that only paddable cases answer it.
+        enough: whether a case that has the phase answers questions of this kind.
     """
 
     __slots__ = ()
@@ -60,11 +60,7 @@ class Question(ABC):
     method: ClassVar[str]
     example: ClassVar[str]
     pads: ClassVar[bool] = False
-
-    @staticmethod
-    def is_answered_by(_case: Capabilities) -> bool:
-        """Return whether a case that has the phase answers questions of this kind."""
-        return True
+    enough: ClassVar[staticmethod[[Capabilities], bool]] = staticmethod(lambda _case: True)
 
     @classmethod
     @abstractmethod
@@ -118,10 +114,7 @@ class Prefix(Question):
 
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
         """Run one forward pass."""
-        output = candidate.forward(recorded.inputs(self.prompt))
-        if isinstance(output, Mapping):
-            output = output.get(parts.LOGITS)
-        return recorded.logits([self.prompt], output)
+        return recorded.logits([self.prompt], candidate.forward(recorded.inputs(self.prompt)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +134,9 @@ class Split(Question):
     phase = Phase.FORWARD
     method = "forward_in_parts"
     example = "split:one-image@12:5"
+    enough = staticmethod(lambda case: len(case.cuts) > 1)
     prompt: Prompt
     first: int
-
-    @staticmethod
-    def is_answered_by(case: Capabilities) -> bool:
-        """Return whether the prompt can be cut."""
-        return len(case.cuts) > 1
 
     @classmethod
     def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
@@ -166,17 +155,17 @@ class Split(Question):
         whole = recorded.inputs(self.prompt)
         cut = self.prompt.pads + self.first
         tiles = recorded.tiles_within(self.prompt.case, self.first)
-        first = CaseInputs(
-            whole.input_ids[:, :cut],
-            whole.attention_mask[:, :cut],
-            some_tiles(whole.pixel_values, slice(tiles)),
-            some_tiles(whole.pixel_attention_mask, slice(tiles)),
-        )
-        second = CaseInputs(
-            whole.input_ids[:, cut:],
-            whole.attention_mask,
-            some_tiles(whole.pixel_values, slice(tiles, None)),
-            some_tiles(whole.pixel_attention_mask, slice(tiles, None)),
+        first, second = (
+            CaseInputs(
+                whole.input_ids[:, tokens],
+                whole.attention_mask[:, : tokens.stop],
+                some_tiles(whole.pixel_values, images),
+                some_tiles(whole.pixel_attention_mask, images),
+            )
+            for tokens, images in (
+                (slice(cut), slice(tiles)),
+                (slice(cut, None), slice(tiles, None)),
+            )
         )
         return recorded.logits([self.prompt], candidate.forward_in_parts([first, second]))
 
@@ -212,13 +201,9 @@ class VisionTiles(Question):
     phase = Phase.VISION
     method = "vision"
     example = "tiles:one-image:0,3,2"
+    enough = staticmethod(lambda case: case.tiles > 0)
     case: str
     tiles: tuple[int, ...]
-
-    @staticmethod
-    def is_answered_by(case: Capabilities) -> bool:
-        """Return whether the case has tiles."""
-        return case.tiles > 0
 
     @classmethod
     def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
@@ -233,8 +218,6 @@ class VisionTiles(Question):
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
         """Encode the tiles."""
         output = candidate.vision(recorded.pixels(self.case, self.tiles))
-        if isinstance(output, Mapping):
-            output = output.get(recorded.family.compared[self.phase])
         return recorded.features(self.case, self.phase, self.tiles, output)
 
 
@@ -261,17 +244,13 @@ class Shorter(Question):
     phase = Phase.GENERATE
     method = "generate"
     example = "shorter:one-image:5"
+    enough = staticmethod(lambda case: case.generated > 1)
     case: str
     cut: int
 
-    @staticmethod
-    def is_answered_by(case: Capabilities) -> bool:
-        """Return whether the generation can be cut."""
-        return case.generated > 1
-
     @classmethod
     def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
-        """Draw where the generation is cut."""
+        """Draw the step before which the generation is cut."""
         case = draw(st.sampled_from(cases))
         return cls(case.case, draw(st.integers(1, case.generated - 1)))
 
@@ -415,9 +394,7 @@ def questions_of(kind: type[Question], cases: Cases) -> st.SearchStrategy[Questi
     usable = [
         case
         for case in sorted(cases, key=lambda case: (case.length, case.case))
-        if kind.phase in case.phases
-        and kind.is_answered_by(case)
-        and (case.paddable or not kind.pads)
+        if kind.phase in case.phases and kind.enough(case) and (case.paddable or not kind.pads)
     ]
     return _questions(kind, usable) if usable else None
 

@@ -207,8 +207,10 @@ class Recorded:
     def logits(self, prompts: Sequence[Prompt], actual: object) -> list[Answer]:
         """Return the recorded logits of all positions of each prompt, with the candidate's.
 
-        actual: should be (prompts, pads + length, vocabulary).
+        actual: should be (prompts, pads + length, vocabulary), alone or among others by name.
         """
+        if isinstance(actual, Mapping):
+            actual = actual.get(parts.LOGITS)
         case, length = prompts[0].case, prompts[0].pads + prompts[0].length
         vocabulary = len(self.golden.tensor(case, Phase.FORWARD, parts.LOGITS))
         shape = (len(prompts), length, vocabulary)
@@ -237,9 +239,11 @@ class Recorded:
     ) -> list[Answer]:
         """Return the recorded output of vision or the connector for some tiles, with `actual`.
 
-        Both should be (tiles, places, width).
+        Both should be (tiles, places, width), `actual` alone or among others by name.
         """
         name = self.family.compared[phase]
+        if isinstance(actual, Mapping):
+            actual = actual.get(name)
         whole = recorded(self.golden, case, phase, name)
         rows = list(tiles)
         expected = whole.of_blocks(rows) if isinstance(whole, CompactTensor) else whole[rows]

@@ -135,7 +135,7 @@ def explore(
         cases: names of the cases; by default all.
         phases: the phases.
         judge: compares the outputs; by default as those of a candidate in the golden's dtype.
-        allow_near_ties: whether new tokens may differ where rounding could have chosen.
+        allow_near_ties: whether rounding may choose between new tokens.
         on_question: called with every question before it runs.
     """
     seed = golden.manifest.seed if seed is None else seed
