@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from snapshot_tool.base.protocol import (
 )
 from snapshot_tool.base.recipes import CaseRecipe
 from snapshot_tool.families import family_of_config
-from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Capture, Family
+from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Family
 from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
 from snapshot_tool.reference.loading import (
     changed_fields,
@@ -57,7 +57,6 @@ from snapshot_tool.reference.loading import (
 from snapshot_tool.reference.messages import Warned, log_to_handlers_alone, raised_as
 from snapshot_tool.reference.preparation import Preparation
 from snapshot_tool.taps.hooks import (
-    Call,
     capture_tensors,
     first_tensor,
     keep_calls,
@@ -73,8 +72,6 @@ class HuggingFaceReference:
     """transformers' own implementation of a checkpoint, in evaluation mode.
 
     warned: the warnings so far.
-    eos_token_ids, pad_token_id, unknown_fields, changed_fields, unused_weights: see ReferenceInfo.
-    facts: what running a model without a declared family showed, for the environment.
     """
 
     family: Family
@@ -83,11 +80,7 @@ class HuggingFaceReference:
     dtype: str
     settings: LoadSettings
     warned: Warned
-    eos_token_ids: tuple[int, ...]
-    unknown_fields: tuple[str, ...] = ()
-    changed_fields: tuple[str, ...] = ()
-    unused_weights: tuple[str, ...] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
+    loaded: ReferenceInfo
 
     @classmethod
     def load(cls, checkpoint: Path, *, dtype: str, settings: LoadSettings) -> HuggingFaceReference:
@@ -117,13 +110,15 @@ class HuggingFaceReference:
         with _loading("the processor", warned, settings):
             processor = Preparation.load(family, checkpoint, trusts_code=settings.trusts_code)
         with _loading("the model", warned, settings):
+            # transformers 4.56 changed the name.
+            is_new = Version(transformers.__version__) >= Version("4.56")
             model, report = model_class.from_pretrained(
                 checkpoint,
                 local_files_only=True,
                 use_safetensors=True,
                 attn_implementation=family.attention or None,
                 output_loading_info=True,
-                **{_dtype_argument(): getattr(torch, dtype)},
+                **{"dtype" if is_new else "torch_dtype": getattr(torch, dtype)},
                 **trust,
                 **_placement(settings),
             )
@@ -132,50 +127,32 @@ class HuggingFaceReference:
             model = model.eval() if settings.device_map else model.to(settings.device).eval()
             if dtype == "float64":
                 widen_rotary_frequencies(model)
-            types = getattr(model.config, "type_vocab_size", None) or 1
-            reference = cls(
-                family=family,
-                model=model,
-                preparation=Preparation(family, processor, _pad_token_id(model, family), types),
-                dtype=dtype,
-                settings=settings,
-                warned=warned,
-                eos_token_ids=_eos_token_ids(model),
+            eos = _special_token(model, "eos_token_id")
+            ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
+            pad = _pad_token_id(model, family)
+            info = ReferenceInfo(
+                family=family.name,
+                phases=family.phases,
+                config=_public_fields(json.loads(model.config.to_json_string(use_diff=False))),
+                environment=_environment(model, family, settings),
+                eos_token_ids=tuple(map(int, ends)),
+                pad_token_id=pad,
+                modules=tuple(name for name, _ in model.named_modules() if name),
                 unknown_fields=unknown_fields(config, known),
                 changed_fields=changed_fields(model.config),
                 unused_weights=unused_weights(model, report, checkpoint),
             )
+            types = getattr(model.config, "type_vocab_size", None) or 1
+            preparation = Preparation(family, processor, pad, types)
+            reference = cls(family, model, preparation, dtype, settings, warned, info)
         if family.is_declared:
             return reference
-        return replace(reference, facts=_try_decoder(reference, checkpoint))
+        environment = {**info.environment, **_try_decoder(reference, checkpoint)}
+        return replace(reference, loaded=replace(info, environment=environment))
 
     def info(self) -> ReferenceInfo:
         """Return the family, the configuration, the end tokens, and what else a manifest keeps."""
-        config, settings = self.model.config, self.settings
-        environment = {
-            "attention": str(config._attn_implementation),  # noqa: SLF001 - no other name
-            **self.family.environment,
-            **self.facts,
-        }
-        if settings.trusts_code:
-            environment["remote_code"] = "trusted"
-        if settings.device_map:
-            environment["device_map"] = settings.device_map
-        if settings.max_memory:
-            most = sorted(settings.max_memory.items())
-            environment["max_memory"] = ", ".join(f"{device}={size}" for device, size in most)
-        return ReferenceInfo(
-            family=self.family.name,
-            phases=self.family.phases,
-            config=_public_fields(json.loads(config.to_json_string(use_diff=False))),
-            environment=environment,
-            eos_token_ids=self.eos_token_ids,
-            pad_token_id=self.preparation.pad_token_id,
-            modules=tuple(name for name, _ in self.model.named_modules() if name),
-            unknown_fields=self.unknown_fields,
-            changed_fields=self.changed_fields,
-            unused_weights=self.unused_weights,
-        )
+        return self.loaded
 
     def warnings(self) -> tuple[str, ...]:
         """Return the warnings of Hugging Face's libraries so far, each once, sorted."""
@@ -235,14 +212,8 @@ class HuggingFaceReference:
         if self.family.generates:
             arguments["use_cache"] = continuation is not None
             arguments |= self._positions(arguments["attention_mask"])
-        connector = next(
-            (
-                c
-                for c in self.family.captures
-                if c.phase is Phase.CONNECTOR and c.side is Side.OUTPUT
-            ),
-            None,
-        )
+        connectors = [c for c in self.family.captures if c.phase is Phase.CONNECTOR]
+        connector = next((c for c in connectors if c.side is Side.OUTPUT), None)
         watched = self.model
         if connector and connector_input:
             watched = self.model.get_submodule(module_name(self.model, connector))
@@ -254,8 +225,13 @@ class HuggingFaceReference:
             ):
                 answer = self.model(**arguments)
             if connector and connector_input and calls:
-                features = connector_input(_widened(self._vision_output(captured)))
-                captured[connector] = _call_again(calls[0], self._cast(features))
+                name = self.family.compared[Phase.VISION]
+                vision = {c.name: t for c, t in captured.items() if c.phase is Phase.VISION}
+                features = self._cast(connector_input(_widened(vision[name])))
+                again = calls[0].module(features, *calls[0].arguments[1:], **calls[0].keywords)
+                output = first_tensor(again)
+                if output is not None:
+                    captured[connector] = output
             logits = self._logits(answer) if self.family.logits else None
             if logits is not None and continuation is not None and len(continuation):
                 logits = torch.cat([logits, self._continue(answer, arguments, continuation)])
@@ -309,24 +285,15 @@ class HuggingFaceReference:
             return {}
         return {"position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0)}
 
-    def _vision_output(self, captured: Mapping[Capture, torch.Tensor]) -> torch.Tensor:
-        """Return the tensor that the connector takes."""
-        name = self.family.compared[Phase.VISION]
-        by_name = {(c.phase, c.name): tensor for c, tensor in captured.items()}
-        return by_name[Phase.VISION, name]
-
     def _precision(self) -> AbstractContextManager[Any]:
         return float64_throughout() if self.dtype == "float64" else nullcontext()
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Move a tensor to the model's device, and a floating-point one to its dtype."""
         dtype = getattr(torch, self.dtype) if tensor.is_floating_point() else tensor.dtype
         return tensor.to(self.settings.device, dtype)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Collect the model's warnings; raise ReferenceUnavailable for the errors it raises."""
-
         def make(why: str) -> ReferenceUnavailable:
             return ReferenceUnavailable(
                 f"{self.family.hf_class} of transformers {transformers.__version__} raises {why}",
@@ -344,8 +311,8 @@ class HuggingFaceReference:
         max_new_tokens: int,
         eos_token_ids: Sequence[int] | None = None,
     ) -> Generation:
-        """Generate by argmax alone: none of the checkpoint's sampling or penalty settings."""
-        ends = self.eos_token_ids if eos_token_ids is None else eos_token_ids
+        """Generate by argmax, without the checkpoint's sampling or penalty settings."""
+        ends = self.loaded.eos_token_ids if eos_token_ids is None else eos_token_ids
         settings = transformers.GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -367,39 +334,33 @@ class HuggingFaceReference:
 
     def _require_taken(self, inputs: CaseInputs, new_tokens: int) -> None:
         """Raise InputRefused for what the model cannot compute, or only by accident."""
-        if self.family.takes_text:
-            self._require_length(inputs.input_ids.shape[1], new_tokens)
-            least, greatest = int(inputs.input_ids.min()), int(inputs.input_ids.max())
-            rows = len(self.model.get_input_embeddings().weight)
-            if least < 0 or greatest >= rows:
-                wrong = greatest if greatest >= rows else least
-                raise InputRefused(f"token id {wrong} has no embedding, the model has {rows}")
         if inputs.pixel_values is not None and not inputs.pixel_values.isfinite().all():
             raise InputRefused("the processor's pixel values are not finite")
-
-    def _require_length(self, tokens: int, new_tokens: int) -> None:
+        if not self.family.takes_text:
+            return
+        words = self.model.get_input_embeddings()
+        least, greatest = int(inputs.input_ids.min()), int(inputs.input_ids.max())
+        rows = len(words.weight)
+        if least < 0 or greatest >= rows:
+            wrong = greatest if greatest >= rows else least
+            raise InputRefused(f"token id {wrong} has no embedding, the model has {rows}")
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if not isinstance(positions, int):
             return
-        longest = positions - self.family.reserved_positions
+        tokens, longest = inputs.input_ids.shape[1], positions - self.family.reserved_positions
         if tokens > longest:
             raise InputRefused(f"{tokens} tokens, the model takes {longest}")
-        # A table of positions has no row for a token beyond it; computed ones have no end.
+        # A table of positions has no row for a token beyond it; computed ones have no end. An
+        # encoder of images has a table of its own.
+        tables = [m for m in self.model.modules() if isinstance(m, torch.nn.Embedding)]
+        has_table = any(t.num_embeddings >= positions and t is not words for t in tables)
         last = tokens + max(new_tokens - 1, 0)
-        if last > longest and self._has_position_table(positions):
+        if last > longest and has_table and not self.family.takes_images:
             raise InputRefused(
                 f"{tokens} tokens and {new_tokens} new ones, the model takes {longest}"
             )
 
-    def _has_position_table(self, positions: int) -> bool:
-        if self.family.takes_images:
-            return False  # an encoder of images has one of its own
-        words = self.model.get_input_embeddings()
-        tables = (m for m in self.model.modules() if isinstance(m, torch.nn.Embedding))
-        return any(t.num_embeddings >= positions and t is not words for t in tables)
-
     def _arguments(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
-        """Return the inputs as the model's forward takes them."""
         pixels, mask = inputs.pixel_values, inputs.pixel_attention_mask
         if pixels is not None and self.family.pixel_dims > pixels.dim():
             pixels = pixels.unsqueeze(0)
@@ -434,7 +395,6 @@ def _loading(what: str, warned: Warned, settings: LoadSettings) -> Iterator[None
 
 
 def _placement(settings: LoadSettings) -> dict[str, Any]:
-    """Return from_pretrained's arguments for the placement of modules by accelerate, if any."""
     if not settings.device_map:
         return {}
     most = {int(k) if k.isdigit() else k: size for k, size in settings.max_memory.items()}
@@ -451,25 +411,11 @@ def _special_token(model: Any, name: str) -> Any:
     return own if own is not None else getattr(model.config, name, None)
 
 
-def _eos_token_ids(model: Any) -> tuple[int, ...]:
-    eos = _special_token(model, "eos_token_id")
-    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return tuple(int(token) for token in ids)
-
-
 def _pad_token_id(model: Any, family: Family) -> int:
     """Return the id that pads prompts: the checkpoint's own if it has an embedding, else 0."""
     pad = _special_token(model, "pad_token_id")
     rows = len(model.get_input_embeddings().weight) if family.takes_text else 0
     return int(pad) if pad is not None and 0 <= int(pad) < rows else 0
-
-
-def _call_again(call: Call, features: torch.Tensor) -> torch.Tensor:
-    """Repeat a call of a module with another first tensor."""
-    answer = first_tensor(call.module(features, *call.arguments[1:], **call.keywords))
-    if answer is None:
-        raise TypeError(f"{type(call.module).__name__} returned no tensor")
-    return answer
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
@@ -493,9 +439,17 @@ def _model_class(family: Family, config: Mapping[str, Any], *, trusts_code: bool
     return found
 
 
-def _dtype_argument() -> str:
-    """Return from_pretrained's name of the dtype, which transformers 4.56 changed."""
-    return "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+def _environment(model: Any, family: Family, settings: LoadSettings) -> dict[str, str]:
+    """Return what a manifest keeps of the way in which a model was loaded."""
+    most = sorted(settings.max_memory.items())
+    found = {
+        "attention": str(model.config._attn_implementation),  # noqa: SLF001 - no other name
+        **family.environment,
+        "remote_code": "trusted" if settings.trusts_code else "",
+        "device_map": settings.device_map,
+        "max_memory": ", ".join(f"{device}={size}" for device, size in most),
+    }
+    return {name: text for name, text in found.items() if text}
 
 
 def _public_fields(config: dict[str, Any]) -> dict[str, Any]:

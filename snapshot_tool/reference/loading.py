@@ -115,7 +115,7 @@ _NEWER: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def unknown_fields(given: Mapping[str, Any], config: Any) -> tuple[str, ...]:
-    """Return the fields of a config.json that the class of `config` does not know, sorted.
+    """Return the fields of a config.json that the class of `config` does not have, sorted.
 
     given: the file's content. Fields of nested configurations have dotted names, such as
     text_config.pixel_shuffle_factor.
@@ -158,7 +158,7 @@ def require_computed(given: Mapping[str, Any], config: Any, path: Path) -> None:
         written = None
     unknown = dict(_unknown(given, config))
     if written is not None and written.major > installed.major:
-        lacking = f", which does not know {_listed(unknown)}" if unknown else ""
+        lacking = f", which does not have {_listed(unknown)}" if unknown else ""
         raise CheckpointUnavailable(
             f"{path} is of transformers {written}, installed is {installed}{lacking}",
             f"record it with transformers {written} or newer",
@@ -173,7 +173,7 @@ def require_computed(given: Mapping[str, Any], config: Any, path: Path) -> None:
         needed = max(least, written) if written else least
         raise CheckpointUnavailable(
             f"{path} has {_listed(newer)}: newer releases compute by it, transformers {installed} "
-            "does not know it",
+            "does not have it",
             f"record it with transformers {needed} or newer",
         )
 

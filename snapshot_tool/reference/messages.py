@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import transformers
@@ -41,12 +40,13 @@ _PACKAGE = Path(transformers.__file__).parent
 _ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
 
-@dataclass(frozen=True, slots=True)
-class Warned:
+class Warned(logging.Handler):
     """Collects warnings, each once. The path of `checkpoint` is left out of their text."""
 
-    checkpoint: Path
-    _texts: dict[str, None] = field(default_factory=dict)
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(logging.WARNING)
+        self.checkpoint = checkpoint
+        self._texts: set[str] = set()
 
     def texts(self) -> tuple[str, ...]:
         """Return the warnings, sorted: a resumed recording meets them in another order."""
@@ -55,35 +55,29 @@ class Warned:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Collect the warnings of transformers inside the block, logged or raised."""
-        handler = _Handler(self)
         logger = logging.getLogger(_LOGGER)
-        logger.addHandler(handler)
+        logger.addHandler(self)
         try:
             with warnings.catch_warnings(record=True) as raised:
                 warnings.simplefilter("always")
                 yield
         finally:
-            logger.removeHandler(handler)
+            logger.removeHandler(self)
             for warning in raised:
                 of_transformers = Path(warning.filename).is_relative_to(_PACKAGE)
                 if of_transformers and not issubclass(warning.category, _ABOUT_CODE):
-                    self.add(str(warning.message))
+                    self._add(str(warning.message))
 
-    def add(self, text: str) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
+        """Collect a logged warning."""
+        self._add(record.getMessage())
+
+    def _add(self, text: str) -> None:
         """Keep a warning on one line, without the folder's path, which differs by machine."""
         line = " ".join(text.replace(str(self.checkpoint), self.checkpoint.name).split())
         short = line if len(line) <= _LONGEST_WARNING else line[: _LONGEST_WARNING - 1] + "…"
         if len(self._texts) < _MOST:
-            self._texts.setdefault(printable(short))
-
-
-class _Handler(logging.Handler):
-    def __init__(self, warned: Warned) -> None:
-        super().__init__(logging.WARNING)
-        self._warned = warned
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._warned.add(record.getMessage())
+            self._texts.add(printable(short))
 
 
 def log_to_handlers_alone() -> None:

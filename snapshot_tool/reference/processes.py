@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import PartialState
@@ -16,7 +18,7 @@ _PATIENCE = dt.timedelta(days=7)
 
 
 class LaunchedProcesses(Processes):
-    """Processes that accelerate knows; each process of a machine gets a GPU of its own."""
+    """Processes of accelerate; each process of a machine gets a GPU of its own."""
 
     def __init__(self, device: str) -> None:
         self._state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
@@ -26,22 +28,22 @@ class LaunchedProcesses(Processes):
     def share(self, value: Any) -> Any:
         """Return the first process's value in every process."""
         box = [value]
-        try:
+        with _others_running():
             broadcast_object_list(box)
-        except RuntimeError as error:
-            raise _gone() from error
         return box[0]
 
     def wait(self) -> None:
         """Return when all processes have come here."""
-        try:
+        with _others_running():
             self._state.wait_for_everyone()
-        except RuntimeError as error:
-            raise _gone() from error
 
 
-def _gone() -> ReferenceUnavailable:
-    return ReferenceUnavailable(
-        "another process of this recording has ended before its time",
-        "see its message; then go on with --resume",
-    )
+@contextmanager
+def _others_running() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ReferenceUnavailable(
+            "another process of this recording has ended too early",
+            "see its message; then continue with --resume",
+        ) from error
