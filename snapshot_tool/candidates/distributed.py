@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,12 @@ _LEADER_PATIENCE = dt.timedelta(days=7)
 # How long a rank that raised waits for the others, before it takes them for stuck.
 RAISED_PATIENCE = dt.timedelta(seconds=60)
 
+Load = Callable[[str, CandidateRequest, Path | None], Candidate]
+
+
+class RanksDiffer(RuntimeError):
+    """A call ended differently on two ranks: the candidate's fault, and all ranks can go on."""
+
 
 @dataclass(slots=True)
 class Ranks:
@@ -54,10 +60,10 @@ class Ranks:
     backend: str
     store: PrefixStore
     control: dist.ProcessGroup
-    _calls: int = field(default=0)
+    _calls: int = 0
 
     def send(self, message: object) -> None:
-        """Send a message to all followers."""
+        """Send a message to all followers; None ends them."""
         import torch.distributed as dist
 
         try:
@@ -78,32 +84,19 @@ class Ranks:
         return box[0]
 
     def run(self, what: str, function: Callable[..., Any], *given: Any, **options: Any) -> Any:
-        """Make a call that all ranks make, and return its answer.
+        """Make a call that all ranks make, and return its output.
 
         On a follower, return None for a call that raises, or that ends otherwise elsewhere: the
         leader reports it. On the leader, raise what all ranks raised, or RanksDiffer. Raise
         CandidateUnavailable if another rank is stuck in the model.
         """
-        answer, raised = None, None
+        output, raised = None, None
         try:
-            answer = function(*given, **options)
-            ending = f"the answer {_outline(answer)}"
-        except BaseException as error:  # every rank must learn of it
+            output = function(*given, **options)
+            ending = f"the answer {_outline(output)}"
+        except BaseException as error:  # the other ranks must not wait for this one
             raised = error
             ending = f"{type(error).__name__}: {first_line(error)}"
-        endings = self._exchange_endings(ending, what=what, raised=raised is not None)
-        differing = [rank for rank, other in enumerate(endings) if other != endings[0]]
-        if self.rank and (raised or differing):
-            return None
-        if differing and not isinstance(raised, PhaseUnsupported):
-            other = f"rank {differing[0]} with {endings[differing[0]]}"
-            raise RanksDiffer(f"{what} ended on rank 0 with {endings[0]}, on {other}") from raised
-        if raised:
-            raise raised
-        return answer
-
-    def _exchange_endings(self, ending: str, *, what: str, raised: bool) -> list[str]:
-        """Return how a call ended on every rank, in their order."""
         self._calls += 1
         keys = [f"ending/{self._calls}/{rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], ending)
@@ -115,28 +108,33 @@ class Ranks:
                 f"not all {self.size} ranks ended {what}, {here}",
                 "look at the other ranks' output: torchrun --tee 3",
             ) from error
-        return [self.store.get(key).decode() for key in keys]
+        endings = [self.store.get(key).decode() for key in keys]
+        differing = [rank for rank, other in enumerate(endings) if other != endings[0]]
+        if self.rank and (raised or differing):
+            return None
+        if differing and not isinstance(raised, PhaseUnsupported):
+            other = f"rank {differing[0]} with {endings[differing[0]]}"
+            raise RanksDiffer(f"{what} ended on rank 0 with {endings[0]}, on {other}") from raised
+        if raised:
+            raise raised
+        return output
 
 
-class RanksDiffer(RuntimeError):
-    """A call ended differently on two ranks: the candidate's fault, and all ranks can go on."""
-
-
-def _outline(answer: Any) -> str:
-    """Return the shape and dtype of an answer, and the values of token ids.
+def _outline(output: Any) -> str:
+    """Return the shape and dtype of an output, and the values of token ids.
 
     Floating-point values may differ in their last bits between devices.
     """
     import torch
 
-    if isinstance(answer, torch.Tensor):
-        ids = f" {answer.flatten().tolist()}" if answer.dtype == torch.int64 else ""
-        return f"{tuple(answer.shape)} {answer.dtype}{ids}"
-    if isinstance(answer, Mapping):
-        return str({name: _outline(value) for name, value in answer.items()})
-    if isinstance(answer, list | tuple):
-        return str([_outline(value) for value in answer])
-    return type(answer).__name__
+    if isinstance(output, torch.Tensor):
+        ids = f" {output.flatten().tolist()}" if output.dtype == torch.int64 else ""
+        return f"{tuple(output.shape)} {output.dtype}{ids}"
+    if isinstance(output, Mapping):
+        return str({name: _outline(value) for name, value in output.items()})
+    if isinstance(output, list | tuple):
+        return str([_outline(value) for value in output])
+    return type(output).__name__
 
 
 _JOINED: list[Ranks] = []
@@ -176,8 +174,6 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-Load = Callable[[str, CandidateRequest, Path | None], Candidate]
-
 # Methods that run the model, or a part of it.
 _RUN_EVERYWHERE = (
     *("vision", "connector", "forward", "generate"),
@@ -185,15 +181,6 @@ _RUN_EVERYWHERE = (
 )
 _RUN_BY_LEADER = ("preprocess", "weights", "unset_weights", "modules", "twin_outputs")
 _END_GRAFT = "end of graft"
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A method of the candidate to call, or a graft to begin or to end."""
-
-    name: str
-    given: tuple[Any, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class DistributedCandidate(Candidate):
@@ -228,26 +215,27 @@ class DistributedCandidate(Candidate):
 
     def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
         """Run forward everywhere and observe the leader's modules."""
-        name = "observe_forward"
-        self._ranks.send(_Call(name, (inputs, _ignore)))
-        names: Mapping[str, str] = self._ranks.run(name, self._own.observe_forward, inputs, observe)
+        self._ranks.send(("observe_forward", (inputs, _ignore), {}))
+        names: Mapping[str, str] = self._ranks.run(
+            "observe_forward", self._own.observe_forward, inputs, observe
+        )
         return names
 
     @contextmanager
     def graft(self, module: str, output: torch.Tensor) -> Iterator[str]:
         """Replace a module's output on every rank inside the block."""
-        self._ranks.send(_Call("graft", (module, output)))
+        self._ranks.send(("graft", (module, output), {}))
         with self._own.graft(module, output) as name:
             yield name
-        self._ranks.send(_Call(_END_GRAFT))
+        self._ranks.send((_END_GRAFT, (), {}))
 
     def _run_everywhere(self, name: str, *given: Any, **options: Any) -> Any:
-        self._ranks.send(_Call(name, given, options))
+        self._ranks.send((name, given, options))
         return self._ranks.run(name, getattr(self._own, name), *given, **options)
 
 
 def _ignore(_module: str, _side: object, _tensor: object) -> None:
-    """Observe nothing: the leader does."""
+    """Observe nothing, on followers."""
 
 
 def load_on_all_ranks(
@@ -264,15 +252,10 @@ def load_on_all_ranks(
     return DistributedCandidate(own, ranks, spec=spec)
 
 
-def dismiss_followers(ranks: Ranks) -> None:
-    """End the followers."""
-    ranks.send(None)
-
-
 def run_follower(ranks: Ranks, load: Load) -> None:
     """Build the candidate and make the leader's calls until it sends no more.
 
-    What the candidate prints goes to standard error.
+    The candidate's output goes to standard error.
     """
     import torch
 
@@ -283,12 +266,12 @@ def run_follower(ranks: Ranks, load: Load) -> None:
     make_deterministic(seed, strict=False)
     with redirect_stdout(sys.stderr):
         own = ranks.run("loading", load, spec, request, fms_path)
-        grafts = ExitStack()
-        with torch.inference_mode():
+        with torch.inference_mode(), ExitStack() as grafts:
             while (call := ranks.receive()) is not None:
-                if call.name == "graft":
-                    grafts.enter_context(own.graft(*call.given))
-                elif call.name == _END_GRAFT:
+                name, given, options = call
+                if name == "graft":
+                    grafts.enter_context(own.graft(*given))
+                elif name == _END_GRAFT:
                     grafts.close()
                 else:
-                    ranks.run(call.name, getattr(own, call.name), *call.given, **call.options)
+                    ranks.run(name, getattr(own, name), *given, **options)

@@ -8,7 +8,7 @@ bit for bit. All code around the encoder runs in every phase.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,9 +63,9 @@ class OutputCache:
         if len(parts) > 1:
             outputs = [self._output(part) for part in parts]
             if all(map(_can_be_joined, outputs)):
-                return _joined(outputs)
+                return _map_tensors(_concatenate, *outputs)
         output = self._output(whole)
-        return _copied(output) if _is_plain(output) else output
+        return _map_tensors(torch.clone, output) if _is_plain(output) else output
 
     def _split(self, call: Call) -> list[Call]:
         """Return the call as calls for a few tiles each, or alone if it cannot be split.
@@ -79,8 +79,12 @@ class OutputCache:
         if any(len(tensor) != count for tensor in given):
             return [call]
         size = max(1, _CHUNK // max(1, given[0][:1].numel()))
-        starts = range(0, count, size)
-        return [_sliced(call, slice(start, start + size)) for start in starts] or [call]
+
+        def part(start: int) -> Call:
+            sliced: Call = _map_tensors(lambda tensor: tensor[start : start + size], call)
+            return sliced
+
+        return [part(start) for start in range(0, count, size)] or [call]
 
     def _output(self, call: Call) -> Any:
         """Return what the encoder returns; the caller must not change it."""
@@ -94,15 +98,17 @@ class OutputCache:
         return output
 
 
-def _sliced(value: Any, rows: slice) -> Any:
-    """Return some rows of every tensor in lists, tuples and mappings."""
-    if isinstance(value, torch.Tensor):
-        return value[rows]
-    if isinstance(value, Mapping):
-        return {name: _sliced(part, rows) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_sliced(part, rows) for part in value)
-    return value
+def _map_tensors(function: Callable[..., torch.Tensor], *values: Any) -> Any:
+    """Return values of one structure as one, with the function's result for each tensor of it."""
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        return function(*values)
+    if isinstance(first, Mapping):
+        return {n: _map_tensors(function, *(value[n] for value in values)) for n in first}
+    if isinstance(first, list | tuple):
+        parts = zip(*values, strict=True)
+        return type(first)(_map_tensors(function, *part) for part in parts)
+    return first
 
 
 def _description(part: Any) -> str:
@@ -138,24 +144,7 @@ def _can_be_joined(output: Any) -> bool:
     return _is_plain(output) and all(tensor.ndim for tensor in tensors)
 
 
-def _copied(output: Any) -> Any:
-    """Return a copy of a plain output, in the same memory layout."""
-    if isinstance(output, torch.Tensor):
-        return output.clone()
-    return None if output is None else type(output)(map(_copied, output))
-
-
-def _joined(outputs: Sequence[Any]) -> Any:
-    """Return the plain outputs for parts of a batch as one for the whole."""
-    first = outputs[0]
-    if isinstance(first, torch.Tensor):
-        return _concatenated(outputs)
-    if first is None:
-        return None
-    return type(first)(_joined(parts) for parts in zip(*outputs, strict=True))
-
-
-def _concatenated(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def _concatenate(*parts: torch.Tensor) -> torch.Tensor:
     """Return torch.cat of the parts, in their memory layout.
 
     FMS's encoder returns a transposed view. A port that views it as contiguous raises, and must

@@ -18,7 +18,7 @@ from snapshot_tool.base.report import (
 )
 from snapshot_tool.base.results import Result
 from snapshot_tool.candidates import build_candidate
-from snapshot_tool.candidates.distributed import join_ranks
+from snapshot_tool.candidates.distributed import join_ranks, run_follower
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +176,6 @@ def is_follower() -> bool:
 
 def follow_leader(device: str) -> None:
     """Make the candidate's calls that the leader makes, until it has no more."""
-    from snapshot_tool.candidates.distributed import run_follower
-
     require_device(device)
     with join_ranks(device) as ranks:
         run_follower(ranks, build_candidate)
@@ -193,9 +191,7 @@ def leading(device: str) -> Iterator[None]:
     if rank_here() is None:
         yield
         return
-    from snapshot_tool.candidates.distributed import dismiss_followers
-
     require_device(device)
     with join_ranks(device) as ranks:
         yield
-        dismiss_followers(ranks)
+        ranks.send(None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,113 +11,8 @@ from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Side
 from snapshot_tool.families.fms_calls import FmsCalls
 
-# Names, ids, training, caching and generation: nothing in a forward pass depends on them.
-_HARMLESS = re.compile(
-    r"""
-    _name_or_path | architectures | auto_map | model_type | transformers_version | (torch_)?dtype
-    | (bos|eos|pad|sep|cls|mask|unk|decoder_start|image|video|fake)_token_id | image_token_index
-    | id2label | label2id | num_labels | problem_type | tokenizer_class | finetuning_task | prefix
-    | .*dropout.* | .*_pdrop | layerdrop | initializer_.* | gradient_checkpointing
-    | use_cache | cache_implementation | keys_to_ignore_at_inference | num_logits_to_keep
-    | output_(attentions|hidden_states|scores|router_logits) | return_dict.* | torchscript
-    | use_bfloat16 | pruned_heads | chunk_size_feed_forward | task_specific_params | pretraining_tp
-    | router_(aux_loss_coef|jitter_noise) | image_seq_len(gth)? | _attn_implementation.*
-    | attention_softmax_in_fp32 | scale_attention_softmax_in_fp32 | attn_implementation
-    | (min|max)_length | max_new_tokens | do_sample | early_stopping | num_beams | num_beam_groups
-    | diversity_penalty | temperature | top_k | top_p | typical_p | .*repetition_penalty
-    | length_penalty | .*no_repeat_ngram_size | bad_words_ids | num_return_sequences
-    | .*_eos_token_id | suppress_tokens | begin_suppress_tokens | exponential_decay_length_penalty
-    | remove_invalid_values | is_(encoder_)?decoder | add_cross_attention | cross_attention_.*
-    | tie_encoder_decoder | tf_legacy_loss
-    """,
-    re.VERBOSE,
-)
-
-Config = Mapping[str, Any]  # as Hugging Face has it
+Config = Mapping[str, Any]  # Hugging Face's
 Fields = dict[str, Any]  # of FMS's configuration, nested as FMS nests them
-
-
-class _ReadConfig(Mapping[str, Any]):
-    """A configuration that notes which of its fields are read, by their dotted names."""
-
-    def __init__(self, config: Config, read: set[str], path: str = "") -> None:
-        self._config, self._read, self._path = config, read, path
-
-    def __getitem__(self, name: str) -> Any:
-        self._read.add(f"{self._path}{name}")
-        value = self._config[name]
-        if isinstance(value, Mapping) and name.endswith("_config"):
-            return _ReadConfig(value, self._read, f"{self._path}{name}.")
-        return value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._config)
-
-    def __len__(self) -> int:
-        return len(self._config)
-
-
-def fields_read(mapping: Callable[[Config], Config], config: Config) -> set[str]:
-    """Return the dotted names of the fields that a mapping of a configuration reads."""
-    read: set[str] = set()
-    mapping(_ReadConfig(config, read))
-    return read
-
-
-def unmapped_fields(
-    mapping: Callable[[Config], Config], config: Config, changed: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Return fields that a mapping does not read, though they may change an answer.
-
-    Each is "name=value", with a dotted name.
-
-    changed: the fields that are not at the default of Hugging Face's class.
-    """
-    read = fields_read(mapping, config)
-    return tuple(
-        f"{name}={_value(config, name)}"
-        for name in changed
-        if name not in read and not _HARMLESS.fullmatch(name.rpartition(".")[2])
-    )
-
-
-def _value(config: Config, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def fields_of_shape(config: Config, expected: Sequence[int], actual: Sequence[int]) -> str:
-    """Return the fields that give the sizes by which two shapes differ, as "name=value, …".
-
-    A size is a field's value, or the product of a head's size and a number of heads.
-    """
-    sizes = {e for e, a in zip(expected, actual, strict=False) if e != a}
-    numbers = {
-        name: value
-        for name, value in whole_numbers(config)
-        if all(part.endswith("_config") for part in name.split(".")[:-1])
-    }
-    exact = [name for name, value in numbers.items() if value in sizes]
-    if not exact:
-        heads = {n: v for n, v in numbers.items() if n.endswith(("_heads", "n_head"))}
-        exact = [
-            name
-            for name, value in numbers.items()
-            if name.endswith("head_dim") and any(value * count in sizes for count in heads.values())
-        ]
-    return ", ".join(f"{name}={numbers[name]}" for name in exact)
-
-
-def whole_numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers of a configuration, by their dotted names."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from whole_numbers(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield name, value
-
 
 # Keys of an environment: the file that declares a family, and what a golden set has of it.
 FILE, ANSWERS = "family_file", "family_answers"
@@ -125,6 +20,8 @@ FILE, ANSWERS = "family_file", "family_answers"
 PADDING, UNSEEN = "padding", "changes nothing"
 # The page on declaring a family.
 PAGE = "docs/adding-a-family.md"
+# Checkpoint keys of buffers that some files hold.
+NOT_WEIGHTS = (r"rotary_emb\.inv_freq$", r"position_ids$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +34,7 @@ class Capture:
         module: the Hugging Face module that it is seen at.
         side: whether it is that module's first input or its (first) output.
         formerly: the module's name in older releases of transformers, if it has another.
-        judged: whether a candidate must return it, too; what is not is kept to be looked at.
+        judged: whether a candidate must return it, too; if not, it is kept for inspection.
     """
 
     phase: Phase
@@ -150,16 +47,16 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class ModulePair:
-    """Which Hugging Face module an FMS module corresponds to.
+    """The Hugging Face module that an FMS module corresponds to.
 
     Args:
         fms: pattern of the FMS module's whole name.
         hf: the other's name, with the pattern's groups.
-        part: which part of the FMS module's output it is, if FMS fuses several into one: an
-            index into a tuple, or into `parts` equal pieces of the last dimension.
+        part: the part of the FMS module's output, if FMS fuses several modules into one: an index
+            into a tuple, or into `parts` equal pieces of the last dimension.
         parts: into how many pieces a fused tensor is cut.
         rotary: whether FMS orders the elements of each head for interleaved rotary embedding,
-            where Hugging Face keeps both halves apart.
+            while Hugging Face keeps both halves apart.
     """
 
     fms: str
@@ -175,8 +72,28 @@ def pairs_of(name: str, pairs: Sequence[ModulePair]) -> list[tuple[str, ModulePa
     return [(match.expand(pair.hf), pair) for match, pair in matches if match]
 
 
-# Checkpoint keys of buffers that some files hold.
-NOT_WEIGHTS = (r"rotary_emb\.inv_freq$", r"position_ids$")
+def pairs_below(fms: str, hf: str, names: Mapping[str, str]) -> tuple[ModulePair, ...]:
+    """Return the pairs of modules below two modules, FMS's names first; "" is the module itself.
+
+    fms: pattern of FMS's module. hf: Hugging Face's, with the pattern's groups.
+    """
+    return tuple(
+        ModulePair(rf"{fms}\.{re.escape(own)}" if own else fms, f"{hf}.{other}" if other else hf)
+        for own, other in names.items()
+    )
+
+
+def fused_pairs(fms: str, hf: str, *names: str, parts: int = 1) -> tuple[ModulePair, ...]:
+    """Return the pairs of an FMS module that computes several modules below `hf`, in this order."""
+    return tuple(ModulePair(fms, f"{hf}.{name}", part, parts) for part, name in enumerate(names))
+
+
+def renamed(config: Config, *same: str, **names: str) -> Fields:
+    """Return fields that FMS only names differently, and those that it names the same.
+
+    names: Hugging Face's name of each, by FMS's.
+    """
+    return {fms: config[hf] for fms, hf in {**{name: name for name in same}, **names}.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +112,8 @@ class FmsPort:
         tied: pattern of the head's key. If the configuration ties it to the embedding, Hugging Face
             ignores what a checkpoint holds under it.
         encoder: the module that encodes images within FMS's model; "" if there is none.
-        tiles_apart: whether the encoder takes tiles (tiles, channels, height, width) that know
-            nothing of each other.
+        tiles_apart: whether the encoder takes tiles (tiles, channels, height, width) and computes
+            each by itself.
     """
 
     architecture: str
@@ -215,17 +132,19 @@ class FmsPort:
         ignored = [*self.not_weights, *([self.tied] if tied else [])]
         return not any(re.search(pattern, key) for pattern in ignored)
 
+    def computed_without(self, name: str, fields: Mapping[str, Any]) -> Any:
+        """Return what FMS computes with if it has no such field, or None; see `absent`.
 
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+        fields: those beside it.
+        """
+        value = self.absent.get(name)
+        return value(fields) if callable(value) else value
+
+
+def text_config(config: Config) -> Config:
     """Return the part of Hugging Face's configuration that the text model has, or all of it."""
     text = config.get("text_config")
     return text if isinstance(text, Mapping) and text else config
-
-
-def computed_without(absent: Mapping[str, Any], name: str, fields: Mapping[str, Any]) -> Any:
-    """Return what FMS computes with if it has no such field, or None; see FmsPort.absent."""
-    value = absent.get(name)
-    return value(fields) if callable(value) else value
 
 
 NO_PORT = FmsPort("", lambda _config: {}, FmsCalls)
@@ -239,21 +158,20 @@ class Family:
         name: what golden sets call it.
         hf_class: the transformers class that a checkpoint's config.json names, and that loads it.
         phases: the phases that it has. Without forward it takes no text, without vision no images.
-        fms: how FMS has it; by default FMS has not, and another candidate is checked.
+        fms: how FMS has it; by default FMS does not have it, and another candidate is checked.
         captures: what is kept of a forward pass besides the logits.
         compared: for vision and connector, the name of the tensor that a candidate must return, or
             return among others by name: what else is captured of a phase is compared as well.
-        logits: whether forward gives logits of every position over the vocabulary.
+        logits: whether forward returns logits of every position over the vocabulary.
         pixel_dims: dimensions of the pixel values that Hugging Face's forward takes: 4 for (tiles,
             channels, height, width), 5 for a batch of them.
         reserved_positions: position embeddings that no token can have.
-        attention: the implementation of attention that Hugging Face is asked for; "" for its own
-            choice.
+        attention: the implementation of attention that Hugging Face runs; "" for its own choice.
         tile_id_field: the field of Hugging Face's configuration with the id that stands in a
-            prompt for each token that the connector makes of a tile, tile after tile; "" where
+            prompt for each token that the connector makes of a tile, tile after tile; "" if
             prompts cannot be cut between tiles.
         recurrent: whether it has layers whose state padding enters: what was recorded with padding
-            then holds for that padding alone. Where there is no declaration, recording tries it.
+            then holds for that padding alone. Without a declaration, recording tries it.
         language_model: `model_type` of the text model, if one class serves several families.
         digest: SHA-256 of the user's file that declares it, set on loading; "" for snap's own.
     """
@@ -290,7 +208,7 @@ class Family:
 
     @property
     def is_declared(self) -> bool:
-        """Whether there is a declaration, or nothing but the name of a class."""
+        """Whether there is a declaration, not only the name of a class."""
         return self.name != self.hf_class
 
     @property
@@ -305,12 +223,12 @@ class Family:
 
     @property
     def generates(self) -> bool:
-        """Whether it is a decoder, which positions are counted for from the first real token."""
+        """Whether it is a decoder, whose positions are counted from the first real token."""
         return Phase.GENERATE in self.phases
 
     @property
     def whole_outputs(self) -> tuple[str, ...]:
-        """The tensors besides logits that its forward gives, compared whole."""
+        """The tensors besides logits that its forward returns, compared whole."""
         return self.judged_outputs(Phase.FORWARD)
 
     def judged_outputs(self, phase: Phase) -> tuple[str, ...]:

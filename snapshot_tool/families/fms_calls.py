@@ -1,6 +1,6 @@
 """How FMS's models are called, phase by phase: what most families share, for them to build on.
 
-Nothing here imports FMS: the candidate hands in the model, its module and the generation loop.
+Nothing here imports FMS: the candidate passes the model, FMS's package and the generation loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadedFms:
-    """What a family's calls work with.
+    """A loaded FMS model, with what a family calls of FMS.
 
     Args:
         model: FMS's model, in evaluation mode.
@@ -42,7 +42,7 @@ EndToken = int | list[int] | None
 
 
 class FmsCalls:
-    """One method for each phase that FMS has of a family; a phase without a method is lacking.
+    """One method for each phase that FMS has of a family; it lacks a phase without a method.
 
     Tensors come in on the model's device. `causal`: whether a token sees only those before it.
     """
@@ -62,40 +62,48 @@ class FmsCalls:
         """Return `mask` and `position_ids` of prompts, by FMS's own pad_input_ids.
 
         The mask is additive, (rows, length, length); an encoder's padding attends to the text. The
-        positions, (rows, length), begin at `offset`. The ids of the padding are not FMS's choice,
-        which is 0 before 1.10.1: some heads, and Mamba's state, depend on them.
+        positions, (rows, length), begin at `offset`. The ids of the padding are those of the
+        prompts, not FMS's choice, which is 0 before 1.10.1: some heads, and Mamba's state, depend
+        on them.
         """
+        import torch
+
         real = inputs.attention_mask.bool()
         side = "left" if bool(real[:, -1].all()) else "right"
-        pad = self._pad_input_ids(side)
-        if pad is None:
+        pad = self.loaded.pad
+        known = inspect.signature(pad).parameters if pad else {}
+        if pad is None or (side == "right" and "padding_side" not in known):
             return _own_padding(real, causal=self.causal, offset=offset)
         options = {
             "padding_side": side,
             "min_pad_length": real.shape[1],
             "is_causal_mask": self.causal,
             "position_ids_offset": offset,
-            "pad_token_id": int(inputs.input_ids[~real][0]) if not bool(real.all()) else 0,
+            "pad_token_id": 0 if bool(real.all()) else int(inputs.input_ids[~real][0]),
         }
-        known = inspect.signature(pad).parameters
         rows = [ids[kept] for ids, kept in zip(inputs.input_ids, real, strict=True)]
         found = pad(rows, **{n: v for n, v in options.items() if n in known})
         seen: dict[str, torch.Tensor] = found[1]
-        if _sees_padding(seen["mask"], real):
+        mask, at_text = seen["mask"], real[:, :, None]
+        if bool(((mask == 0) & at_text & ~real[:, None, :]).any()):
             self.notes.setdefault("FMS's pad_input_ids lets tokens attend to padding")
         if not self.causal:
-            seen["mask"] = _with_seeing_padding(seen["mask"], real)
+            # As in Hugging Face's encoders: a head that reads the first position reads padding if
+            # the prompt is padded on the left.
+            text_only = torch.where(real[:, None, :], 0.0, -torch.inf).to(mask.dtype)
+            seen["mask"] = torch.where(at_text, mask, text_only)
         return seen
 
-    def end_token(self, generate: Callable[..., Any], ends: Sequence[int]) -> EndToken:
-        """Return what FMS's generation is given as end token: all of them if it takes several.
+    def end_token(self, ends: Sequence[int]) -> EndToken:
+        """Return FMS's end token for a generation: all of them if it takes several.
 
         None if there is none, or if it takes a single one and there are several: it then generates
-        to the last token, and is cut by whoever calls it. That is noted, since it goes unchecked.
+        to the last token and must be cut. That is noted, since it goes unchecked.
         """
         if len(ends) < 2:  # noqa: PLR2004
             return next(iter(ends), None)
-        if _takes_several(generate, "eos_token_id"):
+        annotation = inspect.signature(self.generation).parameters["eos_token_id"].annotation
+        if any(word in str(annotation).lower() for word in ("list", "sequence", "iterable")):
             return list(ends)
         self.notes.setdefault(
             f"FMS's generation takes one end token, the checkpoint has {len(ends)}: it was given "
@@ -103,26 +111,10 @@ class FmsCalls:
         )
         return None
 
-    def _pad_input_ids(self, side: str) -> Callable[..., Any] | None:
-        """Return FMS's pad_input_ids, or None if it has none that pads on this side."""
-        pad = self.loaded.pad
-        pads_right = pad is not None and "padding_side" in inspect.signature(pad).parameters
-        return pad if side == "left" or pads_right else None
-
-    def pad_parts(self, parts: Sequence[CaseInputs]) -> list[dict[str, torch.Tensor]]:
-        """Return mask and position ids of each part of a prompt, on the cache of those before it.
-
-        A part has its own ids; its attention mask is of all parts up to its end.
-        """
-        import torch
-
-        ids = torch.cat([part.input_ids for part in parts], dim=1)
-        found = []
-        for part in parts:
-            length, new = part.attention_mask.shape[1], part.input_ids.shape[1]
-            seen = self.pad(CaseInputs(ids[:, :length], part.attention_mask))
-            found.append({name: tensor[:, -new:] for name, tensor in seen.items()})
-        return found
+    @property
+    def generation(self) -> Callable[..., Any]:
+        """FMS's function that generates."""
+        return self.loaded.loop
 
 
 class DecoderCalls(FmsCalls):
@@ -137,9 +129,8 @@ class DecoderCalls(FmsCalls):
         self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> torch.Tensor:
         """Return the greedy new tokens, the end token included."""
-        end = self.end_token(self.loaded.loop, eos_token_ids)
-        ids = self._loop(inputs, max_new_tokens=max_new_tokens, end=end)
-        new: torch.Tensor = ids[0, inputs.input_ids.shape[1] :]
+        end = self.end_token(eos_token_ids)
+        new = self.new_tokens([inputs], max_new_tokens, end)[0]
         return cut_after_end(new, eos_token_ids) if end is None else new
 
     def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
@@ -150,29 +141,46 @@ class DecoderCalls(FmsCalls):
         self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> list[torch.Tensor]:
         """Return the greedy new tokens of each prompt, its own end token included."""
-        inputs = join_rows(rows)
-        length = inputs.input_ids.shape[1]
-        # FMS's loop stops all rows at the first one's end token: it is given none.
-        ids = self._loop(inputs, max_new_tokens=max_new_tokens, end=None)
-        return [cut_after_end(new, eos_token_ids) for new in ids[:, length:]]
+        # FMS's loop stops all rows at the first one's end token, so it is given none.
+        rows_new = self.new_tokens(rows, max_new_tokens, None)
+        return [cut_after_end(new, eos_token_ids) for new in rows_new]
 
     def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:
-        """Return the logits of all parts of a prompt, each run on the cache of those before it."""
+        """Return the logits of all parts of a prompt, each run on the cache of those before it.
+
+        A part has its own ids; its attention mask is of all parts up to its end.
+        """
         import torch
 
-        logits, cache = [], None
-        for part, seen in zip(parts, self.pad_parts(parts), strict=True):
-            answer, cache = self.model(
-                self.embed(part), past_key_value_states=cache, use_cache=True, **seen
-            )
-            logits.append(answer)
-        return torch.cat(logits, dim=1)
+        ids = torch.cat([part.input_ids for part in parts], dim=1)
+        found, cache = [], None
+        for part in parts:
+            length, new = part.attention_mask.shape[1], part.input_ids.shape[1]
+            whole = self.pad(CaseInputs(ids[:, :length], part.attention_mask))
+            seen = {name: tensor[:, -new:] for name, tensor in whole.items()}
+            logits, cache = self.forward_on_cache(part, cache, seen)
+            found.append(logits)
+        return torch.cat(found, dim=1)
 
-    def _loop(self, inputs: CaseInputs, *, max_new_tokens: int, end: EndToken) -> torch.Tensor:
-        ids: torch.Tensor = self.loaded.loop(
+    def forward_on_cache(
+        self, part: CaseInputs, cache: Any, seen: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, Any]:
+        """Return the logits of a part of a prompt, and the cache; seen: its mask and positions."""
+        logits, cache = self.model(
+            self.embed(part), past_key_value_states=cache, use_cache=True, **seen
+        )
+        return logits, cache
+
+    def new_tokens(
+        self, rows: Sequence[CaseInputs], max_new_tokens: int, end: EndToken
+    ) -> torch.Tensor:
+        """Return the greedy new tokens of prompts of one length, (rows, new tokens)."""
+        inputs = join_rows(rows)
+        length = inputs.input_ids.shape[1]
+        ids: torch.Tensor = self.generation(
             self.model,
             inputs.input_ids,
-            max_seq_len=inputs.input_ids.shape[1] + max_new_tokens,
+            max_seq_len=length + max_new_tokens,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=True,
@@ -180,10 +188,10 @@ class DecoderCalls(FmsCalls):
             prepare_model_inputs_hook=self.hook(),
             extra_kwargs={**self.images(inputs), **self.padding(inputs)},
         )
-        return ids
+        return ids[:, length:]
 
     def embed(self, inputs: CaseInputs) -> torch.Tensor:
-        """Return what the model is called with: ids, or embeddings with images among them."""
+        """Return the model's first argument: ids, or embeddings with images among them."""
         return inputs.input_ids
 
     def hook(self) -> Callable[..., Any] | None:
@@ -191,7 +199,7 @@ class DecoderCalls(FmsCalls):
         return None
 
     def images(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
-        """Return what the loop's hook is given of the images."""
+        """Return the images as the loop's hook takes them."""
         return {}
 
 
@@ -206,9 +214,8 @@ class ImageTextCalls(DecoderCalls):
 
     def embed(self, inputs: CaseInputs) -> torch.Tensor:
         """Return the embeddings of the prompt, images written over their placeholders."""
-        embedded: torch.Tensor = self.model.prepare_inputs_for_generation(
-            0, inputs.input_ids, {"use_cache": False, **self.images(inputs)}
-        )[0]
+        given = {"use_cache": False, **self.images(inputs)}
+        embedded: torch.Tensor = self.hook()(0, inputs.input_ids, given)[0]
         return embedded
 
     def hook(self) -> Callable[..., Any]:
@@ -260,12 +267,6 @@ class VisionCalls(FmsCalls):
         return {"last_hidden_state": features, "pooler_output": pooled}
 
 
-def _takes_several(function: Callable[..., Any], parameter: str) -> bool:
-    """Return whether a parameter takes a list as well as one value, by its annotation."""
-    annotation = inspect.signature(function).parameters[parameter].annotation
-    return any(word in str(annotation).lower() for word in ("list", "sequence", "iterable"))
-
-
 def _own_padding(real: torch.Tensor, *, causal: bool, offset: int) -> dict[str, torch.Tensor]:
     """Return mask and position ids for an FMS without pad_input_ids; real: (rows, length) bool.
 
@@ -280,52 +281,20 @@ def _own_padding(real: torch.Tensor, *, causal: bool, offset: int) -> dict[str, 
     }
 
 
-def _sees_padding(mask: torch.Tensor, real: torch.Tensor) -> bool:
-    """Return whether a mask, additive or boolean, lets a real token attend to padding."""
-    import torch
-
-    seen = mask if mask.dtype == torch.bool else mask == 0
-    return bool((seen & real[:, :, None] & ~real[:, None, :]).any())
-
-
-def _with_seeing_padding(mask: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Return a mask in which padding attends to all real tokens, as in Hugging Face's encoders.
-
-    A head that reads the first position reads padding if the prompt is padded on the left.
-    """
-    import torch
-
-    if mask.dtype == torch.bool:
-        return torch.where(real[:, :, None], mask, real[:, None, :])
-    rows = torch.where(real[:, None, :], 0.0, -torch.inf).to(mask.dtype)
-    return torch.where(real[:, :, None], mask, rows)
-
-
 def cut_after_end(new: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
-    """Return new tokens up to the first end token; FMS's loop takes a single one."""
+    """Return new tokens up to the first end token, included."""
     import torch
 
     places = torch.isin(new, torch.tensor(list(ends), device=new.device)).nonzero()
     return new[: int(places[0]) + 1] if len(places) else new
 
 
-def cut_filled(new: torch.Tensor, ends: Sequence[int], *, filler: Sequence[int]) -> torch.Tensor:
-    """Return a row of a batch up to its end token, if only filler stands after it.
-
-    A row that goes on after its end is returned whole: the model was given its end tokens.
-    """
-    import torch
-
-    cut = cut_after_end(new, ends)
-    rest = new[len(cut) :]
-    filled = torch.isin(rest, torch.tensor([*ends, *filler], device=new.device))
-    return cut if bool(filled.all()) else new
-
-
 def join_rows(rows: Sequence[CaseInputs]) -> CaseInputs:
     """Return prompts of one length as one batch; the tiles of all rows follow each other."""
     import torch
 
+    if len(rows) == 1:
+        return rows[0]
     pixels = [row.pixel_values for row in rows if row.pixel_values is not None]
     return CaseInputs(
         torch.cat([row.input_ids for row in rows]),

@@ -1,4 +1,7 @@
-"""Llama, and what other decoders built like it share: configuration and names of modules."""
+"""Llama, and the decoders in FMS that are built like it: Mistral, Qwen3, Granite, experts.
+
+What they share is here for other families to build on.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,6 +15,9 @@ from snapshot_tool.families.family import (
     Fields,
     FmsPort,
     ModulePair,
+    fused_pairs,
+    pairs_below,
+    renamed,
 )
 from snapshot_tool.families.fms_calls import DecoderCalls, FmsCalls
 
@@ -46,25 +52,38 @@ def grow_factor(inner: int, width: int) -> float:
 
 
 def activation(name: str) -> str:
-    """Return FMS's name of an activation function, the one that all its releases know."""
+    """Return FMS's name of an activation function, the one that all its releases have."""
     return {"gelu_pytorch_tanh": "gelu-tanh", "silu": "swish"}.get(name, name)
 
 
-def decoder_config(config: Config) -> Fields:
-    """Return the fields that all of FMS's decoders have in common."""
+def layers_config(config: Config) -> Fields:
+    """Return the fields of FMS's configurations that give the sizes of its layers."""
     return {
-        "src_vocab_size": config["vocab_size"],
-        "emb_dim": config["hidden_size"],
-        "norm_eps": config["rms_norm_eps"],
-        "nheads": config["num_attention_heads"],
-        "kvheads": config["num_key_value_heads"],
-        "nlayers": config["num_hidden_layers"],
+        **renamed(
+            config,
+            src_vocab_size="vocab_size",
+            emb_dim="hidden_size",
+            nheads="num_attention_heads",
+            nlayers="num_hidden_layers",
+        ),
         "hidden_grow_factor": grow_factor(config["intermediate_size"], config["hidden_size"]),
-        "multiple_of": 1,
         "activation_fn": activation(config["hidden_act"]),
-        "max_expected_seq_len": config["max_position_embeddings"],
-        # PreTrainedModel.tie_weights goes by the text model's flag alone.
-        "tie_heads": config["tie_word_embeddings"],
+    }
+
+
+def decoder_config(config: Config) -> Fields:
+    """Return the fields that all of FMS's Llama-like decoders have in common."""
+    return {
+        **layers_config(config),
+        **renamed(
+            config,
+            norm_eps="rms_norm_eps",
+            kvheads="num_key_value_heads",
+            max_expected_seq_len="max_position_embeddings",
+            # PreTrainedModel.tie_weights reads only the text model's flag.
+            tie_heads="tie_word_embeddings",
+        ),
+        "multiple_of": 1,
     }
 
 
@@ -72,21 +91,108 @@ def llama_config(config: Config) -> Fields:
     """Return the fields of FMS's LLaMAConfig."""
     return {
         **decoder_config(config),
-        "attn_bias": config["attention_bias"],
-        "mlp_bias": config["mlp_bias"],
+        **renamed(config, "mlp_bias", attn_bias="attention_bias"),
         "rope_theta": rope_theta(config),
         "rope_scaling": rope_scaling(config),
     }
 
 
-def even_head_dim(fields: Mapping[str, Any]) -> int | None:
+def mistral_config(config: Config) -> Fields:
+    """Return the fields of FMS's MistralConfig."""
+    return {
+        **decoder_config(config),
+        "head_dim": head_dim(config),
+        "rope_base": rope_theta(config),
+        "rope_scaling": rope_scaling(config),
+        "sliding_window": config["sliding_window"],
+    }
+
+
+def _qwen3_config(config: Config) -> Fields:
+    return {
+        **decoder_config(config),
+        "attn_bias": config["attention_bias"],
+        "head_dim": head_dim(config),
+        "rope_theta": rope_theta(config),
+        "rope_scaling": rope_scaling(config),
+    }
+
+
+def granite_config(config: Config) -> Fields:
+    """Return the fields of FMS's GraniteConfig."""
+    multipliers = ("embedding_multiplier", "residual_multiplier", "attention_multiplier")
+    return {
+        **decoder_config(config),
+        **renamed(config, *multipliers, "logits_scaling", attn_bias="attention_bias"),
+        "mlp_bias": config.get("mlp_bias", False),
+        "head_dim": head_dim(config),
+        "rope_theta": rope_theta(config),
+        # FMS gives its padding token no embedding, Hugging Face gives all tokens theirs.
+        "pad_id": -1,
+    }
+
+
+def _granite_swa_config(config: Config) -> Fields:
+    return {
+        **granite_config(config),
+        "window_length": config["sliding_window"],
+        "is_swa_layer": [kind == "sliding_attention" for kind in config["layer_types"]],
+    }
+
+
+def _granite_moe_hybrid_config(config: Config) -> Fields:
+    return granite_config({**config, "intermediate_size": config["shared_intermediate_size"]})
+
+
+def _experts_config(config: Config) -> Fields:
+    """Return the fields that FMS's MixtralConfig and GptOssConfig have in common."""
+    return {
+        **renamed(
+            config,
+            src_vocab_size="vocab_size",
+            norm_eps="rms_norm_eps",
+            nheads="num_attention_heads",
+            kvheads="num_key_value_heads",
+            nlayers="num_hidden_layers",
+            num_experts="num_local_experts",
+            top_k_experts="num_experts_per_tok",
+            max_expected_seq_len="max_position_embeddings",
+        ),
+        "rope_base": rope_theta(config),
+    }
+
+
+def _mixtral_config(config: Config) -> Fields:
+    sizes = renamed(config, dim="hidden_size", hidden_dim="intermediate_size")
+    return {**_experts_config(config), **sizes}
+
+
+def _gpt_oss_config(config: Config) -> Fields:
+    scaling = config.get("rope_parameters") or config["rope_scaling"]
+    return {
+        **_experts_config(config),
+        **renamed(config, "sliding_window", emb_dim="hidden_size"),
+        **renamed(
+            scaling,
+            rope_scaling_factor="factor",
+            rope_ntk_alpha="beta_slow",
+            rope_ntk_beta="beta_fast",
+            # YaRN's first length: FMS takes it from this field, which its own loader fills with
+            # the whole length.
+            max_expected_seq_len="original_max_position_embeddings",
+        ),
+        "head_dim": head_dim(config),
+    }
+
+
+def _even_head_dim(fields: Mapping[str, Any]) -> int | None:
     """Return the elements of a head if FMS's fields split the width evenly among the heads."""
     width, heads = fields.get("emb_dim"), fields.get("nheads")
     return width // heads if width and heads else None
 
 
 # What FMS computed with before its LLaMAConfig had these fields.
-LLAMA_ABSENT: Mapping[str, Any] = {
+_LLAMA_ABSENT = {
     "attn_bias": False,
     "mlp_bias": False,
     "tie_heads": False,
@@ -94,7 +200,10 @@ LLAMA_ABSENT: Mapping[str, Any] = {
     "rope_scaling": {},
 }
 # The same before GraniteConfig and MistralConfig had it.
-EVEN_HEADS: Mapping[str, Any] = {"head_dim": even_head_dim}
+EVEN_HEADS: Mapping[str, Any] = {"head_dim": _even_head_dim}
+
+_LAYER, _HF_LAYER = r"base_model\.layers\.(\d+)", r"model.layers.\1"
+_MLP = rf"{_LAYER}\.ff_sub_layer"
 
 
 def decoder_pairs(
@@ -109,14 +218,11 @@ def decoder_pairs(
     """Return the module pairs of a decoder whose blocks are Llama's, below the names given."""
     base = fms.replace(".", r"\.")
     layer, hf_layer = rf"{base}\.layers\.(\d+)", rf"{hf}.layers.\1"
+    blocks = {"": "", "ln": "input_layernorm", "ff_ln": "post_attention_layernorm"}
     own = (
-        ModulePair(base, hf),
-        ModulePair(rf"{base}\.embedding", f"{hf}.embed_tokens"),
-        ModulePair(rf"{base}\.dec_norm", f"{hf}.norm"),
+        *pairs_below(base, hf, {"": "", "embedding": "embed_tokens", "dec_norm": "norm"}),
         ModulePair(fms_head.replace(".", r"\."), hf_head),
-        ModulePair(layer, hf_layer),
-        ModulePair(rf"{layer}\.ln", f"{hf_layer}.input_layernorm"),
-        ModulePair(rf"{layer}\.ff_ln", f"{hf_layer}.post_attention_layernorm"),
+        *pairs_below(layer, hf_layer, blocks),
         *attention_pairs(rf"{layer}\.attn", f"{hf_layer}.self_attn", rotary=rotary),
     )
     mlp = gated_mlp_pairs(rf"{layer}\.ff_sub_layer", f"{hf_layer}.mlp")
@@ -126,28 +232,21 @@ def decoder_pairs(
 def attention_pairs(
     fms: str, hf: str, *, out: str = "o_proj", rotary: bool = True
 ) -> tuple[ModulePair, ...]:
-    """Return the module pairs of an attention: fused (a tuple of three) or not."""
+    """Return the module pairs of an attention whose in_proj returns a tuple of three."""
     fused = rf"{fms}\.in_proj"
     return (
-        ModulePair(fms, hf),
+        *pairs_below(fms, hf, {"": "", "dense": out}),
         ModulePair(fused, f"{hf}.q_proj", 0, rotary=rotary),
         ModulePair(fused, f"{hf}.k_proj", 1, rotary=rotary),
         ModulePair(fused, f"{hf}.v_proj", 2),
-        ModulePair(rf"{fms}\.dense", f"{hf}.{out}"),
     )
 
 
 def gated_mlp_pairs(fms: str, hf: str) -> tuple[ModulePair, ...]:
     """Return the module pairs of a gated feed-forward layer, fused or not."""
-    return (
-        ModulePair(fms, hf),
-        ModulePair(rf"{fms}\.wg", f"{hf}.gate_proj"),
-        ModulePair(rf"{fms}\.w1", f"{hf}.up_proj"),
-        ModulePair(rf"{fms}\.wg1_fused", f"{hf}.gate_proj", 0, 2),
-        ModulePair(rf"{fms}\.wg1_fused", f"{hf}.up_proj", 1, 2),
-        ModulePair(rf"{fms}\.a", f"{hf}.act_fn"),
-        ModulePair(rf"{fms}\.w2", f"{hf}.down_proj"),
-    )
+    names = {"": "", "wg": "gate_proj", "w1": "up_proj", "a": "act_fn", "w2": "down_proj"}
+    fused = fused_pairs(rf"{fms}\.wg1_fused", hf, "gate_proj", "up_proj", parts=2)
+    return (*pairs_below(fms, hf, names), *fused)
 
 
 def decoder_family(
@@ -167,5 +266,68 @@ def decoder_family(
 
 
 LLAMA = decoder_family(
-    "llama", "LlamaForCausalLM", llama_config, decoder_pairs(), absent=LLAMA_ABSENT
+    "llama", "LlamaForCausalLM", llama_config, decoder_pairs(), absent=_LLAMA_ABSENT
+)
+# Heads have a size of their own.
+MISTRAL = decoder_family(
+    "mistral",
+    "MistralForCausalLM",
+    mistral_config,
+    decoder_pairs(),
+    absent={**EVEN_HEADS, "rope_scaling": {}},
+)
+# Queries and keys are normalised.
+QWEN3 = decoder_family(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    _qwen3_config,
+    (
+        *decoder_pairs(),
+        ModulePair(
+            rf"{_LAYER}\.attn\.in_proj\.query", f"{_HF_LAYER}.self_attn.q_proj", rotary=True
+        ),
+        ModulePair(rf"{_LAYER}\.attn\.in_proj\.key", f"{_HF_LAYER}.self_attn.k_proj", rotary=True),
+        ModulePair(rf"{_LAYER}\.attn\.in_proj\.value", f"{_HF_LAYER}.self_attn.v_proj"),
+    ),
+    absent={"rope_scaling": {}},
+)
+# Four multipliers.
+GRANITE = decoder_family(
+    "granite", "GraniteForCausalLM", granite_config, decoder_pairs(), absent=EVEN_HEADS
+)
+# A sliding window in some layers, and attention sinks in all.
+GRANITE_SWA = decoder_family(
+    "granite_swa",
+    "GraniteSWAForCausalLM",
+    _granite_swa_config,
+    decoder_pairs(),
+    attention="eager",
+)
+# Granite 4 as FMS has it: only attention layers, and no experts.
+GRANITE_MOE_HYBRID = decoder_family(
+    "granite_moe_hybrid",
+    "GraniteMoeHybridForCausalLM",
+    _granite_moe_hybrid_config,
+    (
+        *decoder_pairs(gated_mlp=False),
+        *pairs_below(_MLP, f"{_HF_LAYER}.shared_mlp", {"": "", "w2": "output_linear"}),
+    ),
+    recurrent=True,
+)
+MIXTRAL = decoder_family(
+    "mixtral",
+    "MixtralForCausalLM",
+    _mixtral_config,
+    (*decoder_pairs(gated_mlp=False), ModulePair(_MLP, f"{_HF_LAYER}.block_sparse_moe")),
+)
+# Experts and attention sinks.
+GPT_OSS = decoder_family(
+    "gpt_oss",
+    "GptOssForCausalLM",
+    _gpt_oss_config,
+    (
+        *decoder_pairs(gated_mlp=False, rotary=False),
+        ModulePair(_MLP, f"{_HF_LAYER}.mlp"),
+    ),
+    attention="eager",
 )

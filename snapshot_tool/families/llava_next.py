@@ -3,40 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import Side
-from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
+from snapshot_tool.families.family import (
+    Capture,
+    Config,
+    Family,
+    Fields,
+    FmsPort,
+    ModulePair,
+    renamed,
+)
 from snapshot_tool.families.fms_calls import ImageTextCalls
-from snapshot_tool.families.granite import granite_config
-from snapshot_tool.families.llama import EVEN_HEADS, decoder_pairs
+from snapshot_tool.families.llama import EVEN_HEADS, decoder_pairs, granite_config
 from snapshot_tool.families.siglip_vision import siglip_config, siglip_pairs
 
 if TYPE_CHECKING:
     import torch
 
-FEATURES = "image_features"
-CONNECTOR_OUTPUT = "image_hidden_states"
+
+def projector_config(config: Config) -> Fields:
+    """Return the fields that FMS's LlavaNextConfig and Mistral3Config have in common."""
+    # transformers renamed the field of the image placeholder's id.
+    image_token = "image_token_index" if "image_token_index" in config else "image_token_id"
+    return renamed(
+        config,
+        *("projector_hidden_act", "multimodal_projector_bias", "vision_feature_layer"),
+        image_token_index=image_token,
+    )
 
 
 def _fms_config(config: Config) -> Fields:
-    """Return the fields of FMS's LlavaNextConfig, SiglipVisionConfig and GraniteConfig."""
     return {
         "vision_config": siglip_config(config["vision_config"]),
         "text_config": granite_config(config["text_config"]),
-        "image_token_index": image_token(config),
-        "projector_hidden_act": config["projector_hidden_act"],
-        "vision_feature_layer": config["vision_feature_layer"],
-        "vision_feature_select_strategy": config["vision_feature_select_strategy"],
-        "image_grid_pinpoints": config["image_grid_pinpoints"],
-        "multimodal_projector_bias": config["multimodal_projector_bias"],
+        **projector_config(config),
+        **renamed(config, "vision_feature_select_strategy", "image_grid_pinpoints"),
     }
-
-
-def image_token(config: Config) -> int:
-    """Return the image placeholder's id, whose field transformers renamed."""
-    return int(config["image_token_index" if "image_token_index" in config else "image_token_id"])
 
 
 class _Calls(ImageTextCalls):
@@ -77,32 +82,37 @@ def image_text_pairs(
     pairs: list[ModulePair] = []
     for prefix, text, head in releases:
         pairs += encoder_pairs(f"{prefix}vision_tower")
-        pairs += [
-            ModulePair(r"multi_modal_projector((?:\..+)?)", rf"{prefix}multi_modal_projector\1"),
-            *decoder_pairs(
-                "language_model.base_model", text, fms_head="language_model.head", hf_head=head
-            ),
-        ]
+        pairs.append(
+            ModulePair(r"multi_modal_projector((?:\..+)?)", rf"{prefix}multi_modal_projector\1")
+        )
+        pairs += decoder_pairs(
+            "language_model.base_model", text, fms_head="language_model.head", hf_head=head
+        )
     return tuple(pairs)
 
 
-# What goes into the projector is what vision is compared by, what comes out is connector's.
-_PROJECTOR = "multi_modal_projector"
-PROJECTOR_CAPTURES = (
-    Capture(Phase.VISION, FEATURES, f"model.{_PROJECTOR}", Side.INPUT, formerly=_PROJECTOR),
-    Capture(
-        Phase.CONNECTOR, CONNECTOR_OUTPUT, f"model.{_PROJECTOR}", Side.OUTPUT, formerly=_PROJECTOR
-    ),
-)
-COMPARED = {Phase.VISION: FEATURES, Phase.CONNECTOR: CONNECTOR_OUTPUT}
+def projector_family(name: str, hf_class: str, fms: FmsPort, **declared: Any) -> Family:
+    """Return a family whose vision ends in the projector, and whose connector is the projector."""
+    old = "multi_modal_projector"
+    module, features, tokens = f"model.{old}", "image_features", "image_hidden_states"
+    return Family(
+        name=name,
+        hf_class=hf_class,
+        phases=PHASES,
+        captures=(
+            Capture(Phase.VISION, features, module, Side.INPUT, formerly=old),
+            Capture(Phase.CONNECTOR, tokens, module, Side.OUTPUT, formerly=old),
+        ),
+        compared={Phase.VISION: features, Phase.CONNECTOR: tokens},
+        fms=fms,
+        **declared,
+    )
 
-LLAVA_NEXT = Family(
-    name="llava_next",
-    hf_class="LlavaNextForConditionalGeneration",
-    phases=PHASES,
-    captures=PROJECTOR_CAPTURES,
-    compared=COMPARED,
-    fms=FmsPort(
+
+LLAVA_NEXT = projector_family(
+    "llava_next",
+    "LlavaNextForConditionalGeneration",
+    FmsPort(
         "llava_next",
         _fms_config,
         _Calls,

@@ -1,64 +1,58 @@
-"""Mistral 3: a Pixtral vision encoder, a patch merger with a projector, a Mistral decoder."""
+"""Mistral 3: a Pixtral vision encoder, a patch merger with a projector, a Mistral decoder.
+
+Ministral 3 has YaRN's rotary embeddings and queries scaled by position. Its prompts are checked
+without images: those are Mistral 3's own, in FMS by the same code, and the one processor that
+transformers has for them since 5 cannot be imported without torchvision.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.base.phases import PHASES
-from snapshot_tool.families.family import Config, Family, Fields, FmsPort, ModulePair
+from snapshot_tool.base.protocol import CaseInputs
+from snapshot_tool.families.family import Config, Fields, FmsPort, ModulePair, renamed
 from snapshot_tool.families.fms_calls import ImageTextCalls
 from snapshot_tool.families.llama import (
-    activation,
     attention_pairs,
+    decoder_config,
+    decoder_family,
     gated_mlp_pairs,
+    head_dim,
+    mistral_config,
     rope_theta,
 )
-from snapshot_tool.families.llava_next import (
-    COMPARED,
-    PROJECTOR_CAPTURES,
-    image_text_pairs,
-    image_token,
-)
-from snapshot_tool.families.mistral import mistral_config
+from snapshot_tool.families.llava_next import image_text_pairs, projector_config, projector_family
+from snapshot_tool.families.siglip_vision import vision_config
 
 if TYPE_CHECKING:
     import torch
 
 
-def pixtral_config(config: Config) -> Fields:
-    """Return the fields of FMS's PixtralVisionConfig."""
+def _image_config(config: Config) -> Fields:
+    """Return the fields of FMS's Mistral3Config and PixtralVisionConfig, without a text model."""
+    vision = config["vision_config"]
     return {
-        "hidden_size": config["hidden_size"],
-        "intermediate_size": config["intermediate_size"],
-        "nlayers": config["num_hidden_layers"],
-        "nheads": config["num_attention_heads"],
-        "nchannels": config["num_channels"],
-        "image_size": config["image_size"],
-        "patch_size": config["patch_size"],
-        "hidden_act": activation(config["hidden_act"]),
-        "rope_theta": rope_theta(config),
-    }
-
-
-def mistral3_config(
-    config: Mapping[str, Any],
-    *,
-    text: Callable[[Mapping[str, Any]], dict[str, Any]] = mistral_config,
-) -> dict[str, Any]:
-    """Return the fields of FMS's Mistral3Config and PixtralVisionConfig, and what `text` gives."""
-    return {
-        "vision_config": pixtral_config(config["vision_config"]),
-        "text_config": text(config["text_config"]),
-        "image_token_index": image_token(config),
-        "projector_hidden_act": config["projector_hidden_act"],
-        "multimodal_projector_bias": config["multimodal_projector_bias"],
+        "vision_config": {
+            **vision_config(vision),
+            "nchannels": vision["num_channels"],
+            "rope_theta": rope_theta(vision),
+        },
+        **projector_config(config),
         "spatial_merge_size": config["spatial_merge_size"],
-        "vision_feature_layer": config["vision_feature_layer"],
     }
 
 
-class PixtralCalls(ImageTextCalls):
+def _mistral3_config(config: Config) -> Fields:
+    return {**_image_config(config), "text_config": mistral_config(config["text_config"])}
+
+
+def _ministral3_config(config: Config) -> Fields:
+    text = config["text_config"]
+    own = {**renamed(text, "rope_parameters", "sliding_window"), "head_dim": head_dim(text)}
+    return {**_image_config(config), "text_config": {**decoder_config(text), **own}}
+
+
+class _Calls(ImageTextCalls):
     """All images of a prompt are one sequence of patches; their sizes tell them apart."""
 
     def vision(
@@ -80,7 +74,7 @@ class PixtralCalls(ImageTextCalls):
         tokens: torch.Tensor = self.model.multi_modal_projector(features, _pairs(image_sizes))
         return tokens
 
-    def images(self, inputs: Any) -> dict[str, Any]:
+    def images(self, inputs: CaseInputs) -> dict[str, Any]:
         """Return pixel values and sizes as FMS splits by them: a list of pairs."""
         if inputs.pixel_values is None:
             return {}
@@ -91,11 +85,12 @@ def _pairs(image_sizes: torch.Tensor | None) -> list[tuple[int, int]]:
     return [] if image_sizes is None else [(int(h), int(w)) for h, w in image_sizes.tolist()]
 
 
-def pixtral_pairs(fms: str, hf: str) -> tuple[ModulePair, ...]:
-    """Return the module pairs of a Pixtral encoder, without queries and keys.
+def _pixtral_pairs(hf: str) -> tuple[ModulePair, ...]:
+    """Return the module pairs of the encoder, without queries and keys.
 
     FMS orders these in two dimensions.
     """
+    fms = "vision_tower"
     layer, hf_layer = rf"{fms}\.transformer\.layers\.(\d+)", rf"{hf}.transformer.layers.\1"
     attention = attention_pairs(rf"{layer}\.attn", f"{hf_layer}.attention")
     return (
@@ -108,15 +103,15 @@ def pixtral_pairs(fms: str, hf: str) -> tuple[ModulePair, ...]:
     )
 
 
-MISTRAL3_PAIRS = image_text_pairs(lambda hf: pixtral_pairs("vision_tower", hf))
+_CLASS, _PAIRS = "Mistral3ForConditionalGeneration", image_text_pairs(_pixtral_pairs)
 
-MISTRAL3 = Family(
-    name="mistral3",
-    hf_class="Mistral3ForConditionalGeneration",
+MISTRAL3 = projector_family(
+    "mistral3",
+    _CLASS,
+    FmsPort("mistral3", _mistral3_config, _Calls, _PAIRS, encoder="vision_tower"),
     language_model="mistral",
-    phases=PHASES,
     attention="eager",  # transformers 4.51's Pixtral has no other
-    captures=PROJECTOR_CAPTURES,
-    compared=COMPARED,
-    fms=FmsPort("mistral3", mistral3_config, PixtralCalls, MISTRAL3_PAIRS, encoder="vision_tower"),
+)
+MINISTRAL3 = decoder_family(
+    "ministral3", _CLASS, _ministral3_config, _PAIRS, calls=_Calls, language_model="ministral3"
 )

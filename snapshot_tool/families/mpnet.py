@@ -6,35 +6,40 @@ from typing import TYPE_CHECKING
 
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CaseInputs, Side
-from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
+from snapshot_tool.families.family import (
+    Capture,
+    Config,
+    Family,
+    Fields,
+    FmsPort,
+    ModulePair,
+    fused_pairs,
+    pairs_below,
+    renamed,
+)
 from snapshot_tool.families.fms_calls import EncoderCalls
-from snapshot_tool.families.llama import grow_factor
-from snapshot_tool.families.roberta import ENCODER_PHASES, HIDDEN
+from snapshot_tool.families.llama import layers_config
 
 if TYPE_CHECKING:
     import torch
 
-POOLED = "pooler_output"
+_POOLED = "pooler_output"
 
 
 def _fms_config(config: Config) -> Fields:
-    """Return the fields of FMS's MpnetConfig."""
     return {
-        "src_vocab_size": config["vocab_size"],
-        "emb_dim": config["hidden_size"],
-        "nheads": config["num_attention_heads"],
-        "nlayers": config["num_hidden_layers"],
-        "hidden_grow_factor": grow_factor(config["intermediate_size"], config["hidden_size"]),
-        "activation_fn": config["hidden_act"],
-        "layer_norm_eps": config["layer_norm_eps"],
-        "max_expected_seq_len": config["max_position_embeddings"],
-        "relative_attention_num_buckets": config["relative_attention_num_buckets"],
-        "pad_id": config["pad_token_id"],
+        **layers_config(config),
+        **renamed(
+            config,
+            *("layer_norm_eps", "relative_attention_num_buckets"),
+            max_expected_seq_len="max_position_embeddings",
+            pad_id="pad_token_id",
+        ),
     }
 
 
 class _Calls(EncoderCalls):
-    """FMS counts positions for itself in a whole prompt alone; Hugging Face leaves padding out."""
+    """FMS counts positions itself only in a whole prompt; Hugging Face leaves padding out."""
 
     def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
         """Return positions that are counted over real tokens, and a padded prompt's mask."""
@@ -47,19 +52,32 @@ class _Calls(EncoderCalls):
 
     def head_outputs(self, answer: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the pooled first token, (1, width)."""
-        return {POOLED: answer[1]}
+        return {_POOLED: answer[1]}
 
 
+_EMBEDDINGS = {
+    "word_embedding": "word_embeddings",
+    "position_embeddings": "position_embeddings",
+    "enc_norm": "LayerNorm",
+}
+_BLOCK = {
+    "": "",
+    "attn": "attention.attn",
+    "attn.dense": "attention.attn.o",
+    "ln": "attention.LayerNorm",
+    "ff_sub_layer.w1": "intermediate.dense",
+    "ff_sub_layer.w2": "output.dense",
+    "ff_ln": "output.LayerNorm",
+}
 _LAYER, _HF_LAYER = r"base_model\.layers\.(\d+)", r"encoder.layer.\1"
-_HF_ATTENTION = f"{_HF_LAYER}.attention"
 
 MPNET = Family(
     name="mpnet",
     hf_class="MPNetModel",
-    phases=ENCODER_PHASES,
+    phases=(Phase.FORWARD,),
     captures=(
-        Capture(Phase.FORWARD, HIDDEN, "encoder", Side.OUTPUT),
-        Capture(Phase.FORWARD, POOLED, "pooler", Side.OUTPUT),
+        Capture(Phase.FORWARD, "last_hidden_state", "encoder", Side.OUTPUT),
+        Capture(Phase.FORWARD, _POOLED, "pooler", Side.OUTPUT),
     ),
     logits=False,
     reserved_positions=2,
@@ -70,22 +88,12 @@ MPNET = Family(
         _Calls,
         (
             ModulePair("base_model", "encoder"),
-            ModulePair(r"base_model\.word_embedding", "embeddings.word_embeddings"),
-            ModulePair(r"base_model\.position_embeddings", "embeddings.position_embeddings"),
-            ModulePair(r"base_model\.enc_norm", "embeddings.LayerNorm"),
+            *pairs_below("base_model", "embeddings", _EMBEDDINGS),
             ModulePair(r"base_model\.enc_norm", "embeddings"),
             ModulePair("den", "pooler.dense"),
             ModulePair("activation", "pooler.activation"),
-            ModulePair(_LAYER, _HF_LAYER),
-            ModulePair(rf"{_LAYER}\.attn", f"{_HF_ATTENTION}.attn"),
-            ModulePair(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.q", 0),
-            ModulePair(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.k", 1),
-            ModulePair(rf"{_LAYER}\.attn\.in_proj", f"{_HF_ATTENTION}.attn.v", 2),
-            ModulePair(rf"{_LAYER}\.attn\.dense", f"{_HF_ATTENTION}.attn.o"),
-            ModulePair(rf"{_LAYER}\.ln", f"{_HF_ATTENTION}.LayerNorm"),
-            ModulePair(rf"{_LAYER}\.ff_sub_layer\.w1", f"{_HF_LAYER}.intermediate.dense"),
-            ModulePair(rf"{_LAYER}\.ff_sub_layer\.w2", f"{_HF_LAYER}.output.dense"),
-            ModulePair(rf"{_LAYER}\.ff_ln", f"{_HF_LAYER}.output.LayerNorm"),
+            *pairs_below(_LAYER, _HF_LAYER, _BLOCK),
+            *fused_pairs(rf"{_LAYER}\.attn\.in_proj", f"{_HF_LAYER}.attention.attn", "q", "k", "v"),
         ),
     ),
 )

@@ -7,51 +7,63 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 from snapshot_tool.base.errors import FamilyInvalid
-from snapshot_tool.families import FAMILIES, forget_files, register, register_later
 from snapshot_tool.families.family import PAGE, Family
 
 ENTRY_POINTS = "snapshot_tool.families"
 
+# The user's families, by name.
+OWN: dict[str, Family] = {}
+# Named and not yet run.
+_NAMED: list[str] = []
+
 
 def name_families(names: Iterable[str]) -> None:
-    """Take what `--family` names, files or entry points; their code runs when it is needed.
+    """Take the values of `--family`, files or entry points; raise FamilyInvalid for others.
 
-    What an earlier run in this process named is forgotten.
-
-    Raises FamilyInvalid for a name that is neither.
+    Their code runs when a family is first looked up. A check looks none up before golden set and
+    checkpoint are verified. What an earlier run in this process named is forgotten.
     """
-    forget_files()
+    _NAMED.clear()
+    for family in [family for family in OWN.values() if family.digest]:
+        del OWN[family.name]
     for name in names:
         if name.endswith(".py"):
             if not Path(name).is_file():
                 raise FamilyInvalid(f"--family {name} is not a file", f"see {PAGE}")
-            register_later(partial(_load, name, partial(_run_file, Path(name))))
         else:
-            register_later(partial(_load, name, partial(_import_module, _find_entry_point(name))))
+            _find_entry_point(name)
+        _NAMED.append(name)
 
 
-def _load(name: str, run: Callable[[], ModuleType]) -> None:
-    """Run the code behind a name and register the families in it."""
-    try:
-        module = run()
-        digest = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
-    except Exception as error:  # the user's code may raise anything
-        raise FamilyInvalid(
-            f"--family {name} cannot be used: {type(error).__name__}: {error}", f"see {PAGE}"
-        ) from error
-    declared = [value for value in vars(module).values() if isinstance(value, Family)]
-    own = [family for family in declared if not _is_snaps(family)]
-    if not own:
-        raise FamilyInvalid(f"--family {name} declares no Family", f"see {PAGE}")
-    for family in own:
-        register(replace(family, digest=digest))
+def load_named(built_in: Collection[Family]) -> Iterator[Family]:
+    """Run the code that was named and not yet run; yield the families that it declares.
+
+    built_in: families that it may hold without declaring them. Raises FamilyInvalid.
+    """
+    while _NAMED:
+        name = _NAMED.pop(0)
+        try:
+            module = _run_file(Path(name)) if name.endswith(".py") else _import_entry_point(name)
+            digest = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+        except Exception as error:  # the user's code may raise anything
+            raise FamilyInvalid(
+                f"--family {name} cannot be used: {type(error).__name__}: {error}", f"see {PAGE}"
+            ) from error
+        declared = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, Family) and not any(value is other for other in built_in)
+        ]
+        if not declared:
+            raise FamilyInvalid(f"--family {name} declares no Family", f"see {PAGE}")
+        for family in declared:
+            yield replace(family, digest=digest)
 
 
 def _run_file(path: Path) -> ModuleType:
@@ -66,6 +78,12 @@ def _run_file(path: Path) -> ModuleType:
     return module
 
 
+def _import_entry_point(name: str) -> ModuleType:
+    entry = _find_entry_point(name)
+    entry.load()
+    return sys.modules[entry.module]
+
+
 def _find_entry_point(name: str) -> importlib.metadata.EntryPoint:
     installed = importlib.metadata.entry_points(group=ENTRY_POINTS)
     if name not in installed.names:
@@ -75,12 +93,3 @@ def _find_entry_point(name: str) -> importlib.metadata.EntryPoint:
             f"name a Python file, or an entry point of {ENTRY_POINTS}",
         )
     return installed[name]
-
-
-def _import_module(entry: importlib.metadata.EntryPoint) -> ModuleType:
-    entry.load()
-    return sys.modules[entry.module]
-
-
-def _is_snaps(family: Family) -> bool:
-    return any(family is built_in for built_in in FAMILIES.values())

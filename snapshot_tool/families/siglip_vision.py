@@ -4,26 +4,38 @@ from __future__ import annotations
 
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Side
-from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
+from snapshot_tool.families.family import (
+    Capture,
+    Config,
+    Family,
+    Fields,
+    FmsPort,
+    ModulePair,
+    pairs_below,
+    renamed,
+)
 from snapshot_tool.families.fms_calls import VisionCalls
 from snapshot_tool.families.llama import activation, attention_pairs
 
 VISION_OUTPUT = "last_hidden_state"
 
 
+def vision_config(config: Config) -> Fields:
+    """Return the fields that FMS's configurations of vision encoders have in common."""
+    return {
+        **renamed(
+            config,
+            *("hidden_size", "intermediate_size", "image_size", "patch_size"),
+            nlayers="num_hidden_layers",
+            nheads="num_attention_heads",
+        ),
+        "hidden_act": activation(config["hidden_act"]),
+    }
+
+
 def siglip_config(config: Config) -> Fields:
     """Return the fields of FMS's SiglipVisionConfig."""
-    return {
-        "hidden_size": config["hidden_size"],
-        "intermediate_size": config["intermediate_size"],
-        "nlayers": config["num_hidden_layers"],
-        "nheads": config["num_attention_heads"],
-        "num_channels": config["num_channels"],
-        "image_size": config["image_size"],
-        "patch_size": config["patch_size"],
-        "hidden_act": activation(config["hidden_act"]),
-        "layer_norm_eps": config["layer_norm_eps"],
-    }
+    return {**vision_config(config), **renamed(config, "num_channels", "layer_norm_eps")}
 
 
 def siglip_pairs(fms: str, hf: str) -> tuple[ModulePair, ...]:
@@ -36,9 +48,9 @@ def siglip_pairs(fms: str, hf: str) -> tuple[ModulePair, ...]:
         ModulePair(layer, hf_layer),
         ModulePair(rf"{layer}\.(layer_norm[12]|mlp)", rf"{hf_layer}.\2"),
         *attention_pairs(rf"{layer}\.attn", f"{hf_layer}.self_attn", out="out_proj", rotary=False),
-        ModulePair(rf"{layer}\.mlp\.w1", f"{hf_layer}.mlp.fc1"),
-        ModulePair(rf"{layer}\.mlp\.a", f"{hf_layer}.mlp.activation_fn"),
-        ModulePair(rf"{layer}\.mlp\.w2", f"{hf_layer}.mlp.fc2"),
+        *pairs_below(
+            rf"{layer}\.mlp", f"{hf_layer}.mlp", {"w1": "fc1", "a": "activation_fn", "w2": "fc2"}
+        ),
     )
 
 

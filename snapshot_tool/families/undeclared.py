@@ -1,4 +1,4 @@
-"""A `…ForCausalLM` that no family declares: what follows from its class and its configuration.
+"""The family of a `…ForCausalLM` without a declaration, from its class and its configuration.
 
 The name of such a family is the class, so a golden set that names it needs no declaration.
 """
@@ -64,7 +64,7 @@ def _port(config: Mapping[str, Any]) -> FmsPort:
     """
     try:
         fields = undeclared_config(config)
-    except Exception:  # it may be a stranger's, and is refused where it is used
+    except Exception:  # it may be a stranger's, and is refused later
         fields = {}
     return FmsPort(
         str(config.get("model_type")),

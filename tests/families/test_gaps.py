@@ -18,7 +18,7 @@ from snapshot_tool.base.phases import END_TOKEN, ROPE, WINDOW
 from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
-from snapshot_tool.candidates.fms.weights import read_shapes, require_shapes
+from snapshot_tool.candidates.fms.weights import CheckpointWeights
 from snapshot_tool.explore.run import explore
 from snapshot_tool.families.llama import LLAMA
 from snapshot_tool.goldens.coverage import coverage, generated_tokens
@@ -88,20 +88,20 @@ def test_what_is_required_must_be_reached_by_a_case(snap: Snap, case: str, code:
 def test_a_weight_of_another_shape_is_named_with_its_field() -> None:
     """Before FMS loads anything: its own message names neither."""
     candidate = load("llama")
-    checkpoint, config = candidate.request.checkpoint, candidate.request.config
-    weights = read_shapes(checkpoint, LLAMA.fms, config)
-    require_shapes(candidate.model, weights, checkpoint, LLAMA.fms, config)
+    weights = CheckpointWeights(candidate.request, LLAMA.fms)
+    weights.adapt(candidate.model)
     key = "model.layers.0.mlp.down_proj.weight"
-    wide = torch.empty(weights[key].shape[0], 123, device="meta")
+    wide = torch.empty(weights.used[key].shape[0], 123, device="meta")
+    config = {**candidate.request.config, "intermediate_size": 123}
+    wider = CheckpointWeights(replace(candidate.request, config=config), LLAMA.fms)
+    wider.used[key] = wide
     with pytest.raises(CandidateUnavailable) as refused:
-        require_shapes(
-            candidate.model,
-            {**weights, key: wide},
-            checkpoint,
-            LLAMA.fms,
-            {**config, "intermediate_size": 123},
-        )
-    for part in ("ff_sub_layer.w2.weight", str(tuple(wide.shape)), str(tuple(weights[key].shape))):
+        wider.adapt(candidate.model)
+    for part in (
+        "ff_sub_layer.w2.weight",
+        str(tuple(wide.shape)),
+        str(tuple(weights.used[key].shape)),
+    ):
         assert part in refused.value.problem
     assert "intermediate_size=123" in refused.value.problem
 

@@ -69,7 +69,6 @@ def import_fms(fms_path: Path | None) -> FmsSource:
 
 
 def _put_first(fms_path: Path) -> None:
-    """Put a checkout first on sys.path."""
     if not (fms_path / "fms" / "__init__.py").is_file():
         inside = " (give the folder that holds fms/)" if fms_path.name == "fms" else ""
         raise CandidateUnavailable(
@@ -87,10 +86,7 @@ def _put_first(fms_path: Path) -> None:
 
 
 def _source_of(root: Path) -> FmsSource:
-    """Name an FMS by its git commit, or by the version of the metadata beside it.
-
-    `fms.__version__` is no help: for a checkout it is that of whatever else is installed.
-    """
+    # fms.__version__ is, for a checkout, that of whatever else is installed.
     for metadata in sorted(root.glob("ibm_fms-*.dist-info")):  # laid out by pip
         return FmsSource(root, importlib.metadata.Distribution.at(metadata).version, "", None)
     top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
@@ -115,7 +111,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 class _CheckoutDistribution(importlib.metadata.Distribution):
-    """The metadata of a plain checkout: its name, and a version that says what it is."""
+    """The metadata of a plain checkout."""
 
     def read_text(self, filename: str) -> str | None:
         """Return the only file that there is."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from snapshot_tool.base.errors import CandidateUnavailable
 from snapshot_tool.base.protocol import Observer, Side
-from snapshot_tool.candidates.fms.weights import whole_modules
 from snapshot_tool.families.family import ModulePair, pairs_of
 from snapshot_tool.taps.hooks import (
     first_tensor,
@@ -21,42 +21,127 @@ from snapshot_tool.taps.hooks import (
 )
 
 
-@contextmanager
-def observe_twins(
-    model: torch.nn.Module, twins: Sequence[ModulePair], observe: Observer, *, head_dim: int
-) -> Iterator[Mapping[str, str]]:
-    """Observe every module that has a twin, under the twin's name; yield FMS's name of each twin.
+def split_modules(model: torch.nn.Module) -> list[str]:
+    """Return the names of the tensor-parallel modules, inside of which every rank has a shard."""
+    from fms.modules.tp import TPModule
 
-    head_dim: elements of one head of the text model, for undoing FMS's rotary order.
+    modules = plain_modules(model)
+    return [name for name, module in modules.items() if isinstance(module, TPModule)]
+
+
+@dataclass(frozen=True, slots=True)
+class PairedModules:
+    """FMS's modules and the Hugging Face modules that they correspond to.
+
+    Args:
+        model: FMS's model.
+        pairs: how modules are named on both sides.
+        head_dim: elements of one head of the text model, for FMS's rotary order.
     """
-    named = whole_modules(model)
-    found = {name: pairs for name in named if (pairs := pairs_of(name, twins))}
 
-    def watch(name: str, side: Side, value: object) -> None:
-        for hf_name, twin in found[name]:
-            tensor = (
-                first_tensor(value)
-                if side is Side.INPUT
-                else twin_output(value, twin, head_dim=head_dim)
+    model: torch.nn.Module
+    pairs: Sequence[ModulePair]
+    head_dim: int
+
+    def outputs(self, module: str, output: object) -> dict[str, torch.Tensor]:
+        """Return the outputs of Hugging Face's modules in that of FMS's, as Hugging Face has them.
+
+        By Hugging Face's names.
+        """
+        found = {name: self._part_of(output, pair) for name, pair in pairs_of(module, self.pairs)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def _part_of(self, output: object, pair: ModulePair) -> torch.Tensor | None:
+        tensor = first_tensor(output)
+        if pair.part is not None:
+            if isinstance(output, (tuple, list)):
+                tensor = first_tensor(output[pair.part])
+            elif tensor is not None:
+                tensor = tensor.chunk(pair.parts, dim=-1)[pair.part]
+        if tensor is None or not pair.rotary:
+            return tensor
+        return undo_rotary_order(tensor, self.head_dim)
+
+    @contextmanager
+    def observed(self, observe: Observer) -> Iterator[Mapping[str, str]]:
+        """Observe every module that has a pair; yield FMS's names by Hugging Face's.
+
+        A shard, inside of a tensor-parallel module, is not observed: the module itself joins them.
+        """
+        inside = tuple(f"{name}." for name in split_modules(self.model))
+        found = {
+            name: (module, pairs)
+            for name, module in plain_modules(self.model).items()
+            if not name.startswith(inside) and (pairs := pairs_of(name, self.pairs))
+        }
+
+        def watch(name: str, side: Side, value: object) -> None:
+            outputs = self.outputs(name, value) if side is Side.OUTPUT else {}
+            for hf_name, _ in found[name][1]:
+                tensor = first_tensor(value) if side is Side.INPUT else outputs.get(hf_name)
+                if tensor is not None:
+                    observe(hf_name, side, tensor)
+
+        modules = [(name, module) for name, (module, _) in found.items()]
+        with run_eagerly(), watch_modules(modules, watch):
+            yield {hf_name: name for name, (_, pairs) in found.items() for hf_name, _ in pairs}
+
+    @contextmanager
+    def grafted(self, module: str, output: torch.Tensor) -> Iterator[str]:
+        """Let FMS's pair of a Hugging Face module return `output`; yield FMS's name of it.
+
+        Only the output of the first call of each run is replaced: only that was recorded.
+        Raises CandidateUnavailable if FMS has no such module, or lays its output out differently.
+        """
+        modules = plain_modules(self.model)
+        found = ((n, pair) for n in modules for hf, pair in pairs_of(n, self.pairs) if hf == module)
+        name, pair = next(found, ("", None))
+        if pair is None:
+            raise CandidateUnavailable(
+                f"FMS's model has no module that is {module}",
+                "see snap check --localise for the names",
             )
-            if tensor is not None:
-                observe(hf_name, side, tensor)
+        depth, done = 0, False
 
-    with run_eagerly(), watch_modules([(name, named[name]) for name in found], watch):
-        yield {hf_name: name for name, pairs in found.items() for hf_name, _ in pairs}
+        def count(_name: str, side: Side, _value: object) -> None:
+            nonlocal depth, done
+            depth += 1 if side is Side.INPUT else -1
+            done = done and depth > 0
 
+        def replace(_module: object, _arguments: object, answer: Any) -> Any:
+            nonlocal done
+            if done:
+                return answer
+            done = True
+            own = self._part_of(answer, pair)
+            if own is None or own.shape != output.shape:
+                shape = None if own is None else tuple(own.shape)
+                raise CandidateUnavailable(
+                    f"cannot graft {module}: it is {tuple(output.shape)}, FMS's {name} returns "
+                    f"{shape}",
+                    "graft the module that holds it",
+                )
+            return self._with_part(answer, pair, output.to(own.device, own.dtype))
 
-def twin_output(output: object, twin: ModulePair, *, head_dim: int) -> torch.Tensor | None:
-    """Return the part of an FMS module's output that is a Hugging Face module's, as it has it."""
-    tensor = first_tensor(output)
-    if twin.part is not None:
-        if isinstance(output, (tuple, list)):
-            tensor = first_tensor(output[twin.part])
-        elif tensor is not None:
-            tensor = tensor.chunk(twin.parts, dim=-1)[twin.part]
-    if tensor is None or not twin.rotary:
-        return tensor
-    return undo_rotary_order(tensor, head_dim)
+        handle = modules[name].register_forward_hook(replace)
+        try:
+            with run_eagerly(), watch_modules(modules.items(), count):
+                yield name
+        finally:
+            handle.remove()
+
+    def _with_part(self, answer: Any, pair: ModulePair, output: torch.Tensor) -> Any:
+        """Return what FMS's module returned with one Hugging Face module's part replaced."""
+        part = redo_rotary_order(output, self.head_dim) if pair.rotary else output
+        if pair.part is None:
+            return replace_first_tensor(answer, part)
+        if isinstance(answer, (tuple, list)):
+            pieces = list(answer)
+            pieces[pair.part] = replace_first_tensor(pieces[pair.part], part)
+            return type(answer)(pieces)
+        pieces = list(answer.chunk(pair.parts, dim=-1))
+        pieces[pair.part] = part
+        return torch.cat(pieces, dim=-1)
 
 
 def undo_rotary_order(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
@@ -68,77 +153,6 @@ def undo_rotary_order(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
     shape = tensor.shape
     pairs = tensor.reshape(*shape[:-1], -1, head_dim // 2, 2)
     return pairs.transpose(-1, -2).reshape(shape)
-
-
-@contextmanager
-def graft_twin(
-    model: torch.nn.Module,
-    twins: Sequence[ModulePair],
-    module: str,
-    output: torch.Tensor,
-    *,
-    head_dim: int,
-) -> Iterator[str]:
-    """Let FMS's twin of a Hugging Face module return `output`; yield FMS's name of it.
-
-    Only the output of the first call of each run is replaced: only that was recorded.
-    Raises CandidateUnavailable if FMS has no such module, or lays its output out differently.
-    """
-    name, twin = _find_twin(model, twins, module)
-    depth, done = 0, False
-
-    def count(_name: str, side: Side, _value: object) -> None:
-        nonlocal depth, done
-        depth += 1 if side is Side.INPUT else -1
-        done = done and depth > 0
-
-    def replace(_module: object, _arguments: object, answer: Any) -> Any:
-        nonlocal done
-        if done:
-            return answer
-        done = True
-        own = twin_output(answer, twin, head_dim=head_dim)
-        if own is None or own.shape != output.shape:
-            shape = None if own is None else tuple(own.shape)
-            raise CandidateUnavailable(
-                f"cannot graft {module}: it is {tuple(output.shape)}, FMS's {name} returns {shape}",
-                "graft the module that holds it",
-            )
-        return _with_part(answer, twin, output.to(own.device, own.dtype), head_dim=head_dim)
-
-    modules = plain_modules(model)
-    handle = modules[name].register_forward_hook(replace)
-    try:
-        with run_eagerly(), watch_modules(modules.items(), count):
-            yield name
-    finally:
-        handle.remove()
-
-
-def _find_twin(
-    model: torch.nn.Module, twins: Sequence[ModulePair], module: str
-) -> tuple[str, ModulePair]:
-    for name in plain_modules(model):
-        for hf_name, twin in pairs_of(name, twins):
-            if hf_name == module:
-                return name, twin
-    raise CandidateUnavailable(
-        f"FMS's model has no module that is {module}", "see snap check --localise for the names"
-    )
-
-
-def _with_part(answer: Any, twin: ModulePair, output: torch.Tensor, *, head_dim: int) -> Any:
-    """Return what FMS's module returned with one Hugging Face module's part replaced."""
-    part = redo_rotary_order(output, head_dim) if twin.rotary else output
-    if twin.part is None:
-        return replace_first_tensor(answer, part)
-    if isinstance(answer, (tuple, list)):
-        pieces = list(answer)
-        pieces[twin.part] = replace_first_tensor(pieces[twin.part], part)
-        return type(answer)(pieces)
-    pieces = list(answer.chunk(twin.parts, dim=-1))
-    pieces[twin.part] = part
-    return torch.cat(pieces, dim=-1)
 
 
 def redo_rotary_order(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
