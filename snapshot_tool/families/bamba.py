@@ -41,7 +41,6 @@ class _Calls(DecoderCalls):
     forward_in_parts = None  # type: ignore[assignment]
 
     def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
-        """Return the position ids of any prompt, and a padded one's mask."""
         seen = self.pad(inputs)
         if bool(inputs.attention_mask.all()):
             del seen["mask"]

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 CONNECTOR_OUTPUT = "image_hidden_states"
 
 
-def _grid(vision: Config) -> int:
-    """Return the number of patches along a side of a tile."""
+def _patches_along_a_side(vision: Config) -> int:
     return int(vision["image_size"] // vision["patch_size"])
 
 
@@ -45,7 +44,7 @@ def _fms_config(config: Config) -> Fields:
         "text_config": {**text, "pad_id": 0 if pad is None else pad},
         "image_token_id": config["image_token_id"],
         "connector_scale": scale,
-        "image_span_len": (_grid(vision) // scale) ** 2,
+        "image_span_len": (_patches_along_a_side(vision) // scale) ** 2,
     }
 
 
@@ -93,22 +92,19 @@ class _Calls(DecoderCalls):
 
     def connector(self, features: torch.Tensor) -> torch.Tensor:
         """Return the text model's image tokens, (tiles, tokens, width)."""
-        grid = _grid(self.loaded.config["vision_config"])
-        tokens: torch.Tensor = self.model.connector(features, H=grid, W=grid)
+        side = _patches_along_a_side(self.loaded.config["vision_config"])
+        tokens: torch.Tensor = self.model.connector(features, H=side, W=side)
         return tokens
 
     def forward(self, inputs: CaseInputs) -> torch.Tensor:
-        """Return the logits of every position, (1, length, vocabulary)."""
         return self.forward_batch([inputs])
 
     def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
-        """Return the logits of prompts padded to one length, (rows, length, vocabulary)."""
         return _logits(self.model(**self._arguments(rows)))
 
     def forward_on_cache(
         self, part: CaseInputs, cache: Any, seen: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, Any]:
-        """Return the logits of a part of a prompt, and the cache."""
         if "position_ids" not in inspect.signature(self.model.forward).parameters:
             raise PhaseUnsupported(
                 "FMS's forward takes no position_ids: it cannot go on from a key-value cache"
@@ -123,14 +119,12 @@ class _Calls(DecoderCalls):
 
     @property
     def generation(self) -> Callable[..., Any]:
-        """The model's own method."""
         generate: Callable[..., Any] = self.model.generate
         return generate
 
     def new_tokens(
         self, rows: Sequence[CaseInputs], max_new_tokens: int, end: EndToken
     ) -> torch.Tensor:
-        """Return the greedy new tokens of prompts of one length, (rows, new tokens)."""
         ids: torch.Tensor = self.generation(
             **self._arguments(rows), max_new_tokens=max_new_tokens, eos_token_id=end
         )
@@ -139,10 +133,6 @@ class _Calls(DecoderCalls):
     def generate_batch(
         self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> list[torch.Tensor]:
-        """Return the greedy new tokens of each prompt, its own end token included.
-
-        A row that goes on after its end is returned whole: the model was given its end tokens.
-        """
         import torch
 
         end, found = self.end_token(eos_token_ids), []
@@ -152,6 +142,7 @@ class _Calls(DecoderCalls):
             cut = cut_after_end(new, eos_token_ids)
             rest = new[len(cut) :]
             is_filled = bool(torch.isin(rest, torch.tensor(filler, device=new.device)).all())
+            # A row that continues after its end stays whole: the model was given its end tokens.
             found.append(cut if end is None or is_filled else new)
         return found
 

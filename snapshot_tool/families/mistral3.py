@@ -75,7 +75,6 @@ class _Calls(ImageTextCalls):
         return tokens
 
     def images(self, inputs: CaseInputs) -> dict[str, Any]:
-        """Return pixel values and sizes as FMS splits by them: a list of pairs."""
         if inputs.pixel_values is None:
             return {}
         return {"pixel_values": inputs.pixel_values, "image_sizes": _pairs(inputs.image_sizes)}

@@ -42,7 +42,6 @@ class _Calls(EncoderCalls):
     """FMS counts positions itself only in a whole prompt; Hugging Face leaves padding out."""
 
     def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
-        """Return positions that are counted over real tokens, and a padded prompt's mask."""
         padding, pad_id = inputs.attention_mask == 0, self.model.config.pad_id
         seen = self.pad(inputs, offset=pad_id + 1)
         seen["position_ids"] = seen["position_ids"].masked_fill(padding, pad_id)
@@ -51,7 +50,6 @@ class _Calls(EncoderCalls):
         return seen
 
     def head_outputs(self, answer: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the pooled first token, (1, width)."""
         return {_POOLED: answer[1]}
 
 

@@ -58,15 +58,13 @@ class _ClassCalls(EncoderCalls):
     """The head returns one row of logits for the whole text, (1, classes)."""
 
     def head_outputs(self, answer: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the logits of the classes."""
         return {_CLASSES.name: answer}
 
 
 class _SpanCalls(EncoderCalls):
-    """The head returns two logits for each position: an answer's start and its end."""
+    """The head returns two logits for each position: (1, length, 2), an answer's start and end."""
 
     def head_outputs(self, answer: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return both side by side, (1, length, 2)."""
         import torch
 
         return {_SPANS.name: torch.stack(answer, dim=-1)}

@@ -46,6 +46,7 @@ from snapshot_tool.base.protocol import (
 from snapshot_tool.base.recipes import CaseRecipe
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Family
+from snapshot_tool.goldens.parts import widened
 from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
 from snapshot_tool.reference.loading import (
     changed_fields,
@@ -227,7 +228,7 @@ class HuggingFaceReference:
             if connector and connector_input and calls:
                 name = self.family.compared[Phase.VISION]
                 vision = {c.name: t for c, t in captured.items() if c.phase is Phase.VISION}
-                features = self._cast(connector_input(_widened(vision[name])))
+                features = self._cast(connector_input(widened(vision[name].cpu())))
                 again = calls[0].module(features, *calls[0].arguments[1:], **calls[0].keywords)
                 output = first_tensor(again)
                 if output is not None:
@@ -237,8 +238,8 @@ class HuggingFaceReference:
                 logits = torch.cat([logits, self._continue(answer, arguments, continuation)])
         outputs: dict[Phase, dict[str, torch.Tensor]] = {}
         for capture, tensor in captured.items():
-            outputs.setdefault(capture.phase, {})[capture.name] = _widened(tensor)
-        return ForwardPass(outputs, None if logits is None else _widened(logits))
+            outputs.setdefault(capture.phase, {})[capture.name] = widened(tensor.cpu())
+        return ForwardPass(outputs, None if logits is None else widened(logits.cpu()))
 
     def _logits(self, answer: Any) -> torch.Tensor:
         logits = getattr(answer, "logits", None)
@@ -330,7 +331,7 @@ class HuggingFaceReference:
         finally:
             self.model.generation_config = own
         new = answer.sequences[0, inputs.input_ids.shape[1] :].cpu()
-        return Generation(new, _widened(torch.stack([step[0] for step in answer.logits])))
+        return Generation(new, widened(torch.stack([step[0] for step in answer.logits]).cpu()))
 
     def _require_taken(self, inputs: CaseInputs, new_tokens: int) -> None:
         """Raise InputRefused for what the model cannot compute, or only by accident."""
@@ -416,12 +417,6 @@ def _pad_token_id(model: Any, family: Family) -> int:
     pad = _special_token(model, "pad_token_id")
     rows = len(model.get_input_embeddings().weight) if family.takes_text else 0
     return int(pad) if pad is not None and 0 <= int(pad) < rows else 0
-
-
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    """Return half precision as float32, which holds it exactly: sums of it must not round again."""
-    half = tensor.dtype in (torch.bfloat16, torch.float16)
-    return tensor.to("cpu", torch.float32) if half else tensor.cpu()
 
 
 def _model_class(family: Family, config: Mapping[str, Any], *, trusts_code: bool) -> Any:
