@@ -1,4 +1,4 @@
-"""A candidate that runs on every rank of one torchrun: the leader's side and the followers'."""
+"""A candidate that runs on every rank of one torchrun, on the leader and on the followers."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def joined_ranks() -> Ranks | None:
 
 @contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
-    """Meet the other ranks, each with its own GPU if `device` is "cuda"."""
+    """Join the other ranks, each with its own GPU if `device` is "cuda"."""
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
@@ -186,8 +186,8 @@ _END_GRAFT = "end of graft"
 class DistributedCandidate(Candidate):
     """The leader's candidate; what runs the model runs on every rank.
 
-    It keeps no outputs: a module that one rank takes from a cache and another computes would part
-    them.
+    It keeps no outputs: ranks diverge if one takes a module's output from a cache and another
+    computes it.
     """
 
     def __init__(self, own: Candidate, ranks: Ranks, *, spec: str) -> None:

@@ -1,4 +1,4 @@
-"""Keep what an FMS model's image encoder returns: no phase of a case encodes a tile again.
+"""Keep the outputs of an FMS model's image encoder: no phase of a case encodes a tile again.
 
 Vision, forward and generate all encode the golden's tiles, and at the true shape a check spends
 nearly all its time there. What the cache returns was computed by the same call on the same input,

@@ -148,7 +148,7 @@ class Recorded:
 
     cases: the capabilities of each case, by name.
 
-    Methods raise UsageError for what the golden set has no answer to.
+    Methods raise UsageError if the golden set has no answer.
     """
 
     golden: Golden

@@ -196,7 +196,7 @@ def replay(
     judge: Judge | None = None,
     allow_near_ties: bool = False,
 ) -> Exploration:
-    """Run the given questions; raise UsageError for one that the golden set has no answer to."""
+    """Run the given questions; raise UsageError if the golden set has no answer to one."""
     runner = QueryRunner(candidate, Recorded.of(golden), judge or Judge.of(golden), allow_near_ties)
     results: dict[str, list[Result]] = {}
     for question in questions:

@@ -35,6 +35,6 @@ def join_processes(device: str) -> Processes:
 
 def _lacking(error: ImportError) -> ReferenceUnavailable:
     return ReferenceUnavailable(
-        f"recording needs transformers and accelerate, which are not here: {error}",
+        f"recording needs transformers and accelerate, which are not installed: {error}",
         "use the record environment; to make one, in a checkout of snap: make setup",
     )
