@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from snapshot_tool.base.errors import CheckpointUnavailable, RevisionMismatch, UsageError
+from snapshot_tool.base.errors import CheckpointUnavailable, RevisionMismatch
 from snapshot_tool.base.files import file_sha256
 
 CONFIG = "config.json"
@@ -237,28 +237,26 @@ def is_folder_name(name: str) -> bool:
     return name.startswith(f"{FOLDER_OWNER}/")
 
 
-def open_checkpoint(spec: str, *, revision: str | None) -> Checkpoint:
+def open_checkpoint(spec: str, *, revision: str | None, weights: bool = True) -> Checkpoint:
     """Find a checkpoint, downloading it if needed, and compute its digests.
+
+    revision: by default the commit of a hub checkpoint's branch main. weights: whether weights and
+    code are needed; a folder's revision is that of all its files.
 
     Raises CheckpointUnavailable if it is not available, RevisionMismatch if a folder's files do not
     have the given revision.
     """
     if is_folder(spec):
-        return _open_folder(_expand(spec), revision=revision)
-    if not revision:
-        raise UsageError(
-            f"--revision is needed for {spec}: a golden is pinned to one commit",
-            "pass a commit SHA, or a branch or tag to be resolved to one",
-        )
-    return _open_hub(spec, revision=revision)
+        return _open_folder(_expand(spec), revision=revision, weights=weights)
+    return _open_hub(spec, revision=revision or "main", weights=weights)
 
 
-def _hash_files(folder: Path, *, incomplete: str) -> dict[str, str]:
+def _hash_files(folder: Path, *, incomplete: str, weights: bool) -> dict[str, str]:
     """Return the SHA-256 of every file that is loaded, by relative path.
 
     incomplete: what to do if one of them is missing.
     """
-    names = loaded_files(folder)
+    names = [name for name in loaded_files(folder) if weights or is_small_file(name)]
     for name in names:
         if not (folder / name).is_file():
             why = (
@@ -303,7 +301,7 @@ def require_same_files(checkpoint: Checkpoint, recorded: Mapping[str, str]) -> N
         )
 
 
-def _open_folder(folder: Path, *, revision: str | None) -> Checkpoint:
+def _open_folder(folder: Path, *, revision: str | None, weights: bool) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointUnavailable(
             f"checkpoint {folder} is no folder here and no hub id (owner/name)",
@@ -315,7 +313,9 @@ def _open_folder(folder: Path, *, revision: str | None) -> Checkpoint:
             "pass the folder that holds the model's files",
         )
     try:
-        files = _hash_files(folder, incomplete="download the rest of the checkpoint")
+        files = _hash_files(
+            folder, incomplete="download the rest of the checkpoint", weights=weights
+        )
     except OSError as error:
         raise CheckpointUnavailable(f"checkpoint {folder} cannot be read: {error}") from error
     found = folder_revision(files)
@@ -327,17 +327,20 @@ def _open_folder(folder: Path, *, revision: str | None) -> Checkpoint:
     return Checkpoint(checkpoint_name(str(folder)), found, folder, files)
 
 
-def _open_hub(name: str, *, revision: str) -> Checkpoint:
+def _open_hub(name: str, *, revision: str, weights: bool) -> Checkpoint:
     """Download (or find in the cache) a hub checkpoint at a commit."""
     commit = revision if _COMMIT.fullmatch(revision) else _resolve(name, revision)
-    folder = _download(name, commit, [*SMALL_FILES, WEIGHTS, INDEX])
+    folder = _download(name, commit, [*SMALL_FILES, *([WEIGHTS, INDEX] if weights else [])])
     if not (folder / CONFIG).is_file():
         raise CheckpointUnavailable(f"{name} at {commit} has no config.json")
-    shards = [glob.escape(file) for file in weight_files(folder) if file not in (WEIGHTS, INDEX)]
-    further = [*shards, *([CODE] if names_code(folder) else [])]
-    if further:
-        _download(name, commit, further)
-    files = _hash_files(folder, incomplete="connect to the network to download the rest")
+    if weights:
+        shards = [glob.escape(f) for f in weight_files(folder) if f not in (WEIGHTS, INDEX)]
+        further = [*shards, *([CODE] if names_code(folder) else [])]
+        if further:
+            _download(name, commit, further)
+    files = _hash_files(
+        folder, incomplete="connect to the network to download the rest", weights=weights
+    )
     return Checkpoint(name, commit, folder, files, "" if commit == revision else revision)
 
 
@@ -396,12 +399,13 @@ def _hub_problem(name: str, revision: str, error: Exception) -> CheckpointUnavai
     match error:
         case GatedRepoError():
             return CheckpointUnavailable(
-                f"{name} is gated: the hub needs a token", "log in with: huggingface-cli login"
+                f"{name} is gated: the hub needs a token",
+                "set HF_TOKEN, or log in with: huggingface-cli login",
             )
         case RepositoryNotFoundError():
             return CheckpointUnavailable(
                 f"the hub has no checkpoint {name} (or it is private)",
-                "check the name, or log in with: huggingface-cli login",
+                "check the name, set HF_TOKEN, or log in with: huggingface-cli login",
             )
         case RevisionNotFoundError():
             return CheckpointUnavailable(
@@ -418,5 +422,6 @@ def _hub_problem(name: str, revision: str, error: Exception) -> CheckpointUnavai
             why = "the hub cannot be reached"
     return CheckpointUnavailable(
         f"{name} at {revision} is not in the local cache, and {why}",
-        "connect to the network, or pass a folder: --checkpoint DIR",
+        "connect to the network once, restore the cache (HF_HOME), or pass a folder: "
+        "--checkpoint DIR",
     )

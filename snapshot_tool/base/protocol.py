@@ -77,6 +77,8 @@ class CandidateRequest:
         loading: who maps the configuration and loads the weights; it concerns only FMS.
         changed_fields: of the configuration, those that its class does not derive from the others.
         unused_weights: of the checkpoint, those that no output of the reference depends on.
+        needs_weights: whether the model runs; False: only preprocessing does, and the folder may
+            lack the weights.
     """
 
     checkpoint: Path
@@ -86,6 +88,7 @@ class CandidateRequest:
     loading: Loading = Loading.SNAP
     changed_fields: tuple[str, ...] = ()
     unused_weights: frozenset[str] = frozenset()
+    needs_weights: bool = True
 
 
 @dataclass(frozen=True, slots=True)

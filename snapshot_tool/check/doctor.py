@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from snapshot_tool.base.errors import CheckpointUnavailable, DeviceUnavailable, 
 from snapshot_tool.candidates.fms.candidate import family_in_fms
 from snapshot_tool.candidates.fms.importing import FmsSource, import_fms
 from snapshot_tool.families import FAMILIES
-from snapshot_tool.goldens.find import FoundSet, find_goldens, how_to_get
+from snapshot_tool.goldens.find import FoundSet, check_line, find_goldens, how_to_get
 from snapshot_tool.goldens.manifest import Manifest
 from snapshot_tool.goldens.verify import verify_set
 
@@ -65,7 +64,12 @@ def diagnose(goldens: Path, *, fms_path: Path | None) -> Diagnosis:
     sets = [_golden_finding(one, goldens, source) for one in found]
     usable = [one.name for one, finding in zip(found, sets, strict=True) if finding.good]
     if usable:
-        step = _check_command(goldens, fms_path, usable, several=len(found) > 1)
+        options = ["--fms-path", str(fms_path)] if fms_path else []
+        if len(usable) > 1:
+            options.append("--all")
+        elif len(found) > 1:
+            options += ["--checkpoint", usable[0]]
+        step = check_line(goldens, *options)
     elif source is None:
         step = fms.detail
     elif found:
@@ -74,22 +78,6 @@ def diagnose(goldens: Path, *, fms_path: Path | None) -> Diagnosis:
         step = how_to_get(goldens)
         sets = [Finding("goldens", False, f"no golden set in {goldens}")]
     return Diagnosis(bool(usable), recording.good, (*facts, fms, recording, *sets), step)
-
-
-def _check_command(
-    goldens: Path, fms_path: Path | None, usable: list[str], *, several: bool
-) -> str:
-    """Return the command that checks the usable sets, or the first of them."""
-    words = ["snap", "check"]
-    if fms_path is not None:
-        words += ["--fms-path", str(fms_path)]
-    if goldens != Path("goldens"):
-        words += ["--goldens", str(goldens)]
-    if len(usable) > 1:
-        words += ["--all"]
-    elif several:
-        words += ["--checkpoint", usable[0]]
-    return shlex.join(words)
 
 
 def _fms_finding(fms_path: Path | None) -> tuple[Finding, FmsSource | None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from snapshot_tool.base.errors import UpdateDeclined, UsageError
+from snapshot_tool.cli.configuration import configured_options
 from snapshot_tool.cli.options import request_options
 from snapshot_tool.record.request import RecordRequest
 
@@ -35,10 +36,13 @@ def record_command(*, yes: bool, **options: Any) -> int:
     from snapshot_tool.base.environment import rank_here
     from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.families.own import name_families
+    from snapshot_tool.goldens.find import check_line, find_goldens
     from snapshot_tool.record.workflow import help_to_record, record
     from snapshot_tool.reports.text import remarks
 
     request = RecordRequest(**options)
+    if options_read := configured_options(click.get_current_context()):
+        click.echo(f"options: {options_read}", err=True)
     name_families(request.family)
     if rank_here():
         help_to_record(request.device)
@@ -60,6 +64,11 @@ def record_command(*, yes: bool, **options: Any) -> int:
         click.echo(line, err=True)
     for line in manifest.history[-1].moved:
         click.echo(f"moved: {line}")
+    name = "/".join(outcome.location.folder.parts[-3:])
+    several = len(find_goldens(outcome.location.root)) > 1
+    chosen = ["--checkpoint", name] if several else []
+    line = check_line(outcome.location.root, "--fms-path", "CHECKOUT", *chosen)
+    click.echo(f"check it, in the check environment: {line}")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from snapshot_tool.base.checkpoint import (
     checkpoint_name,
     is_folder,
     is_folder_name,
+    is_small_file,
     open_checkpoint,
     require_same_files,
 )
@@ -74,6 +76,12 @@ def how_to_get(root: Path, record: str = "record one with: snap record") -> str:
         return record
     folder = "" if root == Path("goldens") else f" --goldens {root}"
     return f"fetch the sets that {lock} names: snap pull{folder}"
+
+
+def check_line(root: Path, *options: str) -> str:
+    """Return the command that checks golden sets of a folder."""
+    folder = () if root == Path("goldens") else ("--goldens", str(root))
+    return shlex.join(("snap", "check", *options, *folder))
 
 
 def find_goldens(root: Path) -> list[FoundSet]:
@@ -246,8 +254,10 @@ def _is_golden_name(spec: str, found: Sequence[FoundSet]) -> bool:
     return bool(named_sets(found, spec))
 
 
-def open_checkpoint_of(golden: Golden, spec: str | None) -> Checkpoint:
+def open_checkpoint_of(golden: Golden, spec: str | None, *, weights: bool = True) -> Checkpoint:
     """Open the checkpoint `spec`, by default or for the golden's name the one that it names.
+
+    weights: whether they are needed.
 
     Raises RevisionMismatch unless its files are those that the golden was recorded from.
     """
@@ -263,8 +273,9 @@ def open_checkpoint_of(golden: Golden, spec: str | None) -> Checkpoint:
         )
     if spec is not None and is_folder(spec):
         revision = None
-    checkpoint = open_checkpoint(spec or entry.name, revision=revision)
-    require_same_files(checkpoint, entry.files)
+    checkpoint = open_checkpoint(spec or entry.name, revision=revision, weights=weights)
+    files = {name: digest for name, digest in entry.files.items() if weights or is_small_file(name)}
+    require_same_files(checkpoint, files)
     _require_known_family(golden)  # last, since it may run the user's code
     return checkpoint
 

@@ -111,12 +111,17 @@ class CheckpointEntry(Entry, frozen=True):
 
 
 class HistoryEntry(Entry, frozen=True):
-    """Why a golden version came to be: the day (UTC), the reason given, and what moved."""
+    """Why a golden version came to be: the day (UTC), the reason given, and what moved.
+
+    `snap` is the version of snap that recorded it; `command` records the same again.
+    """
 
     version: Positive
     when: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")]
     reason: Text
     moved: tuple[Text, ...]
+    snap: Text = ""
+    command: Text = ""
 
 
 class Draws(Entry, frozen=True):

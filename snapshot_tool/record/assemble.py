@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from snapshot_tool.base import __version__
 from snapshot_tool.base.checkpoint import Checkpoint, is_folder_name
 from snapshot_tool.base.errors import GoldenExists, printable
 from snapshot_tool.base.phases import PHASES, Phase
@@ -88,7 +90,9 @@ class Assembly:
             diff = diff_goldens(replaced, Golden(folder, manifest))
             reason = printable(self.review(diff))
             moved = tuple(describe_diff(diff)) or ("no recorded tensor",)
-            entry = HistoryEntry(version=version, when=_today(), reason=reason, moved=moved)
+            entry = msgspec.structs.replace(
+                manifest.history[0], version=version, reason=reason, moved=moved
+            )
             manifest = msgspec.structs.replace(manifest, history=(*old.history, entry))
         write_atomically(folder / MANIFEST, encode_readable(manifest))
         commit(self.staging.tree, self.location)
@@ -132,7 +136,12 @@ class Assembly:
     def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
         settings, info = self.plan.settings, self.info
         first = HistoryEntry(
-            version=1, when=_today(), reason=printable(self.reason) or "recorded", moved=()
+            version=1,
+            when=_today(),
+            reason=printable(self.reason) or "recorded",
+            moved=(),
+            snap=__version__,
+            command=self._command(),
         )
         return Manifest(
             schema_version=SCHEMA_VERSION,
@@ -166,6 +175,24 @@ class Assembly:
             storage=settings.storage,
             warnings=self._warnings(),
         )
+
+    def _command(self) -> str:
+        """Return a command that records the same: by the plan, so that --resume changes nothing."""
+        settings, location = self.plan.settings, self.location
+        folder = _relative_location(self.checkpoint, location.root)
+        words = ["snap", "record", "--checkpoint", folder or location.checkpoint]
+        words += ["--revision", settings.revision, "--device", location.device]
+        words += ["--dtype", location.dtype, "--phase", ",".join(settings.phases)]
+        words += ["--variants", str(settings.variants), "--seed", str(settings.seed)]
+        words += ["--max-new-tokens", str(settings.max_new_tokens)]
+        words += ["--storage", settings.storage]
+        words += ["--oracle"] if settings.oracle else []
+        words += ["--prompt", "FILE"] if settings.prompts else []
+        for tokens in settings.long:
+            words += ["--long", str(tokens)]
+        for glob in settings.whole_outputs:
+            words += ["--whole-outputs", glob]
+        return printable(shlex.join(words))
 
     def _warnings(self) -> tuple[str, ...]:
         """Return the warnings, those of phases that are carried over included."""

@@ -19,6 +19,7 @@ from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import LoadSettings
 from snapshot_tool.base.recipes import NamedRecipe
 from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.layout import TAPS, phase_file
 from snapshot_tool.goldens.manifest import Draws, Manifest, Storage
 from snapshot_tool.goldens.transaction import make_folder, sync_folder, write_atomically
 
@@ -66,6 +67,12 @@ class Staging:
             raise SnapError(
                 f"cannot write {path}: {error.strerror}", "make room, then go on with --resume"
             ) from error
+
+    def count_cases(self) -> int:
+        """Return how many cases have their answers; a recording may have one of both files."""
+        names = (TAPS, phase_file(Phase.GENERATE))
+        counts = [len(list(self.folder.glob(f"parts/*/{name}"))) for name in names]
+        return min(filter(None, counts), default=0)
 
     def remove_offload(self) -> None:
         """Remove the weights that accelerate put on disk."""

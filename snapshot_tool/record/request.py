@@ -41,8 +41,8 @@ class RecordRequest:
     _: KW_ONLY
     revision: str | None = option(
         None,
-        "Commit SHA of a hub checkpoint; a branch or tag is resolved to one. The revision of a "
-        "folder is computed from its files; if given, it must match.",
+        "Commit SHA of a hub checkpoint; a branch or tag is resolved to one, by default main. The "
+        "revision of a folder is computed from its files; if given, it must match.",
     )
     device: str = option("cpu", "Where the reference runs.", choices=DEVICES)
     dtype: str = option("float32", "What the reference computes in.", choices=ORACLE_DTYPES)

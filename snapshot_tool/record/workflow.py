@@ -154,6 +154,11 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
                 review=review,
             ).write()
             staging.discard()
+        except KeyboardInterrupt:
+            progress.note(
+                f"{staging.count_cases()} cases are kept: go on with the same command and --resume"
+            )
+            raise
         finally:
             staging.remove_offload()
     return RecordOutcome(location, manifest, changed)

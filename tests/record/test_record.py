@@ -6,17 +6,38 @@ import contextlib
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import CHECKPOINT, GOLDENS, ROOT, Run, Snap, error_lines, set_folder
-from tests.record.checkpoints import SMALL, contents, manifest_of, record_here
+import snapshot_tool
+from tests.conftest import (
+    CHECKPOINT,
+    GOLDENS,
+    ROOT,
+    Run,
+    Snap,
+    error_lines,
+    run_snap,
+    set_folder,
+)
+from tests.record.checkpoints import (
+    LLAMA,
+    ROBERTA,
+    SMALL,
+    Notes,
+    contents,
+    manifest_of,
+    record_here,
+)
 from tests.unit.hub import COMMIT, REPOSITORY, serve_hub
 
 pytestmark = pytest.mark.record
@@ -130,6 +151,54 @@ def test_a_killed_recording_leaves_the_old_set_and_can_be_resumed(
     assert record(snap, tmp_path / "fresh", *SMALL).code == 0
     assert contents(goldens) == contents(tmp_path / "fresh")
     assert not list(parts.glob("*/*/cpu-float32"))
+
+
+class InterruptsAtTheThirdCase(Notes):
+    """Interrupts a recording as Ctrl-C does."""
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Iterator[int]]:
+        """Count the cases that are recorded."""
+        with super().stage(title, total) as steps:
+            yield self._interrupted(steps) if title == "recording cases" else steps
+
+    def _interrupted(self, steps: Iterator[int]) -> Iterator[int]:
+        for step in steps:
+            if step > 2:
+                raise KeyboardInterrupt
+            yield step
+
+
+def test_an_interrupted_recording_says_how_many_cases_are_kept(tmp_path: Path) -> None:
+    """And --resume goes on with them."""
+    notes = InterruptsAtTheThirdCase()
+    with pytest.raises(KeyboardInterrupt):
+        record_here(LLAMA, tmp_path / "goldens", notes=notes)
+    assert notes.lines == ["3 cases are kept: go on with the same command and --resume"]
+    assert record_here(LLAMA, tmp_path / "goldens", resume=True).cases
+
+
+def test_a_recording_ends_with_the_command_that_checks_it(snap: Snap, tmp_path: Path) -> None:
+    """It names the set if there are several."""
+    options = ("--variants", 0, "--goldens", tmp_path)
+    first = snap("record", "--checkpoint", LLAMA, *options).out.splitlines()[-1]
+    second = snap("record", "--checkpoint", ROBERTA, *options).out.splitlines()[-1]
+    line = f"snap check --fms-path CHECKOUT --goldens {tmp_path}"
+    assert first.endswith(line)
+    name = second.partition("--checkpoint ")[2].split()[0]
+    assert snap("show", name, "--goldens", tmp_path).out.startswith("local/roberta at ")
+
+
+def test_the_manifest_has_the_command_that_records_it_again(tmp_path: Path) -> None:
+    """With snap's version, and to the same bytes."""
+    record_here(LLAMA, tmp_path / "goldens", variants=1, seed=3, max_new_tokens=5)
+    entry = manifest_of(tmp_path / "goldens")["history"][0]
+    assert entry["snap"] == snapshot_tool.__version__
+    words = shlex.split(entry["command"].replace("local/llama", str(LLAMA)))
+    assert words[:2] == ["snap", "record"]
+    run = run_snap(*words[1:], "--goldens", tmp_path / "again")
+    assert run.code == 0, run.err
+    assert contents(tmp_path / "again") == contents(tmp_path / "goldens")
 
 
 def test_fresh_throws_an_unfinished_recording_away(snap: Snap, small_copy: Path) -> None:

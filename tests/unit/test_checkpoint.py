@@ -15,7 +15,7 @@ from snapshot_tool.base.checkpoint import (
     open_checkpoint,
     require_same_files,
 )
-from snapshot_tool.base.errors import CheckpointUnavailable, RevisionMismatch, UsageError
+from snapshot_tool.base.errors import CheckpointUnavailable, RevisionMismatch
 
 INDEX = {"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "parts/two.safetensors"}}
 LOADED = {
@@ -213,12 +213,6 @@ def test_a_folders_name_becomes_one_that_a_manifest_takes(
     """Anything but letters, digits, dots, hyphens and underscores becomes a hyphen."""
     (tmp_path / folder).mkdir()
     assert checkpoint_name(str(tmp_path / folder)) == name
-
-
-def test_a_hub_id_without_a_revision_is_a_usage_error() -> None:
-    """A golden is pinned to one commit; the hub is not contacted."""
-    with pytest.raises(UsageError, match="--revision is needed for owner/name"):
-        open_checkpoint("owner/name", revision=None)
 
 
 @pytest.mark.parametrize("spec", ["/no/such/folder", "no-such-folder", "a/b/c", "~no-such-user/x"])

@@ -34,11 +34,12 @@ NOT_LOADED = {
 }
 # The client reads the hub's address and its cache once, at import.
 PROGRAM = """
-import json, sys
+import json, os, sys
 from snapshot_tool.base.checkpoint import open_checkpoint
 from snapshot_tool.base.errors import SnapError
 try:
-    found = open_checkpoint(sys.argv[1], revision=sys.argv[2])
+    weights = "SNAP_TEST_SMALL" not in os.environ
+    found = open_checkpoint(sys.argv[1], revision=sys.argv[2] or None, weights=weights)
 except SnapError as error:
     sys.exit(f"{type(error).__name__}\\n{error}")
 print(json.dumps({"name": found.name, "revision": found.revision, "files": found.files,
@@ -71,12 +72,13 @@ def open_on_hub(home: Path, endpoint: str, revision: str = COMMIT) -> Any:
     return json.loads(answer.stdout)
 
 
+@pytest.mark.parametrize("branch", ["main", ""])
 def test_a_branch_is_resolved_and_downloaded_and_then_found_without_the_hub(
-    tmp_path: Path,
+    tmp_path: Path, branch: str
 ) -> None:
-    """The commit is kept; with it the cache answers when the hub is gone."""
+    """The commit is kept; with it the cache answers when the hub is gone. main is the default."""
     with serve_hub() as endpoint:
-        found = open_on_hub(tmp_path, endpoint, "main")
+        found = open_on_hub(tmp_path, endpoint, branch)
     assert (found["name"], found["revision"]) == (REPOSITORY, COMMIT)
     assert found["resolved_from"] == "main"
     # Other formats of the weights stay on the hub.
@@ -100,6 +102,16 @@ def test_loaded_files_are_downloaded_with_their_digests_and_no_others(tmp_path: 
     (folder / "a.safetensors").unlink()
     again = run(tmp_path, REPOSITORY, COMMIT, HF_HUB_OFFLINE="1")
     assert "a.safetensors is missing" in again.stderr
+
+
+def test_what_needs_no_weights_downloads_none(tmp_path: Path) -> None:
+    """Preprocessing reads small files alone."""
+    with serve_hub(LOADED | NOT_LOADED) as endpoint:
+        answer = run(tmp_path, REPOSITORY, COMMIT, HF_ENDPOINT=endpoint, SNAP_TEST_SMALL="1")
+    found = json.loads(answer.stdout)
+    here = {path.name for path in Path(found["folder"]).rglob("*") if path.is_file()}
+    assert found["files"].keys() == {"config.json", "additional_chat_templates/tools.jinja"}
+    assert here == {"config.json", "tools.jinja"}
 
 
 def test_a_checkpoint_without_config_is_refused(tmp_path: Path) -> None:

@@ -112,10 +112,12 @@ class FmsCandidate(Candidate):
 
     def info(self) -> CandidateInfo:
         """Return which FMS this is."""
-        stray = [
-            f"FMS also loads {name}, which is not part of the checkpoint"
-            for name in stray_files(self.request.checkpoint)
-        ]
+        stray: list[str] = []
+        if self.request.needs_weights:
+            stray = [
+                f"FMS also loads {name}, which is not part of the checkpoint"
+                for name in stray_files(self.request.checkpoint)
+            ]
         unmapped = unmapped_fields(self.family, self.request)
         return CandidateInfo(
             "fms",
@@ -201,6 +203,12 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
 
     family = family_in_fms(request.config, source)
     port = family.fms
+    if not request.needs_weights:
+        model = torch.nn.Module()
+        loaded = LoadedFms(
+            model, models, generation.generate, None, request.checkpoint, request.config
+        )
+        return FmsCandidate(model, port.calls(loaded), source, family, request)
     weights = CheckpointWeights(request, port)
     weights.require_few_layers()
     mapping: tuple[FieldDifference, ...] = ()
