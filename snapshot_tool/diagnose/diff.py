@@ -105,7 +105,9 @@ class SetDiff(msgspec.Struct, frozen=True, kw_only=True):
         environment: versions and flags that differ.
         parts: the parts that moved, in the order of phases.
         tokens: the generations whose tokens differ.
-        files: other files that only one of both has, in words: "oracle: added".
+        files: what only one of both has, in words: "oracle: added", "7 cases only in FOLDER: …".
+        only_in_one: the cases that the other set does not have; they are not compared.
+        only_in_other: the cases that the first set does not have.
         moved: the tensors whose bytes differ, in the order of parts and keys.
     """
 
@@ -117,7 +119,14 @@ class SetDiff(msgspec.Struct, frozen=True, kw_only=True):
     parts: tuple[PartDiff, ...]
     tokens: tuple[TextDiff, ...]
     files: tuple[str, ...]
+    only_in_one: tuple[str, ...] = ()
+    only_in_other: tuple[str, ...] = ()
     moved: tuple[TensorDiff, ...]
+
+    @property
+    def within(self) -> bool:
+        """Whether both have the same cases, and all differences are within tolerance."""
+        return not (self.beyond or self.only_in_one or self.only_in_other)
 
     @property
     def beyond(self) -> tuple[TensorDiff, ...]:
@@ -183,10 +192,13 @@ def diff_goldens(one: Golden, other: Golden) -> SetDiff:
     moved: list[TensorDiff] = []
     texts: list[TextDiff] = []
     parts = []
+    only_in_one = tuple(name for name in one.cases if name not in other.cases)
+    only_in_other = tuple(name for name in other.cases if name not in one.cases)
+    lone = {*only_in_one, *only_in_other}
     for part in (INPUTS_PART, *map(str, PHASES)):
         file = INPUTS if part == INPUTS_PART else phase_file(Phase(part))
         before, after = _entries(one, file), _entries(other, file)
-        keys = sorted(before.keys() | after.keys())
+        keys = [k for k in sorted(before.keys() | after.keys()) if k.partition("/")[0] not in lone]
         if one.manifest.storage is not other.manifest.storage:
             keys = [key for key in keys if _is_comparable(key, one, other, file)]
         found = []
@@ -204,13 +216,19 @@ def diff_goldens(one: Golden, other: Golden) -> SetDiff:
             parts.append(_part(part, len(keys), found))
             moved += found
     return SetDiff(
-        same=not moved,
+        same=not (moved or lone),
         one=SetIdentity(one.manifest.title, str(one.folder)),
         other=SetIdentity(other.manifest.title, str(other.folder)),
         environment=_environment(one, other),
         parts=tuple(parts),
         tokens=tuple(texts),
-        files=tuple(_other_files(one, other)),
+        files=(
+            *_other_files(one, other),
+            *_lone_cases(one, only_in_one),
+            *_lone_cases(other, only_in_other),
+        ),
+        only_in_one=only_in_one,
+        only_in_other=only_in_other,
         moved=tuple(moved),
     )
 
@@ -220,13 +238,11 @@ def _entries(golden: Golden, file: str) -> Mapping[str, TensorEntry]:
 
 
 def _is_comparable(key: str, one: Golden, other: Golden, file: str) -> bool:
-    """Return whether a full and a compact set keep the same under a key, or one lacks the case.
+    """Return whether a full and a compact set keep the same under a key.
 
     A compact set's connector may have other inputs, and so another output.
     """
     case = key.partition("/")[0]
-    if not all(case in golden.cases for golden in (one, other)):
-        return True
     entries = [_entries(golden, file) for golden in (one, other)]
     other_inputs = any(f"{case}/{QUESTION}.shape" in tensors for tensors in entries)
     return all(key in tensors for tensors in entries) and not other_inputs
@@ -242,6 +258,11 @@ def _other_files(one: Golden, other: Golden) -> list[str]:
         if before != after:
             lines.append(f"{kind}: {'added' if after else 'dropped'}")
     return lines
+
+
+def _lone_cases(golden: Golden, cases: tuple[str, ...]) -> list[str]:
+    """Return a line that names the cases that only this set has."""
+    return [f"{len(cases)} cases only in {golden.folder}: {', '.join(cases)}"] if cases else []
 
 
 def _environment(one: Golden, other: Golden) -> dict[str, Change]:

@@ -24,6 +24,8 @@ def diff_lines(diff: SetDiff) -> list[str]:
     lines += [f"       {line}" for line in diff.files]
     if diff.same:
         return [*lines, "the same: every tensor has the same bytes"]
+    if not diff.parts:
+        return lines
     lines += ["", f"{'part':<14}{'tensors':>8}{'moved':>7}{'beyond':>8}  worst"]
     lines += [_part_line(diff, part) for part in diff.parts]
     lines += ["0.5x: the worst element moved by half of its tolerance", ""]

@@ -162,7 +162,7 @@ def test_the_page_shows_the_same_and_trusts_no_text(tmp_path: Path) -> None:
 
 
 def test_sets_with_other_cases_are_compared_by_what_both_have(tmp_path: Path) -> None:
-    """A case of one set alone is a difference by name, not an error."""
+    """The cases of one set alone are named once, and are a difference."""
     one = write_golden(tmp_path / "one")
     other = write_golden(tmp_path / "other")
     manifest = load_manifest(other)
@@ -176,4 +176,9 @@ def test_sets_with_other_cases_are_compared_by_what_both_have(tmp_path: Path) ->
     cases = tuple(case for case in manifest.cases if case.name == "text-only")
     write_manifest(other, msgspec.structs.replace(manifest, files=files, cases=cases))
     found = diff_folders(one, other)
-    assert {(diff.case, diff.reason) for diff in found.moved} == {("two-images", f"not in {other}")}
+    assert found.moved == ()
+    assert (found.only_in_one, found.only_in_other) == (("two-images",), ())
+    assert not found.same
+    assert not found.within
+    (line,) = (line for line in diff_lines(found) if "two-images" in line)
+    assert f"1 cases only in {one}: two-images" in line
