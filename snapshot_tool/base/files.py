@@ -1,5 +1,6 @@
 """Opening a golden set's files, which may be a stranger's: plain files alone, JSON in bounds."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -63,6 +64,20 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_writable(path: Path) -> None:
+    """Raise SnapError if a report could not be written to a file; the file is left as it is."""
+    there = path if path.exists() else path.parent
+    number = 0
+    if path.is_dir():
+        number = errno.EISDIR
+    elif not path.parent.is_dir():
+        number = errno.ENOENT
+    elif not os.access(there, os.W_OK):
+        number = errno.EACCES
+    if number:
+        raise SnapError(f"cannot write {path}: {os.strerror(number)}", "name another file")
 
 
 def write_report(path: Path, text: str) -> None:

@@ -33,6 +33,7 @@ class Option:
         choices: the valid values; empty: any.
         limits: the least and the greatest valid number; None: no limit.
         metavar: how the help writes a value; "": from the type.
+        short: the option as one letter: "-x"; "": none.
         in_pytest: whether the pytest plugin has it.
     """
 
@@ -45,6 +46,7 @@ class Option:
     choices: tuple[str, ...]
     limits: tuple[Any, Any]
     metavar: str
+    short: str
     in_pytest: bool
 
     @property
@@ -61,6 +63,7 @@ def option(
     choices: Sequence[str] = (),
     limits: tuple[Any, Any] = (None, None),
     metavar: str = "",
+    short: str = "",
     in_pytest: bool = True,
 ) -> Any:
     """Declare a field of a request as an option; see Option."""
@@ -70,6 +73,7 @@ def option(
         "choices": tuple(map(str, choices)),  # click takes the names of an enum, not its values
         "limits": limits,
         "metavar": metavar,
+        "short": short,
         "in_pytest": in_pytest,
     }
     return dataclasses.field(default=default, metadata=details)

@@ -52,7 +52,10 @@ class CheckRequest:
     )
     family: Sequence[str] = family_field()
     checkpoint: str | None = option(
-        None, "Folder or hub id; by default the one that the golden set names."
+        None,
+        "Golden set, by a name of snap list or a part of it; or the folder or hub id of its "
+        "checkpoint.",
+        metavar="NAME",
     )
     revision: str | None = option(None, "Revision of the golden set, or its first digits.")
     device: str = option("cpu", "Where the candidate runs.", choices=DEVICES)
@@ -68,6 +71,12 @@ class CheckRequest:
     case: Sequence[str] = option(
         (), "Cases to run, as globs separated by commas.  [default: *]", commas=True, metavar="GLOB"
     )
+    last_failed: bool = option(
+        False,
+        "Check only what failed in the last check of the golden set; everything if nothing did.",
+        in_pytest=False,
+    )
+    fail_fast: bool = option(False, "Stop at the first failure.", short="-x", in_pytest=False)
     shard: str | None = option(
         None,
         "Check the K-th of N shares of the cases; `snap merge` makes one report of all N.",
@@ -182,8 +191,9 @@ class CheckRequest:
 
     @property
     def needs_weights(self) -> bool:
-        """Whether the model's weights are compared. A replay runs only what it names."""
-        return not self.replay and self.phases != (Phase.PREPROCESSING,)
+        """Whether anything but preprocessing runs."""
+        more = self.replay or self.explore or self.localise or self.graft
+        return bool(more) or self.phases != (Phase.PREPROCESSING,)
 
     @property
     def golden_choice(self) -> GoldenChoice:

@@ -46,6 +46,7 @@ from snapshot_tool.base.results import Result, Verdict, first_divergence
 from snapshot_tool.base.tolerance import HALF_DTYPES, Rule
 from snapshot_tool.candidates import load_candidate
 from snapshot_tool.check.copied import fail_if_copied
+from snapshot_tool.check.last_failed import keep_failed, read_failed
 from snapshot_tool.check.localise import graft_module, localise_case
 from snapshot_tool.check.request import (
     CheckRequest,
@@ -78,13 +79,23 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     cases = select_cases(golden.manifest, request)
     session = open_session(request, golden, progress)
     found: list[Result] = []
+    ran: list[tuple[str, Phase]] = []
+    left_out: tuple[str, ...] = ()
     if not request.replay:  # a replay answers only the questions that it names
         runs = [(c, p) for c in cases for p in PHASES if p in request.phases and p in c.phases]
-        with progress.stage("checking", len(runs)) as steps:
-            for case, phase in runs:
+        chosen = _choose_runs(golden, request, runs)
+        with progress.stage("checking", len(chosen)) as steps:
+            for case, phase in chosen:
                 progress.now(f"{case.name} / {phase.value}")
                 found += session.run(case, phase)
+                ran.append((case.name, phase))
                 next(steps)
+                if request.fail_fast and first_divergence(tuple(found)):
+                    break
+        keep_failed(golden.folder, ran, found)
+        if len(ran) < len(runs):
+            why = "--fail-fast" if request.fail_fast else "--last-failed"
+            left_out = (f"{len(runs) - len(ran)} of {len(runs)} runs were left out ({why})",)
         found += _skips_of_empty_phases(golden, request, {phase for _, phase in runs})
     results = tuple(found)
     exploration = session.explore(cases, progress)
@@ -121,7 +132,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         localisation=localisation,
         exploration=exploration,
         weights=weights,
-        warnings=(*manifest.reference_warnings, *session.candidate.warnings),
+        warnings=(*left_out, *manifest.reference_warnings, *session.candidate.warnings),
         environment_differences=environment_differences(manifest.environment, environment),
         shard=shard_of(manifest, request),
     )
@@ -134,7 +145,8 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
     """
     require_device(request.device)
     dtype, _ = choose_rule(request, golden)
-    checkpoint = open_checkpoint_of(golden, request.checkpoint)
+    weights = request.needs_weights or (request.candidate, request.loading) != ("fms", "snap")
+    checkpoint = open_checkpoint_of(golden, request.checkpoint, weights=weights)
     transformers_before = "transformers" in sys.modules
     settings = make_deterministic(golden.manifest.seed, strict=False)
     entry = golden.manifest.checkpoint
@@ -149,6 +161,7 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
                 Loading(request.loading),
                 entry.changed_fields,
                 frozenset(entry.unused_weights),
+                weights,
             ),
             fms_path=Path(request.fms_path) if request.fms_path else None,
         )
@@ -344,7 +357,9 @@ class Session:
 
         results, localisation: what was found with them, by which a NaN is traced back.
         """
-        if not self.request.needs_weights or not self.candidate.supports("weights"):
+        # A replay runs only what it names.
+        skipped = self.request.replay or not self.request.needs_weights
+        if skipped or not self.candidate.supports("weights"):
             return None
         unset = tuple(self.candidate.unset_weights())
         harmful = find_harmful(unset, results, localisation)
@@ -388,6 +403,16 @@ class Session:
             **family_of(self.golden.manifest.checkpoint.family).environment,
             "device": device_name(self.request.device),
         }
+
+
+def _choose_runs(
+    golden: Golden, request: CheckRequest, runs: list[tuple[CaseEntry, Phase]]
+) -> list[tuple[CaseEntry, Phase]]:
+    """Return the runs that failed last time if these are requested and there are any, else all."""
+    if not request.last_failed:
+        return runs
+    failed = read_failed(golden.folder)
+    return [(case, phase) for case, phase in runs if (case.name, phase) in failed] or runs
 
 
 def _skips_of_empty_phases(

@@ -45,8 +45,8 @@ def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
     if not matching:
         matching = found if spec is None else named_sets(found, spec.strip("/"))
     if not matching and spec and found:
-        there = [one.name for one in found]
-        raise GoldenNotFound(f"no golden set {spec} in {root}", suggest(spec, there))
+        there = {one.manifest.checkpoint.name if one.manifest else one.name for one in found}
+        raise GoldenNotFound(f"no golden set {spec} in {root}", suggest(spec, sorted(there)))
     if not matching:
         raise GoldenNotFound(f"no golden set in {root}", how_to_get(root))
     if len(matching) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,31 +11,67 @@ import click
 from click.core import ParameterSource
 
 from snapshot_tool.base.errors import UsageError
+from snapshot_tool.base.protocol import Progress
+from snapshot_tool.base.results import Verdict
 from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.cli.configuration import configured_options
 from snapshot_tool.cli.options import html_option, json_option, request_options, write_text
 
 if TYPE_CHECKING:
+    from snapshot_tool.base.report import CheckReport
     from snapshot_tool.check.run import CheckRun
 
 _CANNOT_RUN = 3
 # Options that select the queries or the output. A replay needs only the others.
 _NOT_REPLAYED = {
     *("explore", "seed", "replay", "phase", "case", "shard", "quick", "repeat", "localise"),
-    *("json_path", "html_path", "graft"),
+    *("json_path", "html_path", "graft", "every", "quiet", "last_failed", "fail_fast"),
 }
+
+
+_GROUPS = {
+    "Golden set": ("goldens", "checkpoint", "revision", "golden_device", "every"),
+    "Candidate": ("fms_path", "candidate", "loading", "family", "device", "dtype"),
+    "Selection": ("phase", "case", "shard", "last_failed", "fail_fast", "require"),
+    "Judgement": ("tolerance", "atol", "rtol", "allow_near_ties", "quick", "repeat"),
+    "Further queries": ("explore", "seed", "replay", "localise", "graft"),
+    "Output": ("quiet", "json_path", "html_path"),
+}
+
+
+class _GroupedCommand(click.Command):
+    """A command whose help has its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for each group."""
+        left = {option.name: option.get_help_record(ctx) for option in self.get_params(ctx)}
+        for title, names in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([record for name in names if (record := left.pop(name))])
+        with formatter.section("Help"):
+            formatter.write_dl([record for record in left.values() if record])
 
 
 @click.command(
     "check",
+    cls=_GroupedCommand,
     short_help="Check an FMS model.",
     epilog="Example: snap check --fms-path ./foundation-model-stack --device cuda",
 )
 @request_options(CheckRequest)
-@click.option("--all", "every", is_flag=True, help="Check every golden set that is there.")
+@click.option(
+    "--all", "every", is_flag=True, is_eager=True, help="Check every golden set that is there."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print only the last line.")
 @json_option
 @html_option
 def check_command(
-    *, every: bool, json_path: Path | None, html_path: Path | None, **options: Any
+    *,
+    every: bool,
+    quiet: bool,
+    json_path: Path | None,
+    html_path: Path | None,
+    **options: Any,
 ) -> int:
     """Run FMS (or another candidate) on the inputs of a golden set and judge its outputs.
 
@@ -45,7 +82,7 @@ def check_command(
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.check.session import check
     from snapshot_tool.check.shards import follow_leader, is_follower, leading
-    from snapshot_tool.cli.console import TerminalProgress
+    from snapshot_tool.cli.console import draw_report, draw_verdict
     from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.plots import require_plotting
 
@@ -57,34 +94,59 @@ def check_command(
     if html_path is not None:
         require_plotting()  # before the check, which may take an hour
     if every:
-        return _check_all(request, json_path, html_path)
+        return _check_all(request, json_path, html_path, quiet=quiet)
     with leading(request.device):
-        report = check(request, TerminalProgress())
+        report = _with_options(check(request, _progress(quiet=quiet)))
     run = CheckRun(report, Path(request.goldens))
-    _publish(run, json_path, html_path, replay=_replay_command())
+    if quiet and str(json_path) != "-":
+        draw_verdict(report)
+    elif str(json_path) != "-":
+        draw_report(report, replay=_replay_command())
+    _write(run, json_path, html_path)
     return run.exit_code
 
 
-def _check_all(request: CheckRequest, json_path: Path | None, html_path: Path | None) -> int:
+def _with_options(report: CheckReport) -> CheckReport:
+    """Return the report with the options that were not typed."""
+    options = configured_options(click.get_current_context())
+    if not options:
+        return report
+    return dataclasses.replace(report, environment={**report.environment, "options": options})
+
+
+def _progress(*, quiet: bool) -> Progress:
+    from snapshot_tool.cli.console import TerminalProgress
+
+    return Progress() if quiet else TerminalProgress()
+
+
+def _check_all(
+    request: CheckRequest, json_path: Path | None, html_path: Path | None, *, quiet: bool
+) -> int:
     """Check all golden sets, and print a table of their verdicts."""
     from snapshot_tool.check.every import check_all, exit_code_of_all
     from snapshot_tool.check.run import CheckRun
-    from snapshot_tool.cli.console import TerminalProgress, draw_checks
+    from snapshot_tool.cli.console import draw_checks, draw_report
 
     if str(json_path) == "-":
         raise UsageError("--all writes a file for each golden set", "name a folder: --json DIR")
     for folder in filter(None, (json_path, html_path)):
         folder.mkdir(parents=True, exist_ok=True)
     checks = []
-    for one in check_all(request, TerminalProgress()):
+    for one in check_all(request, _progress(quiet=quiet)):
         checks.append(one)
         if one.report:
+            report = _with_options(one.report)
+            if not quiet:
+                draw_report(report, replay=_replay_command())
+                click.echo()
             file = one.name.replace("/", "_")
             json_file = json_path and json_path / f"{file}.json"
             html_file = html_path and html_path / f"{file}.html"
-            run = CheckRun(one.report, Path(request.goldens))
-            _publish(run, json_file, html_file, replay=_replay_command())
-            click.echo()
+            run = CheckRun(report, Path(request.goldens))
+            _write(run, json_file, html_file)
+        if request.fail_fast and one.verdict in (Verdict.FAIL, Verdict.ERROR):
+            break
     draw_checks(checks)
     return exit_code_of_all(checks)
 
@@ -102,12 +164,8 @@ def _replay_command() -> str:
     return shlex.join(words)
 
 
-def _publish(run: CheckRun, json_path: Path | None, html_path: Path | None, *, replay: str) -> None:
-    """Print a finished check, unless its JSON is printed, and write the files."""
-    from snapshot_tool.cli.console import draw_report
-
-    if str(json_path) != "-":
-        draw_report(run.report, replay=replay)
+def _write(run: CheckRun, json_path: Path | None, html_path: Path | None) -> None:
+    """Write the files of a finished check."""
     if json_path is not None:
         write_text(json_path, run.to_json())
     if html_path is not None:
@@ -170,11 +228,14 @@ def merge_command(
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.check.shards import merge_reports
+    from snapshot_tool.cli.console import draw_report
     from snapshot_tool.reports.json import read_run
 
     report = merge_reports([(str(run), read_run(run)) for run in runs])
     found = CheckRun(report, goldens)
-    _publish(found, json_path, html_path, replay="snap check ...")
+    if str(json_path) != "-":
+        draw_report(report, replay="snap check ...")
+    _write(found, json_path, html_path)
     return found.exit_code
 
 

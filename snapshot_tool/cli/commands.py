@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 import click
 
 from snapshot_tool.base import __version__
-from snapshot_tool.base.errors import SnapError, is_out_of_memory, printable
+from snapshot_tool.base.errors import SnapError, UsageError, is_out_of_memory, printable, suggest
+from snapshot_tool.cli.configuration import read_defaults
 
 _COMMANDS = {
     "record": ("record", "Record a golden set from the Hugging Face reference."),
@@ -33,6 +34,7 @@ _COMMANDS = {
     "trace": ("trace", "Write the inputs and outputs of every module of a model."),
     "compare-traces": ("trace", "Compare two traces, module by module."),
     "demo": ("demo", "See a right port pass and a wrong one fail; nothing is downloaded."),
+    "init": ("init", "Write [tool.snap] and a workflow file into a repository."),
     "doctor": ("doctor", "Report what works in this environment, and why not."),
 }
 _CANNOT_RUN = 3
@@ -53,9 +55,11 @@ class _LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command's module and return it."""
+        """Import a command's module and return it; raise UsageError for an unknown one."""
+        if cmd_name.startswith("-") or (ctx.resilient_parsing and cmd_name not in _COMMANDS):
+            return None  # click reports an unknown option itself
         if cmd_name not in _COMMANDS:
-            return None
+            raise UsageError(f"there is no command {cmd_name}", suggest(cmd_name, list(_COMMANDS)))
         module = importlib.import_module(f"snapshot_tool.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
@@ -99,6 +103,7 @@ def run(arguments: list[str]) -> NoReturn:
             arguments,
             prog_name="fms-snap" if Path(sys.argv[0]).stem == "fms-snap" else "snap",
             standalone_mode=False,
+            default_map=read_defaults(_COMMANDS),
             color=False if os.environ.get("NO_COLOR") else None,
         )
     except click.ClickException as error:

@@ -119,6 +119,11 @@ def draw_report(report: CheckReport, *, replay: str) -> None:
         click.echo(line)
     if report.graft:
         click.echo(f"graft of {report.graft.module}: {report.graft.conclusion}\n")
+    draw_verdict(report)
+
+
+def draw_verdict(report: CheckReport) -> None:
+    """Print the last line of a report."""
     click.secho(run_text.summary_line(report), bold=True, fg=_COLOURS[report.verdict])
 
 

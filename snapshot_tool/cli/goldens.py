@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from snapshot_tool.cli.options import goldens_option, html_option, json_option, write_text
+from snapshot_tool.cli.options import (
+    golden_argument,
+    goldens_option,
+    html_option,
+    json_option,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from snapshot_tool.goldens.find import FoundSet
@@ -18,8 +25,9 @@ _DAMAGED = 3
 
 
 @click.command("list", short_help="List the golden sets.", epilog="Example: snap list")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @goldens_option
-def list_command(*, goldens: Path) -> int:
+def list_command(*, as_json: bool, goldens: Path) -> int:
     """List every golden set: checkpoint, revision, device, version, cases, size.
 
     Only manifests are read: snap verify finds damage in other files.
@@ -27,28 +35,44 @@ def list_command(*, goldens: Path) -> int:
     from snapshot_tool.goldens.find import how_to_get, iterate_goldens
 
     # One at a time: a thousand manifests take hundreds of megabytes.
-    readable = [(_summary(found), found.manifest is not None) for found in iterate_goldens(goldens)]
-    if not readable:
+    found = [_summary(one) for one in iterate_goldens(goldens)]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    elif found:
+        click.echo("\n".join(map(_line, found)))
+    else:
         click.echo(f"no golden set in {goldens}: {how_to_get(goldens)}")
-        return 0
-    click.echo("\n".join(line for line, _ in readable))
-    return 0 if all(whole for _, whole in readable) else _DAMAGED
+    return _DAMAGED if any(one["problem"] for one in found) else 0
 
 
-def _summary(found: FoundSet) -> str:
+def _summary(found: FoundSet) -> dict[str, Any]:
     manifest = found.manifest
+    summary = {"folder": str(found.folder), "problem": found.problem}
     if manifest is None:
-        return f"{found.folder}  unreadable: {found.problem}"
-    size = sum(entry.size for entry in manifest.files.values()) / 1e6
+        return summary
+    return {
+        **summary,
+        "checkpoint": manifest.checkpoint.name,
+        "revision": manifest.checkpoint.revision,
+        "device": manifest.device,
+        "dtype": manifest.dtype,
+        "golden_version": manifest.golden_version,
+        "cases": len(manifest.cases),
+        "bytes": sum(entry.size for entry in manifest.files.values()),
+    }
+
+
+def _line(one: dict[str, Any]) -> str:
+    if one["problem"]:
+        return f"{one['folder']}  unreadable: {one['problem']}"
     return (
-        f"{manifest.checkpoint.name}  {manifest.checkpoint.revision[:12]}  "
-        f"{manifest.device}-{manifest.dtype}  version {manifest.golden_version}  "
-        f"{len(manifest.cases)} cases  {size:.1f} MB"
+        f"{one['checkpoint']}  {one['revision'][:12]}  {one['device']}-{one['dtype']}  "
+        f"version {one['golden_version']}  {one['cases']} cases  {one['bytes'] / 1e6:.1f} MB"
     )
 
 
 @click.command("show", short_help="Show a golden set.", epilog="Example: snap show cpu-float32")
-@click.argument("golden", required=False)
+@golden_argument("golden", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest.")
 @goldens_option
 def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
@@ -100,8 +124,9 @@ def _show_facts(manifest: Manifest) -> None:
         click.echo(f"unknown   {fields}: fields of config.json that the reference does not know")
     for entry in manifest.history:
         click.echo(f"version {entry.version} {entry.when}: {entry.reason}")
-        for line in entry.moved:
-            click.echo(f"    moved: {line}")
+        made = [f"by snap {entry.snap}: {entry.command}"] if entry.command else []
+        for line in (*made, *(f"moved: {line}" for line in entry.moved)):
+            click.echo(f"    {line}")
     click.echo("tolerances")
     for phase, tolerance in manifest.tolerances.items():
         single, several = tolerance.single, tolerance.several_images
@@ -130,7 +155,7 @@ def _short(text: str, width: int = 48) -> str:
 @click.command(
     "verify", short_help="Check the files of golden sets.", epilog="Example: snap verify"
 )
-@click.argument("golden", required=False)
+@golden_argument("golden", required=False)
 @goldens_option
 def verify_command(*, golden: str | None, goldens: Path) -> int:
     """Read every byte of the golden sets (or of GOLDEN) and compare with the recorded digests.
@@ -155,8 +180,8 @@ def verify_command(*, golden: str | None, goldens: Path) -> int:
     short_help="Compare two golden sets.",
     epilog="Example: snap diff goldens/a--b/0123456789ab/cpu-float32 other/a--b/…/cpu-float32",
 )
-@click.argument("one")
-@click.argument("other")
+@golden_argument("one")
+@golden_argument("other")
 @json_option
 @html_option
 @goldens_option
@@ -183,7 +208,7 @@ def diff_command(
         write_text(json_path, diff_to_json(diff))
     if html_path is not None:
         write_text(html_path, diff_to_html(diff))
-    return 1 if diff.beyond else 0
+    return 0 if diff.within else 1
 
 
 remote_argument = click.argument("remote", required=False)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from snapshot_tool.base.files import write_report
+from snapshot_tool.base.files import require_writable, write_report
 from snapshot_tool.base.options import Option, options_of
 from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.cli.configuration import environment_variable
 
 if TYPE_CHECKING:
     from snapshot_tool.goldens.manifest import Manifest
@@ -24,9 +25,11 @@ def click_option(option: Option) -> Callable[[_Command], _Command]:
         both = f"{option.flag}/--no-{option.flag[2:]}"  # without a default, either may be given
         return click.option(
             both if option.default is None else option.flag,
+            *filter(None, [option.short]),
             option.field,
             is_flag=True,
             default=option.default,
+            envvar=environment_variable(option),
             help=option.help,
         )
     kind: Any = option.kind
@@ -50,6 +53,7 @@ def click_option(option: Option) -> Callable[[_Command], _Command]:
         default=None if option.repeated else option.default,
         show_default=bool(option.default),
         multiple=option.repeated,
+        envvar=environment_variable(option),
         metavar=metavar or None,
         help=option.help,
         shell_complete=complete,
@@ -87,6 +91,12 @@ def _manifests(goldens: Path) -> Iterator[Manifest]:
     return (found.manifest for found in iterate_goldens(goldens) if found.manifest)
 
 
+def golden_argument(name: str, *, required: bool = True) -> Callable[[_Command], _Command]:
+    """Return the decorator for an argument that names a golden set."""
+    complete = complete_names(golden_names)
+    return click.argument(name, required=required, shell_complete=complete)
+
+
 _COMPLETED = {"case": case_names, "checkpoint": golden_names}
 
 
@@ -106,12 +116,24 @@ goldens_option = click_option(_CHECK["goldens"])
 fms_path_option = click_option(_CHECK["fms_path"])
 family_option = click_option(_CHECK["family"])
 device_option = click_option(_CHECK["device"])
-json_option = click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write all figures; - prints them."
-)
-html_option = click.option(
-    "--html", "html_path", type=click.Path(path_type=Path), help="Write a page for the browser."
-)
+
+
+def _require_writable(
+    context: click.Context, _parameter: click.Parameter, path: Path | None
+) -> Path | None:
+    """Refuse a file that cannot be written before an hour of work, not after it."""
+    if path is not None and str(path) != "-" and not context.params.get("every"):
+        require_writable(path)
+    return path
+
+
+def _report_option(flag: str, name: str, text: str) -> Callable[[_Command], _Command]:
+    kind = click.Path(path_type=Path)
+    return click.option(flag, name, type=kind, callback=_require_writable, help=text)
+
+
+json_option = _report_option("--json", "json_path", "Write all figures; - prints them.")
+html_option = _report_option("--html", "html_path", "Write a page for the browser.")
 
 
 def write_text(path: Path, text: str) -> None:

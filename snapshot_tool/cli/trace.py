@@ -9,6 +9,8 @@ import click
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.options import DEVICES
 from snapshot_tool.cli.options import (
+    case_names,
+    complete_names,
     device_option,
     family_option,
     fms_path_option,
@@ -37,7 +39,11 @@ _DTYPES = ["float32", "float64", "bfloat16", "float16"]
     "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The trace."
 )
 @click.option("--force", is_flag=True, help="Replace the file --out.")
-@click.option("--case", help="Take the inputs of a golden set's case.")
+@click.option(
+    "--case",
+    shell_complete=complete_names(case_names),
+    help="Take the inputs of a golden set's case.",
+)
 @click.option("--inputs", type=click.Path(path_type=Path), help="Take the inputs of another trace.")
 @click.option("--prompt", help="Run this prompt, with <image> for each --image; --impl hf only.")
 @click.option("--image", "images", type=click.Path(path_type=Path), multiple=True)

@@ -60,6 +60,8 @@ def header_facts(report: CheckReport, *, base: str) -> list[tuple[str, str]]:
         facts.append(("loading", 'by FMS itself: get_model("hf_pretrained")'))
     facts += [("loading", field) for field in candidate.mapping if field.harmless]
     facts += [("device", device), ("transformers", report.transformers)]
+    if options := report.environment.get("options"):
+        facts.append(("options", options))
     if report.shard:
         facts.append(("shard", report.shard))
     if report.quick:

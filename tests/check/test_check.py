@@ -239,6 +239,52 @@ def test_json_file_holds_what_the_screen_shows(snap: Snap, tmp_path: Path) -> No
     assert json.loads(path.read_text(encoding="utf-8"))["verdict"] == "pass"
 
 
+def pairs(run: Run) -> set[tuple[str, str]]:
+    """Return the cases and phases of a report that were compared."""
+    results = run.report["results"]
+    return {(r["case"], r["phase"]) for r in results if r["verdict"] != "skip"}
+
+
+RAISES = ("check", "--candidate", "tests.candidates:Raises", "--phase", "vision,connector")
+
+
+def test_fail_fast_stops_at_the_first_failure(snap: Snap) -> None:
+    """The cases after it do not run, which the report says."""
+    run = snap(*RAISES, "-x", "--json", "-")
+    assert run.code == 1
+    assert pairs(run) == {("one-image", "vision"), ("one-image", "connector")}
+    assert any("left out (--fail-fast)" in warning for warning in run.report["warnings"])
+
+
+def test_what_failed_last_is_checked_again_alone(snap: Snap, tmp_path: Path) -> None:
+    """Until nothing fails; then everything runs."""
+    cases = ("--case", "one-image,variant-03", "--json", "-")
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert len(pairs(snap(*RAISES, *cases, **cache))) > 1
+    good = ("check", "--fms-path", CHECKOUT, "--phase", "vision,connector", *cases)
+    again = snap(*good, "--last-failed", **cache)
+    assert again.code == 0
+    assert {phase for _, phase in pairs(again)} == {"connector"}
+    assert len(pairs(snap(*good, "--last-failed", **cache))) > 1
+
+
+def test_quiet_prints_the_last_line_alone(snap: Snap) -> None:
+    """Nothing else on either stream."""
+    options = ("--case", "one-image", "--phase", "connector")
+    run = snap("check", "--fms-path", CHECKOUT, *options, "--quiet")
+    assert run.err == ""
+    (line,) = run.out.splitlines()
+    assert line.startswith("PASS")
+
+
+def test_preprocessing_alone_needs_no_weights(snap: Snap, goldens_copy: Path) -> None:
+    """A checkpoint without them is whole for it; other phases refuse it."""
+    (goldens_copy.parent / CHECKPOINT.relative_to(ROOT) / "model.safetensors").unlink()
+    options = ("--fms-path", CHECKOUT, "--goldens", goldens_copy, "--json", "-")
+    assert snap("check", *options, "--phase", "preprocessing").report["verdict"] == "pass"
+    assert snap("check", *options, "--phase", "preprocessing,vision").code == 3
+
+
 def test_cases_and_phases_are_repeated_or_separated_by_commas(snap: Snap) -> None:
     """None of them replaces another."""
     cases = ("--case", "one-image", "--case", "variant-03,two-*")
@@ -255,7 +301,7 @@ def test_cases_and_phases_are_repeated_or_separated_by_commas(snap: Snap) -> Non
     ("options", "code", "problem"),
     [
         (
-            ["--fms-path", "build/fms-checkout", "--phase", "connector", "--json", "/no/where"],
+            ["--goldens", "nowhere", "--json", "/no/where"],  # before anything is looked for
             3,
             "cannot write /no/where: No such file or directory",
         ),
@@ -308,6 +354,7 @@ def test_what_cannot_run_says_why_in_two_lines(
     [
         ("raise MemoryError", "not enough memory"),
         ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero, at {models}:1 in"),
+        ("import transformers", "check it in the record environment"),
     ],
 )
 def test_an_fms_that_cannot_be_imported_says_whose_fault_it_is(
@@ -320,7 +367,7 @@ def test_an_fms_that_cannot_be_imported_says_whose_fault_it_is(
     (models / "__init__.py").write_text(fault, encoding="utf-8")
     run = snap("check", "--fms-path", tmp_path)
     assert run.code == 3
-    assert problem.format(models=models / "__init__.py") in error_lines(run)[0]
+    assert problem.format(models=models / "__init__.py") in "\n".join(error_lines(run))
 
 
 def test_a_checkpoint_whose_files_changed_is_refused(snap: Snap, goldens_copy: Path) -> None:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 import snapshot_tool
 from snapshot_tool.base.errors import GoldenNotFound
 from snapshot_tool.cli import main
+from snapshot_tool.cli.check import check_command
 from snapshot_tool.cli.commands import cli
 from tests.conftest import ROOT, Snap
 
@@ -55,6 +56,15 @@ def test_help_explains_the_job_in_ten_lines() -> None:
     assert "snap check --fms-path" in job
     for command in cli.list_commands(click.Context(cli)):
         assert re.search(rf"^  {command}  ", text, re.MULTILINE)
+
+
+def test_the_help_of_check_has_each_option_in_a_group() -> None:
+    """None is lost on the way, and no group is as long as a screen."""
+    sections = re.split(r"^(?=\S)", help_of("check"), flags=re.MULTILINE)
+    shown = [re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.MULTILINE) for text in sections]
+    options = {option for group in shown for option in group}
+    assert {max(param.opts, key=len) for param in check_command.params} <= options
+    assert max(map(len, shown)) < 10
 
 
 @pytest.mark.parametrize("command", cli.list_commands(click.Context(cli)))
@@ -115,6 +125,24 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         main(arguments)
     assert ended.value.code == 2
     assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["chekc"], "did you mean check?"),
+        (["check", "--fms-pth", "."], "--fms-path"),
+        (["show", "local/tiny-idefix"], "did you mean local/tiny-idefics3?"),
+    ],
+)
+def test_a_word_that_is_nearly_right_gets_a_suggestion(
+    arguments: list[str], nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands, options and golden sets."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code in (2, 3)
+    assert nearest in capsys.readouterr().err
 
 
 def test_recording_without_hugging_face_names_the_record_environment(
@@ -198,9 +226,13 @@ def test_a_terminal_gets_colour_and_progress_unless_it_is_refused(snap: Snap) ->
         ("snap ch", {"check"}),
         ("snap check --fms", {"--fms-path"}),
         ("snap check --phase v", {"vision"}),
+        ("snap check --phase vision,f", {"vision,forward"}),
+        ("snap check --case one", {"one-image"}),
+        ("snap show l", {"local/tiny-idefics3"}),
+        ("snap check --goldens tests/families/goldens --checkpoint local/r", {"local/roberta"}),
     ],
 )
-def test_the_shell_completes_commands_options_and_phases(words: str, answers: set[str]) -> None:
+def test_the_shell_completes_commands_options_and_names(words: str, answers: set[str]) -> None:
     """As docs/commands.md sets it up for bash; the rest of click's shells work alike."""
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     assert 'eval "$(_SNAP_COMPLETE=bash_source snap)"' in page

@@ -55,9 +55,11 @@ def import_fms(fms_path: Path | None) -> FmsSource:
                 f"pip install --no-deps {DISTRIBUTION}, or pass --fms-path DIR",
             ) from error
         where = f"FMS at {fms_path}" if fms_path else "the installed FMS"
+        remedy = "install what it needs, or repair the checkout"
+        if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
+            remedy = "check it in the record environment, which has transformers"
         raise CandidateUnavailable(
-            f"{where} cannot be imported: {describe_error(error)}",
-            "install what it needs, or repair the checkout",
+            f"{where} cannot be imported: {describe_error(error)}", remedy
         ) from error
     package = Path(str(sys.modules["fms"].__file__)).resolve().parent
     if fms_path is not None and package.parent != fms_path.resolve():

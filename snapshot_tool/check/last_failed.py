@@ -1,0 +1,47 @@
+"""What failed in the last check of a golden set, for --last-failed.
+
+It is kept in the user's cache: a check writes nothing below the goldens folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.results import Result, Verdict
+
+# A case and a phase.
+Run = tuple[str, Phase]
+
+
+def read_failed(golden: Path) -> set[Run]:
+    """Return what failed in the last check of the golden set in a folder; nothing if unknown."""
+    try:
+        return msgspec.json.decode(_path(golden).read_bytes(), type=set[Run])
+    except (OSError, RuntimeError, msgspec.DecodeError):
+        return set()
+
+
+def keep_failed(golden: Path, ran: Iterable[Run], results: Iterable[Result]) -> None:
+    """Keep what failed now, and what failed before and did not run again."""
+    bad = (Verdict.FAIL, Verdict.ERROR)
+    failed = {(result.case, result.phase) for result in results if result.verdict in bad}
+    failed |= read_failed(golden) - set(ran)
+    try:
+        path = _path(golden)
+        if not failed:
+            path.unlink(missing_ok=True)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.encode(sorted(failed)))
+    except (OSError, RuntimeError):  # no home that can be written: the next check runs all
+        return
+
+
+def _path(golden: Path) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(cache, "fms-snap", "last-failed", "_".join(golden.parts[-3:]) + ".json")
