@@ -228,8 +228,17 @@ only_option = click.option(
 @remote_argument
 @only_option
 @click.option("--again", is_flag=True, help="Also send the files that the remote has.")
+@click.option(
+    "--sign",
+    "key",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Sign goldens.lock with this private key of ssh-keygen -t ed25519.",
+)
 @goldens_option
-def push_command(*, remote: str | None, only: str, again: bool, goldens: Path) -> int:
+def push_command(
+    *, remote: str | None, only: str, again: bool, key: Path | None, goldens: Path
+) -> int:
     """Send the files of golden sets that the remote lacks, and write goldens.lock.
 
     REMOTE is hf://datasets/OWNER/NAME, s3://BUCKET/PREFIX or file:///FOLDER; by default the one in
@@ -237,9 +246,13 @@ def push_command(*, remote: str | None, only: str, again: bool, goldens: Path) -
     """
     from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.goldens.layout import lock_path
+    from snapshot_tool.goldens.signature import read_private_key, sign
     from snapshot_tool.goldens.sync import push
 
+    private = read_private_key(key) if key else None  # before anything is sent
     shared = push(goldens, TerminalProgress(), remote=remote, only=only, again=again)
+    if private:
+        sign(lock_path(goldens), private)
     for item in shared.sets:
         word = "pushed" if item in shared.moved else "same"
         click.echo(f"{word:<8}{item.title}")
@@ -252,16 +265,29 @@ def push_command(*, remote: str | None, only: str, again: bool, goldens: Path) -
 @remote_argument
 @only_option
 @click.option("--replace", is_flag=True, help="Also replace a set that was recorded here.")
+@click.option(
+    "--require-signer",
+    "key",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Refuse a goldens.lock that was not signed with the partner of this public key.",
+)
 @goldens_option
-def pull_command(*, remote: str | None, only: str, replace: bool, goldens: Path) -> int:
+def pull_command(
+    *, remote: str | None, only: str, replace: bool, key: Path | None, goldens: Path
+) -> int:
     """Fetch the files that are missing here of the golden sets in goldens.lock.
 
     REMOTE is by default the one in goldens.lock. Every byte is compared with the digests there. If
     any differs, the exit code is 3 and nothing is put in place.
     """
     from snapshot_tool.cli.console import TerminalProgress
+    from snapshot_tool.goldens.layout import lock_path
+    from snapshot_tool.goldens.signature import require_signed
     from snapshot_tool.goldens.sync import pull
 
+    if key:
+        require_signed(lock_path(goldens), key)
     shared = pull(goldens, TerminalProgress(), remote=remote, only=only, replace=replace)
     for item in shared.sets:
         word = "pulled" if item in shared.moved else "here"
