@@ -8,7 +8,7 @@ from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
 
 
 class Llama:
-    """It has forward alone, by which `--quick` verifies the generated tokens, too."""
+    """A candidate with forward only; with `--quick` this also verifies the generated tokens."""
 
     def __init__(self, request: CandidateRequest) -> None:
         self.config = request.config

@@ -1,4 +1,4 @@
-"""XLM-RoBERTa, whose layers FMS has as its roberta."""
+"""XLM-RoBERTa, which FMS computes with its roberta."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,9 +30,9 @@ XLM_ROBERTA = Family(
     name="xlm_roberta",
     hf_class="XLMRobertaForMaskedLM",
     phases=(Phase.FORWARD,),
-    # Besides the logits: the answer of the module `roberta`, whole.
+    # In addition to the logits: the whole output of the module `roberta`.
     captures=(Capture(Phase.FORWARD, "last_hidden_state", "roberta", Side.OUTPUT),),
-    # Positions are counted from after the padding token's id: two embeddings no token can have.
+    # Positions start after the padding token's id, so two embeddings are never used.
     reserved_positions=2,
     fms=FmsPort(
         architecture="roberta",
@@ -41,7 +41,7 @@ XLM_ROBERTA = Family(
         module_pairs=(
             ModulePair(r"base_model\.enc_norm", "roberta.embeddings"),
             ModulePair(LAYER, HF_LAYER),
-            # FMS has query, key and value in one module: they are parts 0, 1 and 2 of its output.
+            # FMS has one module for query, key and value: parts 0, 1 and 2 of its output.
             ModulePair(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.query", 0),
             ModulePair(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.key", 1),
             ModulePair(rf"{LAYER}\.attn\.in_proj", f"{HF_LAYER}.attention.self.value", 2),
