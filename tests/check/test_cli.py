@@ -20,7 +20,7 @@ from snapshot_tool.base.errors import GoldenNotFound
 from snapshot_tool.cli import main
 from snapshot_tool.cli.check import check_command
 from snapshot_tool.cli.commands import cli
-from tests.conftest import ROOT, Snap
+from tests.conftest import CHECKOUT, ROOT, Snap
 
 
 def loaded_modules(arguments: list[str]) -> set[str]:
@@ -244,3 +244,34 @@ def test_the_shell_completes_commands_options_and_names(words: str, answers: set
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert {line.partition(",")[2] for line in answer.stdout.splitlines()} == answers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["show", "--json"], 0),
+        (["check", "--fms-path", str(CHECKOUT), "--case", "variant-02", "--atol", "0"], 1),
+        (["show", "nonsense"], 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_the_exit_code_holds_when_nobody_reads_the_output(arguments: list[str], code: int) -> None:
+    """Neither standard output nor standard error has a reader from the start."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen(
+        [sys.executable, "-m", "snapshot_tool", *arguments],
+        cwd=ROOT, stdout=writer, stderr=writer,
+    ) as process:  # fmt: skip
+        os.close(writer)
+    assert process.returncode == code
+
+
+def test_a_reader_that_stops_early_sees_no_traceback() -> None:
+    """`snap show | head -1` is what people do."""
+    answer = subprocess.run(
+        f"{sys.executable} -m snapshot_tool show --json | head -1",
+        shell=True, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert answer.stdout == "{\n"
+    assert answer.stderr == ""

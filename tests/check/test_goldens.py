@@ -9,6 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -29,22 +31,7 @@ from tests.conftest import (
     error_lines,
     set_folder,
 )
-
-FILES = [
-    "inputs.safetensors",
-    "preprocessing.safetensors",
-    "vision.safetensors",
-    "connector.safetensors",
-    "forward.safetensors",
-    "generate.safetensors",
-    "taps.safetensors",
-]
-
-
-def golden_file(goldens: Path, name: str) -> Path:
-    """Return where a file of the golden set lies."""
-    folder = set_folder(goldens)
-    return folder.parent / name if name == "inputs.safetensors" else folder / name
+from tests.unit.factory import flip_bit, truncate
 
 
 def check_copy(snap: Snap, goldens: Path) -> Run:
@@ -88,41 +75,29 @@ def test_show_tells_a_person_what_is_in_a_set(snap: Snap) -> None:
     assert "version 1 " in out
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_is_found_and_named(snap: Snap, goldens_copy: Path, name: str) -> None:
-    """In any file: verify and check both refuse, with the file and the tensor."""
-    path = golden_file(goldens_copy, name)
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 0x10
-    path.write_bytes(data)
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (partial(flip_bit, byte=-3), "was altered: tensor "),
+        (partial(truncate, size=-100), "has "),
+        (Path.unlink, "is missing"),
+    ],
+    ids=["flipped bit", "truncated", "missing"],
+)
+def test_damage_is_found_and_named(
+    snap: Snap, goldens_copy: Path, damage: Callable[[Path], None], named: str
+) -> None:
+    """By verify and by check, with the file. Unit tests damage each file of a set."""
+    path = set_folder(goldens_copy) / "vision.safetensors"
+    damage(path)
     verified = snap("verify", "--goldens", goldens_copy)
     assert verified.code == 3
-    assert f"{path} was altered: tensor " in verified.out
-    checked = check_copy(snap, goldens_copy)
-    assert checked.code == 3
-    assert str(path) in error_lines(checked)[0]
-
-
-def test_a_truncated_file_is_found_and_named(snap: Snap, goldens_copy: Path) -> None:
-    """With the bytes that it should have."""
-    path = golden_file(goldens_copy, "vision.safetensors")
-    path.write_bytes(path.read_bytes()[:-100])
-    checked = check_copy(snap, goldens_copy)
-    assert checked.code == 3
-    assert f"{path} has " in error_lines(checked)[0]
-    assert snap("verify", "--goldens", goldens_copy).code == 3
-
-
-def test_a_missing_file_is_found_and_named(snap: Snap, goldens_copy: Path) -> None:
-    """And what to do about it is said."""
-    path = golden_file(goldens_copy, "generate.safetensors")
-    path.unlink()
+    assert f"{path} {named}" in verified.out
     checked = check_copy(snap, goldens_copy)
     assert checked.code == 3
     problem, remedy = error_lines(checked)
-    assert problem == f"snap: {path} is missing"
+    assert f"{path} {named}" in problem
     assert "restore it from version control" in remedy
-    assert snap("verify", "--goldens", goldens_copy).code == 3
 
 
 @pytest.mark.parametrize(
@@ -140,7 +115,7 @@ def test_a_manifest_that_breaks_the_schema_is_refused(
 ) -> None:
     """By check, by verify and by list, with the reason."""
     assert callable(spoil)
-    path = golden_file(goldens_copy, "manifest.json")
+    path = set_folder(goldens_copy) / "manifest.json"
     path.write_text(spoil(path.read_text(encoding="utf-8")), encoding="utf-8")
     checked = check_copy(snap, goldens_copy)
     assert checked.code == 3

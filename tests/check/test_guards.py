@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.environment import make_deterministic
 from snapshot_tool.base.errors import GoldenDamaged
@@ -25,7 +23,7 @@ from snapshot_tool.check.session import Session
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.judge.watch import WatchedCandidate
 from tests.check import wrong_candidates as wrong
-from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Snap, error_lines, set_folder
+from tests.conftest import GOLDENS, Snap, set_folder
 
 FOLDER = set_folder(GOLDENS)
 
@@ -276,48 +274,3 @@ def test_warnings_and_environment_differences_come_before_the_numbers(
     report = json.loads(path.with_name("report").read_text(encoding="utf-8"))
     assert report["warnings"] == ["vision overwrote its input pixel_values"]
     assert report["recorded_elsewhere"][0].startswith("processor Another Processor, here ")
-
-
-def _edit_config(folder: Path) -> None:
-    path = folder / "config.json"
-    path.write_text(path.read_text(encoding="utf-8").replace("{", "{ ", 1), encoding="utf-8")
-
-
-def _edit_processor(folder: Path) -> None:
-    path = folder / "preprocessor_config.json"
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**fields, "do_normalize": False}), encoding="utf-8")
-
-
-def _cast_weights(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    save_file({k: v.bfloat16() for k, v in load_file(path).items()}, path)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "file", "problem"),
-    [
-        (_edit_config, "config.json", "has changed since local/tiny-idefics3 was recorded"),
-        (
-            _edit_processor,
-            "preprocessor_config.json",
-            "has changed since local/tiny-idefics3 was recorded",
-        ),
-        (_cast_weights, "model.safetensors", "has changed since local/tiny-idefics3 was recorded"),
-    ],
-    ids=[
-        "edited config.json",
-        "another processor",
-        "weights in another dtype",
-    ],
-)
-def test_another_checkpoint_than_the_recorded_one_is_refused_before_anything_runs(
-    snap: Snap, tmp_path: Path, spoil: Any, file: str, problem: str
-) -> None:
-    """By the file that is not the recorded one."""
-    folder = tmp_path / "tiny-idefics3"
-    shutil.copytree(CHECKPOINT, folder)
-    spoil(folder)
-    refused = snap("check", "--fms-path", CHECKOUT, "--checkpoint", folder, cwd=ROOT)
-    assert refused.code == 3
-    assert error_lines(refused)[0] == f"snap: {folder / file} {problem}"

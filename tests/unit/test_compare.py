@@ -153,23 +153,6 @@ def test_max_rel_is_infinite_where_only_the_expected_value_is_zero(
     assert figures.max_rel == max_rel
 
 
-def test_known_figures_of_a_small_tensor() -> None:
-    """All figures of one comparison are as computed by hand."""
-    verdict, _, figures = judge([[1.0, 2.0], [4.0, 0.0]], [[1.0, 2.5], [3.0, 0.0]])
-    assert verdict is Verdict.FAIL
-    assert figures == Comparison(
-        max_abs=1.0,
-        max_rel=0.25,
-        mean_abs=0.375,
-        rmse=math.sqrt(1.25 / 4),
-        cosine=figures.cosine,
-        mismatched=2,
-        numel=4,
-        worst=Worst((1, 0), 4.0, 3.0),
-    )
-    assert figures.cosine == pytest.approx(18 / math.sqrt(21 * 16.25), rel=1e-15)
-
-
 def test_the_limit_of_the_tolerance_itself_passes() -> None:
     """|actual - expected| may be as large as atol + rtol * |expected|, and no larger."""
     tolerance = Tolerance(0.5, 0.25)
@@ -250,13 +233,6 @@ def test_worst_is_the_mismatch_and_not_an_equal_infinity(tolerance: Tolerance) -
     assert verdict is Verdict.FAIL
     assert figures.worst == Worst((2,), 2.0, 2.5)
     assert "worst at [2]: expected 2, actual 2.5" in reason
-
-
-def test_worst_is_the_element_furthest_beyond_the_tolerance() -> None:
-    """The largest difference is not the worst where its value allows for more."""
-    figures = judge([1000.0, 1.0], [1001.0, 1.5], Tolerance(0.0, 1e-2))[2]
-    assert figures.max_abs == 1.0
-    assert figures.worst == Worst((1,), 1.0, 1.5)
 
 
 @pytest.mark.parametrize("sides", [((2, 3), (3, 2)), ((6,), (2, 3)), ((1,), ()), ((0,), (1,))])
@@ -363,43 +339,3 @@ def test_comparing_leaves_both_tensors_as_they_are() -> None:
     judge_tensor(expected, actual, EXACT)
     assert expected.tolist() == [1.0, INF]
     assert actual.tolist() == [2.0, INF]
-
-
-@pytest.mark.parametrize(
-    ("expected", "actual", "tolerance", "reason"),
-    [
-        (
-            [1.0, 2.0, 3.0, 4.0],
-            [1.0, 2.5, 3.0, 4.0],
-            Tolerance(1e-3, 0.0),
-            "1 of 4 differ (25.00%); worst at [1]: expected 2, actual 2.5 "
-            "(|diff| 0.5 > 0.001 allowed)",
-        ),
-        (
-            [[100.0, 0.0]],
-            [[112.5, 0.0]],
-            Tolerance(0.25, 0.01),
-            "1 of 2 differ (50.00%); worst at [0, 0]: expected 100, actual 112.5 "
-            "(|diff| 12.5 > 1.25 allowed)",
-        ),
-        (
-            [1.0, 2.0, 4.0],
-            [NAN, INF, 4.0],
-            Tolerance(0.5, 0.0),
-            "2 of 3 differ (66.67%), 1 NaN, 1 Inf; worst at [0]: expected 1, actual nan "
-            "(|diff| nan > 0.5 allowed)",
-        ),
-        (
-            [INF],
-            [5.0],
-            Tolerance(0.5, 0.0),
-            "1 of 1 differ (100.00%); worst at [0]: expected inf, actual 5 "
-            "(|diff| inf > 0.5 allowed)",
-        ),
-    ],
-)
-def test_the_reason_says_how_many_differ_and_where_worst(
-    expected: list[Any], actual: list[Any], tolerance: Tolerance, reason: str
-) -> None:
-    """A mismatch is worded with count, share, worst place, both values and what was allowed."""
-    assert judge(expected, actual, tolerance)[1] == reason

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.benign import Alarms, benign_runs
+from tests.mutants.benign import Alarms
 from tests.mutants.corpus import MUTANTS
 from tests.mutants.forked import Crash, run_forked
 from tests.mutants.measure import Outcome
-from tests.mutants.report import Detection, Fate, fate, interval, is_named, write_report
+from tests.mutants.report import Detection, Fate, fate, is_named, write_report
 
 _UNTAKEN = "has 1 weights that nothing takes: lm_head.weight"
 
@@ -86,21 +86,6 @@ def test_misses_crashes_and_alarms_are_counted_apart(tmp_path: Path) -> None:
     assert "`sampled`" in missed
     assert "it died" in missed
     assert "| b | 1 of 9 differ |" in page
-
-
-def test_an_interval_never_promises_certainty() -> None:
-    """It is Wilson's."""
-    assert interval(0, 0) == "none"
-    assert interval(164, 164) == "97.7 to 100.0 %"
-    assert interval(0, 202) == "0.0 to 1.9 %"
-
-
-def test_benign_runs_differ_and_cover_every_way() -> None:
-    """As many as requested, no two alike, compiled ones among them."""
-    runs = [str(run) for run in benign_runs(210)]
-    assert len(set(runs)) == 210
-    for way in ("threads 4", "attention eager", "weights unfused on loading", "compiled"):
-        assert any(way in run for run in runs)
 
 
 def test_a_job_that_dies_raises_or_hangs_is_its_own_result() -> None:

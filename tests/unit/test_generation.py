@@ -46,18 +46,6 @@ def test_a_near_tie_is_a_margin_below_the_rounding_at_that_step(
     assert diverge(margin=margin, rounding=rounding).kind is kind
 
 
-def test_the_sentence_has_step_tokens_margin_and_rounding() -> None:
-    """What a person needs to judge it."""
-    text = str(diverge(margin=0.25, rounding=2e-6, candidate_margin=-0.5))
-    assert text == (
-        "first other token at step 4: expected 7 ' cat', actual 9 (real divergence; the golden "
-        "prefers the former by 0.25; rounding there reaches 2e-06; given the golden's tokens the "
-        "candidate does by -0.5)"
-    )
-    assert "by more than 3.5" in str(diverge())
-    assert "actual nothing (it has ended)" in str(diverge(actual=None))
-
-
 def test_the_generation_loop_is_named_if_the_forward_pass_agrees() -> None:
     """Only for a real divergence, and only where its forward clearly chooses the golden's token."""
     named = {

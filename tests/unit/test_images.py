@@ -8,6 +8,7 @@ from PIL import Image
 
 from snapshot_tool.base.images import from_arrays, render, to_arrays
 from snapshot_tool.base.recipes import (
+    FIXED_CASES,
     IMAGE_KINDS,
     IMAGE_MODES,
     MAX_IMAGE_SIDE,
@@ -18,6 +19,20 @@ from snapshot_tool.base.recipes import (
 
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 3), (17, 33), (160, 5)]
 CHANNELS = {"RGB": 3, "RGBA": 4, "L": 1, "LA": 2, "P": 1, "1": 1, "CMYK": 4}
+
+
+def test_the_fixed_cases_are_the_suites() -> None:
+    """One image, and two of which the second is the first one's inverse."""
+    one, two = FIXED_CASES
+    assert (one.name, one.recipe.prompt) == ("one-image", "Describe the image: <image>.")
+    assert (two.name, two.recipe.prompt) == ("two-images", "Compare: <image> then <image>.")
+    gradient, inverse = (np.asarray(render(image)).astype(int) for image in two.recipe.images)
+    assert gradient.shape == (512, 512, 3)
+    assert gradient[0, 0].tolist() == [0, 0, 0]
+    assert gradient[0, 511].tolist() == [255, 0, 127]
+    assert gradient[511, 0].tolist() == [0, 255, 127]
+    assert gradient[511, 511].tolist() == [255, 255, 255]
+    assert (inverse == 255 - gradient).all()
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 
-from snapshot_tool.base.localisation import Localisation
+from snapshot_tool.base.localisation import ERROR_LIMIT, NO_NOISE, Localisation, noise_limit
 from snapshot_tool.base.protocol import Side
 from snapshot_tool.base.taps import Tap, TapRecorder, shapes_of, sketch
 from snapshot_tool.diagnose.localise import localise
@@ -262,3 +262,28 @@ def test_modules_that_were_entered_and_not_left_are_unfinished() -> None:
         recorder(module, Side.INPUT, torch.ones(1, 3))
     record(recorder, "block.a", torch.ones(1, 3))
     assert recorder.unfinished() == ["block", "block.b"]
+
+
+def test_a_limit_is_a_multiple_of_the_noise_with_a_floor() -> None:
+    """Without a sketch the limit is the one for sets without an oracle."""
+    eps = torch.finfo(torch.float32).eps
+    assert noise_limit(1e-6, eps=eps) == pytest.approx(8e-6)
+    assert noise_limit(0.0, eps=eps) == pytest.approx(2 * eps)
+    assert noise_limit(NO_NOISE, eps=eps) == ERROR_LIMIT
+
+
+def scaled_tap(module: str, scale: float) -> Tap:
+    """Return a tap whose output is off by a factor."""
+    values = torch.randn(8, 32, generator=torch.Generator().manual_seed(len(module)))
+    return Tap(module, sketch(values, seed=1), sketch(values * scale, seed=1))
+
+
+def test_an_error_below_the_common_limit_is_named_by_the_modules_own() -> None:
+    """And an error that rounding explains is not."""
+    golden = [scaled_tap("first", 1.0), scaled_tap("second", 1.0)]
+    candidate = {"first": scaled_tap("first", 1 + 1e-6), "second": scaled_tap("second", 1 + 1e-5)}
+    names = {name: name for name in candidate}
+    assert localise("case", golden, candidate, names).first_bad is None
+    limits = dict.fromkeys(candidate, (4e-6, 4e-6))
+    found = localise("case", golden, candidate, names, limits=limits)
+    assert found.first_bad == "second"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -106,28 +104,3 @@ def test_only_git_is_started_as_a_process() -> None:
         and called(node).startswith(("subprocess.", "os.exec", "os.spawn"))
     }
     assert starters <= PROCESSES
-
-
-def test_ruffs_security_rules_are_on_for_the_package() -> None:
-    """Every rule, and of the security rules one is off: processes run fixed commands here."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    lint = settings["tool"]["ruff"]["lint"]
-    assert lint["select"] == ["ALL"]
-    assert [rule for rule in lint["ignore"] if rule.startswith("S") and rule[1:].isdigit()] == [
-        "S603"
-    ]
-    hidden = {
-        pattern: [
-            rule for rule in rules if (rule.startswith("S") and rule[1:2].isdigit()) or rule == "S"
-        ]
-        for pattern, rules in lint["per-file-ignores"].items()
-        if not pattern.startswith(("tests", "benchmarks"))
-    }
-    assert not any(hidden.values()), hidden
-
-
-def test_a_golden_set_has_no_field_that_names_code() -> None:
-    """The word "module" stands for sketches alone; a candidate comes from the command line."""
-    manifest = Path(PACKAGE / "goldens" / "manifest.py").read_text(encoding="utf-8")
-    assert "import_module" not in manifest
-    assert "candidate" not in manifest

@@ -13,7 +13,7 @@ from threading import Timer
 
 import pytest
 
-from snapshot_tool.base.errors import GoldenDamaged, GoldenLocked, SnapError
+from snapshot_tool.base.errors import GoldenLocked, SnapError
 from snapshot_tool.goldens.find import Selection, find_goldens, select_golden
 from snapshot_tool.goldens.layout import SetLocation
 from snapshot_tool.goldens.manifest import load_manifest
@@ -35,24 +35,6 @@ root, checkpoint, revision = sys.argv[1:]
 with recording_lock(SetLocation(Path(root), checkpoint, revision, "cpu", "float32")):
     print("held", flush=True)
     time.sleep(600)
-"""
-COMMIT_AND_DIE = """
-import os, signal, sys
-from pathlib import Path
-from snapshot_tool.goldens import transaction
-from snapshot_tool.goldens.layout import SetLocation
-root, checkpoint, revision = sys.argv[1:]
-location = SetLocation(Path(root), checkpoint, revision, "cpu", "float32")
-renames = []
-rename = Path.rename
-def rename_once(self, target):
-    if renames:
-        os.kill(os.getpid(), signal.SIGKILL)
-    renames.append(self)
-    return rename(self, target)
-Path.rename = rename_once
-with transaction.recording_lock(location):
-    transaction.commit(location.work_folder / "cpu-float32" / "tree", location)
 """
 
 
@@ -117,49 +99,6 @@ def test_siblings_are_copied_if_links_are_not_possible(
     monkeypatch.setattr(os, "link", refuse)
     commit(staged, place(root))
     assert [verify_set(found.folder)[1] for found in find_goldens(root)] == [[], []]
-
-
-def test_a_commit_that_fails_between_its_renames_leaves_the_old_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The file system becomes read-only, or the user presses Ctrl-C."""
-    root = tmp_path / "goldens"
-    folder = write_golden(root)
-    staged = stage_golden(root)
-    rename = Path.rename
-
-    def fail_for_staged(self: Path, target: Path) -> Path:
-        if self == staged:
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail_for_staged)
-    with pytest.raises(KeyboardInterrupt):
-        commit(staged, place(root))
-    assert verify_set(folder)[1] == []
-
-
-def test_a_recorder_killed_between_two_renames_is_reported_and_undone_by_the_next(
-    tmp_path: Path,
-) -> None:
-    """A reader says what happened and writes nothing; the next writer puts the old set back."""
-    root = tmp_path / "goldens"
-    folder = write_golden(root)
-    earlier = find_goldens(root)
-    stage_golden(root)
-    command = [sys.executable, "-c", COMMIT_AND_DIE, str(root), CHECKPOINT, REVISION]
-    answer = subprocess.run(command, capture_output=True, check=False)
-    assert answer.returncode == -signal.SIGKILL, answer.stderr
-    (found,) = find_goldens(root)
-    assert (found.folder, found.manifest) == (folder, None)
-    for known in (None, earlier):
-        with pytest.raises(GoldenDamaged, match="a recording was interrupted") as caught:
-            select_golden(root, Selection(), known)
-        assert "snap record" in caught.value.remedy
-    assert not folder.exists()
-    with recording_lock(place(root)):
-        assert find_damage(folder, load_manifest(folder)) == []
-    assert select_golden(root, Selection()).folder == folder
 
 
 def test_a_set_that_is_replaced_while_it_is_read_is_read_again(tmp_path: Path) -> None:

@@ -47,6 +47,23 @@ def test_a_variant_does_not_depend_on_what_was_drawn_before_it(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("seed", [0, 7, 42, 123456])
+def test_a_dozen_variants_cover_what_ports_get_wrong(seed: int) -> None:
+    """Whatever the seed: padding, numbers of images, chat, unicode, lengths, sizes, modes."""
+    drawn = [draw_recipe(seed=seed, index=index, attempt=0) for index in range(12)]
+    assert {len(recipe.images) for recipe in drawn} == {0, 1, 2, 3}
+    assert any(recipe.left_padding and recipe.images for recipe in drawn)
+    assert any(recipe.left_padding and not recipe.images for recipe in drawn)
+    assert any(recipe.chat for recipe in drawn)
+    assert any(not recipe.prompt.isascii() for recipe in drawn)
+    assert any(recipe.prompt.replace("<image>", "") == "" for recipe in drawn)
+    assert any(len(recipe.prompt) > 200 for recipe in drawn)
+    images = [image for recipe in drawn for image in recipe.images]
+    assert any(min(image.width, image.height) <= 5 for image in images)
+    early = {image.mode for recipe in drawn[:6] for image in recipe.images}
+    assert early == set(IMAGE_MODES)
+
+
 @pytest.mark.parametrize("index", range(12))
 def test_attempts_at_a_variant_keep_its_theme(index: int) -> None:
     """When the reference refuses a draw, another one of the same theme takes its place."""
