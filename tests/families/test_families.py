@@ -17,7 +17,7 @@ from snapshot_tool.families import FAMILIES, Family, family_of_config, register
 from snapshot_tool.record.variants import draw_recipe
 from tests.conftest import ROOT, Run, Snap, error_lines
 from tests.families.findings import FINDINGS, REPAIRS
-from tests.families.table import REAL, RELEASES, recorded, replace_part
+from tests.families.table import RELEASES, recorded
 from tests.families.versions import VERSIONS
 from tests.fms_checkout.build import installed_fms
 from tests.mutants.mutant import Edit, edit_file
@@ -281,30 +281,3 @@ def test_the_page_names_every_finding_and_twelve_families() -> None:
     assert f"| checkpoint | {' | '.join(VERSIONS)} | main" in releases
     for name in (LLAMA, ROBERTA, LLAVA, *FINDINGS):
         assert f"| {name} |" in releases
-
-
-def test_a_part_of_the_page_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
-    """Three commands write the page, in any order."""
-    page = tmp_path / "families.md"
-    replace_part(page, f"{REAL}\n\ntrue weights\n")
-    replace_part(page, "# Families\n\nold\n\n## More\n\nold\n")
-    replace_part(page, f"{RELEASES}\n\n1.13.1\n")
-    replace_part(page, "# Families\n\nnew\n\n## More\n\nnew\n")
-    assert page.read_text("utf-8") == (
-        f"# Families\n\nnew\n\n## More\n\nnew\n\n{RELEASES}\n\n1.13.1\n\n{REAL}\n\ntrue weights\n"
-    )
-
-
-def test_the_golden_in_the_candidates_dtype_comes_first(snap: Snap, tmp_path: Path) -> None:
-    """Else the float32 one; half precision is judged by the float64 reference."""
-    where = ("--goldens", tmp_path, "--checkpoint", COMMITTED / "checkpoints" / LLAMA)
-    program = [".venv-record/bin/snap", "record", *map(str, where), "--oracle", "--variants", "0"]
-    for dtype in ("float32", "bfloat16"):
-        subprocess.run([*program, "--dtype", dtype], cwd=ROOT, check=True, capture_output=True)
-    for dtype, own in (("float32",) * 2, ("bfloat16",) * 2, ("float16", "float32")):
-        run = snap("check", *where, "--json", "-", "--allow-near-ties", "--dtype", dtype)
-        assert run.code == 0, run.out
-        assert run.report["golden"]["dtype"] == own
-        forward = [r for r in run.report["results"] if r["phase"] == "forward"]
-        # Beyond what the table of float32 allows.
-        assert any(r["max_abs"] > 5e-4 for r in forward) == (dtype != "float32")

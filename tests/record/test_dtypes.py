@@ -114,6 +114,21 @@ def test_an_oracle_that_is_too_coarse_for_float32_is_refused(
     assert snap("check", *given).code == 0
 
 
+def test_the_golden_in_the_candidates_dtype_comes_first(
+    snap: Snap, recorded: Recorded, tmp_path: Path
+) -> None:
+    """Else the float32 one; half precision is judged by the float64 reference."""
+    for dtype in ("float32", "bfloat16"):
+        shutil.copytree(recorded(dtype, LLAMA), tmp_path / "goldens", dirs_exist_ok=True)
+    for dtype, own in (("float32",) * 2, ("bfloat16",) * 2, ("float16", "float32")):
+        report = check(snap, tmp_path / "goldens", "--allow-near-ties", "--dtype", dtype)
+        assert report["verdict"] == "pass"
+        assert report["golden"]["dtype"] == own
+        forward = [r for r in report["results"] if r["phase"] == "forward"]
+        # Beyond what the table of float32 allows.
+        assert any(r["max_abs"] > 5e-4 for r in forward) == (dtype != "float32")
+
+
 @pytest.mark.parametrize(("oracle", "notes"), [(False, 1), (True, 0)])
 def test_a_half_precision_set_without_an_oracle_is_noted(
     tmp_path: Path, *, oracle: bool, notes: int
