@@ -1,6 +1,7 @@
 """The pytest plugin, on the committed goldens and the real FMS.
 
-Runs that import FMS are processes of their own; those that only collect are in this process.
+Most runs are in this process. They forget what they import, and torch cannot be imported twice: the
+session's candidate and a check before them import all that they need.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-# Imported before pytester's runs in this process, which forget what they import: torch cannot be
-# imported twice.
 import snapshot_tool.pytest_plugin.nodes  # noqa: F401
+from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.goldens.manifest import load_manifest
 from tests.check.test_check import PHASES
-from tests.conftest import CHECKOUT, GOLDENS, ROOT, set_folder
+from tests.conftest import CHECKOUT, GOLDENS, ROOT, Snap, imported_fms, set_folder
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import plant
 
@@ -39,8 +39,17 @@ def test_vision_of_ones_own(snap_golden, snap_case, snap_candidate, snap_compare
 """
 
 
+@pytest.fixture(scope="module")
+def imported(snap: Snap, candidate: FmsCandidate) -> None:
+    """Check a little, so that everything is imported."""
+    options = ("--case", "variant-02", "--phase", "forward", "--localise")
+    assert snap("check", "--fms-path", CHECKOUT, *options).code == 0
+
+
 @pytest.fixture
-def golden_tests(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+def golden_tests(
+    imported: None, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> pytest.Pytester:
     """Run pytest elsewhere than in this repository, with its packages in reach."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -50,8 +59,11 @@ def golden_tests(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> 
 
 def run(golden_tests: pytest.Pytester, *options: object, fms: Path = CHECKOUT) -> pytest.RunResult:
     """Run pytest on the goldens."""
-    arguments = ["--snap-goldens", GOLDENS, "--fms-path", fms, "-p", "no:randomly", *options]
-    return golden_tests.runpytest_subprocess(*map(str, arguments))
+    arguments = ["--snap-goldens", GOLDENS, "-p", "no:randomly", *options]
+    if "--snap-candidate" not in options:
+        arguments += ["--fms-path", fms]
+    with imported_fms(fms.resolve()):
+        return golden_tests.runpytest_inprocess(*map(str, arguments))
 
 
 def collect(golden_tests: pytest.Pytester, *options: object) -> pytest.RunResult:
@@ -115,7 +127,9 @@ def test_faults_fail_their_phases_in_two_workers_and_in_junit(
     golden_tests: pytest.Pytester, broken_fms: Path
 ) -> None:
     """-n 2, --junitxml, -k and --lf do with golden tests what they do with others."""
-    first = run(golden_tests, "-n", "2", "--junitxml", "out.xml", "-k", "one-image", fms=broken_fms)
+    where = ("--snap-goldens", GOLDENS, "--fms-path", broken_fms)
+    options = ("-n", "2", "--junitxml", "out.xml", "-k", "one-image", "-p", "no:randomly")
+    first = golden_tests.runpytest_subprocess(*map(str, (*where, *options)))
     first.assert_outcomes(passed=3, failed=2)
     text = first.stdout.str()
     assert "Traceback" not in text
@@ -152,10 +166,8 @@ def test_a_phase_that_the_candidate_lacks_is_skipped_with_its_reason(
             return HasNoGeneration(request)
         """
     )
-    found = golden_tests.runpytest_subprocess(
-        *("--snap-goldens", GOLDENS, "--snap-candidate", "counted:load"),
-        *("--snap-case", "one-image", "-rs"),
-    )
+    options = ("--snap-candidate", "counted:load", "--snap-case", "one-image", "-rs")
+    found = run(golden_tests, *options)
     found.assert_outcomes(passed=3, skipped=3)
     found.stdout.fnmatch_lines(["SKIPPED*the decoder is not ported yet"])
     found.stdout.fnmatch_lines(["SKIPPED*the candidate has no method 'generate'"])
@@ -167,20 +179,17 @@ def test_a_weight_that_is_not_the_checkpoints_fails_a_test_of_its_own(
     golden_tests: pytest.Pytester,
 ) -> None:
     """Named, where every answer is right."""
-    found = golden_tests.runpytest_subprocess(
-        *("--snap-goldens", GOLDENS, "--snap-case", "variant-02"),
-        *("--snap-candidate", "tests.check.wrong_weights:unused_embedding_doubled"),
-    )
+    wrong = ("--snap-candidate", "tests.check.wrong_weights:unused_embedding_doubled")
+    found = run(golden_tests, *wrong, "--snap-case", "variant-02")
     found.assert_outcomes(passed=2, failed=1)
     found.stdout.fnmatch_lines(["text_model.base_model.embedding.weight (*: 96 of * differ *"])
 
 
 def test_what_the_candidate_raises_fails_its_phase_alone(golden_tests: pytest.Pytester) -> None:
     """In snap's words, with the place in the candidate and its traceback."""
-    found = golden_tests.runpytest_subprocess(
-        *("--snap-goldens", GOLDENS, "--snap-candidate", "tests.candidates:Raises"),
-        *("--snap-case", "one-image", "--snap-phase", "connector", "--snap-phase", "vision"),
-    )
+    phases = ("--snap-phase", "connector", "--snap-phase", "vision")
+    wrong = ("--snap-candidate", "tests.candidates:Raises", "--snap-case", "one-image")
+    found = run(golden_tests, *wrong, *phases)
     found.assert_outcomes(passed=1, failed=1, skipped=1)
     found.stdout.fnmatch_lines(
         [

@@ -37,15 +37,18 @@ def test_the_example_passes_and_without_quick_lacks_generation(snap: Snap) -> No
     assert ("generate", "skip", "the candidate has no method 'generate'") in results
 
 
-def test_an_entry_point_names_a_candidate(snap: Snap, tmp_path: Path) -> None:
+def test_an_entry_point_names_a_candidate(
+    snap: Snap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A package that is installed offers its factory in the group snapshot_tool.candidates."""
     metadata = tmp_path / "offers_llama-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: offers-llama\nVersion: 1.0\n")
     entry = "[snapshot_tool.candidates]\nplain-llama = tests.examples.plain_llama:Llama\n"
     (metadata / "entry_points.txt").write_text(entry)
-    run = snap("check", *GOLDEN, "--candidate", "plain-llama", "--quick", PYTHONPATH=str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    run = snap("check", *GOLDEN, "--candidate", "plain-llama", "--quick")
     assert run.code == 0, run.err
-    unknown = snap("check", *GOLDEN, "--candidate", "other", PYTHONPATH=str(tmp_path))
+    unknown = snap("check", *GOLDEN, "--candidate", "other")
     assert unknown.code == 2
     assert "is none of 'fms', 'plain-llama', 'module:factory'" in error_lines(unknown)[0]
