@@ -1,39 +1,19 @@
-"""Golden sets that several test files read, and `snap` without a new process for each call."""
+"""Golden sets that several test files read."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from snapshot_tool.cli import main
-from tests.conftest import Run, Snap
 from tests.record.checkpoints import IDEFICS3, LLAMA, record_here
 
-# Commands that leave nothing behind in a process. Others load FMS, or code of the user's.
-HERE = ("record", "show", "list", "verify", "diff")
-
-
-@pytest.fixture(scope="session")
-def snap(snap: Snap) -> Snap:
-    """Run `snap` here, or in a process of its own if it needs one."""
-
-    def run(*arguments: object, **environment: str) -> Run:
-        given = [str(argument) for argument in arguments]
-        if environment or given[0] not in HERE or "--family" in given:
-            return snap(*arguments, **environment)
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main(given)
-            except SystemExit as ended:
-                code = int(ended.code or 0)
-        return Run(code, out.getvalue(), err.getvalue())
-
-    return run
+# transformers copies trusted code there; it reads the variable when it is imported.
+_HOME = TemporaryDirectory(prefix="hf-home-")
+os.environ["HF_HOME"] = _HOME.name
 
 
 @pytest.fixture(scope="session")

@@ -39,12 +39,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def record(
-    snap: Snap, checkpoint: Path, goldens: Path, *options: object, **environment: str
-) -> Run:
+def record(snap: Snap, checkpoint: Path, goldens: Path, *options: object) -> Run:
     """Record a small set."""
     where = ("--checkpoint", checkpoint, "--goldens", goldens)
-    return snap("record", *where, *SMALL, *options, **environment)
+    return snap("record", *where, *SMALL, *options)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -102,11 +100,10 @@ def test_a_class_that_the_checkpoint_brings_is_recorded_if_trusted(
         architectures=["OwnForCausalLM"],
         auto_map={"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
     )
-    home = str(tmp_path / "hf")
-    careful = record(snap, folder, tmp_path / "goldens", HF_HOME=home)
+    careful = record(snap, folder, tmp_path / "goldens")
     assert careful.code == 3
     assert "--trust-remote-code" in error_lines(careful)[1]
-    run = record(snap, folder, tmp_path / "goldens", "--trust-remote-code", HF_HOME=home)
+    run = record(snap, folder, tmp_path / "goldens", "--trust-remote-code")
     assert run.code == 0, run.err
     assert manifest_of(tmp_path / "goldens")["checkpoint"]["family"] == "OwnForCausalLM"
 
