@@ -177,6 +177,9 @@ class DecoderCalls(FmsCalls):
         """Return the greedy new tokens of prompts of one length, (rows, new tokens)."""
         inputs = join_rows(rows)
         length = inputs.input_ids.shape[1]
+        hook = self.hook()
+        # FMS before 1.0 has no hooks.
+        hooks = {} if hook is None else {"prepare_model_inputs_hook": hook}
         ids: torch.Tensor = self.generation(
             self.model,
             inputs.input_ids,
@@ -185,8 +188,8 @@ class DecoderCalls(FmsCalls):
             do_sample=False,
             use_cache=True,
             eos_token_id=end,
-            prepare_model_inputs_hook=self.hook(),
             extra_kwargs={**self.images(inputs), **self.padding(inputs)},
+            **hooks,
         )
         return ids[:, length:]
 

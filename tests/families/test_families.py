@@ -120,6 +120,16 @@ FORMER: Sequence[tuple[str, Former]] = (
     ),
     (LLAVA, {"models/llava_next.py": [('kwargs.get("use_cache")', 'kwargs["use_cache"]')]}),
     (CLASSES, {"utils/generation.py": [("def pad_input_ids(", "def pad_otherwise(")]}),
+    (LLAMA, {"utils/generation.py": [("prepare_model_inputs_hook", "hook")]}),
+    (
+        ROBERTA,
+        {
+            "utils/serialization.py": [
+                ("    adapter_kwargs: Mapping[str, Any],\n) -> Mapping", ") -> Mapping"),
+                ("adapter(state_dict, **adapter_kwargs)", "adapter(state_dict)"),
+            ]
+        },
+    ),
 )
 
 

@@ -64,14 +64,15 @@ def lay_out(repository: Path, commit: str, folder: Path) -> Path:
     """Write the package of FMS at a commit into a folder, if it is not there yet."""
     if not folder.exists():
         part = folder.with_name(f"{folder.name}.part")
-        archive = _git(repository, "archive", commit, "fms")
+        archive = git(repository, "archive", commit, "fms")
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
             files.extractall(part, filter="data")
         part.rename(folder)
     return folder
 
 
-def _git(repository: Path, *arguments: str) -> bytes:
+def git(repository: Path, *arguments: str) -> bytes:
+    """Return what git writes."""
     command = ["git", "-C", str(repository), *arguments]
     return subprocess.run(command, check=True, capture_output=True).stdout
 
@@ -79,17 +80,17 @@ def _git(repository: Path, *arguments: str) -> bytes:
 def find_release(name: str, folder: Path) -> Release:
     """Return a release with the architectures that it knows."""
     code = "import fms.models; print(*fms.models.list_models())"
-    answer = _python("-c", code, fms=Release(name, folder, ()))
+    answer = _python("-c", code, fms=folder)
     answer.check_returncode()
     return Release(name, folder, tuple(answer.stdout.splitlines()[-1].split()))
 
 
-def _python(*arguments: str, fms: Release) -> subprocess.CompletedProcess[str]:
-    """Run this environment's Python with a release in place of the installed FMS."""
+def _python(*arguments: str, fms: Path) -> subprocess.CompletedProcess[str]:
+    """Run this environment's Python with an FMS in place of the installed one."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(fms.folder)},
+        env={**os.environ, "PYTHONPATH": str(fms)},
         check=False,
         capture_output=True,
         text=True,
@@ -97,24 +98,44 @@ def _python(*arguments: str, fms: Release) -> subprocess.CompletedProcess[str]:
 
 
 def check_release(release: Release, row: str, family: str, out: Path) -> Outcome:
-    """Check one golden set with one release, in a process of its own.
+    """Check one golden set with one release.
 
     row: the checkpoint's name, with REPAIRED after it if a repair is to load it.
     """
     if FAMILIES[family].fms.architecture not in release.architectures:
         return Outcome(LACKS)
     name = row.removesuffix(REPAIRED)
-    which = ["--fms-path", str(release.folder)] if row == name else ["--candidate", REPAIRS[name]]
+    candidate = "fms" if row == name else REPAIRS[name]
+    report, problem = check_folder(release.folder, name, out, candidate=candidate)
+    if report is None:
+        return Outcome("**not loaded**", problem=problem)
+    return Outcome(failure_cell(report), tuple(report["environment"]["candidate"]["notes"]))
+
+
+def check_folder(
+    fms: Path, name: str, out: Path, *, candidate: str = "fms", ranks: int = 1
+) -> tuple[Any, str]:
+    """Check one golden set with the FMS in a folder, in processes of its own.
+
+    Returns the report, or None and why FMS could not be checked.
+    """
+    launcher = ("torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m")
+    which = ["--fms-path", str(fms)] if candidate == "fms" else ["--candidate", candidate]
     where = ["--goldens", str(out / "goldens"), "--checkpoint", str(out / "checkpoints" / name)]
-    answer = _python("-m", "snapshot_tool", "check", "--json", "-", *where, *which, fms=release)
-    if answer.returncode in (0, 1):
-        report = json.loads(answer.stdout)
-        return Outcome(_cell(report), tuple(report["environment"]["candidate"]["notes"]))
+    answer = _python(
+        *("-m", *(launcher if ranks > 1 else ()), "snapshot_tool", "check", "--json", "-"),
+        *where,
+        *which,
+        fms=fms,
+    )
+    # torchrun ends with 1 where a rank ends with 3.
+    if answer.stdout.startswith("{"):
+        return json.loads(answer.stdout), ""
     lines = [line for line in answer.stderr.splitlines() if line.startswith("snap: ")]
-    return Outcome("**not loaded**", problem=lines[-1].removeprefix("snap: "))
+    return None, lines[-1].removeprefix("snap: ") if lines else answer.stderr.strip()[-300:]
 
 
-def _cell(report: Any) -> str:
+def failure_cell(report: Any) -> str:
     """Return the verdict; of a failure its first phase, its share of the cases, its module."""
     if report["verdict"] == "pass":
         return "pass"
@@ -177,7 +198,7 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "families.md")
     arguments = parser.parse_args()
     out, versions = arguments.out.resolve(), arguments.versions.resolve()
-    commit = _git(arguments.fms_repo, "rev-parse", "main^{commit}").decode().strip()
+    commit = git(arguments.fms_repo, "rev-parse", "main^{commit}").decode().strip()
     print(f"FMS main is {commit}", flush=True)
     releases = [find_release(v, install(v, versions / v)) for v in VERSIONS]
     main_folder = lay_out(arguments.fms_repo, commit, versions / commit[:12])

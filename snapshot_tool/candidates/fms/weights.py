@@ -6,6 +6,7 @@ The adapter that FMS loads weights through runs here again: for the names on ten
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -124,8 +125,13 @@ class CheckpointWeights:
     ) -> dict[str, torch.Tensor]:
         from fms.utils import serialization
 
-        known = {"model_config": getattr(model, "config", None)}
-        return dict(serialization.get_adapted(self._port.architecture, "hf", weights, known))
+        given = (
+            *(self._port.architecture, "hf", weights),
+            {"model_config": getattr(model, "config", None)},
+        )
+        # FMS before 0.0.7 hands its adapters the weights alone.
+        accepted = len(inspect.signature(serialization.get_adapted).parameters)
+        return dict(serialization.get_adapted(*given[:accepted]))
 
     def _find_misfit(self, model: torch.nn.Module) -> str:
         """Return the first key that FMS's adapter cannot take by its shape, or ""."""
