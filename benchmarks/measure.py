@@ -1,4 +1,4 @@
-"""What snap costs beside what it replaces; writes docs/performance.md.
+"""Measure time and memory of snap and of what it replaces; writes docs/performance.md.
 
 usage: python -m benchmarks.measure     (`make bench` builds what it needs)
 
@@ -36,13 +36,13 @@ SETS = 1000
 
 HEAD = """# Performance
 
-Written by `make bench` from `benchmarks/measure.py`, never by hand: one run on one machine, \
-{processor}, {cores} cores, {memory:.0f} GiB of memory, torch {torch}.
+`make bench` writes this page, from one run on one machine: {processor}, {cores} cores, \
+{memory:.0f} GiB of memory, torch {torch}.
 
-A check runs all phases of the two fixed cases. The true shape is SmolVLM-256M-Instruct's, with \
-random weights. The live way is one process with transformers 4.57.6 and ibm-fms 1.13.1 that runs \
-both models, phase by phase, as the parity suite does. The embedded checkpoint is so small that \
-its figure is mostly the import of torch and FMS.
+A check runs all phases of the two fixed cases. "True shape" is SmolVLM-256M-Instruct with random \
+weights. "Both live" is one process with transformers 4.57.6 and ibm-fms 1.13.1 that runs both \
+models, phase by phase, like the parity suite. The embedded checkpoint is small: its time is \
+mostly the import of torch and FMS.
 
 | what | figure | target | met |
 | --- | --- | --- | --- |
@@ -104,20 +104,20 @@ def run_live(checkpoint: Path) -> Cost:
 
 
 def measure_checks() -> Iterator[Row]:
-    """Compare a check with the live way: once at true shape, often on the embedded checkpoint."""
+    """Compare a check with both models live: once at true shape, often on the embedded one."""
     check, live = run_check(*TRUE_SHAPE), run_live(TRUE_SHAPE[0])
-    yield Row("true shape: time, of the live way's", check.seconds / live.seconds, 0.25)
-    yield Row("true shape: peak memory, of the live way's", check.peak / live.peak, 0.6)
+    yield Row("true shape: time relative to both live", check.seconds / live.seconds, 0.25)
+    yield Row("true shape: peak memory relative to both live", check.peak / live.peak, 0.6)
     yield Row("true shape: check, seconds", check.seconds)
-    yield Row("true shape: live way, seconds", live.seconds)
+    yield Row("true shape: both live, seconds", live.seconds)
     yield Row("true shape: check, peak memory, GB", check.peak / 1e9)
-    yield Row("true shape: live way, peak memory, GB", live.peak / 1e9)
+    yield Row("true shape: both live, peak memory, GB", live.peak / 1e9)
     rounds = [(run_check(*EMBEDDED), run_live(EMBEDDED[0])) for _ in range(ROUNDS)]
     check_seconds = min(check.seconds for check, _ in rounds)
     live_seconds = min(live.seconds for _, live in rounds)
-    yield Row("embedded checkpoint: time, of the live way's", check_seconds / live_seconds, 0.7)
+    yield Row("embedded checkpoint: time relative to both live", check_seconds / live_seconds, 0.7)
     yield Row("embedded checkpoint: check, seconds", check_seconds)
-    yield Row("embedded checkpoint: live way, seconds", live_seconds)
+    yield Row("embedded checkpoint: both live, seconds", live_seconds)
 
 
 def measure_sizes() -> Iterator[Row]:

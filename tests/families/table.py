@@ -1,4 +1,4 @@
-"""Check FMS against every family's golden set and write what comes out as docs/families.md.
+"""Check FMS against every family's golden set and write docs/families.md.
 
     .venv-check/bin/python -m tests.families.table [--out build/families] [--docs docs/families.md]
 
@@ -169,12 +169,12 @@ def _verdict(row: Row) -> str:
 
 
 def difference_lines(rows: list[Row], findings: Mapping[str, str]) -> list[str]:
-    """Say of each row that did not pass what differs, by how much, and where."""
+    """Return for each row that did not pass what differs, by how much, and in which module."""
     lines = []
     for row in rows:
         if row.passed or (row.repair and row.report["verdict"] == "pass"):
             continue
-        lines += [f"- **{row.name}**: {findings.get(row.name, 'not looked into yet')}."]
+        lines += [f"- **{row.name}**: {findings.get(row.name, 'not examined yet')}."]
         if row.report is None:
             lines += [f"  FMS's own loading fails: `{_shortened(row.problem)}`"]
         elif row.report["verdict"] != "pass":
@@ -197,7 +197,11 @@ def _worst(row: Row) -> str:
     worst = max(figures, key=_ratio, default=None)
     figure = f"largest difference {float(worst['max_abs']):.3g}" if worst else first["reason"]
     module = first.get("module")
-    where = f"`{module}`" if module else "no module: the fault is between modules, or in the loop"
+    where = (
+        f"`{module}`"
+        if module
+        else "none (the fault is between modules, or in the generation loop)"
+    )
     return (
         f"Fails first in {first['phase']}, {len(cases)} of {len(row.manifest.cases)} cases "
         f"({figure}, {row.ratio:.2g} tolerances). Module that `snap` names: {where}."
@@ -213,16 +217,16 @@ def page(rows: list[Row], record_seconds: dict[str, float]) -> str:
         "",
         "`make families` writes this page. It records a tiny checkpoint of each family, with "
         f"random weights, and checks it on ibm-fms {fms} from PyPI without transformers; idefics3 "
-        "on the tests' FMS checkout. [adding-a-family.md](adding-a-family.md) is about new "
-        "families.",
+        "on the tests' FMS checkout. For new families see "
+        "[adding-a-family.md](adding-a-family.md).",
         "",
-        f"{len(passed)} families pass all that FMS has of them: {', '.join(passed)}.",
+        f"{len(passed)} families pass in all phases that FMS has: {', '.join(passed)}.",
         "",
         *table_lines(rows, record_seconds),
         "",
         "Encoders have no generate: forward compares their hidden states and the output of their "
         "head. Text families have no preprocessing, vision and connector. If FMS has no "
-        "preprocessing, its input is Hugging Face's pixel values.",
+        "preprocessing, vision runs on Hugging Face's pixel values.",
         "",
         "## Where FMS differs",
         "",
@@ -232,8 +236,8 @@ def page(rows: list[Row], record_seconds: dict[str, float]) -> str:
         "",
         "With `snap check --loading own`, FMS loads the checkpoint by "
         '`get_model("hf_pretrained")`, with transformers 4.57.6, or 5.24.0 if only that has the '
-        "model. The other columns use snap's mapping. A tiny checkpoint can fail where a published "
-        "one passes, for example since its sizes are not multiples of 256.",
+        "model. The other columns use snap's mapping. A tiny checkpoint can fail although a "
+        "published one passes, for example because its sizes are not multiples of 256.",
         "",
         *problem_lines([(row.name + (" (repaired)" * bool(row.repair)), row.own) for row in rows]),
     ]
@@ -247,15 +251,15 @@ def changed_rows(rows: list[Row], again: list[Row]) -> list[Row]:
 
 
 def again_section(changed: list[Row], again: list[Row], refused: Mapping[str, str]) -> str:
-    """Return the part on another release: what it answers so that the verdict changes."""
+    """Return the part on another release of transformers: the rows whose verdict changes."""
     release = again[0].manifest.environment["transformers"]
     same = len(again) - len(changed)
     lines = [
         "",
         f"## The same with transformers {release}",
         "",
-        f"Recorded by that release, {same} of {len(again)} checkpoints have the verdict above. "
-        "These have another:",
+        f"Recorded with that release, {same} of {len(again)} checkpoints have the verdict above. "
+        "The others are:",
         "",
         *table_lines(changed, {}),
         "",
@@ -284,7 +288,7 @@ def recorded(folder: Path) -> list[tuple[str, Manifest]]:
 
 
 def main() -> int:
-    """Check everything, write the page, print it; 1 where what should pass does not."""
+    """Check everything, write the page and print it; return 1 for an unexpected failure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/families"))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "families.md")

@@ -30,9 +30,9 @@ LACKS = "-"
 REPAIRED = " (repaired)"
 _SEES_PADDING = "FMS's pad_input_ids lets tokens attend to padding"
 _PADDING = (
-    "  FMS fixed it in 32bfbc89: on the golden sets of llama and roberta, whose pad token is 1, "
-    "that commit passes. Its parent, 61b614ec, fails in the three prompts with padding on the "
-    "left, and in no other."
+    "  FMS fixed this in 32bfbc89. With the golden sets of llama and roberta, whose pad token is "
+    "1, that commit passes, and its parent 61b614ec fails only for the three prompts with padding "
+    "on the left."
 )
 VERSIONS = ("1.7.0", "1.9.0", "1.11.2", "1.12.1", "1.13.1")
 

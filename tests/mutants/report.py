@@ -1,4 +1,4 @@
-"""docs/detection.md: what a check finds of what was planted, and what it names."""
+"""docs/detection.md: which planted faults a check finds, and which module it names."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _FOUND_BY = (LOADING, *_PHASES, DERIVED, _WEIGHTS)
 _INTRODUCTION = f"""\
 `make mutants` writes this page. It plants {len(MUTANTS)} faults one at a time in the tests' FMS \
 checkout, in its source or in a loaded weight (`tests/mutants/corpus`), and runs `snap check` on \
-the committed golden set. Phase and place were written down before a fault was run. A fault that \
-no recorded case shows gets {QUESTIONS} derived questions (`--explore`). The intervals are \
+the committed golden set. The expected phase and place were written down before the first run. If \
+no recorded case shows a fault, {QUESTIONS} derived questions are run (`--explore`). Intervals are \
 Wilson's, at 95 %."""
 _EQUIVALENT = """\
-These are not counted as faults. In float64, on every recorded input, on batches of two cases, on \
-a prompt of every token and on ten more pictures, no answer differs from the original's by more \
-than float32 rounds it."""
+These are not counted as faults. In float64, no output differs by more than float32 rounding. This \
+was measured on every recorded input, on batches of two cases, on a prompt of every token and on \
+ten more images."""
 _BENIGN = """\
-The unchanged port, run in other ways that compute the same: 1, 2 or 4 threads; attention by \
-default, math, flash or eager; fused and unfused weights; the encoder on 1, on 4 or on all tiles \
-at once; inputs contiguous, channels last or strided; two of them with torch.compile. Each runs \
-the full check with `--localise` and derived questions of its own seed."""
+The unchanged port was run in other ways that compute the same: 1, 2 or 4 threads; default, math, \
+flash or eager attention; fused and unfused weights; the encoder on 1, on 4 or on all tiles at \
+once; contiguous, channels-last or strided inputs; two of them with torch.compile. Each run is a \
+full check with `--localise` and derived questions from its own seed."""
 
 
 class Fate(StrEnum):
-    """What became of a mutant."""
+    """The result of a mutant."""
 
     FOUND = "found"
     MISSED = "missed"
@@ -46,9 +46,9 @@ class Fate(StrEnum):
 
 
 def fate(outcome: Outcome | Crash) -> Fate:
-    """Return what became of a mutant; one that changes no answer beyond rounding is equivalent.
+    """Return the result of a mutant; it is equivalent if no output changes beyond rounding.
 
-    A weight that differs and changes no answer does not count as found.
+    A weight that differs without changing an output does not count as found.
     """
     if isinstance(outcome, Crash):
         return Fate.CRASHED
@@ -58,7 +58,7 @@ def fate(outcome: Outcome | Crash) -> Fate:
 
 
 def is_named(mutant: Mutant, outcome: Outcome | Crash) -> bool:
-    """Tell whether an expected place was named."""
+    """Return whether an expected place was named."""
     if isinstance(outcome, Crash):
         return False
     if outcome.table == LOADING:
@@ -87,12 +87,12 @@ class Detection:
     alarms: Mapping[str, Alarms | Crash]
 
     def of(self, fate_of: Fate, names: Iterable[str] | None = None) -> list[str]:
-        """Return the mutants of one fate, of those that were run or of some."""
+        """Return the mutants with this result, of all that were run or of some."""
         chosen = self.outcomes if names is None else names
         return [name for name in chosen if fate(self.outcomes[name]) is fate_of]
 
     def named(self, names: Iterable[str] | None = None) -> list[str]:
-        """Return the mutants that were found and rightly named."""
+        """Return the mutants that were found and correctly named."""
         found = self.of(Fate.FOUND, names)
         return [name for name in found if is_named(MUTANTS[name], self.outcomes[name])]
 
@@ -117,7 +117,7 @@ class Detection:
             f"{len(found)} of {real} faults found ({interval(len(found), real)}): "
             f"{len(table)} by the table of tolerances, {len(oracle)} by the oracle, "
             f"{len(derived)} by derived questions alone, {len(weights)} by {_WEIGHTS}.",
-            f"{len(named)} of {len(found)} found faults named rightly "
+            f"{len(named)} of {len(found)} found faults named correctly "
             f"({interval(len(named), len(found))}): {len(right)} of {len(facts)} names given as "
             f"fact ({interval(len(right), len(facts))}), {len(named) - len(right)} of "
             f"{len(found) - len(facts)} guesses.",
@@ -146,9 +146,9 @@ def write_report(detection: Detection, path: Path) -> None:
         ("By part of the port", _groups(detection)),
         ("First found by", _first_found(detection)),
         ("Missed", _misses(detection)),
-        ("Found, with another place named", _wrong_names(detection)),
+        ("Found, but with another place named", _wrong_names(detection)),
         ("Not found by one rule on the recorded cases", _rules(detection)),
-        ("Faults that change no answer", [_EQUIVALENT, "", *_equivalents(detection)]),
+        ("Faults that change no output", [_EQUIVALENT, "", *_equivalents(detection)]),
         ("False alarms", [_BENIGN, "", *_table(("run", "alarm"), alarms)]),
     ]
     pages = [f"# {title}\n" + "\n".join(lines) + "\n" for title, lines in sections]
@@ -162,7 +162,7 @@ def _groups(detection: Detection) -> list[str]:
         real = len(names) - len(detection.of(Fate.EQUIVALENT, names))
         found, named = len(detection.of(Fate.FOUND, names)), len(detection.named(names))
         rows.append((group, len(names), real, found, interval(found, real), named))
-    header = ("part", "planted", "change an answer", "found", "95 %", "named rightly")
+    header = ("part", "planted", "change an output", "found", "95 %", "named correctly")
     return _table(header, rows)
 
 
@@ -195,9 +195,9 @@ def _misses(detection: Detection) -> list[str]:
 
 
 def _why(outcome: Outcome) -> str:
-    change = "another answer" if math.isinf(outcome.change) else f"{outcome.change:.3g}x rounding"
+    change = "another output" if math.isinf(outcome.change) else f"{outcome.change:.3g}x rounding"
     recorded = "variant" in outcome.question or "image" in outcome.question
-    where = "within the tolerance" if recorded else "shows only where nothing was recorded"
+    where = "within the tolerance" if recorded else "not reached by recorded cases"
     return f"{where}: {change} in {outcome.question}"
 
 
@@ -210,7 +210,7 @@ def _wrong_names(detection: Detection) -> list[str]:
             named = outcome.place or ", ".join(outcome.derived) or "nothing"
             named += ", as a guess" if outcome.guess else ""
             rows.append((f"`{name}`", MUTANTS[name].places[0], named))
-    return _table(("fault", "is in", "named"), rows)
+    return _table(("fault", "place", "named"), rows)
 
 
 def _rules(detection: Detection) -> list[str]:

@@ -29,18 +29,18 @@ COMMITS = (
 
 # The reason why a derived question fails, by its kind.
 _ATTENTION = (
-    "FMS's attention (fms.modules.attention), for every model: without a cache, it reads a prompt "
-    "of as many tokens as key-value heads the wrong way round."
+    "FMS's attention (fms.modules.attention), for every model: without a cache, it swaps length "
+    "and heads if a prompt has as many tokens as there are key-value heads."
 )
 _BATCH = (
-    "FMS's idefics3: a row of a batch does not end at its own end token. Before 7ee2249f it goes "
-    "on after it; since then fms.utils.generation.generate stops all rows at the first row's end."
+    "FMS's idefics3: a row of a batch does not end at its own end token. Before 7ee2249f it "
+    "continues; since then fms.utils.generation.generate stops all rows when the first row ends."
 )
 _CACHE = (
-    "FMS's idefics3: its first generation loop gives the cache no mask, so new tokens attend to "
+    "FMS's idefics3: its first generation loop does not mask the cache, so new tokens attend to "
     "the padding on the left."
 )
-_POSITIONS = "FMS's idefics3: patches are numbered 0, 0, 1, 2 and so on."
+_POSITIONS = "FMS's idefics3: patches are numbered 0, 0, 1, 2, …"
 
 FAULTS: Mapping[str, Mapping[str, str]] = {
     "08a7f5b2": {"shorter": _CACHE, "resumed": _CACHE},

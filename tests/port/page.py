@@ -50,7 +50,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class TrueShape:
-    """One commit on the true shape: the report, and the fixed cases' process beside the suite's."""
+    """One commit on the true shape: the report, and the processes of snap and of the suite."""
 
     sha: str
     report: Any
@@ -90,7 +90,7 @@ def _used(report: Any, phase: str) -> str:
 
 
 def write(path: Path, rows: Sequence[Row], found: Sequence[TrueShape]) -> None:
-    """Write the page; without results of the true shape the part about it stays as it is."""
+    """Write the page; without results of the true shape, keep the part about it."""
     old = path.read_text(encoding="utf-8") if path.exists() else ""
     part = "\n" + old[old.index(TRUE_SHAPE) :] if TRUE_SHAPE in old else ""
     if found:
@@ -113,7 +113,7 @@ def _commit(row: Row) -> list[str]:
 
 
 def _questions(rows: Sequence[Row]) -> list[list[str]]:
-    """Return each kind of failing question with the commits that one fault makes it fail at."""
+    """Return each kind of failing question with its fault and the commits that have it."""
     commits: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for kind, fault in row.faults.items():
@@ -134,28 +134,28 @@ _INTRODUCTION = """\
 
 `make port FMS_REPO=<clone of FMS> SUITE=<clone of the parity suite>` writes this page. It checks \
 every commit of foundation-model-stack's pull request 503 that changes idefics3 against the \
-committed golden set, in the environment without transformers. Preprocessing is Hugging Face's \
-processor there and is checked in the environment with it. The parity suite runs on the same \
-checkpoint. The command fails if a verdict is not the expected one, or if the interface of the \
-tests' checkout differs from that of the pull request's head.
+committed golden set, in the environment without transformers. The pull request's preprocessing \
+uses Hugging Face's processor, so it is checked in the environment with transformers. The parity \
+suite runs on the same checkpoint. The command fails if a verdict is not the expected \
+one, or if the interface of the tests' checkout differs from that of the pull request's head.
 
 """
 _QUESTIONS = """
-The suite has no padded prompt, so it passes 08a7f5b2. From 7ee2249f on, forward returns a tensor, \
-which the suite indexes by name. Before 2603441a, preprocessing fails for images in the modes \
+The suite has no padded prompt, so 08a7f5b2 passes it. From 7ee2249f on, forward returns a tensor, \
+but the suite expects a mapping. Before 2603441a, preprocessing fails for images in the modes \
 RGBA, L, 1 and CMYK (examined at cff04250).
 
 ## Derived questions that fail
-With `--explore 200`. Commits before 7ee2249f skip `split`: their forward takes no position ids, \
-so a second part of a prompt cannot be added to the cache.
+These fail with `--explore 200`. Commits before 7ee2249f skip `split`: their forward takes no \
+position ids, so a second part of a prompt cannot be added to the cache.
 
 """
 _TRUE_SHAPE = f"""
 {TRUE_SHAPE}
-`make port … SMOLVLM=DIR`. DIR has the real configuration, tokenizer and processor, and random \
-weights of the real names, shapes and dtype. The golden set has two fixed cases and three \
-variants. A figure is the greatest share of its tolerance that a phase used. Time and memory are \
-of the two fixed cases, which the suite runs as well, as whole processes in one run. The suite \
-runs at cff04250, since it cannot read the output of later commits.
+`make port … SMOLVLM=DIR` writes this part. DIR has the published configuration, tokenizer and \
+processor, and random weights with the published names, shapes and dtype. The golden set has two \
+fixed cases and three variants. A figure is the greatest share of its tolerance that a phase used. \
+Time and memory are those of a process that checks the two fixed cases, which the suite runs as \
+well. The suite runs at cff04250, since it cannot read the output of later commits.
 
 """

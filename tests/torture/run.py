@@ -1,6 +1,6 @@
-"""The long versions: `make torture` runs them and writes docs/reliability.md from their figures.
+"""The long tests of faults: `make torture` runs them and writes docs/reliability.md.
 
-    python -m tests.torture.run PART …      each part leaves build/torture/PART.json
+    python -m tests.torture.run PART …      each part writes build/torture/PART.json
 
 Parts: hostile, sharing, concurrency (check environment), recording (record environment), report
 (writes the page).
@@ -29,28 +29,28 @@ READERS, ROUNDS = 4, 400
 _EVERY_OTHER_KIND = 9  # each other kind of fault is tried at every ninth point that is killed
 _PAGE = """# Reliability
 
-What was tried on purpose to break golden sets, and what came of it. Written by `make torture`;
-seeded samples of the same run in `make test`.
+What was tried to break golden sets. `make torture` writes this page; `make test` runs seeded
+samples of the same faults.
 
 | tried | times | survived |
 | --- | --- | --- |
 {rows}
 
-**Writing.** At writes, syncs, renames, links and removals of a recording, a resumed recording, an
-update or a pull, the process was killed, interrupted, or refused by the system (disk full,
-read-only, failing). Survived: all files are those before or all those after, they verify, the error
-is a line or two, and going on completes the set to the bytes of an undisturbed run. A commit is two
-renames. If the process is killed between them, the old set is away: readers say so, and the next
-`snap record` or `snap pull` of that revision puts it back.
+**Writing.** During a recording, a resumed recording, an update or a pull, the process was killed or
+interrupted, or the system refused an operation (disk full, read-only, failing), at writes, syncs,
+renames, links and removals. A run survived if all files are those before or all those after, they
+verify, the error has one or two lines, and continuing gives the bytes of an undisturbed run. A
+commit is two renames. If the process is killed between them, the old set is missing: other commands
+report this, and the next `snap record` or `snap pull` of that revision restores it.
 
-**Reading meanwhile.** A recorder replaced a set again and again while others read it. Survived:
-each read saw one whole version, and none reported damage. Readers (`list`, `show`, `verify`,
-`diff`, `check`, `doctor`, pytest) write nothing below the goldens folder.
+**Reading during a recording.** A recorder replaced a set repeatedly while others read it. A read
+survived if it returned one whole version and reported no damage. Commands that read (`list`,
+`show`, `verify`, `diff`, `check`, `doctor`, pytest) write nothing below the goldens folder.
 
-**Golden sets from strangers.** `list`, `show`, `verify`, `diff`, `check` and `doctor` met mutated
-manifests, headers, tensors and pictures, links, pipes, decompression bombs and configurations that
-FMS was to build. Survived: the set is read or refused in two lines with exit code 3, without a
-traceback, a control character, a write, a process, half a minute of the processor or a gigabyte of
+**Untrusted golden sets.** `list`, `show`, `verify`, `diff`, `check` and `doctor` ran on mutated
+manifests, headers, tensors and images, links, pipes, decompression bombs and configurations for
+FMS to build. A set survived if it was read, or refused in two lines with exit code 3, without a
+traceback, a control character, a write, a process, half a minute of processor time or a gigabyte of
 memory{memory}.
 {failures}"""
 
