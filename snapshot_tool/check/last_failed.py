@@ -5,6 +5,7 @@ It is kept in the user's cache: a check writes nothing below the goldens folder.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,4 +45,6 @@ def keep_failed(golden: Path, ran: Iterable[Run], results: Iterable[Result]) -> 
 
 def _path(golden: Path) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(cache, "fms-snap", "last-failed", "_".join(golden.parts[-3:]) + ".json")
+    # Two repositories may have a set of the same name.
+    name = hashlib.sha256(os.fsencode(golden.resolve())).hexdigest()[:32]
+    return Path(cache, "fms-snap", "last-failed", f"{name}.json")
