@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapshot_tool.base.environment import rank_here
-from snapshot_tool.base.errors import SnapError, UsageError
+from snapshot_tool.base.errors import GoldenNotFound, SnapError, UsageError
 from snapshot_tool.base.protocol import Progress
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
-from snapshot_tool.goldens.find import FoundSet, Selection, find_goldens
+from snapshot_tool.goldens.find import FoundSet, Selection, find_goldens, how_to_get
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,9 @@ def check_all(request: CheckRequest, progress: Progress) -> Iterator[SetCheck]:
     if selection == Selection():
         selected = found  # those without a readable manifest included
     if not selected:
-        request.golden_choice.open()  # raises the error that says what is missing
+        raise GoldenNotFound(
+            f"no golden for {selection} in {request.goldens}", how_to_get(Path(request.goldens))
+        )
     for one in selected:
         progress.note(f"checking {one.name}")
         yield _check_set(one, request, progress)

@@ -138,7 +138,7 @@ def _check_all(
         if one.report:
             report = _with_options(one.report)
             if not quiet:
-                draw_report(report, replay=_replay_command())
+                draw_report(report, replay=f"{_replay_command()} --checkpoint {one.name}")
                 click.echo()
             file = one.name.replace("/", "_")
             json_file = json_path and json_path / f"{file}.json"

@@ -57,6 +57,14 @@ def test_all_golden_sets_are_checked_and_end_with_one_verdict(
     assert "roberta has no such phase" in run.out
 
 
+@pytest.mark.parametrize("name", ["local/nothing", "./nothing"])
+def test_all_of_nothing_is_an_error(snap: Snap, families: Path, name: str) -> None:
+    """A name that no golden set has does not pass."""
+    run = snap("check", "--all", "--goldens", families, "--checkpoint", name)
+    assert run.code == 3
+    assert f"no golden for {name}" in error_lines(run)[0]
+
+
 def test_a_set_that_cannot_be_checked_does_not_hide_the_others(snap: Snap, families: Path) -> None:
     """A failure comes first in the exit code, then what could not run."""
     (manifest,) = families.glob("local--llama/*/*/manifest.json")
