@@ -1,7 +1,7 @@
 """Options of a command, each declared once: as a field of the command's request.
 
-The command line, the pytest plugin and the Python API are made from these declarations. Torch is
-not imported here, so `--help` and pytest start fast.
+The command line, the pytest plugin and the Python API use these declarations. Torch is not
+imported here, so `--help` and pytest start fast.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Option:
 
     Args:
         field: the field's name, which is also the keyword of the Python API: "golden_device".
-        help: what it does, for people.
+        help: its help text.
         kind: type of one value: bool for a flag.
-        default: the value of an option that is not given.
-        repeated: whether it may be given several times, and the field is a sequence.
-        commas: whether one value may name several, separated by commas.
+        default: the value if the option is not given.
+        repeated: whether it may be given several times; the field is then a sequence.
+        commas: whether one value may have several names, separated by commas.
         choices: the valid values; empty: any.
         limits: the least and the greatest valid number; None: no limit.
-        metavar: how the help writes a value; "": from the type.
+        metavar: placeholder of the value in the help; "": from the type.
         short: the option as one letter: "-x"; "": none.
         in_pytest: whether the pytest plugin has it.
     """
@@ -51,7 +51,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The option as it is typed: "--golden-device"."""
+        """The option on the command line: "--golden-device"."""
         return f"--{self.field.replace('_', '-')}"
 
 
@@ -88,7 +88,7 @@ def family_field() -> Any:
     """Declare --family."""
     return option(
         (),
-        "A file that declares a model family, or the name of an entry point. Its code is run.",
+        "File that declares a model family, or the name of an entry point. Its code is run.",
         metavar="FILE.py",
     )
 
@@ -114,7 +114,7 @@ def options_of(request: type) -> dict[str, Option]:
 def normalise_options(request: Any) -> None:
     """Split values at commas, and raise UsageError for one that its option does not take.
 
-    click and pytest have refused most of them before; a caller in Python may pass anything.
+    click and pytest refuse most of them earlier; a caller in Python can pass any value.
     """
     for option in options_of(type(request)).values():
         given = getattr(request, option.field)
@@ -135,5 +135,5 @@ def normalise_options(request: Any) -> None:
             if (least is not None and value < least) or (most is not None and value > most):
                 raise UsageError(
                     f"{option.field} is {value!r}",
-                    f"it must be {least} or more" + (f", at most {most}" if most else ""),
+                    f"it must be at least {least}" + (f" and at most {most}" if most else ""),
                 )

@@ -1,4 +1,4 @@
-"""What to check: which golden set, which cases, on which device, judged by which rule."""
+"""The request of a check: golden set, candidate, cases, device and rule."""
 
 from __future__ import annotations
 
@@ -26,41 +26,43 @@ if TYPE_CHECKING:
     from snapshot_tool.goldens.golden import Golden
     from snapshot_tool.goldens.manifest import CaseEntry, Manifest
 
-# The plugin reads these declarations in every pytest session, also in those that check nothing, so
-# torch and msgspec are imported only by the functions that need them.
+# The plugin reads these declarations in every pytest session, so only the functions that need torch
+# and msgspec import them.
 
 
 @dataclass(frozen=True, slots=True)
 class CheckRequest:
-    """The options of `snap check`. None: as the golden set says, or any."""
+    """The options of `snap check`. None means the golden set's value, or any."""
 
     goldens: str | Path = goldens_field()
     _: KW_ONLY
     fms_path: str | Path | None = option(
         None,
-        "Root of an FMS checkout; wins over an installed FMS. Its code is run.",
+        "Root of an FMS checkout, used in place of an installed FMS. Its code is run.",
         metavar="CHECKOUT",
     )
     candidate: str = option(
-        "fms", "'fms', or 'module:factory' for anything else. Its code is run.", metavar="SPEC"
+        "fms",
+        "'fms', or 'module:factory' for another implementation. Its code is run.",
+        metavar="SPEC",
     )
     loading: str = option(
         "snap",
-        "Map the configuration by snap, or load by FMS's own get_model('hf_pretrained'), which "
-        "needs transformers; fields that FMS maps differently are reported.",
+        "Load the model with snap's mapping of the configuration, or with FMS's own "
+        "get_model('hf_pretrained'), which needs transformers and is compared with snap's.",
         choices=("snap", "own"),
     )
     family: Sequence[str] = family_field()
     checkpoint: str | None = option(
         None,
-        "Golden set, by a name of snap list or a part of it; or the folder or hub id of its "
+        "Golden set: its name in snap list or a part of it, or the folder or hub id of its "
         "checkpoint.",
         metavar="NAME",
     )
     revision: str | None = option(None, "Revision of the golden set, or its first digits.")
-    device: str = option("cpu", "Where the candidate runs.", choices=DEVICES)
+    device: str = option("cpu", "Device of the candidate.", choices=DEVICES)
     golden_device: str | None = option(
-        None, "Device of the golden set, if it is not --device.", choices=DEVICES
+        None, "Device of the golden set, if different from --device.", choices=DEVICES
     )
     phase: Sequence[str] = option(
         (),
@@ -73,13 +75,13 @@ class CheckRequest:
     )
     last_failed: bool = option(
         False,
-        "Check only what failed in the last check of the golden set; everything if nothing did.",
+        "Check only what failed in the last check of the golden set; everything if nothing failed.",
         in_pytest=False,
     )
     fail_fast: bool = option(False, "Stop at the first failure.", short="-x", in_pytest=False)
     shard: str | None = option(
         None,
-        "Check the K-th of N shares of the cases; `snap merge` makes one report of all N.",
+        "Check the K-th of N parts of the cases; `snap merge` merges the N reports.",
         metavar="K/N",
     )
     localise: bool = option(
@@ -87,7 +89,7 @@ class CheckRequest:
     )
     quick: bool = option(
         False,
-        "Verify generation in one pass over prompt and golden tokens; its cache is not tested.",
+        "Verify generation in one pass over prompt and recorded tokens; the cache is not tested.",
     )
     repeat: int = option(
         1,
@@ -97,41 +99,40 @@ class CheckRequest:
     )
     explore: int | None = option(
         None,
-        "Run N more queries that the golden set answers: prefixes, padding, batches, tiles …",
+        "Run N questions derived from the golden set: prefixes, padding, batches, tiles …",
         limits=(1, None),
         metavar="N",
         in_pytest=False,
     )
     seed: int | None = option(
         None,
-        "Seed of the queries of --explore; by default the golden set's seed.",
+        "Seed of --explore; by default the golden set's seed.",
         limits=(0, None),
         in_pytest=False,
     )
     replay: Sequence[str] = option(
         (),
-        "Run this query of an --explore again, and nothing else.",
+        "Run only this question of an --explore again.",
         metavar="QUESTION",
         in_pytest=False,
     )
     dtype: str | None = option(
         None,
-        "What the candidate computes in; by default the dtype of the golden set.",
+        "Dtype of the candidate; by default the dtype of the golden set.",
         choices=ORACLE_DTYPES,
     )
     tolerance: str | None = option(
         None,
         "Judge by the golden set's table of tolerances, or by its oracle.  [default: table; "
-        "oracle if --dtype is not the golden set's]",
+        "oracle for half precision]",
         choices=tuple(Rule),
     )
     allow_near_ties: bool = option(
-        False, "Let a generation pass that differs only if rounding could have chosen."
+        False, "Let a generation pass if its tokens differ only by rounding."
     )
     graft: str = option(
         "",
-        "Put the golden output in this module's place and run on, to test whether the fault is "
-        "only there.",
+        "Replace this module's output by the recorded one, to test whether it is the only fault.",
         metavar="MODULE",
         in_pytest=False,
     )
@@ -143,8 +144,8 @@ class CheckRequest:
     )
     require: Sequence[str] = option(
         (),
-        "Exit with 3 if this phase is skipped anywhere, or if no case reaches this feature of the "
-        "model.",
+        "Exit with 3 if this phase is skipped in any case, or if no case reaches this feature of "
+        "the model.",
         commas=True,
         choices=(*PHASES, *COVERAGE_NAMES),
         in_pytest=False,
@@ -153,11 +154,11 @@ class CheckRequest:
     def __post_init__(self) -> None:
         """Raise UsageError for a value that an option does not take."""
         normalise_options(self)
-        _ = self.share, self.questions  # they raise it, too
+        _ = self.share, self.questions  # these also raise it
 
     @property
     def case_text(self) -> str:
-        """The globs of --case as one text."""
+        """The globs of --case, separated by commas."""
         return ",".join(self.case) or "*"
 
     @property
@@ -167,7 +168,7 @@ class CheckRequest:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """What must be compared or reached, each once."""
+        """The phases and features that --require names, each once."""
         return tuple(dict.fromkeys(self.require))
 
     @property
@@ -184,7 +185,7 @@ class CheckRequest:
 
     @property
     def questions(self) -> tuple[Question, ...]:
-        """The queries that --replay names; raise UsageError for an unknown one."""
+        """The questions that --replay names; raise UsageError for an invalid one."""
         from snapshot_tool.explore.questions import parse_question
 
         return tuple(map(parse_question, self.replay))
@@ -197,7 +198,7 @@ class CheckRequest:
 
     @property
     def golden_choice(self) -> GoldenChoice:
-        """Which golden set is meant."""
+        """The options that select the golden set."""
         from snapshot_tool.goldens.find import GoldenChoice
 
         return GoldenChoice(
@@ -211,13 +212,13 @@ class CheckRequest:
 
 
 def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
-    """Return the cases that --case and --shard select; raise UsageError for none."""
+    """Return the cases that --case and --shard select; raise UsageError if there are none."""
     cases = matching_cases(manifest, request)
     share = request.share
     if share is None:
         return cases
     if request.replay:
-        raise UsageError("--replay runs only what it names, not a share", "leave out --shard")
+        raise UsageError("--replay and --shard cannot be combined", "leave out --shard")
     if share.count > len(cases):
         raise UsageError(
             f"--shard {share}: there are {len(cases)} cases", f"use at most {len(cases)} shards"
@@ -226,7 +227,7 @@ def select_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
 
 
 def matching_cases(manifest: Manifest, request: CheckRequest) -> list[CaseEntry]:
-    """Return the cases that --case selects, of all shards; raise UsageError for a useless glob."""
+    """Return the cases that --case selects; raise UsageError for a glob without a match."""
     names = [case.name for case in manifest.cases]
     chosen = set()
     for glob in request.case or ("*",):
@@ -245,12 +246,12 @@ def require_phases(manifest: Manifest, request: CheckRequest) -> None:
     if missing:
         raise UsageError(
             f"--phase {missing[0]}: {manifest.checkpoint.family} has no such phase",
-            f"there are: {', '.join(manifest.tolerances)}",
+            f"its phases: {', '.join(manifest.tolerances)}",
         )
 
 
 def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
-    """Return the share of this check, and all that another one must have in common with it."""
+    """Return the shard of this check, with the options that all shards must share."""
     from snapshot_tool.base.report import Shard
 
     if request.share is None:
@@ -275,8 +276,8 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
 def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
     """Return the candidate's dtype and the rule that judges it.
 
-    Raises UsageError if the table is to judge half precision, which it is not made for, and
-    GoldenNotFound if there is no oracle, or one that is too coarse.
+    Raises UsageError if the table would judge half precision, and GoldenNotFound if the oracle is
+    missing or too coarse.
     """
     from snapshot_tool.goldens.layout import ORACLE
     from snapshot_tool.goldens.manifest import Storage
@@ -288,7 +289,7 @@ def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
     own_tolerance = request.atol is not None and request.rtol is not None
     if rule is Rule.TABLE and default_rule(own, dtype) is Rule.ORACLE and not own_tolerance:
         raise UsageError(
-            f"the table of tolerances is made for float32, not for {dtype} against {own}",
+            f"the table of tolerances is for float32 only, not for {dtype} against {own}",
             "leave out --tolerance table, or pass --atol and --rtol",
         )
     needed = rule is Rule.ORACLE or request.allow_near_ties
@@ -303,6 +304,6 @@ def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
     if rule is Rule.ORACLE and own != dtype == "float32" and has_coarse_oracle(golden.manifest):
         raise GoldenNotFound(
             f"the oracle of {golden.manifest.title} is too coarse to judge {dtype}",
-            "record the set again with this snap: snap record ... --update --reason TEXT --oracle",
+            "record the set again: snap record ... --update --reason TEXT --oracle",
         )
     return dtype, rule

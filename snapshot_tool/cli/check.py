@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from snapshot_tool.check.run import CheckRun
 
 _CANNOT_RUN = 3
-# Options that select the queries or the output. A replay needs only the others.
+# Options that select the questions or the output. A replay needs only the others.
 _NOT_REPLAYED = {
     *("explore", "seed", "replay", "phase", "case", "shard", "quick", "repeat", "localise"),
     *("json_path", "html_path", "graft", "every", "quiet", "last_failed", "fail_fast"),
@@ -34,7 +34,7 @@ _GROUPS = {
     "Candidate": ("fms_path", "candidate", "loading", "family", "device", "dtype"),
     "Selection": ("phase", "case", "shard", "last_failed", "fail_fast", "require"),
     "Judgement": ("tolerance", "atol", "rtol", "allow_near_ties", "quick", "repeat"),
-    "Further queries": ("explore", "seed", "replay", "localise", "graft"),
+    "Derived questions and modules": ("explore", "seed", "replay", "localise", "graft"),
     "Output": ("quiet", "json_path", "html_path"),
 }
 
@@ -59,9 +59,7 @@ class _GroupedCommand(click.Command):
     epilog="Example: snap check --fms-path ./foundation-model-stack --device cuda",
 )
 @request_options(CheckRequest)
-@click.option(
-    "--all", "every", is_flag=True, is_eager=True, help="Check every golden set that is there."
-)
+@click.option("--all", "every", is_flag=True, is_eager=True, help="Check all golden sets.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the last line.")
 @json_option
 @html_option
@@ -76,8 +74,8 @@ def check_command(
     """Run FMS (or another candidate) on the inputs of a golden set and judge its outputs.
 
     Hugging Face is not needed and never imported. Exit code 0: all passed; 1: something differs
-    or raised; 3: it could not run, or nothing was compared. With --all, --json and --html name
-    folders, and each golden set gets a file.
+    or raised; 3: the check could not run, or nothing was compared. With --all, --json and --html
+    name folders, with a file for each golden set.
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.check.session import check
@@ -107,7 +105,7 @@ def check_command(
 
 
 def _with_options(report: CheckReport) -> CheckReport:
-    """Return the report with the options that were not typed."""
+    """Return the report with the options that come from variables or pyproject.toml."""
     options = configured_options(click.get_current_context())
     if not options:
         return report
@@ -152,7 +150,7 @@ def _check_all(
 
 
 def _replay_command() -> str:
-    """Return this command as a line for a shell, without its query."""
+    """Return this command as a line for a shell, without its question."""
     context = click.get_current_context()
     words = context.command_path.split()
     for option in context.command.params:
@@ -190,8 +188,8 @@ _prompts_option = click.option(
 def report_command(*, run: Path, html_path: Path | None, goldens: Path | None) -> int:
     """Show a check again from RUN, the file that `snap check --json` wrote.
 
-    As text, or with --html as one file that opens offline in any browser. No model runs. The exit
-    code is that of the check.
+    It is shown as text, or with --html as one file that opens offline in any browser. No model
+    runs. The exit code is that of the check.
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.cli.console import draw_report
@@ -207,7 +205,7 @@ def report_command(*, run: Path, html_path: Path | None, goldens: Path | None) -
 
 @click.command(
     "merge",
-    short_help="Make one report of the shards of a check.",
+    short_help="Merge the reports of shards into one.",
     epilog="Example: snap merge shard-*.json --json run.json",
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -221,10 +219,10 @@ def merge_command(
     html_path: Path | None,
     goldens: Path | None,
 ) -> int:
-    """Make one report of RUNS, the files that `snap check --shard K/N --json` wrote.
+    """Merge RUNS, the files that `snap check --shard K/N --json` wrote, into one report.
 
     Report and exit code are those of one check of all cases. Exit code 3: a shard is missing or
-    there twice, or two are not of one check.
+    duplicate, or two shards belong to different checks.
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.check.shards import merge_reports
@@ -248,16 +246,17 @@ def merge_command(
     "--fms-path",
     type=click.Path(path_type=Path),
     required=True,
-    help="An FMS checkout. Its commits are run, in a worktree elsewhere; it is left as it is.",
+    help="An FMS checkout. Its commits are run in a temporary worktree; the checkout is unchanged.",
 )
 @click.option("--good", required=True, help="A commit that passes.")
-@click.option("--bad", required=True, help="A later commit that does not.")
+@click.option("--bad", required=True, help="A later commit that fails.")
 @click.argument("check_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- CHECK OPTIONS]")
 def bisect_command(*, fms_path: Path, good: str, bad: str, check_options: tuple[str, ...]) -> int:
     """Let git bisect search an FMS repository with snap check --quick.
 
-    Words after -- are passed to snap check, for example -- --case one-image --phase vision. Commits
-    that do not import are skipped. Exit code 0: found; 3: commits that cannot be checked hide it.
+    Options after -- are passed to snap check, for example -- --case one-image --phase vision.
+    Commits that cannot be imported are skipped. Exit code 0: found; 3: not found, because of
+    commits that cannot be checked.
     """
     from snapshot_tool.check.bisect import bisect
     from snapshot_tool.cli.console import TerminalProgress
@@ -265,7 +264,7 @@ def bisect_command(*, fms_path: Path, good: str, bad: str, check_options: tuple[
     outcome = bisect(fms_path, good, bad, options=check_options, progress=TerminalProgress())
     found = outcome.first_bad
     if found is None:
-        click.echo("it is one of these commits; those between cannot be checked:")
+        click.echo("the first bad commit is one of these; commits between them cannot be checked:")
         for commit in outcome.suspects:
             click.echo(f"    {commit.sha} {commit.subject}")
         return _CANNOT_RUN

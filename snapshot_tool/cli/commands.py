@@ -1,4 +1,4 @@
-"""The group of all commands, and the exit code of each way that a command can end.
+"""The group of all commands, and the exit codes of errors.
 
 Commands are imported when they are called, so `snap --help` needs only click.
 """
@@ -23,24 +23,24 @@ _COMMANDS = {
     "record": ("record", "Record a golden set from the Hugging Face reference."),
     "check": ("check", "Check an FMS model against a golden set."),
     "report": ("check", "Show a finished check again, as text or as HTML."),
-    "merge": ("check", "Make one report of the shards of a check."),
+    "merge": ("check", "Merge the reports of the shards of a check into one."),
     "list": ("goldens", "List the golden sets."),
-    "show": ("goldens", "Show what a golden set holds."),
-    "verify": ("goldens", "Check the files of golden sets against their digests."),
+    "show": ("goldens", "Show the source and contents of a golden set."),
+    "verify": ("goldens", "Compare the files of golden sets with their digests."),
     "diff": ("goldens", "Show what differs between two golden sets."),
-    "push": ("goldens", "Send golden sets to a remote."),
-    "pull": ("goldens", "Fetch golden sets from a remote."),
+    "push": ("goldens", "Upload golden sets to a remote."),
+    "pull": ("goldens", "Download golden sets from a remote."),
     "bisect": ("check", "Find the commit of FMS that broke a port."),
     "trace": ("trace", "Write the inputs and outputs of every module of a model."),
     "compare-traces": ("trace", "Compare two traces, module by module."),
-    "demo": ("demo", "See a right port pass and a wrong one fail; nothing is downloaded."),
+    "demo": ("demo", "Check a correct and a faulty port of a tiny model, offline."),
     "init": ("init", "Write [tool.snap] and a workflow file into a repository."),
-    "doctor": ("doctor", "Report what works in this environment, and why not."),
+    "doctor": ("doctor", "Report what works in this environment, and what does not."),
 }
 _CANNOT_RUN = 3
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _LONGEST_PATH = 200  # characters
-# Libraries that raise something else than OSError use the system's words.
+# Some libraries put the system's message into other exceptions than OSError.
 _SYSTEM_WORDS = tuple(
     os.strerror(number)
     for number in (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -51,7 +51,7 @@ class _LazyGroup(click.Group):
     """A group whose commands are imported on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the commands' names in the order of a first use."""
+        """Return the names of the commands in the order of the help."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -59,7 +59,7 @@ class _LazyGroup(click.Group):
         if cmd_name.startswith("-") or (ctx.resilient_parsing and cmd_name not in _COMMANDS):
             return None  # click reports an unknown option itself
         if cmd_name not in _COMMANDS:
-            raise UsageError(f"there is no command {cmd_name}", suggest(cmd_name, list(_COMMANDS)))
+            raise UsageError(f"unknown command {cmd_name}", suggest(cmd_name, list(_COMMANDS)))
         module = importlib.import_module(f"snapshot_tool.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
@@ -73,7 +73,7 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 all passed, 1 something differs, 2 wrong usage, 3 it could not run.",
+    epilog="Exit codes: 0 all passed, 1 something differs, 2 wrong usage, 3 cannot run.",
 )
 @click.version_option(__version__, prog_name="snap")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -81,21 +81,21 @@ def cli(*, debug: bool) -> None:
     """Prove a model port right against golden references.
 
     \b
-    Record once, where Hugging Face's pinned stack is installed:
+    Record once, in an environment with Hugging Face's pinned packages:
         snap record --revision SHA
-    Check anywhere, as often as wanted, without Hugging Face:
+    Check anywhere, without Hugging Face:
         snap check --fms-path ./foundation-model-stack --device cuda
-    A golden set holds, per phase (preprocessing, vision, connector, forward,
-    generate), what the reference computed for fixed and random inputs at one
-    pinned revision. A check feeds each phase the golden's own inputs, so the
-    first phase that differs is the one with the fault.
+    A golden set has the reference's inputs and outputs of each phase
+    (preprocessing, vision, connector, forward, generate) for fixed and random
+    inputs, at one pinned revision. A check runs each phase on the recorded
+    inputs, so the first phase that differs has the fault.
     """  # noqa: D301 - \b is click's sign to keep the lines
 
 
 def run(arguments: list[str]) -> NoReturn:
     """Run `snap` and end the process. Exit code 1 only means that something differs.
 
-    SystemExit is raised, not sys.exit called: a candidate may have replaced sys.exit.
+    It raises SystemExit itself, because a candidate may have replaced sys.exit.
     """
     keep_writing_to_closed_pipes()
     try:
@@ -126,21 +126,21 @@ def _describe(error: Exception) -> str:
     if isinstance(error, SnapError):
         return str(error)
     if is_out_of_memory(error):
-        return "not enough memory\nraise the limit, or check fewer cases at a time: --case GLOB"
+        return "not enough memory\nraise the limit, or check fewer cases at once: --case GLOB"
     if isinstance(error, OSError) and error.strerror:
         where = f": {str(error.filename)[:_LONGEST_PATH]}" if error.filename else ""
         return f"{printable(error.strerror + where)}\noperating system error"
     text = printable(f"{type(error).__name__}: {error}")
     if any(words in text for words in _SYSTEM_WORDS):
         return f"{text}\noperating system error"
-    return f"{text}\nthis is a fault of snap: --debug shows where"
+    return f"{text}\nthis is a bug in snap: --debug shows the traceback"
 
 
 class _Pipe(io.FileIO):
-    """Standard output or standard error that drops what is written once its reader has gone."""
+    """Standard output or standard error that drops text if the reader has closed the pipe."""
 
     def write(self, data: Any) -> int:
-        """Write to the pipe, if anything reads it."""
+        """Write to the pipe; drop the data if it is closed."""
         try:
             return super().write(data)
         except BrokenPipeError:
@@ -148,7 +148,7 @@ class _Pipe(io.FileIO):
 
 
 def keep_writing_to_closed_pipes() -> None:
-    """Let a command end with its own exit code if its reader has gone, as in `snap show | head`."""
+    """Keep the exit code of a command whose reader closes the pipe, as in `snap show | head`."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         try:

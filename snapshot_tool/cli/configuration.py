@@ -18,17 +18,17 @@ _SHARED = ("goldens", "fms_path", "family", "device")
 
 
 def environment_variable(option: Option) -> str | None:
-    """Return the variable that an option is read from.
+    """Return the name of an option's variable.
 
-    None for the revision: Ubuntu's snap sets SNAP_REVISION for what runs inside a package.
+    None for the revision: Ubuntu's snap sets SNAP_REVISION for programs inside a package.
     """
     return None if option.field == "revision" else f"SNAP_{option.field.upper()}"
 
 
 def read_defaults(commands: Mapping[str, object]) -> dict[str, dict[str, Any]]:
-    """Return the defaults of each command from the nearest pyproject.toml, as click takes them.
+    """Return the defaults of each command from the nearest pyproject.toml, for click's default_map.
 
-    A table [tool.snap.COMMAND] is for one command. Relative paths start from the file's folder.
+    A table [tool.snap.COMMAND] is for one command. Relative paths are relative to the file.
     Raises UsageError for an option that does not exist.
     """
     here = Path.cwd()
@@ -45,7 +45,7 @@ def read_defaults(commands: Mapping[str, object]) -> dict[str, dict[str, Any]]:
     try:
         table = tomllib.loads(text).get("tool", {}).get("snap", {})
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", "repair it") from error
+        raise UsageError(f"{path} is not valid TOML: {error}", "correct the file") from error
     common = {name: value for name, value in table.items() if name not in commands}
     return {
         command: _defaults({**common, **table.get(command, {})}, command, path)
@@ -54,7 +54,7 @@ def read_defaults(commands: Mapping[str, object]) -> dict[str, dict[str, Any]]:
 
 
 def _defaults(table: dict[str, Any], command: str, path: Path) -> dict[str, Any]:
-    """Return the values of the options that a command takes, by field."""
+    """Return the values of a command's options, by field."""
     from snapshot_tool.check.request import CheckRequest
     from snapshot_tool.record.request import RecordRequest
 
@@ -67,7 +67,7 @@ def _defaults(table: dict[str, Any], command: str, path: Path) -> dict[str, Any]
         option = known.get(name.replace("-", "_"))
         if option is None:
             flags = [one.flag[2:] for one in known.values()]
-            raise UsageError(f"{path}: [{_TABLE}] has {name}, not an option", suggest(name, flags))
+            raise UsageError(f"{path}: unknown option {name} in [{_TABLE}]", suggest(name, flags))
         if option.field not in taken:
             continue
         values = value if isinstance(value, list) else [value]
@@ -78,7 +78,7 @@ def _defaults(table: dict[str, Any], command: str, path: Path) -> dict[str, Any]
 
 
 def configured_options(context: click.Context) -> str:
-    """Return the options that were not typed, and where each comes from; "" if all were."""
+    """Return the options from variables or pyproject.toml, each with its source; "" if none."""
     found = []
     for option in context.command.params:
         source = context.get_parameter_source(str(option.name))

@@ -1,4 +1,4 @@
-"""What the command line draws: progress, and reports in its own width."""
+"""Progress bars and reports in the terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class TerminalProgress(protocol.Progress):
-    """Draws one bar for each stage; notes are printed in any case, since they inform."""
+    """Draws one bar for each stage on a terminal; notes are always printed."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -48,7 +48,7 @@ class TerminalProgress(protocol.Progress):
                 self._describe = _describe_nothing
 
     def now(self, what: str) -> None:
-        """Put what is being done beside the stage's title."""
+        """Show the current step beside the stage's title."""
         self._describe(what)
 
     def note(self, message: str) -> None:
@@ -57,7 +57,7 @@ class TerminalProgress(protocol.Progress):
 
 
 def _bar(console: Console) -> Progress:
-    # Only here: what nobody looks at is not imported either.
+    # Imported only if a bar is drawn.
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -71,7 +71,7 @@ def _bar(console: Console) -> Progress:
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        # Last in the line, and cut off at its end: the bar stays where it is.
+        # Last in the line and cut off at its end, so that the bar does not move.
         TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=console,
         transient=True,
@@ -98,9 +98,9 @@ _SHOWN_CASES = 40
 
 
 def draw_report(report: CheckReport, *, replay: str) -> None:
-    """Print the report; colours are dropped where it is no terminal or NO_COLOR is set.
+    """Print the report, in colour on a terminal unless NO_COLOR is set.
 
-    replay: the command to which a question is added to ask it again.
+    replay: the command that runs a question again, without the question.
     """
     for name, fact in run_text.header_facts(report, base=str(Path.cwd())):
         click.echo(f"{name:<14}{fact}")
@@ -130,10 +130,10 @@ def draw_verdict(report: CheckReport) -> None:
 def _draw_grid(report: CheckReport) -> None:
     """Print the worst cases as a table as wide as the terminal, or 80 columns in a file.
 
-    A cell says the verdict and how much of the tolerance the worst element used.
+    A cell has the verdict and how much of the tolerance the worst element used.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    # Only the names give way where the room is short.
+    # Only the names are shortened in a narrow terminal.
     table.add_column("case", overflow="ellipsis", min_width=10)
     for phase in PHASES:
         table.add_column(phase.value, no_wrap=True)
@@ -153,7 +153,7 @@ def _draw_grid(report: CheckReport) -> None:
 
 
 def draw_checks(checks: Sequence[SetCheck]) -> None:
-    """Print a line for each golden set of a check of all, and one for the whole."""
+    """Print a line for each golden set, and one with the combined verdict."""
     width = max(len(one.name) for one in checks)
     for one in checks:
         word = one.verdict.value.upper()

@@ -1,4 +1,4 @@
-"""`snap demo`: see a right port pass and a wrong one fail, in seconds and offline."""
+"""`snap demo`: check a correct and a faulty port, in seconds and offline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DATA = Path(__file__).parent.parent / "demo"
 
 @click.command(
     "demo",
-    short_help="See a right port pass and a wrong one fail.",
+    short_help="Check a correct and a faulty port.",
     epilog="Example: snap demo --out build/demo",
 )
 @click.option(
@@ -22,10 +22,10 @@ _DATA = Path(__file__).parent.parent / "demo"
     help="Folder for the reports.",
 )
 def demo_command(*, out: Path) -> int:
-    """Check two ports of a tiny Llama, one right and one with a fault, against its golden set.
+    """Check two ports of a tiny Llama, one correct and one with a fault, against its golden set.
 
-    Model, golden set and ports are in this package: nothing is downloaded, and neither Hugging Face
-    nor FMS is needed.
+    The model, the golden set and the ports are in this package. Nothing is downloaded, and neither
+    Hugging Face nor FMS is needed.
     """
     from snapshot_tool.base.errors import SnapError
     from snapshot_tool.check.request import CheckRequest
@@ -35,7 +35,10 @@ def demo_command(*, out: Path) -> int:
     from snapshot_tool.reports.plots import require_plotting
 
     out.mkdir(parents=True, exist_ok=True)
-    for title, port in (("the right port", "Right"), ("its MLP has the wrong activation", "Wrong")):
+    for title, port in (
+        ("correct port", "Right"),
+        ("faulty port: wrong activation in the MLP", "Wrong"),
+    ):
         click.secho(f"{title}: snapshot_tool.demo.port:{port}", bold=True)
         click.echo()
         request = CheckRequest(
@@ -50,8 +53,8 @@ def demo_command(*, out: Path) -> int:
     try:
         require_plotting()
     except SnapError as error:
-        click.echo(f"{out / 'report.json'} has all figures; for a page: {error.remedy}")
+        click.echo(f"{out / 'report.json'} has all figures; for an HTML page: {error.remedy}")
     else:
         run.to_html(out / "report.html")
-        click.echo(f"open {out / 'report.html'} in a browser: the second report as a page")
+        click.echo(f"open {out / 'report.html'} in a browser to see the second report")
     return 0

@@ -27,7 +27,7 @@ def doctor_command(
 ) -> int:
     """Report whether checking and recording work here: packages, devices, FMS and golden sets.
 
-    No model runs. Exit code 0: checking or recording works; 3: neither does.
+    No model runs. Exit code 0: checking or recording works; 3: neither works.
     """
     from snapshot_tool.check.doctor import diagnose
     from snapshot_tool.families.own import name_families

@@ -30,7 +30,7 @@ _DAMAGED = 3
 def list_command(*, as_json: bool, goldens: Path) -> int:
     """List every golden set: checkpoint, revision, device, version, cases, size.
 
-    Only manifests are read: snap verify finds damage in other files.
+    Only manifests are read. snap verify finds damage in other files.
     """
     from snapshot_tool.goldens.find import how_to_get, iterate_goldens
 
@@ -76,10 +76,10 @@ def _line(one: dict[str, Any]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest.")
 @goldens_option
 def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
-    """Show where a golden set comes from and what it holds.
+    """Show the source and contents of a golden set.
 
-    GOLDEN is its folder, a part of its path, or the checkpoint's name. It may be left out if there
-    is only one.
+    GOLDEN is its folder, a part of its path, or the checkpoint's name. It is not needed if there is
+    only one golden set.
     """
     from snapshot_tool.check.sets import find_golden
     from snapshot_tool.goldens.coverage import coverage, generated_tokens
@@ -105,7 +105,7 @@ def _show_facts(manifest: Manifest) -> None:
 
     environment = manifest.environment
     if manifest.storage is not Storage.FULL:
-        click.echo(f"storage   {manifest.storage}: of large tensors a sample, moments, signed sums")
+        click.echo(f"storage   {manifest.storage}: sample, moments, signed sums of large tensors")
     packages = ("transformers", "huggingface_hub", "torch", "python", "processor")
     facts = ", ".join(f"{name} {environment[name]}" for name in packages if name in environment)
     click.echo(f"made with {facts}")
@@ -121,7 +121,7 @@ def _show_facts(manifest: Manifest) -> None:
         click.echo(f"remark    {remark}")
     if manifest.checkpoint.unknown_fields:
         fields = ", ".join(manifest.checkpoint.unknown_fields)
-        click.echo(f"unknown   {fields}: fields of config.json that the reference does not know")
+        click.echo(f"unknown   {fields}: unknown to the reference, from config.json")
     for entry in manifest.history:
         click.echo(f"version {entry.version} {entry.when}: {entry.reason}")
         made = [f"by snap {entry.snap}: {entry.command}"] if entry.command else []
@@ -153,21 +153,21 @@ def _short(text: str, width: int = 48) -> str:
 
 
 @click.command(
-    "verify", short_help="Check the files of golden sets.", epilog="Example: snap verify"
+    "verify", short_help="Verify the files of golden sets.", epilog="Example: snap verify"
 )
 @golden_argument("golden", required=False)
 @goldens_option
 def verify_command(*, golden: str | None, goldens: Path) -> int:
-    """Read every byte of the golden sets (or of GOLDEN) and compare with the recorded digests.
+    """Compare every byte of the golden sets (or of GOLDEN) with the recorded digests.
 
-    No model runs and nothing is changed. Exit code 3: a file is missing or altered.
+    No model runs, and no file is changed. Exit code 3: a file is missing or damaged.
     """
     from snapshot_tool.check.sets import verify_goldens
 
     verifications = verify_goldens(goldens, golden)
     for verification in verifications:
         if not verification.damage:
-            click.echo(f"whole    {verification.title}")
+            click.echo(f"intact   {verification.title}")
             continue
         click.echo(f"DAMAGED  {verification.title}")
         for line in verification.damage:
@@ -190,9 +190,9 @@ def diff_command(
 ) -> int:
     """Show which recorded tensors differ between two golden sets, and by how much.
 
-    ONE and OTHER are folders or parts of their paths below --goldens: of two revisions, two
-    transformers versions, two devices. Exit code 0: all differences are within ONE's tolerances;
-    1: some are not.
+    ONE and OTHER are folders, or parts of their paths below --goldens, for example of two
+    revisions, transformers versions or devices. Exit code 0: all differences are within ONE's
+    tolerances; 1: some are not.
     """
     from snapshot_tool.check.sets import find_golden, locate_difference
     from snapshot_tool.diagnose.diff import diff_folders
@@ -216,18 +216,18 @@ only_option = click.option(
     "--only",
     default="",
     metavar="TEXT",
-    help="Only sets with this in owner/name/revision/device-dtype.",
+    help="Only sets with this text in owner/name/revision/device-dtype.",
 )
 
 
 @click.command(
     "push",
-    short_help="Send golden sets to a remote.",
+    short_help="Upload golden sets to a remote.",
     epilog="Example: snap push hf://datasets/owner/goldens",
 )
 @remote_argument
 @only_option
-@click.option("--again", is_flag=True, help="Also send the files that the remote has.")
+@click.option("--again", is_flag=True, help="Also upload files that the remote has.")
 @click.option(
     "--sign",
     "key",
@@ -239,47 +239,49 @@ only_option = click.option(
 def push_command(
     *, remote: str | None, only: str, again: bool, key: Path | None, goldens: Path
 ) -> int:
-    """Send the files of golden sets that the remote lacks, and write goldens.lock.
+    """Upload the files of golden sets that the remote lacks, and write goldens.lock.
 
-    REMOTE is hf://datasets/OWNER/NAME, s3://BUCKET/PREFIX or file:///FOLDER; by default the one in
-    goldens.lock, beside the goldens folder. Commit that file: snap pull reads it.
+    REMOTE is hf://datasets/OWNER/NAME, s3://BUCKET/PREFIX or file:///FOLDER, by default the one in
+    goldens.lock beside the goldens folder. Commit this file: snap pull reads it.
     """
     from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.goldens.layout import lock_path
     from snapshot_tool.goldens.signature import read_private_key, sign
     from snapshot_tool.goldens.sync import push
 
-    private = read_private_key(key) if key else None  # before anything is sent
+    private = read_private_key(key) if key else None  # before anything is uploaded
     shared = push(goldens, TerminalProgress(), remote=remote, only=only, again=again)
     if private:
         sign(lock_path(goldens), private)
     for item in shared.sets:
         word = "pushed" if item in shared.moved else "same"
         click.echo(f"{word:<8}{item.title}")
-    click.echo(f"{shared.sent / 1e6:.1f} MB sent to {shared.remote}")
-    click.echo(f"{lock_path(goldens)} says what lies there: keep it in git")
+    click.echo(f"{shared.sent / 1e6:.1f} MB uploaded to {shared.remote}")
+    click.echo(f"{lock_path(goldens)} lists these sets: commit it to git")
     return 0
 
 
-@click.command("pull", short_help="Fetch golden sets from a remote.", epilog="Example: snap pull")
+@click.command(
+    "pull", short_help="Download golden sets from a remote.", epilog="Example: snap pull"
+)
 @remote_argument
 @only_option
-@click.option("--replace", is_flag=True, help="Also replace a set that was recorded here.")
+@click.option("--replace", is_flag=True, help="Also replace sets that were recorded locally.")
 @click.option(
     "--require-signer",
     "key",
     type=click.Path(path_type=Path),
     metavar="KEY",
-    help="Refuse a goldens.lock that was not signed with the partner of this public key.",
+    help="Refuse a goldens.lock that was not signed with the private key of this public key.",
 )
 @goldens_option
 def pull_command(
     *, remote: str | None, only: str, replace: bool, key: Path | None, goldens: Path
 ) -> int:
-    """Fetch the files that are missing here of the golden sets in goldens.lock.
+    """Download the missing files of the golden sets in goldens.lock.
 
-    REMOTE is by default the one in goldens.lock. Every byte is compared with the digests there. If
-    any differs, the exit code is 3 and nothing is put in place.
+    REMOTE is by default the one in goldens.lock. Every byte is compared with the digests in the
+    lock. If any differs, the exit code is 3 and no set is changed.
     """
     from snapshot_tool.cli.console import TerminalProgress
     from snapshot_tool.goldens.layout import lock_path
@@ -292,5 +294,5 @@ def pull_command(
     for item in shared.sets:
         word = "pulled" if item in shared.moved else "here"
         click.echo(f"{word:<8}{item.title}")
-    click.echo(f"{shared.sent / 1e6:.1f} MB fetched from {shared.remote}")
+    click.echo(f"{shared.sent / 1e6:.1f} MB downloaded from {shared.remote}")
     return 0

@@ -10,7 +10,7 @@ from snapshot_tool.cli.options import fms_path_option, goldens_option
 from snapshot_tool.goldens.layout import lock_path
 
 _TABLE = """
-# Defaults of snap's options, by their names.
+# Defaults of snap's options.
 [tool.snap]
 goldens = '{goldens}'
 fms-path = '{fms_path}'
@@ -44,15 +44,15 @@ jobs:
 
 @click.command(
     "init",
-    short_help="Set snap up in a repository.",
+    short_help="Set up snap in a repository.",
     epilog="Example: snap init --fms-path .",
 )
 @fms_path_option
 @goldens_option
 def init_command(*, fms_path: Path | None, goldens: Path) -> int:
-    """Write [tool.snap] into pyproject.toml, and a workflow for GitHub that checks each commit.
+    """Write [tool.snap] into pyproject.toml, and a GitHub workflow that checks each commit.
 
-    What is there already is left as it is.
+    Existing settings and files are not changed.
     """
     lock = lock_path(goldens)
     values = {
@@ -64,13 +64,13 @@ def init_command(*, fms_path: Path | None, goldens: Path) -> int:
     config = Path("pyproject.toml")
     before = config.read_text(encoding="utf-8") if config.is_file() else ""
     if "[tool.snap" in before:
-        click.echo(f"{config} has [tool.snap] already")
+        click.echo(f"{config} already has [tool.snap]")
     else:
         config.write_text(before + _TABLE.format_map(values), encoding="utf-8")
         click.echo(f"wrote [tool.snap] into {config}")
     workflow = Path(".github", "workflows", "snap.yml")
     if workflow.exists():
-        click.echo(f"{workflow} is there already")
+        click.echo(f"{workflow} already exists")
     else:
         workflow.parent.mkdir(parents=True, exist_ok=True)
         workflow.write_text(_WORKFLOW.format_map(values), encoding="utf-8")

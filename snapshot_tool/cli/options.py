@@ -1,4 +1,4 @@
-"""click options, made from the declarations of the requests, and what several commands share."""
+"""click options made from the declarations of requests, and options of several commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def click_option(option: Option) -> Callable[[_Command], _Command]:
     """Return the decorator that gives a command an option."""
     if option.kind is bool:
-        both = f"{option.flag}/--no-{option.flag[2:]}"  # without a default, either may be given
+        both = f"{option.flag}/--no-{option.flag[2:]}"  # without a default, both forms exist
         return click.option(
             both if option.default is None else option.flag,
             *filter(None, [option.short]),
@@ -64,7 +64,7 @@ Completion = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
 def complete_names(names: Callable[[Path], Iterable[str]]) -> Completion:
-    """Return what completes the last name of a list; `names` reads them from the goldens folder."""
+    """Return a completion for the last name of a list; `names` gets the goldens folder."""
 
     def complete(context: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
         goldens = context.params.get("goldens") or "goldens"
@@ -121,7 +121,7 @@ device_option = click_option(_CHECK["device"])
 def _require_writable(
     context: click.Context, _parameter: click.Parameter, path: Path | None
 ) -> Path | None:
-    """Refuse a file that cannot be written before an hour of work, not after it."""
+    """Raise UsageError before the work starts if the file cannot be written."""
     if path is not None and str(path) != "-" and not context.params.get("every"):
         require_writable(path)
     return path

@@ -22,16 +22,17 @@ if TYPE_CHECKING:
     epilog="Example: snap record --checkpoint ./my-checkpoint --variants 12",
 )
 @request_options(RecordRequest)
-@click.option("--yes", is_flag=True, help="Write the new version without asking.")
+@click.option("--yes", is_flag=True, help="Write the new version without confirmation.")
 def record_command(*, yes: bool, **options: Any) -> int:
-    """Run the Hugging Face reference and keep what it computes as a golden set.
+    """Run the Hugging Face reference and write its inputs and outputs as a golden set.
 
-    Runs in the record environment, the one with transformers. By default, seed, variants, new
+    This needs the record environment, which has transformers. By default, seed, variants, new
     tokens and storage are those of the set that is replaced, or of the same revision on another
     device.
 
-    --update shows what moved before it writes. On a terminal it asks; elsewhere it needs --yes and
-    --reason. If you decline, the old set stays, and --resume --update --yes writes the new one.
+    --update shows the changes before it writes. On a terminal it asks for confirmation; elsewhere
+    it needs --yes and --reason. If you decline, the old set is unchanged, and --resume --update
+    --yes writes the new one.
     """
     from snapshot_tool.base.environment import rank_here
     from snapshot_tool.cli.console import TerminalProgress
@@ -48,7 +49,7 @@ def record_command(*, yes: bool, **options: Any) -> int:
         help_to_record(request.device)
         return 0
     if request.update and not request.reason and (yes or not is_interactive()):
-        raise UsageError("--update needs --reason TEXT", "say why the golden changes")
+        raise UsageError("--update needs --reason TEXT", "give the reason of the change")
     review = make_review(request.reason, written_unasked=yes)
     outcome = record(request, TerminalProgress(), review)
     manifest = outcome.manifest
@@ -59,7 +60,7 @@ def record_command(*, yes: bool, **options: Any) -> int:
     click.echo(f"recorded {manifest.title}")
     click.echo(f"in {outcome.location.folder}: {len(manifest.cases)} cases, {size / 1e6:.1f} MB")
     if refused := manifest.draws.refused:
-        click.echo(f"{refused} drawn inputs were refused by the reference and drawn again")
+        click.echo(f"{refused} drawn inputs were refused by the reference and replaced")
     for line in remarks(manifest):
         click.echo(line, err=True)
     for line in manifest.history[-1].moved:
@@ -68,17 +69,17 @@ def record_command(*, yes: bool, **options: Any) -> int:
     several = len(find_goldens(outcome.location.root)) > 1
     chosen = ["--checkpoint", name] if several else []
     line = check_line(outcome.location.root, "--fms-path", "CHECKOUT", *chosen)
-    click.echo(f"check it, in the check environment: {line}")
+    click.echo(f"next, in the check environment: {line}")
     return 0
 
 
 def is_interactive() -> bool:
-    """Tell whether a person can be asked."""
+    """Return whether input and output are a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def make_review(reason: str, *, written_unasked: bool) -> Review:
-    """Return the function that shows an update and asks on a terminal whether to write it."""
+    """Return a function that shows an update and asks for confirmation on a terminal."""
     from snapshot_tool.reports.diff import diff_lines
 
     def review(diff: SetDiff) -> str:
@@ -88,7 +89,7 @@ def make_review(reason: str, *, written_unasked: bool) -> Review:
             return reason
         if not (is_interactive() and click.confirm(f"write {diff.other.title}?")):
             raise UpdateDeclined(
-                f"{diff.one.title} stays as it is; the new answers are kept",
+                f"{diff.one.title} is unchanged; the new outputs are kept",
                 "write them with the same command and: --resume --update --yes --reason TEXT",
             )
         return reason or str(click.prompt("reason"))

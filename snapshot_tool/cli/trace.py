@@ -42,26 +42,28 @@ _DTYPES = ["float32", "float64", "bfloat16", "float16"]
 @click.option(
     "--case",
     shell_complete=complete_names(case_names),
-    help="Take the inputs of a golden set's case.",
+    help="Use the inputs of this case of a golden set.",
 )
-@click.option("--inputs", type=click.Path(path_type=Path), help="Take the inputs of another trace.")
+@click.option("--inputs", type=click.Path(path_type=Path), help="Use the inputs of another trace.")
 @click.option("--prompt", help="Run this prompt, with <image> for each --image; --impl hf only.")
 @click.option("--image", "images", type=click.Path(path_type=Path), multiple=True)
-@click.option("--checkpoint", help="Folder or hub id; by default that of the golden or the trace.")
+@click.option("--checkpoint", help="Folder or hub id; by default that of the golden set or trace.")
 @click.option("--revision", help="Revision of the golden set, or of the prompt's checkpoint.")
 @click.option("--mode", type=click.Choice(["forward", "generate"]), default="forward")
-@click.option("--first-pass-only", is_flag=True, help="End a generation after one token.")
+@click.option("--first-pass-only", is_flag=True, help="Stop a generation after one token.")
 @click.option("--max-new-tokens", type=click.IntRange(1, 100_000), help="Greedy tokens.")
 @click.option(
     "--max-elements",
     type=click.IntRange(0, 2**40),
     default=65_536,
     show_default=True,
-    help="Keep tensors up to this size whole, and a sketch of larger ones.",
+    help="Write tensors up to this size whole, and a sketch of larger ones.",
 )
 @device_option
 @click.option("--dtype", type=click.Choice(_DTYPES), default="float32", show_default=True)
-@click.option("--golden-device", type=click.Choice(DEVICES), help="Where --case was recorded.")
+@click.option(
+    "--golden-device", type=click.Choice(DEVICES), help="Device of the golden set of --case."
+)
 @fms_path_option
 @family_option
 @goldens_option
@@ -107,11 +109,11 @@ def trace_command(
     )
 
     if impl == "hf" and (candidate or fms_path):
-        raise UsageError("--candidate and --fms-path go with --impl fms", "leave them out")
+        raise UsageError("--candidate and --fms-path need --impl fms", "leave them out")
     if prompt is not None and impl == "fms":
         raise UsageError(
             "--prompt needs Hugging Face's processor: --impl hf",
-            "trace it there, and take its inputs here: --inputs TRACE",
+            "trace it with --impl hf first, then pass that trace: --inputs TRACE",
         )
     require_free(out, force=force)
     name_families(family)
@@ -160,7 +162,7 @@ _TRACE = click.Path(path_type=Path)
     type=click.Choice(["max_abs", "mean_abs", "sum_abs", "cosine"]),
     default="max_abs",
     show_default=True,
-    help="Figure to show beside the relative error.",
+    help="Figure shown beside the relative error.",
 )
 @click.option(
     "--limit", type=click.IntRange(1), default=40, show_default=True, help="Rows to show."
@@ -183,10 +185,10 @@ def compare_traces_command(
     error_limit: float | None,
     json_path: Path | None,
 ) -> int:
-    """Show how far each module of a trace is from its partner in another trace.
+    """Compare each module of a trace with the matching module of another trace.
 
     Rows are in the reference's order of execution. Modules are matched by --map, by equal names, by
-    the family's names, or else by shapes, order and values. Exit code 0: all agree; 1: a shape or a
+    the family's names, or by shapes, order and values. Exit code 0: all agree; 1: a shape or a
     value differs, or --map names a module that the other trace lacks; 3: nothing was compared.
     """
     from snapshot_tool.base.localisation import ERROR_LIMIT, Metric

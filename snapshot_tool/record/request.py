@@ -1,4 +1,4 @@
-"""What to record: which checkpoint, on which device, with which inputs."""
+"""The request of a recording: checkpoint, device and inputs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ DEFAULT_NEW_TOKENS = 20
 class RecordRequest:
     """The options of `snap record`.
 
-    None for seed, variants, max_new_tokens and storage: as in the set that is replaced, or in one
-    of the same revision on another device; else the default of the help text. None for oracle, and
-    no whole_outputs: as in the set that is replaced, else without.
+    If seed, variants, max_new_tokens or storage is None, its value is that of the set that is
+    replaced, or of one of the same revision on another device, or the default of the help text. If
+    oracle is None or whole_outputs is empty, it is that of the set that is replaced.
     """
 
     checkpoint: str = option(
@@ -44,8 +44,8 @@ class RecordRequest:
         "Commit SHA of a hub checkpoint; a branch or tag is resolved to one, by default main. The "
         "revision of a folder is computed from its files; if given, it must match.",
     )
-    device: str = option("cpu", "Where the reference runs.", choices=DEVICES)
-    dtype: str = option("float32", "What the reference computes in.", choices=ORACLE_DTYPES)
+    device: str = option("cpu", "Device of the reference.", choices=DEVICES)
+    dtype: str = option("float32", "Dtype of the reference.", choices=ORACLE_DTYPES)
     phase: Sequence[str] = option(
         (),
         "Phases to record, separated by commas.  [default: all]",
@@ -53,63 +53,64 @@ class RecordRequest:
         choices=("all", *PHASES),
     )
     variants: int | None = option(
-        None, f"Inputs to draw.  [default: {DEFAULT_VARIANTS}]", limits=(0, 10_000)
+        None, f"Number of inputs to draw.  [default: {DEFAULT_VARIANTS}]", limits=(0, 10_000)
     )
     seed: int | None = option(
         None, f"Seed of all draws.  [default: {DEFAULT_SEED}]", limits=(0, 2**31 - 1)
     )
     max_new_tokens: int | None = option(
-        None, f"Greedy tokens.  [default: {DEFAULT_NEW_TOKENS}]", limits=(1, 100_000)
+        None, f"Number of greedy tokens.  [default: {DEFAULT_NEW_TOKENS}]", limits=(1, 100_000)
     )
     oracle: bool | None = option(
-        None, "Also run the reference in float64, and keep how far rounding puts it off."
+        None,
+        "Also run the reference in float64 and half precision, and record its rounding errors.",
     )
     whole_outputs: Sequence[str] = option(
         (),
-        "Cases of which to keep every module's output whole, for --graft.",
+        "Cases for which to record the whole output of every module, for --graft.",
         commas=True,
         metavar="GLOB",
     )
     device_map: str | None = option(
         None,
-        "Let accelerate spread the reference over GPUs, memory and disk.",
+        "Distribute the reference over GPUs, memory and disk with accelerate.",
         choices=("auto",),
     )
     max_memory: Sequence[str] = option(
         (),
-        "With --device-map: the limit for a GPU or the CPU, for example 0=20GiB or cpu=64GiB.",
+        "With --device-map: memory limit of a GPU or the CPU, for example 0=20GiB or cpu=64GiB.",
         metavar="DEVICE=SIZE",
     )
     storage: str | None = option(
         None,
-        "Keep large tensors whole, or a sample, moments and signed sums of them.  [default: full]",
+        "Store large tensors whole, or as sample, moments and signed sums.  [default: full]",
         choices=("full", "compact"),
     )
     family: Sequence[str] = family_field()
-    redraw: bool = option(False, "Draw the variants anew, not from stored recipes.")
-    update: bool = option(False, "Replace a recorded set by a new version.")
-    reason: str = option("", "Why the set changes; kept in its history.")
+    redraw: bool = option(False, "Draw new variants instead of using the stored recipes.")
+    update: bool = option(False, "Replace the golden set by a new version.")
+    reason: str = option("", "Reason of the change, for the history of the set.")
     resume: bool = option(False, "Continue an unfinished recording.")
     fresh: bool = option(False, "Delete an unfinished recording and start again.")
     prompt: Sequence[str | Path] = option(
         (),
-        "Record further cases: each line of a text file is a prompt, <image> stands for an image; "
-        "a JSON file has a list of prompts.",
+        "Record more cases: each line of a text file is a prompt, with <image> for an image; a "
+        "JSON file has a list of prompts.",
         metavar="FILE",
     )
     long: Sequence[int] = option(
         (),
-        "Record a further case with a prompt of at least N tokens.",
+        "Record one more case, with a prompt of at least N tokens.",
         limits=(1, 10_000_000),
         metavar="N",
     )
     drop_phase: Sequence[str] = option(
         (),
-        "With --update: phases that the new version does not have.",
+        "With --update: phases to remove from the set.",
         commas=True,
         choices=PHASES,
     )
-    allow_nan: bool = option(False, "Record outputs that have NaN or Inf.")
+    allow_nan: bool = option(False, "Accept outputs with NaN or Inf.")
     trust_remote_code: bool = option(
         False, "Run the Python files of the checkpoint; the manifest records it."
     )
@@ -118,7 +119,7 @@ class RecordRequest:
         """Raise UsageError for a value that an option does not take."""
         normalise_options(self)
         if self.max_memory and not self.device_map:
-            raise UsageError("--max-memory goes with --device-map auto", "give both, or neither")
+            raise UsageError("--max-memory needs --device-map auto", "pass both, or neither")
         for text in self.max_memory:
             if not re.fullmatch(r"(\d+|cpu)=\d+(\.\d+)?[KMG]i?B", text):
                 raise UsageError(
@@ -132,7 +133,7 @@ class RecordRequest:
 
     @property
     def dropped(self) -> tuple[Phase, ...]:
-        """The phases that the new version does not have."""
+        """The phases to remove from the set."""
         return named_phases(self.drop_phase)
 
     @property
@@ -141,7 +142,7 @@ class RecordRequest:
         return dict(text.split("=", 1) for text in self.max_memory)
 
     def read_prompts(self) -> tuple[str, ...]:
-        """Return the prompts of the files, each once; raise UsageError for an unreadable file."""
+        """Return the distinct prompts of the files; raise UsageError for an unreadable file."""
         prompts = [prompt for path in self.prompt for prompt in _read_prompts(Path(path))]
         return tuple(dict.fromkeys(prompts))
 

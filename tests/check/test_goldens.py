@@ -43,7 +43,7 @@ def test_the_committed_goldens_are_whole_and_small(snap: Snap) -> None:
     """They hold the two fixed cases and 12 variants in at most 20 MB."""
     verified = snap("verify")
     assert verified.code == 0
-    assert verified.out.startswith("whole    local/tiny-idefics3 at ")
+    assert verified.out.startswith("intact   local/tiny-idefics3 at ")
     listed = snap("list").out
     assert "cpu-float32" in listed
     assert "14 cases" in listed

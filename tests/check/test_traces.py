@@ -151,7 +151,7 @@ def test_a_candidate_that_shows_no_modules_is_refused(snap: Snap, tmp_path: Path
         (["--case", TEXT_CASE, "--prompt", "x"], 2, "needs Hugging Face's processor"),
         (["--inputs", "nowhere"], 3, "is missing"),
         (["--impl", "hf", "--case", TEXT_CASE], 3, "needs transformers and accelerate"),
-        (["--impl", "hf", "--case", TEXT_CASE, "--candidate", "a:b"], 2, "go with --impl fms"),
+        (["--impl", "hf", "--case", TEXT_CASE, "--candidate", "a:b"], 2, "need --impl fms"),
     ],
     ids=["case", "nothing", "prompt", "inputs", "hugging-face", "candidate"],
 )

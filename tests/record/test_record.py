@@ -351,7 +351,7 @@ def test_an_update_is_reviewed_before_it_is_written(snap: Snap, small_copy: Path
     assert re.search(r"^generate +\d+ +\d+ +\d+  ", shown.out, re.MULTILINE)
     assert "tokens of one-image change from step 4:" in shown.out
     problem, remedy = error_lines(shown)
-    assert "golden version 1 stays as it is; the new answers are kept" in problem
+    assert "golden version 1 is unchanged; the new outputs are kept" in problem
     assert "--resume --update --yes --reason TEXT" in remedy
     assert contents(small_copy) == before
     options = ("--resume", "--update", *longer)

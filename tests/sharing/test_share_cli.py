@@ -14,7 +14,7 @@ def test_push_delete_pull_check(snap: Snap, goldens_copy: Path, s3: Place) -> No
     pushed = snap("push", s3.url, "--goldens", goldens_copy)
     assert (pushed.code, pushed.err) == (0, "")
     assert pushed.out.startswith("pushed  local/tiny-idefics3 at ")
-    assert f"MB sent to {s3.url}" in pushed.out
+    assert f"MB uploaded to {s3.url}" in pushed.out
     shutil.rmtree(goldens_copy)
     missing = snap("check", "--fms-path", CHECKOUT, "--goldens", goldens_copy)
     assert missing.code == 3
@@ -26,7 +26,7 @@ def test_push_delete_pull_check(snap: Snap, goldens_copy: Path, s3: Place) -> No
     assert checked.code == 0
     again = snap("pull", "--goldens", goldens_copy)
     assert again.out.splitlines()[0].startswith("here    local/tiny-idefics3 at ")
-    assert again.out.splitlines()[1].startswith("0.0 MB fetched from ")
+    assert again.out.splitlines()[1].startswith("0.0 MB downloaded from ")
 
 
 def test_a_tampered_remote_is_an_error_of_two_lines(

@@ -65,7 +65,7 @@ def test_anything_but_a_yes_declines(diff: SetDiff, typed: str) -> None:
     """Enter alone is a no."""
     result = review(diff, typed=typed, reason="why")
     assert isinstance(result.exception, UpdateDeclined)
-    assert "golden version 1 stays as it is" in result.exception.problem
+    assert "golden version 1 is unchanged" in result.exception.problem
 
 
 def test_nobody_to_ask_declines_unless_yes_was_said(diff: SetDiff) -> None:
