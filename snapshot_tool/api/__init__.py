@@ -1,6 +1,6 @@
 """The Python API: `snap check`, `record`, `verify` and `diff` as functions. See docs/python.md.
 
-`import snapshot_tool` offers these functions, and imports this module when one is used.
+`snapshot_tool` has these functions, and imports this module when one is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Result = TypeVar("_Result")
 def _takes_options_of(
     request: Callable[_Options, _Request],
 ) -> Callable[[Callable[[_Request], _Result]], Callable[_Options, _Result]]:
-    """Let a function of a request take the request's options as its arguments."""
+    """Decorate a function of a request so that its arguments are the request's options."""
 
     def decorate(function: Callable[[_Request], _Result]) -> Callable[_Options, _Result]:
         @functools.wraps(request, assigned=(), updated=())  # for inspect.signature
@@ -48,7 +48,7 @@ def _takes_options_of(
 def check(request: CheckRequest) -> CheckRun:
     """Check a candidate against a golden set. The arguments are the options of `snap check`.
 
-    Raises SnapError if the check cannot run. A difference raises nothing: see CheckRun.verdict.
+    Raises SnapError if the check cannot run. Differences do not raise: see CheckRun.verdict.
     """
     name_families(request.family)
     return CheckRun(run_check(request, Progress()), Path(request.goldens))
@@ -59,10 +59,10 @@ def record(request: RecordRequest) -> RecordOutcome:
     """Record a golden set. The arguments are the options of `snap record`.
 
     Raises SnapError if nothing can be recorded. With update=True the new version is written without
-    a question, so a reason is required.
+    confirmation, so a reason is required.
     """
     if request.update and not request.reason:
-        raise UsageError("update=True needs a reason", "say why the golden set changes")
+        raise UsageError("update=True needs a reason", "give the reason of the change")
     name_families(request.family)
     return run_record(request, Progress(), lambda _changes: request.reason)
 
@@ -72,7 +72,7 @@ def verify(golden: str | None = None, *, goldens: str | Path = "goldens") -> Seq
 
     golden: the folder of a set, a part of its path, or the checkpoint's name; None: all sets.
 
-    Raises SnapError if there is no set. Damage raises nothing: see Verification.damage.
+    Raises SnapError if there is no set. Damage does not raise: see Verification.damage.
     """
     return verify_goldens(Path(goldens), golden)
 

@@ -1,6 +1,6 @@
 """Find the commit of FMS that broke a port, by git bisect and the quick check.
 
-Every commit is checked in a process of its own, since a process can import only one FMS.
+Every commit is checked in its own process, because a process can import only one FMS.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Literal
 from snapshot_tool.base.errors import SnapError, UsageError, printable
 from snapshot_tool.base.protocol import Progress
 
-# Variables that git sets in hooks. They would make it use another repository than the one named.
+# Variables that git sets in hooks. They would select another repository.
 _HOOK_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit as people read it; `day` is that of the author."""
+    """A commit; `day` is the author date."""
 
     sha: str
     author: str
@@ -59,22 +59,22 @@ def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def read_git(folder: Path, *arguments: str) -> str:
-    """Return what git prints; raise SnapError with its first line if it fails."""
+    """Return the output of git; raise SnapError with its first line if it fails."""
     answer = run_git(folder, *arguments)
     if answer.returncode != 0:
         said = (answer.stderr.strip() or answer.stdout.strip() or "no message").splitlines()[0]
-        raise SnapError(f"git {arguments[0]} fails in {folder}: {said}")
+        raise SnapError(f"git {arguments[0]} failed in {folder}: {said}")
     return answer.stdout.strip()
 
 
 def find_commit(repository: Path, name: str) -> Commit:
-    """Return the commit that a SHA, branch or tag stands for."""
+    """Return the commit of a SHA, branch or tag."""
     if not repository.is_dir() or run_git(repository, "rev-parse", "--git-dir").returncode != 0:
         raise UsageError(f"{repository} is not a git repository", "pass the root of a checkout")
     found = run_git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options",
                     f"{name}^{{commit}}")  # fmt: skip
     if found.returncode != 0:
-        raise UsageError(f"{repository} has no commit {name!r}", "pass a SHA, branch or tag of it")
+        raise UsageError(f"{repository} has no commit {name!r}", "pass a SHA, branch or tag")
     return read_commit(repository, found.stdout.strip())
 
 
@@ -88,15 +88,15 @@ def read_commit(repository: Path, sha: str) -> Commit:
 def temporary_worktree(repository: Path, commit: Commit) -> Iterator[Path]:
     """Check a commit out in a temporary folder while the block runs.
 
-    Yields the folder that corresponds to `repository`, which may lie below the repository's root.
-    The worktree is removed however the block ends, also by Ctrl-C or SIGTERM.
+    Yields the folder that corresponds to `repository`, which may be below the repository's root.
+    The worktree is removed when the block ends, also by Ctrl-C or SIGTERM.
     """
     prefix = read_git(repository, "rev-parse", "--show-prefix")
     with _interruptible_by_sigterm():
         holder = Path(tempfile.mkdtemp(prefix="snap-worktree-"))
         root = holder / "fms"
         try:
-            # An unfinished worktree would stay registered, locked, in the repository.
+            # An unfinished worktree would remain registered and locked in the repository.
             with _interrupts_deferred():
                 read_git(
                     repository, "worktree", "add", "--quiet", "--detach", str(root), commit.sha
@@ -110,7 +110,7 @@ def temporary_worktree(repository: Path, commit: Commit) -> Iterator[Path]:
 
 @contextmanager
 def _interruptible_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that the worktree is removed."""
+    """Let SIGTERM end the block like Ctrl-C, so that the worktree is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -127,7 +127,7 @@ def _interruptible_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Deliver Ctrl-C and SIGTERM only after the block, and the git that it runs, are finished."""
+    """Defer Ctrl-C and SIGTERM until the block, and the git that it runs, are finished."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
@@ -137,7 +137,7 @@ def _interrupts_deferred() -> Iterator[None]:
 
 _PASSED, _DIFFERS, _WRONG_USAGE, _CANNOT_RUN = range(4)  # exit codes of `snap check`
 # A check also fails if only weights or fields of the configuration differ.
-_NO_DIVERGENCE = {"phase": "weights", "case": "all", "reason": "see snap check: no output differs"}
+_NO_DIVERGENCE = {"phase": "weights", "case": "all", "reason": "no output differs: see snap check"}
 _FOUND = re.compile(r"^# first bad commit: \[([0-9a-f]+)\]", re.MULTILINE)
 _LEFT = re.compile(r"^# possible first bad commit: \[([0-9a-f]+)\]", re.MULTILINE)
 
@@ -148,11 +148,11 @@ class Trial:
 
     Args:
         commit: the commit.
-        mark: what git bisect calls it: good, bad, or skip if it could not be checked.
+        mark: its mark for git bisect: good, bad, or skip if it could not be checked.
         reason: why it is bad or was skipped.
-        phase, case: where it differs first; empty unless it is bad.
-        module: the first bad module, by the reference's name and the candidate's; empty if none is
-            known.
+        phase, case: the first ones that differ; empty unless it is bad.
+        module: the first bad module, by its name in the reference and the candidate; empty if none
+            is known.
     """
 
     commit: Commit
@@ -173,8 +173,9 @@ class BisectOutcome:
     """The result of a search.
 
     Args:
-        first_bad: the commit that broke it; None if commits that cannot be checked hide it.
-        suspects: the commits that it may be if `first_bad` is None.
+        first_bad: the commit that broke the port; None if it is among commits that cannot be
+            checked.
+        suspects: the possible commits if `first_bad` is None.
         trials: how many commits were checked.
     """
 
@@ -186,7 +187,7 @@ class BisectOutcome:
 def bisect(
     fms_path: Path, good: str, bad: str, *, options: tuple[str, ...], progress: Progress
 ) -> BisectOutcome:
-    """Find the first commit after `good` that the check fails, up to `bad`.
+    """Return the first commit after `good`, up to `bad`, that fails the check.
 
     options: passed to every `snap check`.
     """
@@ -215,7 +216,7 @@ def bisect(
 
 
 def _require_ends(good: Trial, bad: Trial) -> None:
-    """Raise unless the good commit passes and the bad one does not."""
+    """Raise unless the good commit passes and the bad one fails."""
     for name, trial in (("good", good), ("bad", bad)):
         if trial.mark == "skip":
             raise SnapError(f"--{name} {trial.commit} cannot be checked: {trial.reason}")
@@ -226,27 +227,27 @@ def _require_ends(good: Trial, bad: Trial) -> None:
         )
     if good.mark == "bad":
         raise UsageError(
-            f"--good {good.commit} fails already: {good.phase}, case {good.case}",
+            f"--good {good.commit} fails: {good.phase}, case {good.case}",
             "name an older commit that passes",
         )
     if bad.mark == "good":
         raise UsageError(
-            f"--bad {bad.commit} passes: there is nothing to find",
-            "name a commit that snap check fails with the same options",
+            f"--bad {bad.commit} passes",
+            "name a commit that fails snap check with the same options",
         )
 
 
 def _run_bisect(folder: Path, *words: str) -> str:
-    """Run git bisect and return its log; raise SnapError if it cannot go on."""
+    """Run git bisect and return its log; raise SnapError if it cannot continue."""
     before = run_git(folder, "bisect", "log").stdout
     answer = run_git(folder, "bisect", *words)
     log = run_git(folder, "bisect", "log").stdout
-    # git also fails if only commits are left that were skipped; then the log names them.
+    # git also fails if only skipped commits are left; the log then names them.
     stuck = answer.returncode != 0 and not (_FOUND.search(log) or _LEFT.search(log))
     if stuck or log == before:
         said = (answer.stdout.strip() or answer.stderr.strip() or "no message").splitlines()
         raise SnapError(
-            f"git bisect cannot go on: {said[0]}", "--good must be an ancestor of --bad"
+            f"git bisect cannot continue: {said[0]}", "--good must be an ancestor of --bad"
         )
     return log
 
@@ -258,7 +259,7 @@ def _check(folder: Path, commit: Commit, options: tuple[str, ...]) -> Trial:
         own = ["--quick", "--candidate", "fms", "--fms-path", str(folder), "--json", str(path)]
         answer = subprocess.run(
             [sys.executable, "-m", "snapshot_tool", "check", *options, *own],
-            # Python would take the bytecode of another commit's file of the same size and second.
+            # Bytecode of another commit would be used if size and second of the file are the same.
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,

@@ -1,7 +1,7 @@
-"""Fail outputs that equal the golden bit for bit because they were copied from it.
+"""Fail outputs that equal the golden set bit for bit because they were copied from it.
 
-A candidate that returns what the golden set holds does not compute what the model computes for
-other inputs. One question with another answer, which follows from the golden, tells.
+A candidate that copies outputs is wrong for other inputs. So the candidate runs one derived
+question, whose output follows from the golden set but differs from the recorded one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fail_if_copied(
     ran: bool,
     run_again: Callable[[], object],
 ) -> list[Result]:
-    """Return the results of a phase of a case; as failures if the outputs were copied.
+    """Return the results of a phase of a case, as failures if the outputs were copied.
 
     A candidate that does not support the question, or raises, passes: it may be compiled for one
     shape. ran: whether a torch module ran for the outputs. run_again: runs the phase again.
@@ -43,12 +43,12 @@ def fail_if_copied(
     if phase is Phase.PREPROCESSING or not results or not all(map(_is_equal, results)):
         return results
     if not ran and phase is not Phase.GENERATE:
-        # Rounding differs between implementations: equal bits are impossible if none computes.
+        # Rounding differs between implementations, so equal bits without any product are a copy.
         with candidate.counting_products() as products:
             run_again()
         if not products.count:
             return _failures(results, "and nothing was computed")
-    # Equal tokens are normal if a model ran; equal numbers, to the last bit, are not.
+    # Equal tokens are normal if a model ran; numbers that are equal to the last bit are not.
     if (ran and phase is Phase.GENERATE) or judge.dtype != golden.manifest.dtype:
         return results
     case = results[0].case
@@ -59,7 +59,7 @@ def fail_if_copied(
     answer = QueryRunner(candidate, recorded, judge).run(question)
     if answer.verdict is not Verdict.FAIL:
         return results
-    return _failures(results, f"but wrong when asked {question} ({answer.reason})")
+    return _failures(results, f"but wrong for {question} ({answer.reason})")
 
 
 def _is_equal(result: Result) -> bool:
@@ -67,15 +67,12 @@ def _is_equal(result: Result) -> bool:
 
 
 def _failures(results: list[Result], why: str) -> list[Result]:
-    reason = (
-        f"equal to the golden bit for bit, {why}: the output was copied from the golden, not "
-        "computed"
-    )
+    reason = f"equal to the golden set bit for bit, {why}: the output was copied, not computed"
     return [dataclasses.replace(r, verdict=Verdict.FAIL, reason=reason) for r in results]
 
 
 def _question(able: Capabilities, phase: Phase) -> Question | None:
-    """Return a question about other inputs than the case's own; None if there is none."""
+    """Return a question with other inputs than the case's own; None if there is none."""
     if phase not in able.phases:
         return None
     # The last tile first, then the first one: two rows even if there is only one tile.

@@ -24,7 +24,7 @@ from snapshot_tool.goldens.verify import verify_set
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the diagnosis: its subject, whether it is in order, and the facts."""
+    """One line of the diagnosis: its subject, whether it works, and the details."""
 
     subject: str
     good: bool
@@ -33,9 +33,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Whether checking and recording work here, and everything that was found.
+    """Whether checking and recording work here, and the findings.
 
-    `next_step` is a command, or what to do first.
+    `next_step` is a command or an instruction.
     """
 
     can_check: bool
@@ -45,13 +45,13 @@ class Diagnosis:
 
 
 def diagnose(goldens: Path, *, fms_path: Path | None) -> Diagnosis:
-    """Look at packages, devices, FMS and golden sets without running a model."""
+    """Examine packages, devices, FMS and golden sets without running a model."""
     import torch
 
     machine = describe_machine()
     packages = ", ".join(f"{k} {v}" for k, v in sorted(package_versions().items()))
     gpu = torch.cuda.is_available()
-    no_gpu = f"torch {torch.__version__} sees no GPU here"
+    no_gpu = f"torch {torch.__version__} finds no GPU"
     facts = [
         Finding("python", True, f"{machine['python']} on {machine['platform']}"),
         Finding("packages", True, packages),
@@ -73,7 +73,7 @@ def diagnose(goldens: Path, *, fms_path: Path | None) -> Diagnosis:
     elif source is None:
         step = fms.detail
     elif found:
-        step = "see above why no golden set can be checked here"
+        step = "no golden set can be checked here: see the reasons above"
     else:
         step = how_to_get(goldens)
         sets = [Finding("goldens", False, f"no golden set in {goldens}")]
@@ -81,7 +81,7 @@ def diagnose(goldens: Path, *, fms_path: Path | None) -> Diagnosis:
 
 
 def _fms_finding(fms_path: Path | None) -> tuple[Finding, FmsSource | None]:
-    """Import FMS; return what it is, and None if there is none."""
+    """Import FMS; return the finding, and its source or None."""
     before = "transformers" in sys.modules
     try:
         source = import_fms(fms_path)
@@ -94,7 +94,7 @@ def _fms_finding(fms_path: Path | None) -> tuple[Finding, FmsSource | None]:
     name = source.commit[:12] + (" (dirty)" if source.dirty else "") or source.version or "no git"
     imported = "transformers" in sys.modules and not before
     detail = (
-        f"{source.path} {name}; families: {', '.join(here) or 'none that snap knows'}"
+        f"{source.path} {name}; families: {', '.join(here) or 'none that snap supports'}"
         f"{'; it imports transformers' if imported else ''}"
     )
     return Finding("fms", bool(here), detail), source
@@ -104,12 +104,12 @@ def _recording_finding() -> Finding:
     missing = [name for name in ("transformers", "accelerate") if not is_importable(name)]
     if missing:
         lacking = " and ".join(missing)
-        return Finding("recording", False, f"{lacking} not installed (fine for checking)")
+        return Finding("recording", False, f"{lacking} not installed (not needed for checking)")
     return Finding("recording", True, "transformers and accelerate are installed")
 
 
 def _golden_finding(found: FoundSet, root: Path, source: FmsSource | None) -> Finding:
-    """Return whether a set can be checked here with the FMS that was found."""
+    """Return whether a set can be checked here with the installed FMS."""
     name = f"golden {found.name}"
     if found.manifest is None:
         return Finding(name, False, found.problem)
@@ -119,7 +119,7 @@ def _golden_finding(found: FoundSet, root: Path, source: FmsSource | None) -> Fi
             return Finding(name, False, damage[0])
         checkpoint = _checkpoint_source(root, manifest)
         if source is None:
-            return Finding(name, False, "there is no FMS to check it with")
+            return Finding(name, False, "FMS is not available")
         family_in_fms(manifest.checkpoint.config, source)
     except SnapError as error:
         return Finding(name, False, error.problem)
@@ -128,12 +128,12 @@ def _golden_finding(found: FoundSet, root: Path, source: FmsSource | None) -> Fi
 
 
 def _checkpoint_source(root: Path, manifest: Manifest) -> str:
-    """Return where the weights of a set come from; raise SnapError if it cannot be checked."""
+    """Return the source of a set's weights; raise SnapError if it cannot be checked."""
     import torch
 
     if manifest.device == "cuda" and not torch.cuda.is_available():
         raise DeviceUnavailable(
-            "recorded on cuda, which is not here (--device cpu --golden-device cuda allows it)"
+            "recorded on cuda, which is not available (to check on the CPU: --golden-device cuda)"
         )
     entry = manifest.checkpoint
     if entry.location is not None:
@@ -143,11 +143,11 @@ def _checkpoint_source(root: Path, manifest: Manifest) -> str:
         return f"checkpoint {folder}"
     if is_folder_name(entry.name):
         raise CheckpointUnavailable(
-            "it does not name the folder of its checkpoint: pass --checkpoint DIR"
+            "the folder of its checkpoint is unknown: pass --checkpoint DIR"
         )
     from huggingface_hub import try_to_load_from_cache
 
     cached = [try_to_load_from_cache(entry.name, n, revision=entry.revision) for n in entry.files]
     if all(isinstance(path, str) for path in cached):
-        return "checkpoint in the cache of the hub"
-    return f"checkpoint {entry.name} is downloaded from the hub by the first check"
+        return "checkpoint in the hub's cache"
+    return f"checkpoint {entry.name} will be downloaded from the hub by the first check"

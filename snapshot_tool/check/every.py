@@ -1,4 +1,4 @@
-"""Check every golden set that is there, one after the other."""
+"""Check all golden sets, one after the other."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from snapshot_tool.goldens.find import FoundSet, Selection, find_goldens, how_to
 
 @dataclass(frozen=True, slots=True)
 class SetCheck:
-    """One golden set and its report, or why it was not checked.
+    """One golden set and its report, or the reason why it was not checked.
 
     Args:
         name: the set's path below the goldens folder.
         verdict: "error" if the check could not run, "skip" if the options do not apply to the set.
         report: the finished check, or None.
-        reason: why there is no report.
+        reason: the reason why there is no report.
     """
 
     name: str
@@ -37,13 +37,12 @@ class SetCheck:
 def check_all(request: CheckRequest, progress: Progress) -> Iterator[SetCheck]:
     """Check the sets that --checkpoint, --revision and --golden-device select; by default all.
 
-    Each set is checked with the checkpoint that it names. A set that cannot be checked does not
-    keep the others from it.
+    Each set is checked with its own checkpoint. If a set cannot be checked, the others still are.
     """
     if request.checkpoint is not None and Path(request.checkpoint).is_dir():
         raise UsageError(
-            "--all checks each golden set with the checkpoint that it names",
-            "leave out --checkpoint, or name golden sets with it",
+            "--all checks each golden set with its own checkpoint",
+            "leave out --checkpoint, or name a golden set with it",
         )
     if rank_here() is not None:
         raise UsageError("--all runs in one process", "check one set at a time under torchrun")
@@ -51,7 +50,7 @@ def check_all(request: CheckRequest, progress: Progress) -> Iterator[SetCheck]:
     selection = Selection(request.checkpoint, request.revision, request.golden_device)
     selected = selection.among(found)
     if selection == Selection():
-        selected = found  # those without a readable manifest included
+        selected = found  # including those without a readable manifest
     if not selected:
         raise GoldenNotFound(
             f"no golden for {selection} in {request.goldens}", how_to_get(Path(request.goldens))

@@ -1,6 +1,6 @@
-"""What failed in the last check of a golden set, for --last-failed.
+"""The failures of the last check of a golden set, for --last-failed.
 
-It is kept in the user's cache: a check writes nothing below the goldens folder.
+They are stored in the user's cache, since a check writes nothing below the goldens folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Run = tuple[str, Phase]
 
 
 def read_failed(golden: Path) -> set[Run]:
-    """Return what failed in the last check of the golden set in a folder; nothing if unknown."""
+    """Return the runs that failed in the last check of a golden set; empty if unknown."""
     try:
         return msgspec.json.decode(_path(golden).read_bytes(), type=set[Run])
     except (OSError, RuntimeError, msgspec.DecodeError):
@@ -28,7 +28,7 @@ def read_failed(golden: Path) -> set[Run]:
 
 
 def keep_failed(golden: Path, ran: Iterable[Run], results: Iterable[Result]) -> None:
-    """Keep what failed now, and what failed before and did not run again."""
+    """Store the runs that failed now, and those that failed before and did not run again."""
     bad = (Verdict.FAIL, Verdict.ERROR)
     failed = {(result.case, result.phase) for result in results if result.verdict in bad}
     failed |= read_failed(golden) - set(ran)
@@ -39,7 +39,7 @@ def keep_failed(golden: Path, ran: Iterable[Run], results: Iterable[Result]) -> 
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.encode(sorted(failed)))
-    except (OSError, RuntimeError):  # no home that can be written: the next check runs all
+    except (OSError, RuntimeError):  # the cache cannot be written: the next check runs everything
         return
 
 

@@ -1,4 +1,4 @@
-"""Name the module that a fault is in, and prove it by putting the golden's output in its place."""
+"""Find the module of a fault, and prove it by replacing its output by the recorded one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from snapshot_tool.goldens.oracle import tap_limits
 def localise_case(
     candidate: Candidate, golden: Golden, case: str, *, dtype: str, failed: bool = False
 ) -> Localisation | None:
-    """Compare the modules of a case; return None if the set or the candidate shows none.
+    """Compare the modules of a case; return None if the set or the candidate has none.
 
     Args:
         candidate: the implementation under test.
         golden: the set.
         case: the case to run.
-        dtype: the candidate's, by which the oracle's limits are chosen.
+        dtype: the candidate's dtype, which selects the oracle's limits.
         failed: whether an output of the forward pass fails; see `localise`.
     """
     golden_taps = golden.taps(case)
@@ -42,7 +42,7 @@ def localise_case(
     try:
         with torch.inference_mode():
             seen = observe(candidate, inputs, golden_taps, recorder)
-    except Exception:  # it raised in its phase, too, and is in the results
+    except Exception:  # the results already have it as an error of its phase
         if not candidate.supports("observe_forward"):
             return None
         unfinished = recorder.unfinished()
@@ -68,29 +68,29 @@ def graft_module(
     run: Run,
     dtype: str,
 ) -> Graft:
-    """Run a case with one module's output replaced by the golden's.
+    """Run a case with one module's output replaced by the recorded one.
 
-    The case is one that keeps that output whole, by preference one that fails. Generation is left
-    out: its later steps have no recorded output to put in.
+    The case is one for which the whole output is recorded, preferably one that fails. Generation is
+    left out, because outputs of its later steps are not recorded.
 
     Args:
-        module: the reference's name of it.
+        module: its name in the reference.
         candidate: the implementation under test.
         golden: the set.
-        results: of a check without the graft.
+        results: the results of a check without the graft.
         run: runs and judges one phase of one case.
-        dtype: the candidate's.
+        dtype: the candidate's dtype.
 
     Raises:
-        UsageError: the reference has no such module, or the candidate cannot be grafted.
-        GoldenNotFound: no case keeps its output whole.
+        UsageError: the reference has no such module, or the candidate has no method `graft`.
+        GoldenNotFound: the whole output is not recorded for any case.
     """
     if not candidate.supports("graft"):
-        raise UsageError("this candidate cannot be grafted: it has no method 'graft'", "")
+        raise UsageError("--graft needs a candidate with the method 'graft'", "")
     case, output = _graft_case(golden, module, results)
     phases = [phase for phase in _GRAFTED if phase in case.phases]
     if golden.manifest.storage is Storage.COMPACT:
-        # Its connector ran on another input than the modules whose outputs are kept whole.
+        # In compact sets the connector has another input than the recorded whole outputs.
         phases = [phase for phase in phases if phase is not Phase.CONNECTOR]
     before = [result for phase in phases for result in run(case, phase)]
     with candidate.graft(module, output) as name:
@@ -123,13 +123,13 @@ def _graft_case(
             f"--graft {module}: the reference has no such module", "see --localise for the names"
         )
     raise GoldenNotFound(
-        f"no case of {golden.manifest.title} keeps the whole output of {module}",
+        f"{golden.manifest.title} has no whole output of {module} for any case",
         "record it with: snap record ... --update --whole-outputs CASE",
     )
 
 
 def _whole_output(golden: Golden, case: str, module: str) -> torch.Tensor | None:
-    """Return a module's output if it was kept, as that of a phase or by --whole-outputs."""
+    """Return a module's recorded whole output, of a phase or of --whole-outputs, or None."""
     for capture in family_of(golden.manifest.checkpoint.family).captures:
         kept = capture.name in golden.tensor_names(case, capture.phase)
         if (capture.module, capture.side) == (module, Side.OUTPUT) and kept:

@@ -1,4 +1,4 @@
-"""A finished check, as the Python API returns it and as the command line writes it."""
+"""A finished check, for the Python API and the command line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class CheckRun:
 
     Args:
         report: all figures.
-        goldens: the folder of the golden sets, from which the page shows prompts and images; None:
-            the page is without them.
+        goldens: the folder of the golden sets, for prompts and images in the HTML page; None: the
+            page has none.
     """
 
     report: CheckReport
@@ -26,7 +26,7 @@ class CheckRun:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict on the whole: "pass", "fail", "skip" or "error"."""
+        """The verdict of the check: "pass", "fail", "skip" or "error"."""
         return self.report.verdict
 
     @property

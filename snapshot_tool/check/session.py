@@ -72,7 +72,7 @@ from snapshot_tool.judge.watch import WatchedCandidate, require_raised_by_candid
 
 
 def check(request: CheckRequest, progress: Progress) -> CheckReport:
-    """Run the candidate on the golden's inputs and judge every recorded tensor."""
+    """Run the candidate on the recorded inputs and judge every recorded tensor."""
     require_device(request.device)
     golden = request.golden_choice.open()
     require_phases(golden.manifest, request)
@@ -81,7 +81,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     found: list[Result] = []
     ran: list[tuple[str, Phase]] = []
     left_out: tuple[str, ...] = ()
-    if not request.replay:  # a replay answers only the questions that it names
+    if not request.replay:  # a replay runs only its questions
         runs = [(c, p) for c in cases for p in PHASES if p in request.phases and p in c.phases]
         chosen = _choose_runs(golden, request, runs)
         with progress.stage("checking", len(chosen)) as steps:
@@ -100,7 +100,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     results = tuple(found)
     exploration = session.explore(cases, progress)
     localisation = session.localise(results)
-    # Last: a weight that changes while the candidate runs is seen, too.
+    # Last, to detect weights that change while the candidate runs.
     weights = session.compare_weights(results, localisation)
     results = name_harmful(results, (weights.harmful if weights else ()) or ())
     graft = session.graft(results) if request.graft else None
@@ -139,9 +139,9 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
 
 
 def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> Session:
-    """Verify the checkpoint that the golden was recorded from, then load the candidate from it.
+    """Verify the checkpoint of the golden set, then load the candidate from it.
 
-    No code of the candidate runs before.
+    No code of the candidate runs before the verification.
     """
     require_device(request.device)
     dtype, _ = choose_rule(request, golden)
@@ -173,22 +173,22 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
         checkpoint=checkpoint.folder,
         settings=settings,
         transformers_before=transformers_before,
-        # A phase that is repeated must compute each time.
+        # A repeated phase must compute each time.
         keep_outputs=keep_nothing if request.repeat > 1 else candidate.output_cache(),
     )
 
 
 class Session:
-    """A loaded candidate beside its golden set: runs any phase of any case.
+    """A loaded candidate and its golden set; runs any phase of any case.
 
     Args:
-        request: what to check.
-        golden: the set to check against.
+        request: the options of the check.
+        golden: the golden set.
         candidate: the implementation under test; it is watched.
-        checkpoint: the folder of its weights; None: tokens are shown without their text.
-        settings: what was set for determinism.
+        checkpoint: the checkpoint's folder; None: tokens are shown without their text.
+        settings: the settings for determinism.
         transformers_before: whether transformers was imported before the candidate was loaded.
-        keep_outputs: what is kept between the phases of a case; see `Candidate.output_cache`.
+        keep_outputs: keeps outputs between the phases of a case; see `Candidate.output_cache`.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class Session:
         dtype, rule = choose_rule(request, golden)
         self.judge = Judge(golden, dtype, rule, request.atol, request.rtol)
         self.candidate = WatchedCandidate(candidate, dtype=dtype, settings=self.settings)
-        # In half precision rounding could often have chosen: a right port may take another token.
+        # In half precision rounding often decides, so a correct port may choose another token.
         half = not {golden.manifest.dtype, dtype}.isdisjoint(HALF_DTYPES)
         self.allows_near_ties = request.allow_near_ties or half
         self._explainer = GenerationExplainer(
@@ -222,12 +222,12 @@ class Session:
     def run(self, case: CaseEntry, phase: Phase) -> list[Result]:
         """Run one phase of one case; return a result for every recorded tensor.
 
-        If the phase is repeated, return those of the first run that does not pass. Outputs that
-        were copied from the golden fail.
+        If the phase is repeated, the results are those of the first run that does not pass. Outputs
+        that were copied from the golden set fail.
         """
         candidate, repeat = self.candidate, self.request.repeat
         ran_before = candidate.modules_run
-        # If forward made the pass, what ran for it ran for the tokens, too.
+        # Modules that ran in the pass of forward also count for its tokens.
         in_one_pass = phase is Phase.GENERATE and self._one_pass.has(case.name)
         results: list[Result] = []
         with self._keep_outputs(case.name):
@@ -251,15 +251,15 @@ class Session:
     def run_once(
         self, case: CaseEntry, phase: Phase, *, judge: Judge | None = None
     ) -> list[Result]:
-        """Run a phase once and judge it; what the candidate raises is only this phase's error.
+        """Run a phase once and judge it; an exception of the candidate is an error of the phase.
 
-        judge: in place of the session's.
+        judge: used in place of the session's.
         """
         if phase_file(phase) not in self.golden.manifest.files:
             reason = "the golden set was recorded without this phase"
             return [Result(case.name, phase, "", Verdict.SKIP, reason)]
         if self._case is None or self._case.name != case.name:
-            self._case = None  # first: there may be no room for two
+            self._case = None  # first, because memory may not suffice for two cases
             self._case = read_case(self.golden, case.name)
         judge, candidate = judge or self.judge, self.candidate
         results: list[Result] = []
@@ -300,7 +300,7 @@ class Session:
         return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
 
     def explore(self, cases: Sequence[CaseEntry], progress: Progress) -> Exploration | None:
-        """Ask the derived questions of the request, or as many as it says."""
+        """Run the questions of --replay, or the number of --explore."""
         request = self.request
         if request.replay:
             return replay(
@@ -312,7 +312,7 @@ class Session:
             )
         if not request.explore:
             return None
-        with progress.stage("asking", request.explore) as steps:
+        with progress.stage("derived questions", request.explore) as steps:
 
             def on_question(question: Question) -> None:
                 progress.now(str(question))
@@ -331,10 +331,10 @@ class Session:
             )
 
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:
-        """Find the module in which the first divergence of these results arises.
+        """Return the module in which the first divergence of the results arises, or None.
 
-        If nothing differs and the request asks for it, compare the modules of the first case. A
-        fault of preprocessing is in no module.
+        With --localise, the modules of the first case are compared if nothing differs. A fault of
+        preprocessing is not in a module.
         """
         first = first_divergence(results)
         if not results or (first is None and not self.request.localise):
@@ -353,11 +353,11 @@ class Session:
     def compare_weights(
         self, results: tuple[Result, ...] = (), localisation: Localisation | None = None
     ) -> WeightReport | None:
-        """Compare the candidate's weights with the checkpoint's, as they are now.
+        """Compare the candidate's current weights with the checkpoint's.
 
-        results, localisation: what was found with them, by which a NaN is traced back.
+        results, localisation: used to find the unset weights that caused NaN.
         """
-        # A replay runs only what it names.
+        # A replay runs only its questions.
         skipped = self.request.replay or not self.request.needs_weights
         if skipped or not self.candidate.supports("weights"):
             return None
@@ -366,9 +366,9 @@ class Session:
         return compare_weights(self.candidate.weights(), unset=unset, harmful=harmful)
 
     def graft(self, results: tuple[Result, ...]) -> Graft:
-        """Put the golden's output in the place of the module that the request names.
+        """Replace the output of the module of --graft by the recorded one.
 
-        The oracle judges if there is one: on a small case a fault may stay within the table.
+        The oracle judges if there is one, because in a small case a fault may be within the table.
         """
         judge = self.judge
         if ORACLE in self.golden.manifest.files:
@@ -384,7 +384,7 @@ class Session:
 
     @property
     def info(self) -> CandidateInfo:
-        """Which implementation it is; by default the name in the request."""
+        """The implementation; by default its name in the request."""
         if self.candidate.supports("info"):
             return self.candidate.info()
         return CandidateInfo(self.request.candidate)
@@ -408,7 +408,7 @@ class Session:
 def _choose_runs(
     golden: Golden, request: CheckRequest, runs: list[tuple[CaseEntry, Phase]]
 ) -> list[tuple[CaseEntry, Phase]]:
-    """Return the runs that failed last time if these are requested and there are any, else all."""
+    """Return the runs that failed last time if --last-failed is set and there are any, else all."""
     if not request.last_failed:
         return runs
     failed = read_failed(golden.folder)
@@ -418,12 +418,12 @@ def _choose_runs(
 def _skips_of_empty_phases(
     golden: Golden, request: CheckRequest, compared: set[Phase]
 ) -> list[Result]:
-    """Return a skip for each requested phase that no case has: it must not look like a pass."""
+    """Return a skip for each requested phase that no case has."""
     skips = []
     for phase in request.phases:
         if phase in compared:
             continue
-        reason = "no selected case has anything to compare"
+        reason = "no selected case has this phase"
         if phase not in golden.manifest.tolerances:
             reason = f"the family {golden.manifest.checkpoint.family} has no such phase"
         skips.append(Result(request.case_text, phase, "", Verdict.SKIP, reason))
@@ -431,7 +431,7 @@ def _skips_of_empty_phases(
 
 
 def _coverage(golden: Golden, request: CheckRequest) -> tuple[Coverage, ...]:
-    """Return what the cases reach, by the files that are open: another set may lie there by now."""
+    """Return the coverage of the cases, from the open files: the set may have been replaced."""
     cases = matching_cases(golden.manifest, request)
     generated = {
         case.name: golden.tensor(case.name, Phase.GENERATE, parts.TOKEN_IDS).tolist()

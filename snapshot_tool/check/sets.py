@@ -1,4 +1,4 @@
-"""Looking at golden sets without running a model: list, show, verify, diff."""
+"""Golden sets without running a model: list, show, verify, diff."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """A golden set and its damage, one line for each problem; empty if it is whole."""
+    """A golden set and its damage, one line for each problem; empty if it is intact."""
 
     folder: Path
     title: str
@@ -33,10 +33,10 @@ class Verification:
 
 
 def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
-    """Return the one set that `spec` names.
+    """Return the only set that `spec` matches.
 
-    spec: a set's folder, a folder with one set in it, a part of a path below `root`, or the
-    checkpoint's name; None: the only set.
+    spec: a set's folder, a folder with one set, a part of a path below `root`, or the checkpoint's
+    name; None: the only set.
     """
     if spec and (Path(spec) / MANIFEST).is_file():
         return Path(spec), load_manifest(Path(spec))
@@ -51,12 +51,14 @@ def find_golden(root: Path, spec: str | None) -> tuple[Path, Manifest]:
         raise GoldenNotFound(f"no golden set in {root}", how_to_get(root))
     if len(matching) > 1:
         names = ", ".join(str(one.folder) for one in matching)
-        raise UsageError(f"{spec or root} names {len(matching)} golden sets", f"name one: {names}")
+        raise UsageError(
+            f"{spec or root} matches {len(matching)} golden sets", f"name one: {names}"
+        )
     return matching[0].folder, matching[0].require_manifest()
 
 
 def verify_goldens(root: Path, spec: str | None) -> list[Verification]:
-    """Compare every byte of the sets below `root`, or of the one named, with its digests."""
+    """Compare every byte of the sets below `root`, or of one set, with the digests."""
     sets = iterate_goldens(root) if spec is None else [FoundSet(*find_golden(root, spec))]
     verified = [_verify(found) for found in sets]
     if not verified:
@@ -75,7 +77,7 @@ def _verify(found: FoundSet) -> Verification:
 
 
 def diff_goldens(root: Path, one: str, other: str) -> SetDiff:
-    """Return which tensors differ between two sets, which `find_golden` finds by name."""
+    """Return which tensors differ between two sets, named as for `find_golden`."""
     from snapshot_tool.diagnose.diff import diff_folders
 
     return diff_folders(find_golden(root, one)[0], find_golden(root, other)[0])
@@ -84,7 +86,7 @@ def diff_goldens(root: Path, one: str, other: str) -> SetDiff:
 def locate_difference(one_folder: Path, other_folder: Path) -> Localisation | None:
     """Return the first module whose sketches differ between two sets, in the first such case.
 
-    None if no module differs.
+    Returns None if no module differs.
     """
     from snapshot_tool.diagnose.localise import localise
     from snapshot_tool.goldens.golden import open_golden

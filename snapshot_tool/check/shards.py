@@ -1,4 +1,4 @@
-"""Merging the reports of all shards of a check, and sharing one check among processes."""
+"""Merge the reports of all shards of a check, and run one check in several processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from snapshot_tool.candidates.distributed import join_ranks, run_follower
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """The report of one shard, and the file that it was read from."""
+    """The report of one shard and its file."""
 
     source: str
     report: CheckReport
@@ -31,13 +31,13 @@ class ShardReport:
 
 
 def _implementation(report: CheckReport) -> str:
-    """Return what ran. Its path counts only if it has neither a commit nor a version."""
+    """Return the implementation by commit or version, or by path if it has neither."""
     info = report.candidate
     known = info.commit or info.version or info.path
     return f"{info.name} {known}" + (" (dirty)" if info.dirty else "")
 
 
-# What must be equal in all shards, in words of the command line.
+# Values that must be equal in all shards, named as on the command line.
 _EQUAL: Mapping[str, Callable[[ShardReport], object]] = {
     "golden set": lambda one: replace(one.report.golden, folder=""),
     "candidate": lambda one: _implementation(one.report),
@@ -52,9 +52,9 @@ _EQUAL: Mapping[str, Callable[[ShardReport], object]] = {
 
 
 def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
-    """Return the report of the whole check, given those of its shards, each with its file's name.
+    """Return the report of the whole check from its shards' reports, each with its file's name.
 
-    Raises SnapError if a shard is missing or there twice, or if two are not of one check.
+    Raises SnapError if a shard is missing or duplicate, or if two belong to different checks.
     """
     shards = []
     for source, report in reports:
@@ -79,7 +79,7 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
         weights=next((found for found in weights if found.differing), next(iter(weights), None)),
         shard=None,
     )
-    # Every shard has localised its own first failure. Only the first of all counts.
+    # Every shard has localised its own first failure; only the first failure of all counts.
     same = (one.report for one in shards if one.report.divergence == merged.divergence)
     leading = next(same, shards[0].report) if merged.divergence else shards[0].report
     unmet = _union(one.report.unmet for one in shards)
@@ -100,8 +100,8 @@ def _require_one_check(first: ShardReport, other: ShardReport) -> None:
     for what, one, another in pairs:
         if one != another:
             raise SnapError(
-                f"{first.source} and {other.source} are not of one check: the {what} is "
-                f"{one or 'not given'} in the first, {another or 'not given'} in the second",
+                f"{first.source} and {other.source} belong to different checks: the {what} is "
+                f"{one or 'not set'} in the first, {another or 'not set'} in the second",
                 "check all shards with the same options, golden set and candidate",
             )
 
@@ -110,7 +110,7 @@ def _require_each_once(shards: Sequence[ShardReport]) -> None:
     for one, other in itertools.pairwise(shards):
         if one.shard.index == other.shard.index:
             raise SnapError(
-                f"shard {one.shard.index}/{one.shard.count} is there twice: "
+                f"shard {one.shard.index}/{one.shard.count} is duplicate: "
                 f"{one.source} and {other.source}",
                 "leave one of them out",
             )
@@ -119,8 +119,8 @@ def _require_each_once(shards: Sequence[ShardReport]) -> None:
     if missing:
         names = ", ".join(f"{index}/{count}" for index in missing)
         raise SnapError(
-            f"missing of {count} shards: {names}",
-            f"make each with: snap check --shard {missing[0]}/{count} --json FILE",
+            f"missing shards: {names}",
+            f"run each with: snap check --shard {missing[0]}/{count} --json FILE",
         )
 
 
@@ -143,7 +143,7 @@ def _in_golden_order(shards: Sequence[ShardReport]) -> Iterator[Result]:
 
 
 def _exploration(shards: Sequence[ShardReport]) -> Exploration | None:
-    """Return all queries that the shards ran, by kind."""
+    """Return all questions that the shards ran, by kind."""
     explored = [one.report.exploration for one in shards if one.report.exploration]
     if not explored:
         return None
@@ -160,7 +160,7 @@ def _exploration(shards: Sequence[ShardReport]) -> Exploration | None:
 
 
 def _environment(all_of_them: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return what the shards ran on, with all values of what differs."""
+    """Return the environment of the shards, with all values of entries that differ."""
     names = _union(all_of_them)
     return {name: "; ".join(_union([e[name]] for e in all_of_them if name in e)) for name in names}
 
@@ -170,12 +170,12 @@ def _union(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 
 def is_follower() -> bool:
-    """Tell whether another process leads this check."""
+    """Return whether another process is the leader of this check."""
     return (rank_here() or 0) > 0
 
 
 def follow_leader(device: str) -> None:
-    """Make the candidate's calls that the leader makes, until it has no more."""
+    """Run the candidate's calls that the leader sends, until it ends."""
     require_device(device)
     with join_ranks(device) as ranks:
         run_follower(ranks, build_candidate)
@@ -185,8 +185,8 @@ def follow_leader(device: str) -> None:
 def leading(device: str) -> Iterator[None]:
     """Lead the other ranks inside the block, if there are any.
 
-    If the block raises, followers are not dismissed: they may be stuck in the model, and torchrun
-    ends them with this process.
+    If the block raises, followers are not stopped here: they may be blocked in the model, and
+    torchrun ends them with this process.
     """
     if rank_here() is None:
         yield

@@ -1,1 +1,1 @@
-"""Running one phase of one case, watching the candidate, and giving a verdict."""
+"""Run one phase of one case, watch the candidate, and give a verdict."""

@@ -1,4 +1,4 @@
-"""Explain a generation that leaves the golden, step by step, without the reference."""
+"""Explain how a generation differs from the recorded one, without the reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snapshot_tool.goldens.oracle import step_noise
 
 
 def with_golden_tokens(golden: Golden, case: str) -> CaseInputs:
-    """Return a case's prompt with the golden's tokens after it, all but the last."""
+    """Return a case's prompt followed by the recorded tokens, except the last one."""
     inputs = golden.inputs(case)
     given = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)[None, :-1]
     return replace(
@@ -31,7 +31,8 @@ def with_golden_tokens(golden: Golden, case: str) -> CaseInputs:
 def step_logits(logits: object, golden: Golden, case: str) -> torch.Tensor | None:
     """Return the logits that choose each new token, (new, vocabulary) float64.
 
-    logits: what forward returns for `with_golden_tokens`. None if they are not of every position.
+    logits: the output of forward for `with_golden_tokens`. Returns None if they are not logits of
+    every position.
     """
     steps = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))
     length = golden.text(case).input_ids.shape[1] + steps - 1
@@ -41,22 +42,22 @@ def step_logits(logits: object, golden: Golden, case: str) -> torch.Tensor | Non
 
 
 def greedy_tokens(logits: torch.Tensor) -> torch.Tensor:
-    """Return the token that each row chooses, (rows,) int64; -1 for a row that is not finite.
+    """Return the greedy token of each row, (rows,) int64; -1 for a row that is not finite.
 
-    argmax takes NaN for the greatest value: such a row must not look like a choice.
+    argmax would treat NaN as the greatest value.
     """
     return logits.argmax(-1).where(logits.isfinite().all(-1), torch.tensor(-1))
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationExplainer:
-    """Finds where and why a generation leaves the golden.
+    """Finds the first step at which a generation differs, and its kind.
 
     Args:
         golden: the set.
-        checkpoint: its folder, for the tokens' text; None: only ids.
-        dtype: the candidate's, in which rounding is judged.
-        allow_near_ties: whether a generation passes that differs only at near-ties.
+        checkpoint: the checkpoint's folder, for the tokens' text; None: only ids.
+        dtype: the candidate's dtype, whose rounding errors count.
+        allow_near_ties: whether a generation passes if it differs only at near-ties.
     """
 
     golden: Golden
@@ -77,14 +78,15 @@ class GenerationExplainer:
             row = logits[found.step]
             found = replace(found, candidate_margin=float(row[one] - row[other]))
         near_tie = self.allow_near_ties and found.kind is DivergenceKind.NEAR_TIE
-        # What follows a near-tie answers another prompt: judged on the golden's tokens instead.
+        # Tokens after a near-tie follow another prompt, so the logits after the golden's tokens are
+        # judged instead.
         if near_tie and logits is not None and self._has_only_near_ties(result.case, logits):
             reason = f"allowed: {found}"
             return replace(result, verdict=Verdict.PASS, reason=reason, divergence=found)
         return replace(result, reason=f"{found}; {result.reason}", divergence=found)
 
     def _find_divergence(self, case: str, actual: list[int]) -> TokenDivergence | None:
-        """Return the first step at which new tokens leave the golden's, or None."""
+        """Return the first step at which the new tokens differ from the golden's, or None."""
         expected = self.golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS).tolist()
         both = min(len(expected), len(actual))
         step = next((i for i in range(both) if expected[i] != actual[i]), both)
@@ -105,14 +107,14 @@ class GenerationExplainer:
         return self._with_margin(found, case)
 
     def _with_margin(self, found: TokenDivergence, case: str) -> TokenDivergence:
-        """Add the golden's margin between both tokens, and the rounding at that step."""
+        """Add the golden's margin between both tokens, and the rounding error at that step."""
         other = found.actual
         if found.expected is None or other is None:
             return found
         values, ids = (
             self._step(case, name, found.step) for name in ("step_topk_values", "step_topk_ids")
         )
-        # The golden's logits are rounded in its own dtype, the candidate's in another.
+        # The golden's logits are rounded in its dtype, the candidate's in its own.
         dtypes = (self.golden.manifest.dtype, self.dtype)
         noises = [step_noise(self.golden, case, dtype=dtype) for dtype in dtypes]
         known = [float(noise[found.step]) for noise in noises if noise is not None]
@@ -120,7 +122,7 @@ class GenerationExplainer:
             found,
             margin=values[0] - values[ids.index(other)] if other in ids else None,
             margin_above=None if other in ids else values[0] - values[-1],
-            # Two logits may be off in opposite directions.
+            # The errors of two logits may have opposite signs.
             rounding=2 * sum(known) if len(known) == len(noises) else None,
         )
 
@@ -138,11 +140,11 @@ class GenerationExplainer:
             with torch.inference_mode():
                 logits = candidate.forward(with_golden_tokens(self.golden, case))
             return step_logits(logits, self.golden, case)
-        except Exception:  # a candidate's forward that raises is reported in its own phase
+        except Exception:  # an exception of forward is reported in its own phase
             return None
 
     def _has_only_near_ties(self, case: str, logits: torch.Tensor) -> bool:
-        """Return whether the candidate, given the golden's tokens, differs only at near-ties."""
+        """Return whether the candidate, after the golden's tokens, differs only at near-ties."""
         expected = self.golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)
         chosen = greedy_tokens(logits)
         for step in (chosen != expected).nonzero()[:, 0].tolist():
@@ -159,13 +161,13 @@ def _token_texts(tokens: Sequence[int], checkpoint: Path | None) -> list[str | N
     unknown: list[str | None] = [None] * len(tokens)
     if path is None or not path.is_file():
         return unknown
-    # Only a generation that differs needs this library.
+    # Imported only if a generation differs.
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
         return [str(tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]
-    except Exception:  # the library raises bare Exception, and the text is not essential
+    except Exception:  # the library raises Exception itself; the text is optional
         return unknown
 
 

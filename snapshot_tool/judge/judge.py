@@ -1,4 +1,4 @@
-"""Verdicts: on each tensor of a phase, and on the weights."""
+"""Verdicts on the tensors of a phase and on weights."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Judge:
     """The rule of one check.
 
     Args:
-        golden: the set, with its own tolerances and, perhaps, an oracle.
-        dtype: the one that the candidate computes in.
-        rule: what decides; a tensor without an oracle in the set is judged by the table.
-        atol: in place of the golden's own; None: the golden's.
+        golden: the set, with its tolerances and, if recorded, an oracle.
+        dtype: the candidate's dtype.
+        rule: the rule; a tensor without an oracle in the set is judged by the table.
+        atol: used in place of the golden set's; None: the golden set's.
         rtol: the same.
     """
 
@@ -41,7 +41,7 @@ class Judge:
 
     @classmethod
     def of(cls, golden: Golden) -> Judge:
-        """Return the judge of a candidate that computes in the golden's own dtype."""
+        """Return the judge of a candidate in the golden set's dtype."""
         dtype = golden.manifest.dtype
         return cls(golden, dtype, default_rule(dtype, dtype))
 
@@ -56,11 +56,11 @@ class Judge:
     ) -> Result:
         """Return the verdict on one tensor, with the figures of both rules if there are both.
 
-        rows: which rows of the recorded tensor the pair is about; None: all.
+        rows: the rows of the recorded tensor in the pair; None: all.
         """
         pair, tolerance = pair.in_units(self.tolerance(case, phase))
         expected, actual = pair.expected, pair.actual
-        verdict, reason = Verdict.FAIL, "the candidate returned no such tensor"
+        verdict, reason = Verdict.FAIL, "the candidate did not return this tensor"
         comparison: Comparison | None = None
         if actual is not None:
             verdict, reason, comparison = judge_tensor(
@@ -102,7 +102,7 @@ class Judge:
         )
 
     def tolerance(self, case: CaseEntry, phase: Phase) -> Tolerance:
-        """Return the golden's tolerance, or what the user put in its place; tokens stay exact."""
+        """Return the tolerance of the user or of the golden set; tokens must always be equal."""
         own = self.golden.manifest.tolerances[phase].for_images(case.images)
         if phase is Phase.GENERATE:
             return own
@@ -113,7 +113,7 @@ class Judge:
 
 
 def _describe(figures: OracleComparison) -> str:
-    """Return by which limit a tensor fails."""
+    """Return the limit that a tensor exceeds, as a reason."""
     if not figures.error <= figures.limit:
         return (
             f"its error against the oracle is {figures.error:.3g}, the reference's own "
@@ -133,8 +133,8 @@ def compare_weights(
 ) -> WeightReport:
     """Compare weights pair by pair, holding one pair at a time.
 
-    The checkpoint's are cast to the dtype of the candidate's, as loading casts them. Equal means
-    equal in every element; NaN equals NaN.
+    The checkpoint's weights are cast to the candidate's dtype, as on loading. Weights are equal if
+    every element is; NaN equals NaN.
     """
     compared, differing, left = 0, [], []
     for pair in pairs:

@@ -20,21 +20,21 @@ from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.judge.generation import greedy_tokens, step_logits, with_golden_tokens
 from snapshot_tool.numerics.compact import CompactTensor, compact
 
-# What a family may capture of its vision encoder besides the output; see families/idefics3.py.
+# A family may capture this from its vision encoder; see families/idefics3.py.
 POSITION_IDS = "position_ids"
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A golden tensor and the candidate's, which may be anything that it returned.
+    """A golden tensor and the object that the candidate returned for it.
 
     Args:
         tensor: its name.
         expected: the golden's.
         actual: the candidate's.
-        note: what a mismatch may come from, if the figures do not tell.
-        allowed: returns, for the phase's tolerance, how far each element may be off; None: as far
-            as the tolerance says.
+        note: a possible cause of a mismatch that the figures do not show, or "".
+        allowed: returns the allowed error of each element for the phase's tolerance; None: the
+            tolerance itself.
     """
 
     tensor: str
@@ -44,9 +44,9 @@ class Pair:
     allowed: Callable[[Tolerance], torch.Tensor] | None = None
 
     def in_units(self, tolerance: Tolerance) -> tuple[Pair, Tolerance]:
-        """Return the pair and its tolerance as they are compared, element by element.
+        """Return the pair and its tolerance for a comparison element by element.
 
-        If each element has its own bound, it is measured in units of that: 1 is allowed.
+        If each element has its own limit, values are divided by it, and the tolerance is 1.
         """
         if self.allowed is None or not isinstance(self.actual, torch.Tensor):
             return self, tolerance
@@ -58,7 +58,7 @@ class Pair:
 def pairs_with(
     expected: torch.Tensor | CompactTensor, actual: object, name: str, note: str = ""
 ) -> list[Pair]:
-    """Return the pairs by which a recorded output and the candidate's are compared."""
+    """Return the pairs to compare for a recorded output and the candidate's."""
     if not isinstance(expected, CompactTensor):
         return [Pair(name, expected, actual, note)]
     if not isinstance(actual, torch.Tensor) or actual.shape != expected.shape:
@@ -87,7 +87,7 @@ class RecordedCase:
 
     @property
     def family(self) -> Family:
-        """The family that the set was recorded of."""
+        """The family of the golden set."""
         return family_of(self.golden.manifest.checkpoint.family)
 
     def tensor(self, phase: Phase, name: str) -> torch.Tensor:
@@ -97,7 +97,7 @@ class RecordedCase:
     def copied_inputs(self) -> CaseInputs:
         """Return copies of the inputs, which a candidate may overwrite."""
         kept = {field.name: getattr(self.inputs, field.name) for field in fields(self.inputs)}
-        # A candidate that computes with gradients cannot take tensors made in inference mode.
+        # A candidate with gradients on cannot use tensors made in inference mode.
         with torch.inference_mode(mode=False):
             copies: dict[str, Any] = {n: t.clone() for n, t in kept.items() if t is not None}
         return CaseInputs(**copies)
@@ -109,7 +109,7 @@ def read_case(golden: Golden, name: str) -> RecordedCase:
 
 
 def run_phase(candidate: Candidate, case: RecordedCase, phase: Phase) -> list[Pair]:
-    """Run a phase on the golden's own inputs for it; raise PhaseUnsupported if it is lacking."""
+    """Run a phase on its recorded inputs; raise PhaseUnsupported if it is not supported."""
     match phase:
         case Phase.PREPROCESSING:
             return _preprocessing(candidate, case)
@@ -127,20 +127,20 @@ def run_phase(candidate: Candidate, case: RecordedCase, phase: Phase) -> list[Pa
 class OnePass:
     """Forward and generation of a case, verified in one pass over prompt and golden tokens.
 
-    Teacher forcing: at every step the candidate is given the golden's tokens so far, so all its
-    choices are the golden's exactly if its own generation, without a cache, would be. No token is
-    seen by those before it: the prompt's logits are those of forward.
+    This is teacher forcing: every step gets the golden's tokens before it. All chosen tokens equal
+    the golden's exactly if a generation without a cache would. The model is causal, so the logits
+    of the prompt are those of forward.
     """
 
     _case: str = ""
     _steps: torch.Tensor | None = None
 
     def has(self, case: str) -> bool:
-        """Return whether the pass was made for a case and its tokens were not taken yet."""
+        """Return whether the pass was run for a case and `generate` has not used it yet."""
         return bool(case) and self._case == case
 
     def forward(self, candidate: Candidate, case: RecordedCase) -> list[Pair]:
-        """Run the pass, and return what forward compares of it."""
+        """Run the pass and return the pairs of forward."""
         answer = candidate.forward(with_golden_tokens(case.golden, case.name))
         self._case, self._steps = case.name, step_logits(answer, case.golden, case.name)
         if self._steps is not None:
@@ -149,13 +149,13 @@ class OnePass:
         return _forward_pairs(answer, case)
 
     def generate(self, candidate: Candidate, case: RecordedCase) -> list[Pair]:
-        """Return the tokens that the pass chooses; run it if forward was not run."""
+        """Return the tokens that the pass chooses, running it if forward did not."""
         if not self.has(case.name):
             self.forward(candidate, case)
         steps, self._case, self._steps = self._steps, "", None
         expected = case.tensor(Phase.GENERATE, parts.TOKEN_IDS)
         if steps is None:
-            note = "forward returned no logits of each token"
+            note = "forward did not return logits of each token"
             return [Pair(parts.TOKEN_IDS, expected, None, note)]
         return [Pair(parts.TOKEN_IDS, expected, greedy_tokens(steps))]
 
@@ -168,7 +168,7 @@ def _preprocessing(candidate: Candidate, case: RecordedCase) -> list[Pair]:
         pairs.append(Pair("pixel_values", inputs.pixel_values, named.get("pixel_values")))
     if inputs.pixel_attention_mask is not None:
         expected = inputs.pixel_attention_mask
-        # No mask says that no pixel is padding: the same as a mask of ones.
+        # No mask means that no pixel is padding, like a mask of ones.
         actual = named.get("pixel_attention_mask", expected.new_ones(expected.shape))
         pairs.append(Pair("pixel_attention_mask", expected, actual))
     return pairs
@@ -213,14 +213,16 @@ def _connector(candidate: Candidate, case: RecordedCase) -> list[Pair]:
     golden, compared = case.golden, case.family.compared
     features = connector_input(golden, case.name, compared[Phase.VISION])
     if features is None:
-        raise PhaseUnsupported("the golden set was recorded without vision, which feeds it")
+        raise PhaseUnsupported(
+            "the golden set was recorded without vision, whose output is its input"
+        )
     name = compared[Phase.CONNECTOR]
     actual = candidate.connector(features, **_sizes(case.copied_inputs()))
     return pairs_with(recorded(golden, case.name, Phase.CONNECTOR, name), actual, name)
 
 
 def _sizes(inputs: CaseInputs) -> dict[str, torch.Tensor]:
-    """Return the images' sizes if the family has them: other candidates need not take them."""
+    """Return the image sizes as an argument if the family has them, else nothing."""
     return {} if inputs.image_sizes is None else {"image_sizes": inputs.image_sizes}
 
 

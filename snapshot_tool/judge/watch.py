@@ -1,4 +1,4 @@
-"""Watch a candidate while it runs: what it raises, changes, and repeats."""
+"""Watch a candidate while it runs: exceptions, side effects, and outputs that vary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RAISED = "_raised_by_snaps_candidate"
 _WHO = "the candidate"
 # Operators that multiply: without one of them no layer of a model was computed.
 _PRODUCTS = ("mm", "matmul", "linear", "conv", "attention", "dot", "einsum")
-# Methods that only say something about the candidate.
+# Methods that describe the candidate and compute nothing.
 _DESCRIBING = ("info", "output_cache")
 
 
@@ -38,23 +38,23 @@ def raised_by_candidate(error: BaseException) -> bool:
 def require_raised_by_candidate(error: BaseException, *, case: str, phase: str) -> None:
     """Return if a phase failed in the candidate's own code.
 
-    Raises GoldenDamaged if snap's own code failed: the tensors of the golden set do not belong
-    together. Raises the error itself if memory ran out, which says nothing about the candidate.
+    Raises GoldenDamaged if snap's own code failed, because the golden set's tensors then do not fit
+    together. Raises the error itself if memory ran out.
     """
     if is_out_of_memory(error):
         raise error
     if not raised_by_candidate(error):
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise GoldenDamaged(
-            f"{phase} of case {case}: the golden's tensors do not belong together ({what})",
-            "record the set again, or get it from where it was recorded",
+            f"{phase} of case {case}: tensors of the golden set do not fit together ({what})",
+            "record the set again, or copy it again from its source",
         ) from error
 
 
 class CountProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the products that torch computes while it is active.
+    """Counts the matrix products that torch computes while it is active.
 
-    PyTorch documents its base class (Extending PyTorch), which up to torch 2.13 has no other path.
+    Its base class is documented (Extending PyTorch), but up to torch 2.13 only at this path.
     """
 
     def __init__(self) -> None:
@@ -71,14 +71,14 @@ class CountProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class WatchedCandidate(Candidate):
     """Runs a candidate's methods as foreign code, and collects warnings.
 
-    It warns of a candidate that overwrites its inputs, returns them or returns one buffer for every
-    call; of modules in train mode, with coarser weights, gradients or autocast; of changed
-    precision settings; and of outputs that differ between runs.
+    It warns if the candidate overwrites or returns its inputs, or returns one buffer for every
+    call; if modules run in train mode, with weights in a coarser dtype, gradients or autocast; if
+    precision settings change; and if outputs differ between runs.
 
     Args:
         candidate: the implementation under test.
-        dtype: the name of the dtype that it should compute in.
-        settings: torch's precision settings, as they were before the candidate was loaded.
+        dtype: the name of its expected dtype.
+        settings: torch's precision settings before the candidate was loaded.
     """
 
     def __init__(self, candidate: Candidate, *, dtype: str, settings: Mapping[str, str]) -> None:
@@ -107,7 +107,7 @@ class WatchedCandidate(Candidate):
 
     @contextmanager
     def counting_products(self) -> Iterator[CountProducts]:
-        """Count what the candidate multiplies inside the block, and nothing else."""
+        """Count the products that the candidate computes inside the block."""
         self._products = CountProducts()
         try:
             yield self._products
@@ -121,11 +121,11 @@ class WatchedCandidate(Candidate):
         self._earlier = iter(self._kept or []) if number else None
 
     def end_runs(self) -> None:
-        """Keep no outputs."""
+        """Discard the kept outputs."""
         self._kept = self._earlier = None
 
     def _call(self, name: str, method: Callable[..., Any], *given: Any, **options: Any) -> Any:
-        """Call a method and return its answer, without gradients."""
+        """Call a method and return its output without gradients."""
         arguments = _named_arguments(method, given, options)
         inputs = dict(_tensors_in(arguments))
         before = _fingerprints(inputs, given)
@@ -144,7 +144,7 @@ class WatchedCandidate(Candidate):
             setattr(error, _RAISED, True)
             raise
         if not torch.equal(drawn, torch.get_rng_state()):
-            self._warn(f"{name} drew random numbers: dropout or sampling is on")
+            self._warn(f"{name} used random numbers: dropout or sampling is on")
         for label, now in _fingerprints(inputs, given).items():
             if now != before[label]:
                 self._warn(f"{name} overwrote its input {label}")
@@ -154,7 +154,7 @@ class WatchedCandidate(Candidate):
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
-        """Look at every module that runs inside the block."""
+        """Inspect every module that runs inside the block."""
         self._check_settings()
         handle = register_module_forward_pre_hook(self._look_at_module)
         try:
@@ -170,33 +170,33 @@ class WatchedCandidate(Candidate):
         for name, value in precision_settings().items():
             if value != self._settings.get(name, value):
                 self._warn(
-                    f"the candidate set {name} to {value}, for all of torch: float32 products are "
-                    "rounded to fewer digits"
+                    f"the candidate set {name} to {value} for all of torch: float32 products have "
+                    "fewer digits"
                 )
 
     def _look_at_module(self, module: torch.nn.Module, _arguments: Any) -> None:
-        # A compiled graph runs as a module of its own, always in train mode.
+        # A compiled graph is a module that is always in train mode.
         if torch.compiler.is_compiling() or isinstance(module, torch.fx.GraphModule):
             return
         self.modules_run += 1
         if torch.is_grad_enabled():
-            self._warn("the candidate computed with gradients on: torch.inference_mode was left")
+            self._warn("the candidate ran with gradients on, outside torch.inference_mode")
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 into = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
-                self._warn(f"autocast is on: the candidate computed partly in {into}")
+                self._warn(f"autocast is on: parts of the candidate ran in {into}")
         if id(module) in self._seen_modules:
             return
         self._seen_modules.add(id(module))
         if module.training:
             self._warn(
-                "the candidate ran in train mode, where dropout is random and normalisation "
-                "learns: call eval() on it"
+                "the candidate ran in train mode, in which dropout is random and batch norms are "
+                "updated: call eval() on it"
             )
         for weight in module.parameters(recurse=False):
             if _is_coarser(weight.dtype, self._dtype):
                 found, wanted = (str(d).removeprefix("torch.") for d in (weight.dtype, self._dtype))
-                self._warn(f"the candidate ran with {found} weights, the golden is {wanted}")
+                self._warn(f"the candidate ran with {found} weights instead of {wanted}")
 
     def _check_memory(
         self, name: str, inputs: Mapping[str, torch.Tensor], outputs: list[torch.Tensor]
@@ -210,7 +210,7 @@ class WatchedCandidate(Candidate):
                 self._warn(f"{name} returned the memory of its input {label}")
         if any(output.requires_grad for output in outputs):
             self._warn(f"{name} returned a tensor that requires gradients")
-        # The memory of an input is no buffer of the candidate's.
+        # The memory of an input is not a buffer of the candidate.
         own = [output for output in outputs if _memory(output) not in given.values()]
         if not own:
             return
@@ -220,7 +220,7 @@ class WatchedCandidate(Candidate):
         first, self._first_outputs[name] = self._first_outputs[name], []
         if any(output.memory in memory and output.in_use for output in first):
             self._shares_memory.add(name)
-            self._warn(f"{name} returns views of one buffer: the next call overwrites the last")
+            self._warn(f"{name} returns views of one buffer: each call overwrites the last output")
 
     def _compare_runs(self, name: str, outputs: list[torch.Tensor]) -> None:
         """Warn of outputs that differ between runs."""
@@ -247,7 +247,7 @@ def _run_foreign(function: Callable[..., Any], *given: Any) -> Any:
 
 
 def _each(items: Iterator[Any]) -> Iterator[Any]:
-    """Yield what a candidate yields, its code run as foreign code."""
+    """Yield the candidate's items, running its code as foreign code."""
     end = object()
     while (item := _run_foreign(next, items, end)) is not end:
         yield item
@@ -255,7 +255,7 @@ def _each(items: Iterator[Any]) -> Iterator[Any]:
 
 @contextmanager
 def _around(context: AbstractContextManager[Any]) -> Iterator[Any]:
-    """Enter and leave a candidate's context, its code run as foreign code."""
+    """Enter and leave a candidate's context manager, running its code as foreign code."""
     value = _run_foreign(context.__enter__)
     try:
         yield value
@@ -268,9 +268,10 @@ def _around(context: AbstractContextManager[Any]) -> Iterator[Any]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an output lay, without keeping it there: logits take hundreds of megabytes.
+    """The memory of an output, without keeping it alive: logits take hundreds of megabytes.
 
-    Memory that is not torch's own (NumPy's, say) is kept: nothing tells whether it is free.
+    A tensor in memory of another library (for example NumPy's) is kept alive, because torch cannot
+    report whether that memory is free.
     """
 
     memory: tuple[str, int]
@@ -297,7 +298,7 @@ def _memory(tensor: torch.Tensor) -> tuple[str, int]:
 def _named_arguments(
     method: Callable[..., Any], given: tuple[Any, ...], options: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return arguments under the names that the candidate's own method gives them."""
+    """Return the arguments by the parameter names of the candidate's method."""
     try:
         return inspect.signature(method).bind(*given, **options).arguments
     except (TypeError, ValueError):
@@ -305,7 +306,7 @@ def _named_arguments(
 
 
 def _tensors_in(values: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors among named values, those in records and mappings by their own names."""
+    """Yield the tensors among named values, and those in dataclasses and mappings by their keys."""
     for name, value in values.items():
         if isinstance(value, torch.Tensor):
             yield name, value
@@ -317,7 +318,7 @@ def _tensors_in(values: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def _fingerprints(inputs: Mapping[str, torch.Tensor], given: tuple[Any, ...]) -> dict[str, str]:
-    """Return digests that change if an input is overwritten; a copy would take its memory again."""
+    """Return digests that change if an input is overwritten; copies would double the memory."""
     found = {label: fingerprint(tensor) for label, tensor in inputs.items()}
     for value in given:
         for index, image in enumerate(value if isinstance(value, list | tuple) else ()):
@@ -327,7 +328,7 @@ def _fingerprints(inputs: Mapping[str, torch.Tensor], given: tuple[Any, ...]) ->
 
 
 def _plain(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """Return a tensor that has its elements in memory; raise TypeError for any other kind."""
+    """Return a dense tensor with plain elements; raise TypeError for any other kind."""
     if tensor.is_meta or tensor.is_quantized or tensor.is_nested or tensor.is_complex():
         raise TypeError(f"{name} returned a tensor without plain elements: {tensor.dtype}")
     if tensor.layout != torch.strided:
@@ -336,7 +337,7 @@ def _plain(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _settled(answer: Any, *, copied: bool) -> Any:
-    """Return an answer without its gradients and, if its memory is used again, as a copy."""
+    """Return an output without gradients, and as a copy if its memory is reused."""
     if isinstance(answer, torch.Tensor):
         return answer.detach().clone() if copied else answer.detach()
     if isinstance(answer, Mapping):
@@ -349,7 +350,7 @@ def _spread(one: torch.Tensor, other: torch.Tensor) -> str:
     if one.shape != other.shape:
         return f"two runs gave {tuple(one.shape)} and {tuple(other.shape)}"
     same_dtype = one.dtype == other.dtype
-    if same_dtype and torch.equal(one, other):  # the first look takes no memory
+    if same_dtype and torch.equal(one, other):  # needs no memory
         return ""
     differ = int(((one != other) & ~(one.isnan() & other.isnan())).sum())
     if same_dtype and not differ:

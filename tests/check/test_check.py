@@ -216,7 +216,7 @@ def test_a_phase_that_no_selected_case_has_is_no_success(snap: Snap) -> None:
     text_only = ("--case", "variant-02", "--phase", "vision")
     run = snap("check", "--fms-path", CHECKOUT, *text_only, "--json", "-")
     assert (run.code, run.report["verdict"]) == (3, "skip")
-    assert run.report["results"][0]["reason"] == "no selected case has anything to compare"
+    assert run.report["results"][0]["reason"] == "no selected case has this phase"
 
 
 def test_tolerances_can_be_replaced(snap: Snap) -> None:
@@ -434,7 +434,7 @@ def test_quick_finds_wrong_logits(snap: Snap) -> None:
     assert nan.code == 1
     assert "first other token at step 19: " in nan.report["results"][0]["reason"]
     shape = run_candidate(snap, "WrongShape", "--phase", "generate", "--quick")
-    assert "forward returned no logits of each token" in shape.report["results"][0]["reason"]
+    assert "forward did not return logits of each token" in shape.report["results"][0]["reason"]
     assert run_candidate(snap, "HasNoGeneration", "--phase", "generate", "--quick").code == 3
 
 

@@ -55,7 +55,7 @@ def test_a_fault_in_one_place_fails_its_phase(snap: Snap, candidate: str, phase:
     ("options", "problem"),
     [
         (("--tolerance", "oracle"), "has no oracle"),
-        (("--graft", "model.connector"), "keeps the whole output of model.connector"),
+        (("--graft", "model.connector"), "has no whole output of model.connector"),
     ],
 )
 def test_what_a_compact_set_lacks_is_named(

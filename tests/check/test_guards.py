@@ -75,24 +75,24 @@ def test_a_correct_candidate_gives_no_warning(golden: Golden, fms: FmsCandidate)
 @pytest.mark.parametrize(
     ("kind", "phase", "warning"),
     [
-        (wrong.SwitchesTf32On, Phase.VISION, "the candidate set tf32 to true, for all of torch"),
+        (wrong.SwitchesTf32On, Phase.VISION, "the candidate set tf32 to true for all of torch"),
         (
             wrong.LowersMatmulPrecision,
             Phase.VISION,
-            "the candidate set float32_matmul_precision to medium, for all of torch",
+            "the candidate set float32_matmul_precision to medium for all of torch",
         ),
         (
             wrong.UsesAutocast,
             Phase.CONNECTOR,
-            "autocast is on: the candidate computed partly in bfloat16",
+            "autocast is on: parts of the candidate ran in bfloat16",
         ),
         (wrong.IsInTrainMode, Phase.CONNECTOR, "the candidate ran in train mode"),
-        (wrong.KeepsGradients, Phase.CONNECTOR, "the candidate computed with gradients on"),
+        (wrong.KeepsGradients, Phase.CONNECTOR, "the candidate ran with gradients on"),
         (wrong.KeepsGradients, Phase.CONNECTOR, "connector returned a tensor that requires grad"),
         (
             wrong.HasCoarseWeights,
             Phase.CONNECTOR,
-            "the candidate ran with bfloat16 weights, the golden is float32",
+            "the candidate ran with bfloat16 weights instead of float32",
         ),
         (wrong.OverwritesInputs, Phase.PREPROCESSING, "preprocess overwrote its input image 0"),
         (wrong.OverwritesInputs, Phase.FORWARD, "forward overwrote its input attention_mask"),
@@ -129,7 +129,7 @@ def test_an_input_that_becomes_a_buffer_is_named_once_it_is_one(fms: FmsCandidat
     answers = [candidate.connector(one) for one in (given, given, given + 1)]
     assert list(candidate.warnings) == ["connector returned the memory of its input features"]
     answers.append(candidate.connector(given + 2))
-    buffer = "connector returns views of one buffer: the next call overwrites the last"
+    buffer = "connector returns views of one buffer: each call overwrites the last output"
     assert list(candidate.warnings[1:]) == [buffer]
 
 
@@ -141,7 +141,9 @@ def test_one_buffer_for_every_answer_is_named_and_spoils_nothing(
     candidate = kind(fms, FOLDER)
     cases = ("one-image", "two-images")
     warnings, results = run(golden, candidate, Phase.CONNECTOR, cases=cases, repeat=2)
-    assert warnings == ("connector returns views of one buffer: the next call overwrites the last",)
+    assert warnings == (
+        "connector returns views of one buffer: each call overwrites the last output",
+    )
     assert verdicts(results) == {Verdict.PASS}
 
 
@@ -208,8 +210,8 @@ def test_a_candidate_that_hands_out_the_golden_fails_whatever_it_computes_beside
     _, results = run(golden, wrong.ComputesForShow(fms, FOLDER), phase)
     assert verdicts(results) == {Verdict.FAIL}
     (reason,) = {result.reason for result in results}
-    assert reason.startswith(f"equal to the golden bit for bit, but wrong when asked {question} (")
-    assert reason.endswith("): the output was copied from the golden, not computed")
+    assert reason.startswith(f"equal to the golden set bit for bit, but wrong for {question} (")
+    assert reason.endswith("): the output was copied, not computed")
 
 
 def test_equal_bits_that_were_computed_pass(golden: Golden, fms: FmsCandidate) -> None:

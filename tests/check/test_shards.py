@@ -100,8 +100,8 @@ def test_a_missing_and_a_doubled_shard_are_named(snap: Snap, shards: list[Path])
     """A verdict on a part of the cases is none."""
     missing = snap("merge", shards[0], shards[2])
     assert missing.code == 3
-    assert "missing of 3 shards: 2/3" in error_lines(missing)[0]
-    with pytest.raises(SnapError, match=f"shard 3/3 is there twice: {shards[2]}"):
+    assert "missing shards: 2/3" in error_lines(missing)[0]
+    with pytest.raises(SnapError, match=f"shard 3/3 is duplicate: {shards[2]}"):
         merge([*shards, shards[2]])
 
 
@@ -126,7 +126,7 @@ def test_shards_of_two_checks_are_not_merged(
     entry[field[-1]] = 7 if isinstance(entry[field[-1]], int) else "7"
     other = tmp_path / "other.json"
     other.write_text(json.dumps(report))
-    with pytest.raises(SnapError, match=f"not of one check: the {what} is"):
+    with pytest.raises(SnapError, match=f"belong to different checks: the {what} is"):
         merge([*shards[:2], other])
 
 
