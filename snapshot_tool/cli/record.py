@@ -90,7 +90,8 @@ def make_review(reason: str, *, written_unasked: bool) -> Review:
         if not (is_interactive() and click.confirm(f"write {diff.other.title}?")):
             raise UpdateDeclined(
                 f"{diff.one.title} is unchanged; the new outputs are kept",
-                "write them with the same command and: --resume --update --yes --reason TEXT",
+                "write them with the same command and: --resume --update --yes --reason TEXT; "
+                "--case GLOB writes only some of them",
             )
         return reason or str(click.prompt("reason"))
 

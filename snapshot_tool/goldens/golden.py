@@ -103,10 +103,10 @@ class Golden:
             )
         return CaseInputs(ids, mask, token_type_ids=self.image_input(case, "token_type_ids"))
 
-    def stored_inputs(self, case: str) -> dict[str, torch.Tensor]:
-        """Return the case's part of inputs.safetensors as it is stored, packed or not."""
-        names = self._names[INPUTS, case]
-        return {name: self.read_file(INPUTS, f"{case}/{name}") for name in names}
+    def read_case(self, file: str, case: str) -> dict[str, torch.Tensor]:
+        """Return the case's part of a file as it is stored, packed or not."""
+        names = self._names.get((file, case), ())
+        return {name: self.read_file(file, f"{case}/{name}") for name in names}
 
     def eos_token_ids(self, case: str) -> tuple[int, ...]:
         """Return the tokens that end the case's generation."""

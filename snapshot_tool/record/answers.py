@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from snapshot_tool.goldens.compact import (
     narrowed,
     question_tensors,
 )
+from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import INPUTS, OUTPUTS, TAPS, phase_file
 from snapshot_tool.goldens.manifest import Storage
 from snapshot_tool.record.plan import Plan, PlannedCase, Recording, Settings, Staging
@@ -88,6 +89,35 @@ def stage_answers(
                 problem = f"case {case.name}: {error.problem}"
                 raise ReferenceUnavailable(problem, error.remedy) from error
             next(steps)
+
+
+def keep_answers(
+    staging: Staging, plan: Plan, replaced: Golden, accepted: Sequence[str]
+) -> list[str]:
+    """Stage the recorded answers of all cases that are not accepted, and return their names.
+
+    Their inputs are those of the replaced set.
+
+    Args:
+        staging: where they are staged, in place of what is there.
+        plan: the cases.
+        replaced: the set that has the answers.
+        accepted: globs of the cases whose new answers are recorded.
+    """
+    kept = []
+    for name in (case.name for case in plan.cases):
+        old = replaced.cases.get(name)
+        if old is None or any(fnmatch.fnmatchcase(name, glob) for glob in accepted):
+            continue
+        kept.append(name)
+        for part, files in ((TAPS, FORWARD_PASS), (Phase.GENERATE.value, {Phase.GENERATE})):
+            found = [n for n in old.not_finite if Phase(n.partition("/")[0]) in files]
+            _save_notes(staging, name, part, Notes((), tuple(found)))
+        staging.save_bytes(name, GENERATED_TEXT, old.generated.encode("utf-8", "replace"))
+        for file in replaced.manifest.files.keys() - {INPUTS}:
+            if tensors := replaced.read_case(file, name):
+                staging.save_part(name, file, tensors)
+    return kept
 
 
 def save_generation(

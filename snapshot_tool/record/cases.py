@@ -146,7 +146,7 @@ class _CaseMaker:
 
     def _take_over_inputs(self, template: Golden, case: CaseEntry) -> parts.Tensors:
         """Stage a case's recorded inputs and grids; return the inputs, unpacked."""
-        stored = template.stored_inputs(case.name)
+        stored = template.read_case(INPUTS, case.name)
         try:
             recorded = unpack_inputs(stored)
         except ValueError as error:

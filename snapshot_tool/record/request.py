@@ -89,6 +89,12 @@ class RecordRequest:
     family: Sequence[str] = family_field()
     redraw: bool = option(False, "Draw new variants instead of using the stored recipes.")
     update: bool = option(False, "Replace the golden set by a new version.")
+    case: Sequence[str] = option(
+        (),
+        "With --update: cases whose new outputs are recorded; the others keep the old ones.",
+        commas=True,
+        metavar="GLOB",
+    )
     reason: str = option("", "Reason of the change, for the history of the set.")
     resume: bool = option(False, "Continue an unfinished recording.")
     fresh: bool = option(False, "Delete an unfinished recording and start again.")
@@ -118,6 +124,8 @@ class RecordRequest:
     def __post_init__(self) -> None:
         """Raise UsageError for a value that an option does not take."""
         normalise_options(self)
+        if self.case and not self.update:
+            raise UsageError("--case selects what an --update accepts", "add --update")
         if self.max_memory and not self.device_map:
             raise UsageError("--max-memory needs --device-map auto", "pass both, or neither")
         for text in self.max_memory:

@@ -10,6 +10,7 @@ part of the cases on a model of its own.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from snapshot_tool.base.environment import (
     package_versions,
     require_device,
 )
-from snapshot_tool.base.errors import GoldenExists, SnapError, UsageError
+from snapshot_tool.base.errors import GoldenExists, SnapError, UsageError, suggest
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import (
     LoadSettings,
@@ -40,7 +41,7 @@ from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.layout import MANIFEST, ORACLE, OUTPUTS, SetLocation, phase_file
 from snapshot_tool.goldens.manifest import Manifest, Storage
 from snapshot_tool.goldens.transaction import make_folder, recording_lock
-from snapshot_tool.record.answers import stage_answers
+from snapshot_tool.record.answers import keep_answers, stage_answers
 from snapshot_tool.record.assemble import Assembly
 from snapshot_tool.record.cases import changes_inputs, make_plan
 from snapshot_tool.record.float64 import stage_float64
@@ -135,6 +136,9 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
                 redraw=request.redraw,
                 progress=progress,
             )
+            if replaced and request.case:
+                kept = keep_answers(staging, plan, replaced, request.case)
+                progress.note(f"{len(kept)} cases keep their recorded answers")
             processes.wait()  # the others read the plan
             part = plan.part_for(processes)
             stage_answers(recording, part, reference, progress)
@@ -296,9 +300,21 @@ def _require_all_phases(
 ) -> None:
     """Raise UsageError if the new version would lose phases that were not dropped.
 
-    Phases that are not recorded anew are carried over, unless their inputs change.
+    With --case also if cases could not keep their answers. Phases that are not recorded anew are
+    carried over, unless their inputs change.
     """
-    if replaced is None or not (request.redraw or changes_inputs(replaced, settings)):
+    names = list(replaced.cases) if replaced else []
+    for glob in request.case:
+        if not fnmatch.filter(names, glob):
+            raise UsageError(f"--case {glob} matches none of the cases", suggest(glob, names))
+    if replaced is None:
+        return
+    changed = request.redraw or changes_inputs(replaced, settings)
+    longer = settings.max_new_tokens != replaced.manifest.generation.max_new_tokens
+    if request.case and (changed or longer):
+        what = "inputs" if changed else "number of new tokens"
+        raise UsageError(f"the {what} of all cases would change", "leave out --case")
+    if not changed:
         return
     there = replaced.manifest.files
     lost = [

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.errors import GoldenExists, UsageError
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.goldens.layout import INPUTS
+from snapshot_tool.goldens.layout import INPUTS, phase_file
 from snapshot_tool.goldens.manifest import Storage
+from snapshot_tool.goldens.tensors import describe_file
 from tests.record.checkpoints import (
     IDEFICS3,
     LLAMA,
@@ -20,6 +24,7 @@ from tests.record.checkpoints import (
     open_set,
     record_here,
 )
+from tests.unit.factory import write_manifest
 
 pytestmark = pytest.mark.record
 
@@ -109,3 +114,30 @@ def test_whole_outputs_are_kept_by_an_update_of_another_phase(tmp_path: Path) ->
     options = {**UPDATE, "max_new_tokens": 3}
     after = record_here(LLAMA, goldens, phase=(Phase.GENERATE,), **options)
     assert after.files["outputs.safetensors"] == before.files["outputs.safetensors"]
+
+
+def test_an_update_accepts_some_cases_and_leaves_the_others(tmp_path: Path) -> None:
+    """A golden whose answers are off in two cases, as those of another release would be."""
+    goldens = tmp_path / "goldens"
+    record_here(LLAMA, goldens, variants=2)
+    golden = open_set(goldens)
+    path = golden.folder / phase_file(Phase.FORWARD)
+    tensors = load_file(path)
+    first, second, *_ = golden.cases
+    for name in (first, second):
+        tensors[f"{name}/logits"] += 1
+    save_file(tensors, path)
+    files = {**golden.manifest.files, path.name: describe_file(path)}
+    write_manifest(golden.folder, msgspec.structs.replace(golden.manifest, files=files))
+    notes = Notes()
+    record_here(LLAMA, goldens, notes=notes, case=[first], **{**UPDATE, "variants": 2})
+    after = open_set(goldens)
+    assert after.manifest.golden_version == 2
+    accepted, left = (after.tensor(name, Phase.FORWARD, "logits") for name in (first, second))
+    assert torch.equal(accepted + 1, tensors[f"{first}/logits"])
+    assert torch.equal(left, tensors[f"{second}/logits"])
+    assert after.cases[second] == golden.cases[second]
+    assert any("cases keep their recorded answers" in line for line in notes.lines)
+    for options in ({"case": ["nothing"]}, {"case": [first], "max_new_tokens": 3}):
+        with pytest.raises(UsageError):
+            record_here(LLAMA, goldens, **{**UPDATE, "variants": 2, **options})
