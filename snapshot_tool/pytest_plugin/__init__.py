@@ -73,8 +73,9 @@ def pytest_collection(session: pytest.Session) -> None:
     config = session.config
     if not config.getoption(_GOLDENS):
         return
-    from snapshot_tool.pytest_plugin.nodes import manifests, path_of
+    from snapshot_tool.pytest_plugin.nodes import manifests, path_of, with_paths
 
+    config.args = with_paths(config, config.args)
     root = path_of(config, config.getoption(_GOLDENS))
     if any(path_of(config, argument).is_relative_to(root) for argument in config.args):
         return

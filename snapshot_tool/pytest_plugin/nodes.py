@@ -13,9 +13,10 @@ from typing import Any, Self
 import pytest
 
 from snapshot_tool.base.errors import SnapError, UsageError
+from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Candidate, Progress
-from snapshot_tool.base.results import Result, Verdict, tolerance_used
+from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.candidates import PlainCandidate
 from snapshot_tool.check.request import CheckRequest, select_cases
 from snapshot_tool.check.session import Session, open_session
@@ -33,8 +34,8 @@ class GoldenFile(pytest.File):
 
     @classmethod
     def at(cls, path: Path, parent: pytest.Collector) -> Self:
-        """Return the node of a manifest. Its id is the path from pytest's root folder."""
-        name = Path(os.path.relpath(path, parent.config.rootpath)).as_posix()
+        """Return the node of a manifest. Its id is the name of the golden set."""
+        name = next(name for name, own in set_names(parent.config).items() if own == path)
         node: Self = cls.from_parent(parent, path=path, nodeid=name)
         return node
 
@@ -95,15 +96,19 @@ class GoldenPhase(_GoldenItem):
         """Fail with the lines of `snap check`; skip with the reason if nothing is compared."""
         results = self.loaded.session.run(self.case, self.phase)
         for result in results:
-            used = tolerance_used(result, self.loaded.session.judge.rule)
-            if used is not None:
+            if (used := result.tolerance_used) is not None:
                 self.user_properties.append((f"{result.tensor} tolerance used", f"{used:.3g}"))
         bad = [r for r in results if r.verdict in (Verdict.FAIL, Verdict.ERROR)]
         if bad:
             others = ", ".join(result.tensor for result in bad[1:])
-            lines = [run_text.problem_text(bad[0]), *([f"     and in {others}"] if others else [])]
-            lines += [*self.loaded.conclusion(bad), bad[0].traceback]
-            pytest.fail("\n".join(lines).rstrip(), pytrace=False)
+            found = self.loaded.localise(bad)
+            # pytest repeats the first line in its summary.
+            lines = [bad[0].reason.partition("; worst at ")[0], run_text.problem_text(bad[0])]
+            lines += [f"     and in {others}"] if others else []
+            if found and found.module:
+                lines[0] += f", {run_text.module_text(found)}"
+                lines.append(run_text.conclusion(found))
+            pytest.fail("\n".join([*lines, bad[0].traceback]).rstrip(), pytrace=False)
         if skipped := [r.reason for r in results if r.verdict is Verdict.SKIP]:
             pytest.skip("; ".join(skipped))
 
@@ -137,21 +142,19 @@ class LoadedCandidate:
     folder: Path
     session: Session
     name: str
-    _conclusions: dict[str, list[str]] = field(default_factory=dict)
+    _localised: dict[str, Localisation | None] = field(default_factory=dict)
 
     @property
     def candidate(self) -> Candidate:
         """The candidate itself, watched."""
         return self.session.candidate
 
-    def conclusion(self, bad: list[Result]) -> list[str]:
-        """Return the line that names the first bad module, found once for each failed case."""
+    def localise(self, bad: list[Result]) -> Localisation | None:
+        """Return in which module these results' error arises, found once for each failed case."""
         case = bad[0].case
-        if case not in self._conclusions:
-            found = self.session.localise(tuple(bad))
-            lines = [run_text.conclusion(found)] if found and found.module else []
-            self._conclusions[case] = lines
-        return self._conclusions[case]
+        if case not in self._localised:
+            self._localised[case] = self.session.localise(tuple(bad))
+        return self._localised[case]
 
 
 _LOADED = pytest.StashKey[LoadedCandidate | SnapError]()
@@ -202,6 +205,26 @@ def manifests(config: pytest.Config) -> list[Path]:
             sets = make_request(config).golden_choice.find()
         config.stash[_MANIFESTS] = [found.folder / MANIFEST for found in sets]
     return config.stash[_MANIFESTS]
+
+
+def set_names(config: pytest.Config) -> Mapping[str, Path]:
+    """Return the manifests by the names of their sets: the checkpoint's, device and dtype.
+
+    Where two sets share that, their names are their folders, from pytest's root folder.
+    """
+    paths = manifests(config)
+    short = [f"{p.parents[2].name.partition('--')[2]}/{p.parent.name}" for p in paths]
+    return {
+        name if short.count(name) == 1 else os.path.relpath(path.parent, config.rootpath): path
+        for name, path in zip(short, paths, strict=True)
+    }
+
+
+def with_paths(config: pytest.Config, arguments: Iterable[str]) -> list[str]:
+    """Return arguments of the command line with the paths of golden sets in place of their ids."""
+    names = set_names(config)
+    parts = [argument.partition("::") for argument in arguments]
+    return [f"{names.get(name, name)}{mark}{rest}" for name, mark, rest in parts]
 
 
 def case_names(config: pytest.Config) -> list[str]:

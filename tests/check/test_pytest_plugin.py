@@ -54,6 +54,7 @@ def golden_tests(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two workers need no more
+    monkeypatch.setenv("COLUMNS", "300")  # the summary is cut at the terminal's width
     return pytester
 
 
@@ -100,15 +101,15 @@ def test_a_run_without_goldens_imports_nothing_slow(golden_tests: pytest.Pyteste
 
 
 def test_every_phase_of_every_case_is_a_test(golden_tests: pytest.Pytester) -> None:
-    """With an id of file, case and phase; text cases have two phases, the others five.
+    """With an id of set, case and phase; text cases have two phases, the others five.
 
     The last one is of the candidate's weights.
     """
     found = collect(golden_tests)
     *ids, last = [line for line in found.outlines if "::" in line]
-    assert last.endswith("cpu-float32/manifest.json::weights")
+    assert last == "tiny-idefics3/cpu-float32::weights"
     assert len(ids) == 12 * 5 + 2 * 2
-    assert all(re.search(r"cpu-float32/manifest\.json::[a-z0-9-]+::[a-z]+$", line) for line in ids)
+    assert all(re.search(r"^tiny-idefics3/cpu-float32::[a-z0-9-]+::[a-z]+$", line) for line in ids)
     assert len(set(ids)) == len(ids)
 
 
@@ -141,6 +142,9 @@ def test_faults_fail_their_phases_in_two_workers_and_in_junit(
         ]
     )
     first.stdout.fnmatch_lines(["first wrong in model.vision_model.encoder.layers.0.mlp.*"])
+    summary = "tiny-idefics3/cpu-float32::one-image::vision - Failed: 13"
+    (line,) = (line for line in first.outlines if summary in line)
+    assert "first wrong: vision_tower.base_model.encoder.layers.0.mlp" in line
     first.stdout.fnmatch_lines([f"snap: checked fms {broken_fms} commit * (dirty)"])
     cases = ET.parse(golden_tests.path / "out.xml").findall(".//testcase")
     failed = {case.get("name") for case in cases if case.find("failure") is not None}
