@@ -28,12 +28,11 @@ sys.path.insert(0, str(ROOT))
 from tests.mutants.corpus import edit_of  # noqa: E402
 from tests.mutants.mutant import plant  # noqa: E402
 
-WIDTH = 1000
+WIDTH = 1280
 # Name, what to show, and the height of the picture in pixels.
 PICTURES = (
-    ("report", "body", 590),
+    ("report", "body", 880),
     ("report-case", "details.case[open] .inside", 840),
-    ("report-modules", "section[aria-labelledby=modules]", 410),
 )
 
 
@@ -66,7 +65,7 @@ def draw_terminal(printed: str, path: Path) -> None:
 
 
 def take_pictures(page: Path, out: Path, *, scheme: str) -> None:
-    """Open the report in light or dark, open its first case, and take each picture."""
+    """Open the report in light or dark, and take each picture."""
     options = webdriver.ChromeOptions()
     options.binary_location = which("chromium") or ""
     for argument in ("--headless=new", "--no-sandbox", "--hide-scrollbars"):
@@ -78,7 +77,6 @@ def take_pictures(page: Path, out: Path, *, scheme: str) -> None:
             size = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             browser.get(page.as_uri())
-            browser.execute_script("document.querySelector('details.case').open = true")
             element = browser.find_element(By.CSS_SELECTOR, shown)
             browser.execute_script("arguments[0].scrollIntoView()", element)
             picture = Image.open(io.BytesIO(browser.get_screenshot_as_png()))

@@ -14,11 +14,11 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.report import CheckReport
-from snapshot_tool.base.results import Result, Verdict, tolerance_used
-from snapshot_tool.base.tolerance import Rule
+from snapshot_tool.base.results import Result, overall_verdict
 from snapshot_tool.reports import plots, text
+from snapshot_tool.reports.modules import build_tree, draw_curve
 from snapshot_tool.reports.preview import CasePreview
 
 _COLUMNS = (
@@ -51,11 +51,14 @@ def run_to_html(report: CheckReport, previews: Mapping[str, CasePreview], *, bas
     anchor = "exploration"
     if first and first in report.results:
         anchor = f"c{[case for case, _ in cases].index(first.case)}-{first.phase}"
+    # Without an oracle its three columns would be empty.
+    columns = _COLUMNS if any(r.oracle for r in report.results) else _COLUMNS[:-3]
     environment = page_environment()
     environment.filters.update(
         error=text.error_text,
-        figures=lambda result: _figures(result, report.rule),
-        outcome=lambda results: text.outcome(results, report.rule),
+        figures=lambda result: _figures(result)[: len(columns)],
+        overall=lambda results: overall_verdict(tuple(results)),
+        outcome=text.outcome,
         plot=_plot_errors,
         verdict=text.worst_verdict,
     )
@@ -64,13 +67,16 @@ def run_to_html(report: CheckReport, previews: Mapping[str, CasePreview], *, bas
         cases=cases,
         first_anchor=anchor,
         previews=previews,
-        phases=PHASES,
-        verdicts=[v for v in Verdict if any(r.verdict is v for r in report.results)],
-        columns=_COLUMNS,
+        phases=report.phases,
+        verdicts=sorted({overall_verdict(tuple(results)).value for _, results in cases}),
+        columns=columns,
         text=text,
         facts=text.header_facts(report, base=base),
         conclusion=_conclusion(report),
-        curve=Markup(plots.plot_divergence(found)) if found else "",  # noqa: S704 - our own plot
+        summary=text.summary_line(report).partition(" ")[2],
+        candidate=text.candidate_text(report.candidate, base=base),
+        curve=draw_curve(found) if found else None,
+        modules=build_tree(found) if found else None,
         style=Markup(style),  # noqa: S704 - our own style
         script=Markup(script),  # noqa: S704 - our own script
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -85,14 +91,18 @@ def _conclusion(report: CheckReport) -> str:
     return text.conclusion(found, report.location) + (f" ({label})" if label else "")
 
 
-def _figures(result: Result, rule: Rule) -> list[str]:
+def _figures(result: Result) -> list[str]:
     """Return a result's row of figures under _COLUMNS; nothing if none were measured."""
     if result.numel is None:
         return []
     oracle = result.oracle
+    measured: tuple[float | None, ...]
+    measured = (result.max_abs, result.max_rel, result.rmse, result.cosine)
+    if result.phase is Phase.GENERATE:
+        measured = (None,) * 4  # a distance between ids of tokens means nothing
     values = (
-        *(result.mismatched, result.numel, result.max_abs, result.max_rel, result.rmse),
-        *(result.cosine, tolerance_used(result, rule), result.atol, result.rtol),
+        *(result.mismatched, result.numel, *measured),
+        *(result.tolerance_used, result.atol, result.rtol),
         *((oracle.error, oracle.reference_error, oracle.limit) if oracle else (None,) * 3),
     )
     return ["" if v is None else f"{v:d}" if isinstance(v, int) else f"{v:.3g}" for v in values]

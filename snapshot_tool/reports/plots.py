@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.localisation import ERROR_LIMIT, Localisation
 from snapshot_tool.base.results import SIZE_BOUNDS, ErrorMap
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 # Lines and text in this colour are the page's own: see _as_svg.
 _INK = "#010203"
 _GOOD, _BAD = "#3b7dd8", "#d8483b"
+_BASELINE = 0.7  # elements, on a logarithmic scale
 _RANGE = (1e-3, 1e3)  # times the tolerance: one scale for all maps, so that they compare
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -81,14 +81,23 @@ def plot_error_sizes(errors: ErrorMap) -> str:
     within = [edge < -step / 2 for edge in edges[:-1]]
     with _figure(2.4) as (figure, axes):
         for wanted, colour, name in ((True, _GOOD, "within"), (False, _BAD, "beyond")):
+            # Not clipped: the page repeats the clip paths' names, and some are folded away.
             counts = [
-                count if inside is wanted else 0
+                max(count, _BASELINE) if inside is wanted else _BASELINE
                 for count, inside in zip(errors.counts, within, strict=True)
             ]
-            axes.stairs(counts, edges, fill=True, color=colour, label=f"{name}: {sum(counts)}")
+            total = sum(c for c, i in zip(errors.counts, within, strict=True) if i is wanted)
+            axes.stairs(
+                counts,
+                edges,
+                baseline=_BASELINE,
+                fill=True,
+                color=colour,
+                label=f"{name}: {total}",
+            )
         axes.axvline(0, color=_INK, linewidth=0.8, linestyle="--")
         axes.set_yscale("log")
-        axes.set_ylim(bottom=0.7)
+        axes.set_ylim(bottom=_BASELINE)
         axes.set_yticks([], minor=True)
         axes.set_xticks([-4, -2, 0, 2, 4], ["≤ 0.0001", "0.01", "1", "100", "≥ 10000"])
         axes.set_xlabel("error in units of the tolerance")
@@ -97,47 +106,10 @@ def plot_error_sizes(errors: ErrorMap) -> str:
         return _as_svg(figure)
 
 
-def plot_divergence(found: Localisation) -> str:
-    """Return the relative error of each module's output beside its limit, in order of execution.
-
-    The first bad module is marked.
-    """
-    compared = [(i, m) for i, m in enumerate(found.modules) if m.output_error is not None]
-    places = [place for place, _ in compared]
-    errors = [module.output_error or 0.0 for _, module in compared]
-    limits = [module.output_limit for _, module in compared]
-    known = [error for error in errors if 0 < error < math.inf]
-    floor = min([*known, *limits, ERROR_LIMIT]) / 3
-    ceiling = max([*known, *limits], default=ERROR_LIMIT) * 10
-    # NaN is beyond everything as well.
-    shown = [max(error, floor) if error < ceiling else ceiling for error in errors]
-    with _figure(2.8, width=9.0) as (figure, axes):
-        axes.plot(places, shown, color=_GOOD, label="error")
-        axes.plot(places, limits, color=_BAD, linewidth=0.8, linestyle="--", label="limit")
-        axes.set_yscale("log")
-        axes.set_ylim(floor / 2, ceiling * 3)
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
-        for (place, module), height in zip(compared, shown, strict=True):
-            if module.module != found.first_bad:
-                continue
-            axes.plot([place], [height], "o", color=_BAD, markersize=8)
-            left = place < len(found.modules) / 2
-            axes.annotate(
-                module.module,
-                (place, height),
-                xytext=(10 if left else -10, 10),
-                textcoords="offset points",
-                ha="left" if left else "right",
-                parse_math=False,
-            )
-        axes.set_xlabel("module, in the reference's order of execution")
-        axes.set_ylabel("relative error of output")
-        return _as_svg(figure)
-
-
 @contextmanager
-def _figure(height: float, *, width: float = 5.2) -> Iterator[tuple[Figure, Axes]]:
-    """Open a figure of this size in inches."""
+def _figure(height: float) -> Iterator[tuple[Figure, Axes]]:
+    """Open a figure of this height in inches."""
+    width = 5.2
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

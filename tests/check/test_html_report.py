@@ -150,6 +150,8 @@ def test_the_grid_filters_by_text_and_by_verdict(page: webdriver.Chrome) -> None
     passing = {"variant-10", "variant-11"}
     assert passing < set(everything)
     assert failing == [name for name in everything if name not in passing]
+    Select(page.find_element(By.ID, "filter-verdict")).select_by_visible_text("pass")
+    assert set(grid_cases(page)) == passing
 
 
 def test_a_failed_cell_opens_its_details_by_mouse_and_by_key(page: webdriver.Chrome) -> None:
@@ -189,14 +191,47 @@ def test_a_failure_is_shown_with_prompt_images_and_plots(page: webdriver.Chrome)
 def test_the_curve_marks_the_first_divergent_module(
     page: webdriver.Chrome, report: CheckReport
 ) -> None:
-    """In the picture and in the table, in the reference's order."""
-    assert FIRST_BAD in find(page, ".curve svg")[0].text
-    page.find_element(By.XPATH, "//summary[starts-with(., 'all ')]").click()
-    (marked,) = find(page, "tr.culprit")
-    assert FIRST_BAD in marked.text
+    """As the largest point of the curve, and in the tree, which is open there and has all."""
+    point = max(find(page, ".curve circle"), key=lambda e: float(e.get_attribute("r") or 0))
+    title = point.find_element(By.TAG_NAME, "title").get_attribute("textContent")
+    assert str(title).startswith(FIRST_BAD)
+    (marked,) = find(page, ".tree .first-bad")
+    assert marked.get_attribute("data-module") == FIRST_BAD
     assert report.localisation is not None
-    modules = [module.module for module in report.localisation.modules]
-    assert [e.text for e in find(page, "tbody.mono td:nth-child(3)")] == modules
+    modules = {module.module for module in report.localisation.modules}
+    in_tree = page.find_elements(By.CSS_SELECTOR, ".tree [data-module]")
+    assert {element.get_attribute("data-module") for element in in_tree} == modules
+
+
+def test_a_click_on_the_curve_shows_the_module_in_the_tree(page: webdriver.Chrome) -> None:
+    """Wherever it is folded away."""
+    last = page.find_elements(By.CSS_SELECTOR, ".curve a")[-1]
+    anchor = str(last.get_dom_attribute("href")).removeprefix("#")
+    page.execute_script("document.querySelectorAll('.tree details').forEach(d => d.open = false)")
+    page.execute_script("location.hash = arguments[0]", anchor)
+    target = page.find_element(By.ID, anchor)
+    WebDriverWait(page, 5).until(visibility_of(target))
+    assert page.switch_to.active_element == target
+
+
+def test_the_first_screen_says_what_happened_and_how_to_repeat_it(
+    page: webdriver.Chrome, report: CheckReport
+) -> None:
+    """Verdict, module, command, date, versions, grid and curve, in a window of 1200 by 900."""
+    header = find(page, "header")[0].text
+    assert "vision in" in header
+    assert "first wrong: vision_tower.base_model.encoder.layers.0.mlp" in header
+    assert report.command in header
+    assert report.date[:10] in header
+    assert f"torch {report.environment['torch']}" in header
+    for css in (".grid", ".curve"):
+        place = page.execute_script(
+            "return arguments[0].getBoundingClientRect().top", find(page, css)[0]
+        )
+        assert 0 < place < 900
+    (opened,) = find(page, "details.case[open]")
+    assert report.divergence is not None
+    assert report.divergence.case in opened.text.splitlines()[0]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -216,9 +251,10 @@ def test_a_narrow_window_has_no_sideways_scrolling(
     failed_check: Run, folder: Path, chromium: webdriver.Chrome
 ) -> None:
     """Wide tables scroll in themselves, not with the page."""
-    show(chromium, folder / "report.html", width=360, scheme="light")
-    chromium.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
-    assert chromium.execute_script("return document.documentElement.scrollWidth") <= 360
+    for width in (360, 1280):
+        show(chromium, folder / "report.html", width=width, scheme="light")
+        chromium.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 def test_what_a_golden_or_candidate_says_is_text_and_nothing_else(
@@ -294,6 +330,8 @@ def test_generations_that_part_stand_side_by_side(
     assert found.step == 4
     show(chromium, folder / "tokens.html", width=1200, scheme="light")
     golden, candidate = find(chromium, ".sides pre")
+    (row,) = find(chromium, "section[id$=generate] tbody tr")
+    assert "0" not in [cell.text for cell in row.find_elements(By.CSS_SELECTOR, "td.number")[2:5]]
     assert golden.text == "".join(token.partition(" ")[2] for token in found.golden)
     assert candidate.text == "".join(token.partition(" ")[2] for token in found.candidate)
     marked = [side.find_element(By.TAG_NAME, "mark") for side in (golden, candidate)]
@@ -308,13 +346,37 @@ def test_a_report_can_be_made_from_the_json_long_after(
     """With the goldens the same page; without them one that has no prompts; or the same text."""
     later = folder / "later.html"
     run = snap("report", folder / "run.json", "--html", later, "--goldens", GOLDENS)
-    assert (run.code, run.out) == (1, "")
+    assert run.code == 1
     assert later.read_bytes() == (folder / "report.html").read_bytes()
     snap("report", folder / "run.json", "--html", later)
     bare = later.read_text(encoding="utf-8")
     assert FIRST_BAD in bare
     assert "Describe the image" not in bare
-    assert snap("report", folder / "run.json").out == failed_check.out
+    again = snap("report", folder / "run.json").out
+    assert again.partition("next  ")[0] == failed_check.out.partition("next  ")[0]
+
+
+def test_several_runs_make_a_history(
+    snap: Snap, failed_check: Run, folder: Path, chromium: webdriver.Chrome
+) -> None:
+    """A line for each run, in the order given; text and page; the last one's exit code."""
+    passing = folder / "passing.json"
+    options = ("--case", "one-image", "--phase", "connector", "--json", passing)
+    assert snap("check", "--fms-path", CHECKOUT, *options).code == 0
+    page = folder / "history.html"
+    run = snap("report", folder / "run.json", passing, "--html", page)
+    assert run.code == 0
+    heading, failed, passed = run.out.splitlines()
+    assert heading.split()[:3] == ["run", "date", "candidate"]
+    assert FIRST_BAD in failed
+    assert passed.split()[0] == str(passing)
+    assert snap("report", passing, folder / "run.json").code == 1
+    show(chromium, page, width=1280, scheme="light")
+    assert [row.text for row in find(chromium, "tbody th")] == [
+        str(folder / "run.json"),
+        str(passing),
+    ]
+    assert logged(chromium) == []
 
 
 def test_goldens_that_the_run_does_not_know_are_refused(

@@ -1,16 +1,15 @@
 "use strict";
-// Filters the grid and the cases, and opens what a link in the grid points at.
+// Filters the grid and the cases, and opens what a link in the grid or the curve points at.
 const text = document.getElementById("filter-text");
 const verdict = document.getElementById("filter-verdict");
 const count = document.getElementById("filter-count");
-const rows = [...document.querySelectorAll("[data-verdicts]")];
+const rows = [...document.querySelectorAll("[data-verdict]")];
 
 function matches(row) {
   const wanted = text.value.trim().toLowerCase();
-  const verdicts = row.dataset.verdicts.split(" ");
   return (
     row.dataset.text.toLowerCase().includes(wanted) &&
-    (verdict.value === "" || verdicts.includes(verdict.value))
+    ["", row.dataset.verdict].includes(verdict.value)
   );
 }
 
@@ -23,10 +22,11 @@ function filter() {
 
 function reveal() {
   const target = document.getElementById(location.hash.slice(1));
-  const details = target && target.closest("details.case");
-  if (!details) return;
-  details.hidden = false;
-  details.open = true;
+  if (!target) return;
+  for (let part = target; part; part = part.parentElement) {
+    if (part.matches("details.case")) part.hidden = false;
+    if (part.matches("details")) part.open = true;
+  }
   target.scrollIntoView();
   target.focus({ preventScroll: true });
 }
@@ -34,8 +34,8 @@ function reveal() {
 text.addEventListener("input", filter);
 verdict.addEventListener("change", filter);
 window.addEventListener("hashchange", reveal);
-for (const link of document.querySelectorAll(".grid a")) {
-  // The same cell a second time changes no hash.
+for (const link of document.querySelectorAll(".grid a, .curve a, .summary a")) {
+  // The same link a second time changes no hash.
   link.addEventListener("click", () => setTimeout(reveal));
 }
 for (const button of document.querySelectorAll("button[data-open]")) {
