@@ -13,6 +13,7 @@ from snapshot_tool.cli.options import (
     goldens_option,
     html_option,
     json_option,
+    markdown_option,
     write_text,
 )
 
@@ -184,9 +185,16 @@ def verify_command(*, golden: str | None, goldens: Path) -> int:
 @golden_argument("other")
 @json_option
 @html_option
+@markdown_option
 @goldens_option
 def diff_command(
-    *, one: str, other: str, json_path: Path | None, html_path: Path | None, goldens: Path
+    *,
+    one: str,
+    other: str,
+    json_path: Path | None,
+    html_path: Path | None,
+    markdown_path: Path | None,
+    goldens: Path,
 ) -> int:
     """Show which recorded tensors differ between two golden sets, and by how much.
 
@@ -196,18 +204,25 @@ def diff_command(
     """
     from snapshot_tool.check.sets import find_golden, locate_difference
     from snapshot_tool.diagnose.diff import diff_folders
-    from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_json
+    from snapshot_tool.reports.diff import (
+        diff_lines,
+        diff_to_html,
+        diff_to_json,
+        diff_to_markdown,
+    )
     from snapshot_tool.reports.text import localisation_lines
 
     folders = [find_golden(goldens, spec)[0] for spec in (one, other)]
     diff = diff_folders(*folders)
-    if "-" not in (str(json_path), str(html_path)):
+    if "-" not in map(str, (json_path, html_path, markdown_path)):
         for line in (*diff_lines(diff), *localisation_lines(locate_difference(*folders))):
             click.echo(line)
     if json_path is not None:
         write_text(json_path, diff_to_json(diff))
     if html_path is not None:
         write_text(html_path, diff_to_html(diff))
+    if markdown_path is not None:
+        write_text(markdown_path, diff_to_markdown(diff))
     return 0 if diff.within else 1
 
 

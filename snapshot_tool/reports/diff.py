@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from snapshot_tool.diagnose.diff import PartDiff, SetDiff, TextDiff
 from snapshot_tool.reports.json import write_json
+from snapshot_tool.reports.markdown import escape
 from snapshot_tool.reports.text import wrap_worst
 
 _SHOWN = 12
@@ -71,6 +72,33 @@ def _short(text: str, other: str) -> str:
 def diff_to_json(diff: SetDiff) -> str:
     """Return the JSON text, with a newline at its end."""
     return write_json(diff)
+
+
+def diff_to_markdown(diff: SetDiff) -> str:
+    """Return a table by part and one by case, for reviewing an update in a pull request."""
+    lines = [f"### snap diff: {escape(diff.one.title)} → {escape(diff.other.title)}", ""]
+    changes = [f"{n}: {c.one or '-'} → {c.other or '-'}" for n, c in diff.environment.items()]
+    lines += [f"- {escape(line)}" for line in (*changes, *diff.files)]
+    if diff.same:
+        lines += ["", "The same: every tensor has the same bytes."]
+    if not diff.parts:
+        return "\n".join(lines) + "\n"
+    lines += ["", "| part | tensors | moved | beyond tolerance | worst |"]
+    lines.append("| --- | ---: | ---: | ---: | --- |")
+    for part in diff.parts:
+        worst = diff.worst(part)
+        where = escape(f"{_used(part.tolerances)} {worst.case} / {worst.tensor}".strip())
+        lines.append(f"| {part.part} | {part.tensors} | {part.moved} | {part.beyond} | {where} |")
+    lines += ["", "| case | moved | beyond tolerance |", "| --- | --- | --- |"]
+    for case in dict.fromkeys(found.case for found in diff.moved):
+        moved = [found for found in diff.moved if found.case == case]
+        beyond = [f"{found.part} / {found.tensor}" for found in moved if found in diff.beyond]
+        parts = ", ".join(dict.fromkeys(found.part for found in moved))
+        lines.append(f"| {escape(case)} | {parts} | {escape(', '.join(beyond))} |")
+    for text in diff.tokens:
+        lines += ["", f"Tokens of {escape(text.case)} from step {text.step}:", ""]
+        lines += [f"- {escape(text.one)}", f"- {escape(text.other)}"]
+    return "\n".join(lines) + "\n"
 
 
 def diff_to_html(diff: SetDiff) -> str:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, set_folder
+from tests.mutants.mutant import Edit, plant
 
 RECORD = ROOT / ".github" / "workflows" / "record.yml"
 ACTION = ROOT / "action.yml"
@@ -62,25 +63,57 @@ def action_inputs(**inputs: str) -> dict[str, str]:
     return {name: spec["default"] for name, spec in load(ACTION)["inputs"].items()} | inputs
 
 
-def run_action(folder: Path, options: str) -> subprocess.CompletedProcess[str]:
+def run_action(
+    folder: Path, options: str, *, fms: Path = CHECKOUT
+) -> subprocess.CompletedProcess[str]:
     """Run the action's check on the committed goldens."""
-    inputs = action_inputs(
-        **{"fms-path": str(CHECKOUT), "goldens": str(GOLDENS), "options": options}
-    )
+    inputs = action_inputs(**{"fms-path": str(fms), "goldens": str(GOLDENS), "options": options})
     summary = str(folder / "summary.md")
     steps = load(ACTION)["runs"]["steps"]
     return run_step(steps, "Check", inputs=inputs, cwd=folder, GITHUB_STEP_SUMMARY=summary)
 
 
 def test_the_action_checks_and_writes_a_summary(tmp_path: Path) -> None:
-    """With snap's exit code, its report as a file, and its text on the run's page."""
+    """With snap's exit code, three reports, and the Markdown on the run's page."""
     run = run_action(tmp_path, "--case one-image --phase connector")
     assert (run.returncode, run.stderr) == (0, "")
     assert "PASS: 1 passed" in run.stdout
-    assert (tmp_path / "snap-report.json").is_file()
-    summary = (tmp_path / "summary.md").read_text(encoding="utf-8").splitlines()
-    assert (summary[0], summary[-1]) == ("```", "```")
-    assert summary[1].startswith("golden ")
+    written = {path.name for path in (tmp_path / "snap-report").iterdir()}
+    assert written == {"report.json", "report.html", "report.md"}
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert summary.startswith("### ")
+    assert "PASS: 1 passed" in summary.splitlines()[0]
+
+
+def test_the_action_annotates_the_line_that_raised(tmp_path: Path) -> None:
+    """A failing check fails the step, and its summary and annotations are there."""
+    norm = "last_hidden_state = self.post_layernorm(last_hidden_state)"
+    raising = Edit("fms/models/siglip_vision.py", norm, 'raise RuntimeError("no norm")')
+    plant(raising, checkout=CHECKOUT, out=tmp_path / "fms")
+    run = run_action(tmp_path, "--case one-image --phase vision", fms=Path("fms"))
+    assert run.returncode == 1
+    (line,) = (line for line in run.stdout.splitlines() if line.startswith("::error "))
+    where = line.partition("file=")[2].partition("::")[0]
+    file, _, number = where.partition(",line=")
+    assert file == "fms/fms/models/siglip_vision.py"
+    source = (tmp_path / file).read_text(encoding="utf-8").splitlines()
+    assert "no norm" in source[int(number) - 1]
+    assert "ERROR vision" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("heading", "schema"), [("GitLab", "gitlab-ci"), ("Buildkite", "buildkite")]
+)
+def test_the_examples_for_other_systems_follow_their_schemas(
+    tmp_path: Path, heading: str, schema: str
+) -> None:
+    """As check-jsonschema brings them along."""
+    page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    _, _, after = page.partition(f"## {heading}\n```yaml\n")
+    path = tmp_path / "example.yml"
+    path.write_text(after.partition("```")[0], encoding="utf-8")
+    command = [f"{BIN}/check-jsonschema", "--builtin-schema", f"vendor.{schema}", str(path)]
+    subprocess.run(command, check=True)
 
 
 def test_the_action_fails_as_snap_does_and_runs_nothing_that_is_typed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from snapshot_tool.goldens.layout import INPUTS
 from snapshot_tool.goldens.manifest import load_manifest
 from snapshot_tool.goldens.tensors import describe_file
 from snapshot_tool.goldens.verify import set_file
-from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_json
+from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_json, diff_to_markdown
 from tests.unit.factory import write_golden, write_manifest
 
 Change = Callable[[dict[str, torch.Tensor]], object]
@@ -182,3 +182,14 @@ def test_sets_with_other_cases_are_compared_by_what_both_have(tmp_path: Path) ->
     assert not found.within
     (line,) = (line for line in diff_lines(found) if "two-images" in line)
     assert f"1 cases only in {one}: two-images" in line
+
+
+def test_the_markdown_has_what_moved_by_part_and_by_case(tmp_path: Path) -> None:
+    """For reviewing an update case by case; what the sets say stays text."""
+    found = diff_after(tmp_path, "forward.safetensors", add("text-only/logits", 1e-3))
+    text = diff_to_markdown(found)
+    assert "| forward | " in text
+    assert "| text-only | forward | forward / logits |" in text
+    assert "two-images" not in text
+    same = diff_to_markdown(diff_after(tmp_path / "same", INPUTS, lambda _tensors: None))
+    assert same.rstrip().endswith("every tensor has the same bytes.")
