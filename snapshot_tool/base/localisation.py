@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from snapshot_tool.base.places import Place
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleMapping:
@@ -153,6 +155,8 @@ class Finding(
         skipped: whether that module was not run, though the candidate has it.
         raised: whether the candidate raised, in that module or between modules.
         guess: whether no module is beyond its limit, and `first_bad` is where the error rises most.
+        module_class: the class of the candidate's module; "" if it is not known.
+        source: where that class is declared, or the closest one around it that is not torch's.
     """
 
     case: str
@@ -164,6 +168,8 @@ class Finding(
     skipped: bool = False
     raised: bool = False
     guess: bool = False
+    module_class: str = ""
+    source: Place | None = None
 
 
 class Localisation(Finding, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ imported here, so `--help` and pytest start fast.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import types
 import typing
 from collections.abc import Sequence
@@ -109,6 +110,17 @@ def options_of(request: type) -> dict[str, Option]:
             field.name, kind=kind, default=field.default, repeated=repeated, **field.metadata
         )
     return found
+
+
+def command_line(command: str, request: Any) -> str:
+    """Return the command that makes a request, as a line for a shell; defaults are left out."""
+    words = command.split()
+    for option in options_of(type(request)).values():
+        value = getattr(request, option.field)
+        for single in value if option.repeated else [value]:
+            if option.repeated or str(single) != str(option.default):
+                words += [option.flag] if option.kind is bool else [option.flag, str(single)]
+    return shlex.join(words)
 
 
 def normalise_options(request: Any) -> None:

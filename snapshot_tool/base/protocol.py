@@ -119,7 +119,8 @@ class FieldDifference:
 class CandidateInfo:
     """Which implementation ran: where its code is, at which commit, with what in its process.
 
-    `mapping` is how FMS's own mapping of the configuration differs, with Loading.OWN.
+    `mapping` is how FMS's own mapping of the configuration differs, with Loading.OWN. `changed` are
+    the files that make the checkout dirty.
     """
 
     name: str
@@ -130,6 +131,7 @@ class CandidateInfo:
     notes: tuple[str, ...] = ()
     loading: Loading = Loading.SNAP
     mapping: tuple[FieldDifference, ...] = ()
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

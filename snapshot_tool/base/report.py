@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.localisation import Localisation
-from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.phases import PHASES, Phase, phase_order
 from snapshot_tool.base.protocol import CandidateInfo, FieldDifference
 from snapshot_tool.base.results import (
     Judgement,
@@ -346,6 +346,11 @@ class CheckReport:
         shard: which share of the cases this is; None for all of them.
         weights: the candidate's weights beside the checkpoint's, after all phases have run; None
             if the candidate shows none, or no selected phase needs them.
+        snap: the version of snap that checked.
+        date: when the check began, UTC, in ISO 8601.
+        seconds: how long it took.
+        command: the command that makes the same check.
+        next_commands: what to run after a failure.
     """
 
     golden: GoldenIdentity
@@ -367,6 +372,28 @@ class CheckReport:
     graft: Graft | None = None
     shard: Shard | None = None
     weights: WeightReport | None = None
+    snap: str = ""
+    date: str = ""
+    seconds: float = 0.0
+    command: str = "snap check ..."
+    next_commands: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[Verdict, int]:
+        """How many results have each verdict."""
+        verdicts = [result.verdict for result in self.all_results]
+        return {verdict: verdicts.count(verdict) for verdict in Verdict}
+
+    @property
+    def bad(self) -> tuple[Result, ...]:
+        """The results that failed or raised, by phase, the furthest beyond the tolerance first."""
+        bad = [r for r in self.all_results if r.verdict in (Verdict.FAIL, Verdict.ERROR)]
+        return tuple(sorted(bad, key=lambda r: (phase_order(r.phase), -(r.tolerance_used or 0.0))))
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases that were checked or skipped, in their order."""
+        return tuple(phase for phase in PHASES if any(r.phase is phase for r in self.results))
 
     @property
     def all_results(self) -> tuple[Result, ...]:

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from snapshot_tool.base.phases import Phase, phase_order
 from snapshot_tool.base.places import Place
-from snapshot_tool.base.tolerance import OracleComparison, Rule
+from snapshot_tool.base.tolerance import OracleComparison
 
 # Bounds of the sizes that are counted: four to a decade, from 1e-4 to 1e4 times the tolerance.
 SIZE_BOUNDS: tuple[float, ...] = tuple(10 ** (step / 4) for step in range(-16, 17))
@@ -201,6 +201,8 @@ class Result(Judgement):
     Args:
         atol: of the tolerance that judged.
         rtol: the same.
+        tolerance_used: how much of what is allowed was used, at the worst element; None if the
+            tolerance is exact, or nothing was measured.
         seconds: of the candidate's phase, the same for all tensors of it.
         error_map: where the errors of a tensor that failed lie.
         oracle: the figures of the second rule, if the golden set has an oracle.
@@ -218,6 +220,7 @@ class Result(Judgement):
     numel: int | None = None
     atol: float | None = None
     rtol: float | None = None
+    tolerance_used: float | None = None
     worst: Worst | None = None
     seconds: float = 0.0
     error_map: ErrorMap | None = None
@@ -225,19 +228,6 @@ class Result(Judgement):
     divergence: TokenDivergence | None = None
     place: Place | None = None
     traceback: str = ""
-
-
-def tolerance_used(result: Result, rule: Rule = Rule.TABLE) -> float | None:
-    """Return how much of what is allowed was used; None if the tolerance is exact.
-
-    By the table that is |diff| / allowed at the worst element.
-    """
-    if rule is Rule.ORACLE and result.oracle:
-        return result.oracle.used
-    if result.worst is None or result.atol is None or result.rtol is None:
-        return None
-    allowed = result.atol + result.rtol * abs(result.worst.expected)
-    return abs(result.worst.actual - result.worst.expected) / allowed if allowed else None
 
 
 def overall_verdict(results: tuple[Result, ...]) -> Verdict:

@@ -10,6 +10,7 @@ import torch
 from snapshot_tool.base.errors import GoldenNotFound, UsageError
 from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.places import place_of_class
 from snapshot_tool.base.protocol import Candidate, Side
 from snapshot_tool.base.report import Graft
 from snapshot_tool.base.results import Judgement, Result, Verdict
@@ -52,7 +53,25 @@ def localise_case(
     if seen is None:
         return None
     found = localise(case, golden_taps, seen.taps, seen.mapping.names, failed=failed, limits=limits)
-    return msgspec.structs.replace(found, mapping=seen.mapping.summary(found.not_compared))
+    mapping = seen.mapping.summary(found.not_compared)
+    return _with_source(msgspec.structs.replace(found, mapping=mapping), candidate)
+
+
+def _with_source(found: Localisation, candidate: Candidate) -> Localisation:
+    """Add the class of the first bad module, and where it is declared."""
+    bad = found.first_bad_module
+    if bad is None or not bad.candidate or not candidate.supports("modules"):
+        return found
+    modules = dict(candidate.modules().named_modules())
+    parts = bad.candidate.partition("[")[0].split(".")  # [0:64] is a part of an output
+    around = [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
+    kinds = [type(modules[name]) for name in around if name in modules]
+    places = [place for kind in kinds if (place := place_of_class(kind))]
+    return msgspec.structs.replace(
+        found,
+        module_class=kinds[0].__name__ if kinds else "",
+        source=next(iter(places), None),
+    )
 
 
 Run = Callable[[CaseEntry, Phase], list[Result]]
@@ -103,6 +122,15 @@ def graft_module(
         _judgements(before),
         _judgements(after),
         found.module or None if found else None,
+    )
+
+
+def can_graft(candidate: Candidate, golden: Golden, module: str) -> bool:
+    """Return whether `graft_module` can test a module: a case keeps its whole output."""
+    if not candidate.supports("graft"):
+        return False
+    return any(
+        _whole_output(golden, case.name, module) is not None for case in golden.manifest.cases
     )
 
 

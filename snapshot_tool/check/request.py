@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from snapshot_tool.base.errors import GoldenNotFound, UsageError, suggest
 from snapshot_tool.base.options import (
     DEVICES,
+    command_line,
     family_field,
     goldens_field,
     normalise_options,
@@ -160,6 +161,11 @@ class CheckRequest:
     def case_text(self) -> str:
         """The globs of --case, separated by commas."""
         return ",".join(self.case) or "*"
+
+    @property
+    def command(self) -> str:
+        """The command line that makes this request."""
+        return command_line("snap check", self)
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -70,3 +70,12 @@ class CheckRun:
         if path is not None:
             write_report(Path(path), text)
         return text
+
+    def to_markdown(self, path: str | Path | None = None) -> str:
+        """Return the report as Markdown for a summary or a comment, and write it to a file."""
+        from snapshot_tool.reports.markdown import run_to_markdown
+
+        text = run_to_markdown(self.report, base=str(Path.cwd()))
+        if path is not None:
+            write_report(Path(path), text)
+        return text

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
+from snapshot_tool.base import __version__
 from snapshot_tool.base.environment import (
     describe_machine,
     device_name,
@@ -47,7 +51,7 @@ from snapshot_tool.base.tolerance import HALF_DTYPES, Rule
 from snapshot_tool.candidates import load_candidate
 from snapshot_tool.check.copied import fail_if_copied
 from snapshot_tool.check.last_failed import keep_failed, read_failed
-from snapshot_tool.check.localise import graft_module, localise_case
+from snapshot_tool.check.localise import can_graft, graft_module, localise_case
 from snapshot_tool.check.request import (
     CheckRequest,
     choose_rule,
@@ -74,6 +78,7 @@ from snapshot_tool.judge.watch import WatchedCandidate, require_raised_by_candid
 def check(request: CheckRequest, progress: Progress) -> CheckReport:
     """Run the candidate on the recorded inputs and judge every recorded tensor."""
     require_device(request.device)
+    date, began = datetime.now(UTC), time.perf_counter()
     golden = request.golden_choice.open()
     require_phases(golden.manifest, request)
     cases = select_cases(golden.manifest, request)
@@ -106,7 +111,11 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     graft = session.graft(results) if request.graft else None
     environment = session.environment()
     manifest, reached = golden.manifest, _coverage(golden, request)
-    return CheckReport(
+    report = CheckReport(
+        snap=__version__,
+        date=date.isoformat(timespec="seconds"),
+        seconds=round(time.perf_counter() - began, 3),
+        command=request.command,
         golden=GoldenIdentity(
             manifest.checkpoint.name,
             manifest.checkpoint.revision,
@@ -136,6 +145,22 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         environment_differences=environment_differences(manifest.environment, environment),
         shard=shard_of(manifest, request),
     )
+    return replace(report, next_commands=_next_commands(session, report))
+
+
+def _next_commands(session: Session, report: CheckReport) -> tuple[str, ...]:
+    """Return what to run after a failure: is the fault in that module alone, since which commit."""
+    request = session.request
+    commands: list[str] = []
+    if report.verdict not in (Verdict.FAIL, Verdict.ERROR):
+        return ()
+    module = report.localisation.module if report.localisation else ""
+    if module and not request.graft and can_graft(session.candidate, session.golden, module):
+        commands.append(f"{request.command} --graft {module}")
+    if request.fms_path and report.candidate.commit:
+        path = shlex.quote(str(request.fms_path))
+        commands.append(f"snap bisect --fms-path {path} --good COMMIT --bad HEAD")
+    return tuple(commands)
 
 
 def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> Session:
@@ -418,13 +443,17 @@ def _choose_runs(
 def _skips_of_empty_phases(
     golden: Golden, request: CheckRequest, compared: set[Phase]
 ) -> list[Result]:
-    """Return a skip for each requested phase that no case has."""
+    """Return a skip for each requested phase that no case has.
+
+    A phase that the family does not have is skipped only if the request names it.
+    """
     skips = []
     for phase in request.phases:
-        if phase in compared:
+        lacking = phase not in golden.manifest.tolerances
+        if phase in compared or (lacking and phase not in request.phase):
             continue
         reason = "no selected case has this phase"
-        if phase not in golden.manifest.tolerances:
+        if lacking:
             reason = f"the family {golden.manifest.checkpoint.family} has no such phase"
         skips.append(Result(request.case_text, phase, "", Verdict.SKIP, reason))
     return skips

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -78,6 +79,9 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
         environment_differences=_union(one.report.environment_differences for one in shards),
         weights=next((found for found in weights if found.differing), next(iter(weights), None)),
         shard=None,
+        date=min(one.report.date for one in shards),
+        seconds=round(sum(one.report.seconds for one in shards), 3),
+        command=re.sub(r" --shard \S+", "", shards[0].report.command),
     )
     # Every shard has localised its own first failure; only the first failure of all counts.
     same = (one.report for one in shards if one.report.divergence == merged.divergence)
@@ -88,6 +92,7 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
         unmet=unmet_requirements(merged.all_results, merged.coverage, unmet),
         localisation=leading.localisation,
         graft=leading.graft,
+        next_commands=leading.next_commands,
     )
 
 

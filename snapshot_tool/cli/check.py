@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from snapshot_tool.base.errors import UsageError
-from snapshot_tool.base.protocol import Progress
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.cli.configuration import configured_options
-from snapshot_tool.cli.options import html_option, json_option, request_options, write_text
+from snapshot_tool.cli.options import Outputs, report_options, request_options, write_text
 
 if TYPE_CHECKING:
     from snapshot_tool.base.report import CheckReport
     from snapshot_tool.check.run import CheckRun
 
 _CANNOT_RUN = 3
-# Options that select the questions or the output. A replay needs only the others.
-_NOT_REPLAYED = {
-    *("explore", "seed", "replay", "phase", "case", "shard", "quick", "repeat", "localise"),
-    *("json_path", "html_path", "graft", "every", "quiet", "last_failed", "fail_fast"),
-}
 
 
 _GROUPS = {
@@ -35,7 +27,7 @@ _GROUPS = {
     "Selection": ("phase", "case", "shard", "last_failed", "fail_fast", "require"),
     "Judgement": ("tolerance", "atol", "rtol", "allow_near_ties", "quick", "repeat"),
     "Derived questions and modules": ("explore", "seed", "replay", "localise", "graft"),
-    "Output": ("quiet", "json_path", "html_path"),
+    "Output": ("quiet", "verbose", "json_path", "html_path", "markdown_path", "annotations"),
 }
 
 
@@ -60,27 +52,17 @@ class _GroupedCommand(click.Command):
 )
 @request_options(CheckRequest)
 @click.option("--all", "every", is_flag=True, is_eager=True, help="Check all golden sets.")
-@click.option("-q", "--quiet", is_flag=True, help="Print only the last line.")
-@json_option
-@html_option
-def check_command(
-    *,
-    every: bool,
-    quiet: bool,
-    json_path: Path | None,
-    html_path: Path | None,
-    **options: Any,
-) -> int:
+@report_options
+def check_command(*, every: bool, outputs: Outputs, **options: Any) -> int:
     """Run FMS (or another candidate) on the inputs of a golden set and judge its outputs.
 
     Hugging Face is not needed and never imported. Exit code 0: all passed; 1: something differs
-    or raised; 3: the check could not run, or nothing was compared. With --all, --json and --html
-    name folders, with a file for each golden set.
+    or raised; 3: the check could not run, or nothing was compared. With --all, --json, --html and
+    --markdown name folders, with a file for each golden set.
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.check.session import check
     from snapshot_tool.check.shards import follow_leader, is_follower, leading
-    from snapshot_tool.cli.console import draw_report, draw_verdict
     from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.plots import require_plotting
 
@@ -89,18 +71,15 @@ def check_command(
     if is_follower():
         follow_leader(request.device)
         return 0
-    if html_path is not None:
+    if outputs.html_path is not None:
         require_plotting()  # before the check, which may take an hour
     if every:
-        return _check_all(request, json_path, html_path, quiet=quiet)
+        return _check_all(request, outputs)
     with leading(request.device):
-        report = _with_options(check(request, _progress(quiet=quiet)))
+        report = _with_options(check(request, outputs.progress))
     run = CheckRun(report, Path(request.goldens))
-    if quiet and str(json_path) != "-":
-        draw_verdict(report)
-    elif str(json_path) != "-":
-        draw_report(report, replay=_replay_command())
-    _write(run, json_path, html_path)
+    _print(run, outputs)
+    _write(run, outputs)
     return run.exit_code
 
 
@@ -112,62 +91,54 @@ def _with_options(report: CheckReport) -> CheckReport:
     return dataclasses.replace(report, environment={**report.environment, "options": options})
 
 
-def _progress(*, quiet: bool) -> Progress:
-    from snapshot_tool.cli.console import TerminalProgress
-
-    return Progress() if quiet else TerminalProgress()
-
-
-def _check_all(
-    request: CheckRequest, json_path: Path | None, html_path: Path | None, *, quiet: bool
-) -> int:
+def _check_all(request: CheckRequest, outputs: Outputs) -> int:
     """Check all golden sets, and print a table of their verdicts."""
     from snapshot_tool.check.every import check_all, exit_code_of_all
     from snapshot_tool.check.run import CheckRun
-    from snapshot_tool.cli.console import draw_checks, draw_report
+    from snapshot_tool.cli.console import draw_checks
 
-    if str(json_path) == "-":
+    if str(outputs.json_path) == "-":
         raise UsageError("--all writes a file for each golden set", "name a folder: --json DIR")
-    for folder in filter(None, (json_path, html_path)):
-        folder.mkdir(parents=True, exist_ok=True)
     checks = []
-    for one in check_all(request, _progress(quiet=quiet)):
+    for one in check_all(request, outputs.progress):
         checks.append(one)
         if one.report:
-            report = _with_options(one.report)
-            if not quiet:
-                draw_report(report, replay=f"{_replay_command()} --checkpoint {one.name}")
+            run = CheckRun(_with_options(one.report), Path(request.goldens))
+            own = outputs.in_folders(one.name.replace("/", "_"))
+            if not outputs.quiet:
+                _print(run, own)
                 click.echo()
-            file = one.name.replace("/", "_")
-            json_file = json_path and json_path / f"{file}.json"
-            html_file = html_path and html_path / f"{file}.html"
-            run = CheckRun(report, Path(request.goldens))
-            _write(run, json_file, html_file)
+            _write(run, own)
         if request.fail_fast and one.verdict in (Verdict.FAIL, Verdict.ERROR):
             break
     draw_checks(checks)
     return exit_code_of_all(checks)
 
 
-def _replay_command() -> str:
-    """Return this command as a line for a shell, without its question."""
-    context = click.get_current_context()
-    words = context.command_path.split()
-    for option in context.command.params:
-        given = context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
-        if given and option.name not in _NOT_REPLAYED:
-            value = context.params[str(option.name)]
-            for single in value if isinstance(value, tuple) else (value,):
-                words += [option.opts[0], *([] if single is True else [str(single)])]
-    return shlex.join(words)
+def _print(run: CheckRun, outputs: Outputs) -> None:
+    """Print a finished check, unless a file is printed instead."""
+    from snapshot_tool.cli.console import draw_report, draw_verdict
+    from snapshot_tool.reports.markdown import annotation_lines
+
+    if outputs.annotations:
+        for line in annotation_lines(run.report):
+            click.echo(line)
+    if outputs.printed:
+        return
+    if outputs.quiet:
+        draw_verdict(run.report)
+    else:
+        draw_report(run.report, verbose=outputs.verbose, page=outputs.html_path)
 
 
-def _write(run: CheckRun, json_path: Path | None, html_path: Path | None) -> None:
+def _write(run: CheckRun, outputs: Outputs) -> None:
     """Write the files of a finished check."""
-    if json_path is not None:
-        write_text(json_path, run.to_json())
-    if html_path is not None:
-        write_text(html_path, run.to_html())
+    if outputs.json_path is not None:
+        write_text(outputs.json_path, run.to_json())
+    if outputs.html_path is not None:
+        write_text(outputs.html_path, run.to_html())
+    if outputs.markdown_path is not None:
+        write_text(outputs.markdown_path, run.to_markdown())
 
 
 _prompts_option = click.option(
@@ -179,28 +150,35 @@ _prompts_option = click.option(
 
 @click.command(
     "report",
-    short_help="Show a finished check.",
+    short_help="Show finished checks.",
     epilog="Example: snap report run.json --html report.html --goldens goldens",
 )
-@click.argument("run", type=click.Path(path_type=Path))
-@html_option
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@report_options
 @_prompts_option
-def report_command(*, run: Path, html_path: Path | None, goldens: Path | None) -> int:
+def report_command(*, runs: tuple[Path, ...], goldens: Path | None, outputs: Outputs) -> int:
     """Show a check again from RUN, the file that `snap check --json` wrote.
 
-    It is shown as text, or with --html as one file that opens offline in any browser. No model
-    runs. The exit code is that of the check.
+    It is shown as text, or written as one file that opens offline in any browser. No model runs.
+    Several RUNS make a table with a line for each: the history of a port. The exit code is that
+    of the last one.
     """
     from snapshot_tool.check.run import CheckRun
-    from snapshot_tool.cli.console import draw_report
+    from snapshot_tool.cli.console import draw_table
     from snapshot_tool.reports.json import read_run
 
-    found = CheckRun(read_run(run), goldens)
-    if html_path is None:
-        draw_report(found.report, replay="snap check ...")
-    else:
-        write_text(html_path, found.to_html())
-    return found.exit_code
+    found = [CheckRun(read_run(run), goldens) for run in runs]
+    if len(found) == 1:
+        _print(found[0], outputs)
+        _write(found[0], outputs)
+        return found[0].exit_code
+    from snapshot_tool.reports.history import PastRun, history_table, history_to_html
+
+    past = [PastRun(str(path), run.report) for path, run in zip(runs, found, strict=True)]
+    draw_table(history_table(past))
+    if outputs.html_path is not None:
+        write_text(outputs.html_path, history_to_html(past))
+    return found[-1].exit_code
 
 
 @click.command(
@@ -209,15 +187,13 @@ def report_command(*, run: Path, html_path: Path | None, goldens: Path | None) -
     epilog="Example: snap merge shard-*.json --json run.json",
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@json_option
-@html_option
+@report_options
 @_prompts_option
 def merge_command(
     *,
     runs: tuple[Path, ...],
-    json_path: Path | None,
-    html_path: Path | None,
     goldens: Path | None,
+    outputs: Outputs,
 ) -> int:
     """Merge RUNS, the files that `snap check --shard K/N --json` wrote, into one report.
 
@@ -226,14 +202,12 @@ def merge_command(
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.check.shards import merge_reports
-    from snapshot_tool.cli.console import draw_report
     from snapshot_tool.reports.json import read_run
 
     report = merge_reports([(str(run), read_run(run)) for run in runs])
     found = CheckRun(report, goldens)
-    if str(json_path) != "-":
-        draw_report(report, replay="snap check ...")
-    _write(found, json_path, html_path)
+    _print(found, outputs)
+    _write(found, outputs)
     return found.exit_code
 
 

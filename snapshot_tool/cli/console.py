@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from snapshot_tool.base import protocol
-from snapshot_tool.base.phases import PHASES
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Verdict, combine
 from snapshot_tool.reports import text as run_text
@@ -94,62 +92,41 @@ _COLOURS = {
     Verdict.ERROR: "red",
     Verdict.SKIP: "yellow",
 }
-_SHOWN_CASES = 40
 
 
-def draw_report(report: CheckReport, *, replay: str) -> None:
+def draw_report(report: CheckReport, *, verbose: bool = False, page: Path | None = None) -> None:
     """Print the report, in colour on a terminal unless NO_COLOR is set.
 
-    replay: the command that runs a question again, without the question.
+    verbose: print every failure, not only the worst of each phase. page: the HTML report.
     """
-    for name, fact in run_text.header_facts(report, base=str(Path.cwd())):
+    base = str(Path.cwd())
+    for name, fact in run_text.header_facts(report, base=base):
         click.echo(f"{name:<14}{fact}")
     click.echo()
     if report.results:
-        _draw_grid(report)
+        console = Console()
+        fixed = console.is_terminal or "COLUMNS" in os.environ
+        draw_table(run_text.table(report, width=console.width if fixed else None))
         click.echo(run_text.LEGEND)
         for line in run_text.oracle_lines(report):
             click.echo(line)
         click.echo()
-    for line, verdict in run_text.exploration_lines(report, replay=replay):
-        click.secho(line, fg=_COLOURS[verdict] if verdict else None)
-    for line in run_text.problem_lines(report):
+    for line, verdict in run_text.exploration_lines(report):
+        click.echo(_coloured(line, verdict))
+    for line in run_text.problem_lines(report, verbose=verbose):
         click.echo(line)
     for line in run_text.localisation_lines(report.localisation, report.location):
         click.echo(line)
     if report.graft:
         click.echo(f"graft of {report.graft.module}: {report.graft.conclusion}\n")
+    for line in run_text.next_lines(report, page=page):
+        click.echo(line)
     draw_verdict(report)
 
 
 def draw_verdict(report: CheckReport) -> None:
     """Print the last line of a report."""
     click.secho(run_text.summary_line(report), bold=True, fg=_COLOURS[report.verdict])
-
-
-def _draw_grid(report: CheckReport) -> None:
-    """Print the worst cases as a table as wide as the terminal, or 80 columns in a file.
-
-    A cell has the verdict and how much of the tolerance the worst element used.
-    """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    # Only the names are shortened in a narrow terminal.
-    table.add_column("case", overflow="ellipsis", min_width=10)
-    for phase in PHASES:
-        table.add_column(phase.value, no_wrap=True)
-    rows = run_text.grid(report)
-    for case, results in rows[:_SHOWN_CASES]:
-        cells = [Text(case)]
-        for phase in PHASES:
-            found = [result for result in results if result.phase is phase]
-            colour = _COLOURS[run_text.worst_verdict(found)] if found else ""
-            cells.append(Text(run_text.outcome(found, report.rule), colour))
-        table.add_row(*cells)
-    Console(highlight=False).print(table)
-    if left := rows[_SHOWN_CASES:]:
-        verdict = run_text.worst_verdict(left[0][1])
-        worst = "all passed" if verdict is Verdict.PASS else f"at worst {verdict}"
-        click.echo(f"… and {len(left)} more cases: {worst}")
 
 
 def draw_checks(checks: Sequence[SetCheck]) -> None:
@@ -164,3 +141,16 @@ def draw_checks(checks: Sequence[SetCheck]) -> None:
     words = ", ".join(f"{counts[v]} {v.value}" for v in Verdict if counts[v])
     whole = combine(verdicts)
     click.secho(f"{whole.value.upper()}: {len(checks)} golden sets: {words}", bold=True)
+
+
+def draw_table(rows: Sequence[Sequence[run_text.Cell]]) -> None:
+    """Print lines of padded cells in the colours of their verdicts."""
+    for row in rows:
+        click.echo("".join(_coloured(text, verdict) for text, verdict in row).rstrip())
+
+
+def _coloured(text: str, verdict: Verdict | None) -> str:
+    """Return a cell in its verdict's colour; the blanks after it stay as they are."""
+    word = text.rstrip()
+    blanks = text[len(word) :]
+    return click.style(word, fg=_COLOURS[verdict]) + blanks if verdict else text

@@ -47,7 +47,7 @@ def demo_command(*, out: Path) -> int:
             candidate=f"snapshot_tool.demo.port:{port}",
         )
         run = CheckRun(check(request, TerminalProgress()), _DATA / "goldens")
-        draw_report(run.report, replay="snap check ...")
+        draw_report(run.report)
         click.echo()
     run.to_json(out / "report.json")
     try:

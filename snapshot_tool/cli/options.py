@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +12,7 @@ import click
 
 from snapshot_tool.base.files import require_writable, write_report
 from snapshot_tool.base.options import Option, options_of
+from snapshot_tool.base.protocol import Progress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.cli.configuration import environment_variable
 
@@ -134,6 +137,77 @@ def _report_option(flag: str, name: str, text: str) -> Callable[[_Command], _Com
 
 json_option = _report_option("--json", "json_path", "Write all figures; - prints them.")
 html_option = _report_option("--html", "html_path", "Write a page for the browser.")
+
+
+markdown_option = _report_option(
+    "--markdown", "markdown_path", "Write Markdown for the summary of a CI run, or for a comment."
+)
+annotations_option = click.option(
+    "--annotations",
+    is_flag=True,
+    help="Print GitHub's workflow commands, which mark a failure in the code.",
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only the last line.")
+verbose_option = click.option(
+    "--verbose", "-v", is_flag=True, help="Print every failure, not only the worst of each phase."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """How a check is reported besides its text; with `verbose` the text has every failure."""
+
+    json_path: Path | None
+    html_path: Path | None
+    markdown_path: Path | None
+    annotations: bool
+    verbose: bool
+    quiet: bool
+
+    @property
+    def printed(self) -> bool:
+        """Whether one of the files is standard output."""
+        return "-" in map(str, (self.json_path, self.html_path, self.markdown_path))
+
+    @property
+    def progress(self) -> Progress:
+        """What shows the progress of the check."""
+        from snapshot_tool.cli.console import TerminalProgress
+
+        return Progress() if self.quiet else TerminalProgress()
+
+    def in_folders(self, name: str) -> Outputs:
+        """Return the outputs of one check of many: the paths are folders, which are made."""
+
+        def inside(folder: Path | None, ending: str) -> Path | None:
+            if folder is None:
+                return None
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder / f"{name}.{ending}"
+
+        return replace(
+            self,
+            json_path=inside(self.json_path, "json"),
+            html_path=inside(self.html_path, "html"),
+            markdown_path=inside(self.markdown_path, "md"),
+        )
+
+
+def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of Outputs, and pass them as `outputs`."""
+
+    @functools.wraps(command)
+    def call(**options: Any) -> Any:
+        own = {field.name: options.pop(field.name) for field in fields(Outputs)}
+        return command(outputs=Outputs(**own), **options)
+
+    decorated: Callable[..., Any] = call
+    for option in (
+        *(quiet_option, verbose_option, annotations_option),
+        *(markdown_option, html_option, json_option),
+    ):
+        decorated = option(decorated)
+    return decorated
 
 
 def write_text(path: Path, text: str) -> None:

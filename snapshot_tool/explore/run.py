@@ -15,7 +15,7 @@ from snapshot_tool.base.errors import PhaseUnsupported, SnapError
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.places import describe_error, place_of_error, traceback_of
 from snapshot_tool.base.report import Exploration, ExploredKind
-from snapshot_tool.base.results import Result, Verdict, tolerance_used
+from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.explore.questions import KINDS, Question, find_smallest_failure, questions_of
 from snapshot_tool.explore.recorded import Answer, Recorded
 from snapshot_tool.goldens import parts
@@ -75,9 +75,7 @@ class QueryRunner:
         seconds = time.perf_counter() - began
         results = [self._judge(question, answer, seconds) for answer in answers]
         bad = [result for result in results if result.verdict in _BAD]
-        return max(
-            bad or results, key=lambda result: tolerance_used(result, self.judge.rule) or 0.0
-        )
+        return max(bad or results, key=lambda result: result.tolerance_used or 0.0)
 
     def _judge(self, question: Question, answer: Answer, seconds: float) -> Result:
         case = self.recorded.golden.case(answer.case)

@@ -96,6 +96,7 @@ class Judge:
             **(vars(comparison) if comparison else {}),
             atol=tolerance.atol,
             rtol=tolerance.rtol,
+            tolerance_used=_used(comparison, figures, tolerance, self.rule),
             seconds=round(seconds, 6),
             error_map=errors,
             oracle=figures,
@@ -110,6 +111,22 @@ class Judge:
             own.atol if self.atol is None else self.atol,
             own.rtol if self.rtol is None else self.rtol,
         )
+
+
+def _used(
+    comparison: Comparison | None,
+    figures: OracleComparison | None,
+    tolerance: Tolerance,
+    rule: Rule,
+) -> float | None:
+    """Return how much of what is allowed was used; by the table, |diff| / allowed at the worst."""
+    if rule is Rule.ORACLE and figures:
+        return figures.used
+    if comparison is None or comparison.worst is None:
+        return None
+    worst = comparison.worst
+    allowed = tolerance.atol + tolerance.rtol * abs(worst.expected)
+    return abs(worst.actual - worst.expected) / allowed if allowed else None
 
 
 def _describe(figures: OracleComparison) -> str:

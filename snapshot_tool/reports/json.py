@@ -67,8 +67,13 @@ class CheckDocument(msgspec.Struct, kw_only=True):
     """The file that `snap check --json` writes."""
 
     schema: Literal["snap-check/1"] = "snap-check/1"
+    snap: str = ""
+    date: str = ""
+    command: str = "snap check ..."
+    seconds: float = 0.0
     verdict: Verdict
     exit_code: int
+    counts: dict[Verdict, int] = {}
     quick: bool
     dtype: str
     tolerance: Rule
@@ -89,6 +94,7 @@ class CheckDocument(msgspec.Struct, kw_only=True):
     localisation: Finding | None = None
     exploration: ExplorationSummary | None = None
     shard: Shard | None = None
+    next: tuple[str, ...] = ()
 
 
 def write_json(document: object) -> str:
@@ -112,8 +118,13 @@ def run_to_json(report: CheckReport) -> str:
     """Return the report as JSON text."""
     found = report.localisation
     document = CheckDocument(
+        snap=report.snap,
+        date=report.date,
+        command=report.command,
+        seconds=report.seconds,
         verdict=report.verdict,
         exit_code=report.exit_code,
+        counts=report.counts,
         quick=report.quick,
         dtype=report.dtype,
         tolerance=report.rule,
@@ -139,6 +150,7 @@ def run_to_json(report: CheckReport) -> str:
         localisation=msgspec.convert(found, Finding, from_attributes=True) if found else None,
         exploration=_exploration_summary(report.exploration),
         shard=report.shard,
+        next=report.next_commands,
     )
     return write_json(document)
 
@@ -220,6 +232,11 @@ def _report(document: CheckDocument) -> CheckReport:
         near_ties_allowed=document.near_ties_allowed,
         graft=document.graft,
         shard=document.shard,
+        snap=document.snap,
+        date=document.date,
+        command=document.command,
+        seconds=document.seconds,
+        next_commands=document.next,
         weights=document.weights,
     )
 

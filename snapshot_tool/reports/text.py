@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.phases import Phase, phase_order
 from snapshot_tool.base.protocol import CandidateInfo, Loading
 from snapshot_tool.base.report import CheckReport
-from snapshot_tool.base.results import Result, Verdict, tolerance_used
+from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.base.tolerance import Rule
 from snapshot_tool.goldens.manifest import Manifest
 
 LEGEND = "0.5x: half of what is allowed was used; equal: no difference"
 _SHOWN_NAMES = 6
-_SHOWN_PROBLEMS = 12
-_SHOWN_WEIGHTS = 4
+_SHOWN_CASES = 40
+_SHOWN_WEIGHTS = 2
+_NARROW = 72  # columns
 _MODULES_AROUND = 3
 _SEVERITY = (Verdict.ERROR, Verdict.FAIL, Verdict.SKIP, Verdict.PASS)
 
@@ -94,8 +97,7 @@ def grid(report: CheckReport) -> list[tuple[str, list[Result]]]:
         verdict = worst_verdict(row[1])
         if verdict in (Verdict.PASS, Verdict.SKIP):
             return len(_SEVERITY), 0.0  # in the order of the run
-        used = (tolerance_used(result, report.rule) for result in row[1])
-        return _SEVERITY.index(verdict), -max((u for u in used if u is not None), default=0.0)
+        return _SEVERITY.index(verdict), -max(result.tolerance_used or 0.0 for result in row[1])
 
     return sorted(cases.items(), key=badness)
 
@@ -105,7 +107,7 @@ def worst_verdict(results: Iterable[Result]) -> Verdict:
     return min((result.verdict for result in results), key=_SEVERITY.index)
 
 
-def outcome(results: Sequence[Result], rule: Rule) -> str:
+def outcome(results: Sequence[Result]) -> str:
     """Return the verdict on some results and how much of the tolerance was used at most.
 
     "" without results: the case has no such phase, or it was not selected.
@@ -113,7 +115,7 @@ def outcome(results: Sequence[Result], rule: Rule) -> str:
     if not results:
         return ""
     verdict = worst_verdict(results)
-    used = [u for result in results if (u := tolerance_used(result, rule)) is not None]
+    used = [result.tolerance_used for result in results if result.tolerance_used is not None]
     if not used or verdict not in (Verdict.PASS, Verdict.FAIL):
         return verdict.value
     if any(map(math.isnan, used)):
@@ -123,18 +125,64 @@ def outcome(results: Sequence[Result], rule: Rule) -> str:
     return f"{verdict.value} {max(used):.2g}x" if max(used) < math.inf else f"{verdict.value} Inf"
 
 
-def exploration_lines(report: CheckReport, *, replay: str) -> list[tuple[str, Verdict | None]]:
+Cell = tuple[str, Verdict | None]
+
+
+def table(report: CheckReport, *, width: int | None) -> list[list[Cell]]:
+    """Return the grid as lines of padded cells; the worst cases come first.
+
+    width: of the terminal; None: any. If it is too narrow, headings become short and figures go;
+    names and columns stay.
+    """
+    rows = grid(report)
+    narrow = width is not None and width < _NARROW
+    gap = " " if narrow else "  "
+    heading = [phase.value[:3] if narrow else phase.value for phase in report.phases]
+    for cell in (outcome, _verdict_alone):
+        lines: list[list[Cell]] = [[("case", None), *((name, None) for name in heading)]]
+        for case, results in rows[:_SHOWN_CASES]:
+            of_phases = [[r for r in results if r.phase is phase] for phase in report.phases]
+            cells = [(cell(found), worst_verdict(found) if found else None) for found in of_phases]
+            lines.append([(case, None), *cells])
+        padded = pad(lines, gap)
+        if width is None or sum(len(text) for text, _ in padded[0]) - len(gap) <= width:
+            break
+    if left := rows[_SHOWN_CASES:]:
+        verdict = worst_verdict(left[0][1])
+        worst = "all passed" if verdict is Verdict.PASS else f"at worst {verdict}"
+        padded.append([(f"… and {len(left)} more cases: {worst}", None)])
+    return padded
+
+
+def pad(lines: list[list[Cell]], gap: str) -> list[list[Cell]]:
+    """Return lines of cells with each column as wide as its widest cell, and a gap after it."""
+    widths = [max(len(text) for text, _ in column) for column in zip(*lines, strict=True)]
+    return [
+        [
+            (text.ljust(size) + gap, verdict)
+            for (text, verdict), size in zip(line, widths, strict=True)
+        ]
+        for line in lines
+    ]
+
+
+def _verdict_alone(results: Sequence[Result]) -> str:
+    return outcome(results).partition(" ")[0]
+
+
+def exploration_lines(report: CheckReport) -> list[Cell]:
     """Return how many derived questions were asked, by kind, and how to replay a failure.
 
-    replay: the command to which `--replay QUESTION` is added. Lines have a verdict, for colour.
+    Lines have a verdict, for colour.
     """
     found = report.exploration
     if found is None:
         return []
+    replay = re.sub(r" --(explore|seed|shard) \S+", "", report.command)
     drawn = "" if found.seed is None else f", drawn from seed {found.seed}"
-    lines: list[tuple[str, Verdict | None]] = [(f"derived questions{drawn}", None)]
+    lines: list[Cell] = [(f"derived questions{drawn}", None)]
     for kind in found.kinds:
-        text = f"  {kind.kind:<18}{kind.asked:>6} asked  {outcome(kind.results, report.rule)}"
+        text = f"  {kind.kind:<18}{kind.asked:>6} asked  {outcome(kind.results)}"
         lines.append((text, worst_verdict(kind.results) if kind.results else None))
         if kind.failure and found.seed is not None:
             question = shlex.quote(kind.failure.tensor)
@@ -163,22 +211,21 @@ def oracle_lines(report: CheckReport) -> list[str]:
     return [*lines, f"     --tolerance oracle {' and '.join(others) or 'agrees on all'}"]
 
 
-def weight_lines(report: CheckReport) -> list[str]:
-    """Return the weights that are not the checkpoint's, the first few of them."""
-    found = report.weights.differing if report.weights else ()
-    more = [f"{len(found) - _SHOWN_WEIGHTS} more"] if len(found) > _SHOWN_WEIGHTS else []
-    return [*map(str, found[:_SHOWN_WEIGHTS]), *more]
+def problem_lines(report: CheckReport, *, verbose: bool = False) -> list[str]:
+    """Return what did not pass: fields and weights, the worst of each phase, skips by their reason.
 
-
-def problem_lines(report: CheckReport) -> list[str]:
-    """Return what did not pass, weights and the earliest phases first, the first few of each."""
-    problems = [r for r in report.all_results if r.verdict in (Verdict.FAIL, Verdict.ERROR)]
-    problems.sort(
-        key=lambda r: (phase_order(r.phase), -(tolerance_used(r, report.rule) or 0.0)),
-    )
-    lines = [f"FAIL loading / {field}" for field in report.wrong_fields]
-    lines += [f"FAIL weights / {line}" for line in weight_lines(report)]
-    lines += [problem_text(result) for result in problems[:_SHOWN_PROBLEMS]]
+    verbose: return every failure.
+    """
+    fields = [f"FAIL loading / {field}" for field in report.wrong_fields]
+    differing = report.weights.differing if report.weights else ()
+    weights = [f"FAIL weights / {weight}" for weight in differing]
+    problems = list(report.bad)
+    if not verbose:
+        fields, weights = _first_few(fields), _first_few(weights)
+        problems = [next(r for r in problems if r.phase is p) for p in _phases_of(problems)]
+    lines = [*fields, *weights, *map(problem_text, problems)]
+    if left := len(report.bad) - len(problems):
+        lines.append(f"     … and {left} more: --verbose or --json FILE")
     skips: dict[tuple[Phase, str], list[Result]] = {}
     for result in sorted(report.all_results, key=lambda result: phase_order(result.phase)):
         if result.verdict is Verdict.SKIP:
@@ -186,16 +233,25 @@ def problem_lines(report: CheckReport) -> list[str]:
     for (phase, reason), found in skips.items():
         several = f"SKIP {phase}, {len(found)} times: {reason}"
         lines.append(several if len(found) > 1 else problem_text(found[0]))
-    if len(problems) > _SHOWN_PROBLEMS:
-        left = len(problems) - _SHOWN_PROBLEMS
-        lines.append(f"… and {left} more: --json FILE has them all")
     return lines
+
+
+def _phases_of(results: Sequence[Result]) -> list[Phase]:
+    return list(dict.fromkeys(result.phase for result in results))
+
+
+def _first_few(lines: list[str]) -> list[str]:
+    left = len(lines) - _SHOWN_WEIGHTS
+    return [*lines[:_SHOWN_WEIGHTS], *([f"     … and {left} more"] if left > 0 else [])]
 
 
 def problem_text(result: Result) -> str:
     """Return a result that did not pass, on one line or two."""
     where = " / ".join(part for part in (result.phase.value, result.case, result.tensor) if part)
-    return f"{result.verdict.value.upper()} {where}: {wrap_worst(result.reason)}"
+    reason = result.reason
+    if result.divergence:  # a distance between ids of tokens means nothing
+        reason = reason.partition("; worst at ")[0]
+    return f"{result.verdict.value.upper()} {where}: {wrap_worst(reason)}"
 
 
 def wrap_worst(reason: str) -> str:
@@ -246,7 +302,7 @@ def conclusion(found: Localisation, location: str = "") -> str:
     if found.first_bad is None and not found.between:
         agree = "every module of the forward pass agrees with the reference"
         return f"{agree}: the error is in {location}" if location else agree
-    text = "raised in" if found.raised else "not run:" if found.skipped else "first wrong in"
+    text = "raised in" if found.raised else "never called:" if found.skipped else "first wrong in"
     if found.guess:
         text = "no module is beyond its limit; a guess, since the error rises most there:"
     if found.own_code or found.first_bad is None:
@@ -263,25 +319,86 @@ def error_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}"
 
 
-def summary_line(report: CheckReport) -> str:
-    """Return the verdict on the whole in one line."""
-    verdicts = [result.verdict for result in report.all_results]
-    counts = [f"{verdicts.count(Verdict.PASS)} passed"]
-    others = (Verdict.FAIL, "failed"), (Verdict.ERROR, "errors"), (Verdict.SKIP, "skipped")
-    counts += [f"{verdicts.count(v)} {word}" for v, word in others if v in verdicts]
-    cases = len({r.case for r in report.results})
-    of_what = [f"tensors of {cases} cases"] if report.results else []
+def source_lines(report: CheckReport) -> list[str]:
+    """Return the class of the first bad module, and the changed files of the checkout."""
+    found, changed = report.localisation, report.candidate.changed
+    lines = []
+    if found and found.source:
+        own = "" if found.source.name == found.module_class else f"{found.module_class} of "
+        lines.append(f"class    {own}{found.source.name}, {found.source.file}:{found.source.line}")
+    if changed:
+        lines.append(f"changed  {list_names(changed)} (not committed)")
+    return lines
+
+
+def next_lines(report: CheckReport, *, page: Path | None = None) -> list[str]:
+    """Return what helps after a failure: counts, the module's class, changed files, commands.
+
+    page: where the HTML report is; None if there is none.
+    """
+    if report.verdict not in (Verdict.FAIL, Verdict.ERROR):
+        return []
+    look = f"open {page} in a browser" if page else f"{report.command} --html report.html"
+    commands = [*report.next_commands, look]
+    after = [f"next     {command}" for command in commands]
+    return [counts_text(report), *source_lines(report), *after]
+
+
+def counts_text(report: CheckReport) -> str:
+    """Return how many results have each verdict, and of what."""
+    words = {Verdict.PASS: "passed", Verdict.FAIL: "failed", Verdict.ERROR: "errors"}
+    words |= {Verdict.SKIP: "skipped"}
+    counts = [f"{n} {words[v]}" for v, n in report.counts.items() if n or v is Verdict.PASS]
+    of_what = [f"tensors of {_number_of_cases(report)} cases"] if report.results else []
     of_what += ["derived questions"] if report.exploration else []
-    line = f"{report.verdict.value.upper()}: {', '.join(counts)} ({' and '.join(of_what)})"
-    if first := report.divergence:
-        where = f"case {first.case}" if first in report.results else first.tensor
-        line += f"; first divergence: {first.phase.value}, {where}"
+    return f"{', '.join(counts)} ({' and '.join(of_what)})"
+
+
+def _number_of_cases(report: CheckReport) -> int:
+    return len({result.case for result in report.results})
+
+
+def summary_line(report: CheckReport) -> str:
+    """Return the verdict on the whole in one line: of a failure its phase, cases and module."""
+    first, failed = report.divergence, report.verdict in (Verdict.FAIL, Verdict.ERROR)
+    facts = [] if failed else [counts_text(report)]
+    if first is not None:
+        same = {r.case for r in report.bad if r.phase is first.phase}
+        where = f"in {len(same)} of {_number_of_cases(report)} cases"
+        if first not in report.results:
+            where = f"in a derived question, {first.tensor}"
+        facts.append(f"{first.phase.value} {where}{_cause(report, first)}")
     if report.wrong_fields:
-        line += f"; wrong fields of FMS's own mapping: {len(report.wrong_fields)}"
-    if report.weights and report.weights.differing:
-        line += f"; weights that are not the checkpoint's: {len(report.weights.differing)}"
+        facts.append(f"wrong fields of FMS's own mapping: {len(report.wrong_fields)}")
+    if report.weights and (differing := report.weights.differing):
+        weights = f"weights that are not the checkpoint's: {len(differing)}"
+        facts.append(f"{weights}, first {differing[0].name}")
     if report.near_ties:
-        line += f"; near-ties allowed: {len(report.near_ties)}"
+        facts.append(f"near-ties allowed: {len(report.near_ties)}")
     if report.unmet:
-        line += f"; required but not there: {', '.join(report.unmet)}"
-    return line
+        facts.append(f"required but not there: {', '.join(report.unmet)}")
+    return f"{report.verdict.value.upper()}{' ' if failed else ': '}{'; '.join(facts)}"
+
+
+def _cause(report: CheckReport, first: Result) -> str:
+    """Return what the first failure comes from, as far as it is known."""
+    found = report.localisation
+    if first.verdict is Verdict.ERROR:
+        return f": {first.reason}"
+    if first.phase is Phase.PREPROCESSING or not report.location:
+        return ""
+    if found is None or not found.module:
+        return f": {report.location}"
+    return f", {module_text(found)}"
+
+
+def module_text(found: Localisation) -> str:
+    """Return the first bad module by the candidate's name, and the end of the reference's."""
+    bad = found.first_bad_module
+    how = "raised in" if found.raised else "never called" if found.skipped else "first wrong"
+    own = "the own code of " if found.own_code or found.first_bad is None else ""
+    if bad is None or not bad.candidate:
+        return f"{how}: {own}{found.module}"
+    parts = found.module.split(".")
+    end = ".".join(parts[-3:] if parts[-2:-1] and parts[-2].isdigit() else parts[-2:])
+    return f"{how}: {own}{bad.candidate} (HF {'…' if end != found.module else ''}{end})"

@@ -12,7 +12,7 @@ import pytest
 from snapshot_tool.base.errors import PhaseUnsupported, UsageError
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
-from snapshot_tool.base.results import Verdict, tolerance_used
+from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.explore.questions import KINDS, Batch, Prefix, parse_question, questions_of
 from snapshot_tool.explore.recorded import Prompt, Recorded, capabilities_of
@@ -71,7 +71,7 @@ def test_a_correct_port_passes_every_kind_of_question(
     assert [kind.kind for kind in found.kinds] == kinds
     assert {kind.verdict for kind in found.kinds} == {Verdict.PASS}
     assert found.asked == len({result.tensor for result in found.results}) == 90
-    assert all((tolerance_used(result) or 0) < 0.5 for result in found.results)
+    assert all((result.tolerance_used or 0) < 0.5 for result in found.results)
 
 
 def test_one_seed_draws_the_same_questions_again(golden: Golden, candidate: FmsCandidate) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,11 @@ import pytest
 from click.testing import CliRunner
 
 from snapshot_tool.base.errors import SnapError
+from snapshot_tool.base.options import options_of
 from snapshot_tool.base.report import CheckReport, Graft, WeightDifference, WeightReport
 from snapshot_tool.base.results import Judgement, Verdict, Worst
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.cli.check import check_command
 from snapshot_tool.cli.commands import cli
 from snapshot_tool.reports.json import read_run, run_to_json
 from tests.conftest import CHECKOUT, ROOT, Snap
@@ -36,6 +40,9 @@ OPTIONS = {
 }
 # The largest of many rounding differences stands elsewhere on another processor.
 VARYING = (
+    "snap",
+    "date",
+    "command",
     "traceback",
     "line",
     "warnings",
@@ -129,6 +136,16 @@ def spoilt(report: CheckReport) -> CheckReport:
     weights = WeightReport(3, (WeightDifference("a", ("model.a",), 1, 2, nan),), ("b",), ("c",))
     graft = Graft("model.a", "a", odd.case, (judgement,), (judgement,), "model.b")
     return replace(report, results=(odd, *rest), graft=graft, weights=weights)
+
+
+def test_the_command_makes_the_same_request_again() -> None:
+    """As a line for a shell, without defaults."""
+    request = CheckRequest(case=["one image", "two"], quick=True, atol=0.5, goldens="elsewhere")
+    words = shlex.split(request.command)
+    assert words[:2] == ["snap", "check"]
+    given = check_command.make_context("check", words[2:]).params
+    fields = {name: given[name] for name in options_of(CheckRequest)}
+    assert CheckRequest(**{**fields, "goldens": str(fields["goldens"])}) == request
 
 
 def test_a_report_read_back_is_the_report(written: Path, tmp_path: Path) -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from snapshot_tool.base.phases import PHASES
+from snapshot_tool.base.places import Place
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, Verdict, Worst
 from snapshot_tool.cli.commands import cli
 from snapshot_tool.reports.json import read_run, run_to_json
+from snapshot_tool.reports.markdown import annotation_lines, run_to_markdown
 from tests.conftest import CHECKOUT, Snap
 
 
@@ -35,14 +38,18 @@ def spoil(result: Result, excess: float) -> Result:
     """Return a failure whose worst element is so many tolerances off."""
     assert result.atol is not None
     worst = Worst((0,), 0.0, result.atol * excess)
-    return replace(result, verdict=Verdict.FAIL, reason="1 differs", worst=worst, mismatched=1)
+    failed = replace(result, verdict=Verdict.FAIL, reason="1 differs", worst=worst, mismatched=1)
+    return replace(failed, tolerance_used=excess)
 
 
-def shown(report: CheckReport, folder: Path, *, columns: int) -> list[str]:
-    """Return the lines that `snap report` prints of it in a window of this width."""
+def shown(
+    report: CheckReport, folder: Path, *options: str, columns: int | None = None
+) -> list[str]:
+    """Return the lines that `snap report` prints of it in a window of this width, or in a pipe."""
     path = folder / "run.json"
     path.write_text(run_to_json(report), encoding="utf-8")
-    printed = CliRunner().invoke(cli, ["report", str(path)], env={"COLUMNS": str(columns)})
+    environment = {"COLUMNS": str(columns) if columns else None}
+    printed = CliRunner().invoke(cli, ["report", str(path), *options], env=environment)
     return printed.output.splitlines()
 
 
@@ -53,19 +60,50 @@ def table(lines: list[str]) -> list[str]:
     return lines[start + 1 : end]
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
-def test_long_names_give_way_and_figures_stay(
+@pytest.mark.parametrize("columns", [40, 50, 60, 72, 80, 120])
+def test_no_name_and_no_column_goes_in_any_window(
     report: CheckReport, tmp_path: Path, columns: int
 ) -> None:
-    """No row is wider than the window, every row begins with its name, and 80 show all figures."""
-    names = [f"{name}-{'very-' * 10}long" for name in ("first", "second")]
-    results = tuple(result for name in names for result in renamed(report, name))
-    rows = table(shown(replace(report, results=results), tmp_path, columns=columns))
-    assert [row[:5] for row in rows] == ["first", "secon"]
-    assert max(map(len, rows)) <= columns
+    """Five phases fit into 40 columns; figures are there from 80 on, whole headings from 72."""
+    one, *_ = report.results
+    results = [
+        replace(one, case=case, phase=phase) for case in ("one-image", "two-images")
+        for phase in PHASES
+    ]  # fmt: skip
+    lines = shown(replace(report, results=tuple(results)), tmp_path, columns=columns)
+    heading = next(line for line in lines if line.startswith("case "))
+    assert heading.split() == ["case", *(p if columns >= 72 else p[:3] for p in PHASES)]
+    rows = table(lines)
+    assert [row.split()[0] for row in rows] == ["one-image", "two-images"]
+    assert [row.count("pass") for row in rows] == [5, 5]
+    assert max(map(len, [heading, *rows])) <= columns
     if columns >= 80:
         figures = re.compile(r"pass (?:equal|0\.\d+x)")  # which of them, rounding decides
-        assert [len(figures.findall(row)) for row in rows] == [2, 2]
+        assert [len(figures.findall(row)) for row in rows] == [5, 5]
+
+
+def test_long_names_stay_whole_in_a_pipe(report: CheckReport, tmp_path: Path) -> None:
+    """No name is cut, however long."""
+    name = f"{'very-' * 30}long"
+    (row,) = table(shown(replace(report, results=tuple(renamed(report, name))), tmp_path))
+    assert row.startswith(f"{name}  pass")
+
+
+def test_each_phase_shows_its_worst_failure_and_verbose_all(
+    report: CheckReport, tmp_path: Path
+) -> None:
+    """At most ten lines; the last line says phase and cases."""
+    results = [r for n in range(1, 30) for r in renamed(report, f"case-{n}", excess=n)]
+    spoilt = replace(report, results=tuple(results))
+    lines = shown(spoilt, tmp_path)
+    failures = [line for line in lines[:-1] if line.startswith("FAIL ")]
+    assert [line.split()[1:4] for line in failures] == [
+        ["connector", "/", "case-29"],
+        ["forward", "/", "case-29"],
+    ]
+    assert lines[-1].startswith("FAIL connector in 29 of 29 cases")
+    everything = shown(spoilt, tmp_path, "--verbose")
+    assert sum(line.startswith("FAIL ") for line in everything) == len(results) + 1
 
 
 def test_the_worst_cases_come_first(report: CheckReport, tmp_path: Path) -> None:
@@ -96,4 +134,26 @@ def test_of_many_cases_the_worst_are_shown_and_the_rest_counted(
     assert len(lines) < 80
     assert table(lines)[0].startswith("fails ")
     assert table(lines)[-1] == "… and 461 more cases: all passed"
-    assert lines[-1].endswith("(tensors of 501 cases); first divergence: connector, case fails")
+    assert lines[-1] == "FAIL connector in 1 of 501 cases"
+
+
+def test_what_a_report_says_stays_text_in_markdown(report: CheckReport) -> None:
+    """A name with Markdown's and HTML's own signs breaks neither the table nor the page."""
+    spoilt = replace(report, results=tuple(renamed(report, "a|<b>`*", excess=2)))
+    text = run_to_markdown(spoilt, base="/")
+    assert "<b>" not in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| a"))
+    assert row.count(" | ") == len(spoilt.phases)
+
+
+def test_an_annotation_names_file_and_line_on_one_line(report: CheckReport) -> None:
+    """Signs that end a field of GitHub's workflow commands are escaped; a pass has none."""
+    assert list(annotation_lines(report)) == []
+    bad = replace(
+        report.results[0],
+        verdict=Verdict.ERROR,
+        reason="50%\nof it",
+        place=Place("a,b:c.py", 3, "f"),
+    )
+    (line,) = annotation_lines(replace(report, results=(bad,)))
+    assert line == "::error file=a%2Cb%3Ac.py,line=3::50%25%0Aof it"

@@ -128,6 +128,7 @@ class FmsCandidate(Candidate):
             notes=(*self.calls.notes, *stray, *unmapped, *self.doubles),
             loading=self.request.loading,
             mapping=self.mapping,
+            changed=self.source.changed,
         )
 
     def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:

@@ -28,12 +28,14 @@ class FmsSource:
         version: of a release that pip installed; "" for a checkout.
         commit: of a checkout; "" outside of git.
         dirty: whether the checkout has changes; None outside of git.
+        changed: the files that do.
     """
 
     path: Path
     version: str
     commit: str
     dirty: bool | None
+    changed: tuple[str, ...] = ()
 
 
 def import_fms(fms_path: Path | None) -> FmsSource:
@@ -94,7 +96,9 @@ def _source_of(root: Path) -> FmsSource:
     top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
     if top != str(root):
         return FmsSource(root, "", "", None)
-    return FmsSource(root, "", commit, _git(root, "status", "--porcelain", "--", "fms") != "")
+    changes = _git(root, "status", "--porcelain", "--", "fms").splitlines()
+    changed = tuple(line.split(maxsplit=1)[-1] for line in changes)
+    return FmsSource(root, "", commit, bool(changed), changed)
 
 
 def _git(root: Path, *arguments: str) -> str:
