@@ -15,7 +15,8 @@ from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Run, Snap, error
 PHASES = ["preprocessing", "vision", "connector", "forward", "generate"]
 FIGURES = [
     *("case", "phase", "tensor", "verdict", "reason", "max_abs", "max_rel", "mean_abs", "rmse"),
-    *("cosine", "mismatched", "numel", "atol", "rtol", "worst", "seconds"),
+    *("cosine", "mismatched", "numel", "atol", "rtol", "tolerance_used"),
+    *("worst", "seconds"),
     *("error_map", "oracle", "divergence", "place", "traceback"),
 ]
 
