@@ -38,11 +38,11 @@ from snapshot_tool.families.llama import (
 )
 from snapshot_tool.families.llava_next import LLAVA_NEXT
 from snapshot_tool.families.mistral3 import MINISTRAL3, MISTRAL3
-from snapshot_tool.families.mpnet import MPNET
 from snapshot_tool.families.own import OWN, load_named
 from snapshot_tool.families.roberta import (
     BERT,
     BERT_CLASSIFICATION,
+    MPNET,
     ROBERTA,
     ROBERTA_CLASSIFICATION,
     ROBERTA_QUESTION_ANSWERING,

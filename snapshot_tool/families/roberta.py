@@ -1,4 +1,4 @@
-"""BERT and RoBERTa with their heads: masked tokens, classes of a text, spans of an answer."""
+"""Text encoders: BERT and RoBERTa with their heads, and MPNet for sentence embeddings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Side
+from snapshot_tool.base.protocol import CaseInputs, Side
 from snapshot_tool.families.family import (
     Capture,
     Config,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _CLASSES = Capture(Phase.FORWARD, "class_logits", "classifier", Side.OUTPUT)
 _SPANS = Capture(Phase.FORWARD, "span_logits", "qa_outputs", Side.OUTPUT)
+_POOLED = Capture(Phase.FORWARD, "pooler_output", "pooler", Side.OUTPUT)
 
 # Positions are counted from after the padding token's id: the first embeddings are unused.
 _RESERVED = 2
@@ -70,32 +71,46 @@ class _SpanCalls(EncoderCalls):
         return {_SPANS.name: torch.stack(answer, dim=-1)}
 
 
+class _MpnetCalls(EncoderCalls):
+    """FMS counts positions itself only in a whole prompt; Hugging Face leaves padding out."""
+
+    def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
+        padding, pad_id = inputs.attention_mask == 0, self.model.config.pad_id
+        seen = self.pad(inputs, offset=pad_id + 1)
+        seen["position_ids"] = seen["position_ids"].masked_fill(padding, pad_id)
+        if not bool(padding.any()):
+            del seen["mask"]
+        return seen
+
+    def head_outputs(self, answer: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {_POOLED.name: answer[1]}  # (1, width), of the first token
+
+
+_LAYER = r"base_model\.layers\.(\d+)"
+_MLP = {
+    "ff_sub_layer.w1": "intermediate.dense",
+    "ff_sub_layer.w2": "output.dense",
+    "ff_ln": "output.LayerNorm",
+}
+
+
 def _encoder_pairs(base: str) -> tuple[ModulePair, ...]:
     """Return the module pairs of an encoder, whose Hugging Face name is `base`."""
-    layer, hf_layer = r"base_model\.layers\.(\d+)", rf"{base}.encoder.layer.\1"
+    hf_layer = rf"{base}.encoder.layer.\1"
     embeddings = {"embedding": "word_embeddings", "enc_norm": "LayerNorm"}
+    attention = {"attn.dense": "output.dense", "ln": "output.LayerNorm"}
     return (
         ModulePair("base_model", base),
         *pairs_below("base_model", f"{base}.embeddings", embeddings),
         # FMS itself adds up all embeddings before it, so the output is theirs.
         ModulePair(r"base_model\.enc_norm", f"{base}.embeddings"),
-        ModulePair(layer, hf_layer),
         # FMS's attention is Hugging Face's "self" and the dense layer after it: no pair.
         *fused_pairs(
-            rf"{layer}\.attn\.in_proj", f"{hf_layer}.attention.self", "query", "key", "value"
+            rf"{_LAYER}\.attn\.in_proj", f"{hf_layer}.attention.self", "query", "key", "value"
         ),
-        *pairs_below(
-            layer,
-            hf_layer,
-            {
-                "attn.dense": "attention.output.dense",
-                "ln": "attention.output.LayerNorm",
-                "ff_sub_layer.w1": "intermediate.dense",
-                "ff_sub_layer.a": "intermediate.intermediate_act_fn",
-                "ff_sub_layer.w2": "output.dense",
-                "ff_ln": "output.LayerNorm",
-            },
-        ),
+        *pairs_below(_LAYER, f"{hf_layer}.attention", attention),
+        *pairs_below(_LAYER, hf_layer, {"": "", **_MLP}),
+        ModulePair(rf"{_LAYER}\.ff_sub_layer\.a", f"{hf_layer}.intermediate.intermediate_act_fn"),
     )
 
 
@@ -176,4 +191,51 @@ BERT_CLASSIFICATION = _encoder_family(
     base="bert",
     calls=_ClassCalls,
     head=_CLASSES,
+)
+
+
+def _mpnet_config(config: Config) -> Fields:
+    return {
+        **layers_config(config),
+        **renamed(
+            config,
+            *("layer_norm_eps", "relative_attention_num_buckets"),
+            max_expected_seq_len="max_position_embeddings",
+            pad_id="pad_token_id",
+        ),
+    }
+
+
+_MPNET_EMBEDDINGS = {
+    "word_embedding": "word_embeddings",
+    "position_embeddings": "position_embeddings",
+    "enc_norm": "LayerNorm",
+}
+_MPNET_ATTENTION = {"attn": "attn", "attn.dense": "attn.o", "ln": "LayerNorm"}
+
+MPNET = Family(
+    name="mpnet",
+    hf_class="MPNetModel",
+    phases=(Phase.FORWARD,),
+    captures=(Capture(Phase.FORWARD, "last_hidden_state", "encoder", Side.OUTPUT), _POOLED),
+    logits=False,
+    reserved_positions=_RESERVED,
+    attention="eager",
+    fms=FmsPort(
+        "mpnet",
+        _mpnet_config,
+        _MpnetCalls,
+        (
+            ModulePair("base_model", "encoder"),
+            *pairs_below("base_model", "embeddings", _MPNET_EMBEDDINGS),
+            ModulePair(r"base_model\.enc_norm", "embeddings"),
+            ModulePair("den", "pooler.dense"),
+            ModulePair("activation", "pooler.activation"),
+            *fused_pairs(
+                rf"{_LAYER}\.attn\.in_proj", r"encoder.layer.\1.attention.attn", "q", "k", "v"
+            ),
+            *pairs_below(_LAYER, r"encoder.layer.\1.attention", _MPNET_ATTENTION),
+            *pairs_below(_LAYER, r"encoder.layer.\1", {"": "", **_MLP}),
+        ),
+    ),
 )
