@@ -49,7 +49,12 @@ def load_named(built_in: Collection[Family]) -> Iterator[Family]:
     while _NAMED:
         name = _NAMED.pop(0)
         try:
-            module = _run_file(Path(name)) if name.endswith(".py") else _import_entry_point(name)
+            if name.endswith(".py"):
+                module = _run_file(Path(name))
+            else:
+                entry = _find_entry_point(name)
+                entry.load()
+                module = sys.modules[entry.module]
             digest = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
         except Exception as error:  # the user's code may raise anything
             raise FamilyInvalid(
@@ -76,12 +81,6 @@ def _run_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def _import_entry_point(name: str) -> ModuleType:
-    entry = _find_entry_point(name)
-    entry.load()
-    return sys.modules[entry.module]
 
 
 def _find_entry_point(name: str) -> importlib.metadata.EntryPoint:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,8 @@ class HuggingFaceReference:
         watched = self.model
         if connector and connector_input:
             watched = self.model.get_submodule(module_name(self.model, connector))
-        with self._running(), torch.inference_mode(), self._precision():
+        precision = float64_throughout() if self.dtype == "float64" else nullcontext()
+        with self._running(), torch.inference_mode(), precision:
             with (
                 capture_tensors(self.model, self.family.captures) as captured,
                 keep_calls(watched) as calls,
@@ -285,9 +286,6 @@ class HuggingFaceReference:
         if "position_ids" not in inspect.signature(self.model.forward).parameters:
             return {}
         return {"position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0)}
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        return float64_throughout() if self.dtype == "float64" else nullcontext()
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         dtype = getattr(torch, self.dtype) if tensor.is_floating_point() else tensor.dtype

@@ -95,22 +95,21 @@ class Preparation:
 
     def image_grids(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return rows and columns of tiles, (images, 2) int64; zeros if they are not known."""
-        if not images or not self._returns_grids():
-            return torch.zeros((len(images), 2), dtype=torch.int64)
-        answer = self._image_processor(list(images), return_row_col_info=True)
-        grids = [answer["rows"][0], answer["cols"][0]]
-        return torch.tensor(grids, dtype=torch.int64).T.contiguous()
-
-    @property
-    def _image_processor(self) -> Any:
-        return getattr(self.processor, "image_processor", self.processor)
-
-    def _returns_grids(self) -> bool:
+        grids = torch.zeros((len(images), 2), dtype=torch.int64)
+        if not images:
+            return grids
         processor = self._image_processor
         parameters = inspect.signature(processor.preprocess).parameters
         # transformers 5 declares the arguments of its image processors as a TypedDict.
         declared = getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {})
-        return "return_row_col_info" in {*parameters, *declared}
+        if "return_row_col_info" not in {*parameters, *declared}:
+            return grids
+        answer = processor(list(images), return_row_col_info=True)
+        return torch.tensor([answer["rows"][0], answer["cols"][0]]).T.contiguous()
+
+    @property
+    def _image_processor(self) -> Any:
+        return getattr(self.processor, "image_processor", self.processor)
 
     def _batch(self, text: str, second: str, images: Sequence[Image.Image]) -> Any:
         if not self.family.takes_text:
