@@ -1,9 +1,9 @@
-"""Matching the modules of two runs without names: by shapes and order, confirmed by values.
+"""Match the modules of two runs without names: by shapes and order, confirmed by values.
 
 Both runs are sequences of modules in the order in which they finished. An alignment of the two
 (Needleman and Wunsch's dynamic programme) pairs only modules of equal output shape, in order, and
-prefers those with the same values. So a faulty module is paired by its position between neighbours
-that agree.
+prefers those with the same values. A faulty module is therefore paired by its position between
+neighbours that agree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from snapshot_tool.base.localisation import ERROR_LIMIT
 from snapshot_tool.base.taps import Sketch, Tap
 
-# The score of a pair. Any pair beats none, values decide between pairs, the kind breaks ties.
+# The score of a pair: any pair is better than none, then values count, then the kind.
 _SHAPE, _KIND, _INPUT, _REORDERED, _OUTPUT = 1.0, 0.5, 2.0, 2.0, 4.0
 _IDS = 2  # dimensions of ids, (batch, length)
 
@@ -41,12 +41,12 @@ class Pair:
 
     @property
     def confirmed(self) -> bool:
-        """Whether values confirm the pair, and not only its position."""
+        """Whether values confirm the pair, in addition to its position."""
         return self.same or self.reordered
 
 
 def pair_modules(golden: Sequence[Tap], other: Sequence[Tap]) -> list[Pair]:
-    """Return the pairs of two runs' modules, in the order of `golden`; each is in one at most."""
+    """Return the pairs of two runs' modules, in the order of `golden`; a module has at most one."""
     evidence = _Evidence(golden, other)
     partners = dict(_align(evidence.scores()))
     _pair_leftovers(partners, evidence)
@@ -54,7 +54,7 @@ def pair_modules(golden: Sequence[Tap], other: Sequence[Tap]) -> list[Pair]:
 
 
 def enclosing(module: str, modules: Collection[str]) -> str:
-    """Return the nearest of some modules that a module lies in, or ""."""
+    """Return the nearest of some modules that contains a module, or ""."""
     while "." in module:
         module = module.rpartition(".")[0]
         if module in modules:
@@ -73,8 +73,8 @@ class _Evidence:
         _, self.same_input, _ = _compare(
             [tap.input for tap in golden], [tap.input for tap in other]
         )
-        # A module that is given ids is not the one that is given embeddings. An input without a
-        # sketch, of rank 0 here, may be ids.
+        # A module whose input is ids does not match one whose input is embeddings. An input without
+        # a sketch, of rank 0 here, may be ids.
         mine, theirs = _input_ranks(golden)[:, None], _input_ranks(other)[None]
         ids = (mine <= _IDS) & (theirs <= _IDS) & ((mine == 0) | (theirs == 0))
         self.fits &= (mine == theirs) | ids
@@ -97,7 +97,7 @@ class _Evidence:
 def _compare(
     golden: Sequence[Sketch | None], other: Sequence[Sketch | None]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return, for each two sketches, whether shapes, values, and moments are the same."""
+    """Return for each two sketches whether shapes, values and moments are the same."""
     fits, same, moments = torch.zeros((3, len(golden), len(other)), dtype=torch.bool)
     columns = _by_shape(other)
     for shape, mine in _by_shape(golden).items():
@@ -132,7 +132,7 @@ def _stack(sketches: Sequence[Sketch], part: str) -> torch.Tensor:
 def _distances(one: Sequence[Sketch], other: Sequence[Sketch], part: str) -> torch.Tensor:
     """Return the root mean square difference of a part of each two sketches."""
     left, right = _stack(one, part), _stack(other, part)
-    # Matrix products would lose the small differences that count here.
+    # Matrix products would round away the small differences that matter here.
     distance = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
     scaled: torch.Tensor = distance / left.shape[1] ** 0.5
     return scaled
@@ -144,7 +144,7 @@ def _input_ranks(taps: Sequence[Tap]) -> torch.Tensor:
 
 
 def _leaves(taps: Sequence[Tap]) -> torch.Tensor:
-    """Return which modules have no other module of the run inside."""
+    """Return which modules contain no other module of the run."""
     names = {tap.module for tap in taps}
     parents = {enclosing(name, names) for name in names}
     return torch.tensor([tap.module not in parents for tap in taps], dtype=torch.bool)
@@ -170,7 +170,7 @@ def _align(scores: torch.Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _pair_leftovers(partners: dict[int, int], evidence: _Evidence) -> None:
-    """Pair what runs in another order: by its values, or as the only one left in its parent."""
+    """Pair modules that run in another order: by values, or as the only one left in the parent."""
     free = sorted(set(range(len(evidence.other))) - set(partners.values()))
     for i in sorted(set(range(len(evidence.golden))) - set(partners)):
         fitting = [j for j in free if evidence.fits[i, j]]
@@ -184,7 +184,7 @@ def _pair_leftovers(partners: dict[int, int], evidence: _Evidence) -> None:
 
 
 def _have_paired_parents(i: int, j: int, partners: Mapping[int, int], evidence: _Evidence) -> bool:
-    """Return whether the nearest paired modules around the two are partners of one another."""
+    """Return whether the nearest paired modules around the two are paired with each other."""
     names = {evidence.golden[a].module: evidence.other[b].module for a, b in partners.items()}
     mine = enclosing(evidence.golden[i].module, names)
     theirs = enclosing(evidence.other[j].module, set(names.values()))
@@ -192,10 +192,10 @@ def _have_paired_parents(i: int, j: int, partners: Mapping[int, int], evidence: 
 
 
 def _plausible(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs without those that only have the same shape.
+    """Return the pairs without those that have only the same shape.
 
-    Their outputs differ, but no error follows. An error of a module would reach the module around
-    it. An error in its input would reach the next module.
+    The outputs of those differ, but no error follows: an error of a module would reach the module
+    around it, and an error in its input would reach the next module.
     """
     confirmed = {pair.golden.module: pair.confirmed for pair in pairs}
     agree = [True, *confirmed.values(), False]

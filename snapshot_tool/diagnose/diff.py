@@ -1,4 +1,4 @@
-"""What differs between two golden sets, tensor by tensor, by the first one's tolerances."""
+"""Differences between two golden sets, tensor by tensor, by the first one's tolerances."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TensorDiff(msgspec.Struct, frozen=True):
         max_abs: the largest |difference|.
         mismatched: elements beyond the tolerance.
         numel: all elements.
-        tolerances: how many tolerances the worst element is off; None if the tolerance is exact.
+        tolerances: the difference of the worst element in tolerances; None if the tolerance is 0.
     """
 
     part: str
@@ -52,14 +52,14 @@ class TensorDiff(msgspec.Struct, frozen=True):
 
 
 class PartDiff(msgspec.Struct, frozen=True, kw_only=True):
-    """One part of the set: how many tensors both have together, how many moved, how far.
+    """One part of the set: the numbers of tensors, of those that moved, and how far.
 
     Args:
         part: "inputs" or the phase.
-        tensors: how many there are.
+        tensors: the number of tensors in either set.
         moved: those whose bytes differ.
         beyond: those beyond tolerance, or without a partner.
-        largest: the largest |difference|; None if none can be measured.
+        largest: the largest |difference|; None if there is no figure.
         tolerances: of the worst tensor, see `SetDiff.worst`.
     """
 
@@ -72,7 +72,7 @@ class PartDiff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TextDiff(msgspec.Struct, frozen=True):
-    """A generation whose tokens differ: the first step that does, and both texts."""
+    """A generation whose tokens differ: the first step that differs, and both texts."""
 
     case: str
     step: int
@@ -95,7 +95,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class SetDiff(msgspec.Struct, frozen=True, kw_only=True):
-    """All that differs between two golden sets; the file that `snap diff --json` writes.
+    """The differences between two golden sets; the file that `snap diff --json` writes.
 
     Args:
         schema: name and version of the file's format.
@@ -105,7 +105,7 @@ class SetDiff(msgspec.Struct, frozen=True, kw_only=True):
         environment: versions and flags that differ.
         parts: the parts that moved, in the order of phases.
         tokens: the generations whose tokens differ.
-        files: what only one of both has, in words: "oracle: added", "7 cases only in FOLDER: …".
+        files: what only one set has, in words: "oracle: added", "7 cases only in FOLDER: …".
         only_in_one: the cases that the other set does not have; they are not compared.
         only_in_other: the cases that the first set does not have.
         moved: the tensors whose bytes differ, in the order of parts and keys.
@@ -134,12 +134,12 @@ class SetDiff(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(tensor for tensor in self.moved if tensor.verdict is not Verdict.PASS)
 
     def worst(self, part: PartDiff) -> TensorDiff:
-        """Return a part's tensor furthest off in units of tolerance, or one without figures."""
+        """Return a part's worst tensor in units of tolerance, or one without figures."""
         return max((t for t in self.moved if t.part == part.part), key=_severity)
 
 
-# Called with what an update changes, before anything is written. Returns the reason for the update,
-# or raises UpdateDeclined.
+# Called with the changes of an update before anything is written. Returns the reason for the
+# update, or raises UpdateDeclined.
 Review = Callable[[SetDiff], str]
 
 
@@ -169,7 +169,7 @@ def _nan_last(value: float) -> float:
 
 
 def describe_diff(diff: SetDiff) -> list[str]:
-    """Return one line for each part that moved, as the history in the manifest keeps it."""
+    """Return one line for each part that moved, for the history in the manifest."""
     lines = []
     for part in diff.parts:
         line = f"{part.part}: {part.moved} tensors moved, {part.beyond} beyond tolerance"
@@ -183,12 +183,12 @@ def describe_diff(diff: SetDiff) -> list[str]:
 
 
 def diff_folders(one: Path, other: Path) -> SetDiff:
-    """Open two sets by folder and return what differs."""
+    """Open two sets by folder and return their differences."""
     return diff_goldens(open_golden(one), open_golden(other))
 
 
 def diff_goldens(one: Golden, other: Golden) -> SetDiff:
-    """Return every tensor that differs, in the order of phases and keys; equal bytes are equal."""
+    """Return every tensor whose bytes differ, in the order of phases and keys."""
     moved: list[TensorDiff] = []
     texts: list[TextDiff] = []
     parts = []
@@ -238,9 +238,9 @@ def _entries(golden: Golden, file: str) -> Mapping[str, TensorEntry]:
 
 
 def _is_comparable(key: str, one: Golden, other: Golden, file: str) -> bool:
-    """Return whether a full and a compact set keep the same under a key.
+    """Return whether a full and a compact set store the same tensor under a key.
 
-    A compact set's connector may have other inputs, and so another output.
+    A compact set's connector may have another input, and therefore another output.
     """
     case = key.partition("/")[0]
     entries = [_entries(golden, file) for golden in (one, other)]
@@ -252,7 +252,9 @@ def _other_files(one: Golden, other: Golden) -> list[str]:
     lines = []
     if one.manifest.storage is not other.manifest.storage:
         storages = f"{one.manifest.storage} became {other.manifest.storage}"
-        lines.append(f"storage: {storages}; only what both keep the same way is compared")
+        lines.append(
+            f"storage: {storages}; only tensors that both store in the same way are compared"
+        )
     for name, kind in ((ORACLE, "oracle"), (OUTPUTS, "whole outputs")):
         before, after = (name in golden.manifest.files for golden in (one, other))
         if before != after:
@@ -277,7 +279,7 @@ def _diff(one: Golden, other: Golden, part: str, file: str, key: str) -> TensorD
     case, _, name = key.partition("/")
     try:
         expected, actual = one.read_file(file, key), other.read_file(file, key)
-    except GoldenDamaged as error:  # a NaN in it, for example
+    except GoldenDamaged as error:  # for example a NaN
         return TensorDiff(part, case, name, Verdict.FAIL, error.problem)
     tolerance = EXACT
     if part != INPUTS_PART and expected.is_floating_point():
@@ -286,7 +288,7 @@ def _diff(one: Golden, other: Golden, part: str, file: str, key: str) -> TensorD
         tolerance = one.manifest.tolerances[phase].for_images(one.case(case).images)
     verdict, reason, figures = judge_tensor(expected, actual, tolerance)
     if name in PLACES and actual.shape == expected.shape:
-        reason = "places, judged by the values beside them"
+        reason = "indices, judged by their values"
         return TensorDiff(part, case, name, Verdict.PASS, reason)
     if figures is None or figures.worst is None:
         return TensorDiff(part, case, name, verdict, reason)

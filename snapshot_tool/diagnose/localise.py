@@ -1,9 +1,9 @@
-"""Finding the first module that goes wrong, from recorded sketches. No reference is needed.
+"""Find the first bad module from recorded sketches, without the reference.
 
-It is the first one to finish whose input is right and whose output is wrong. Children finish before
-the module around them, so it is the innermost one, also if a residual hides the error from that. If
-it has children and none is at fault, its own code is: what it does between its children, or that it
-leaves one of them out.
+This is the first module to finish with a right input and a wrong output. Children finish before the
+module around them, so it is the innermost one, even if a residual connection hides the error from
+the module around it. If it has children and none is bad, its own code is: the code between its
+children, or a child that it does not run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A candidate's taps, by the reference's names, and how these were found."""
+    """A candidate's taps by the reference's names, and how the modules were matched."""
 
     taps: Mapping[str, Tap]
     mapping: ModuleMapping
@@ -40,10 +40,10 @@ class Observation:
 def observe(
     candidate: Candidate, inputs: CaseInputs, golden: Sequence[Tap], recorder: TapRecorder
 ) -> Observation | None:
-    """Run forward and return the taps of its modules, or None if the candidate shows none.
+    """Run forward and return the taps of its modules, or None if the candidate has none.
 
     golden: the reference's taps on the same inputs, in order of execution.
-    recorder: is filled with the taps, under the candidate's own names if it has no others.
+    recorder: collects the taps, under the candidate's own names if modules are inferred.
     """
     if candidate.supports("observe_forward"):
         names = candidate.observe_forward(inputs, recorder)
@@ -72,8 +72,8 @@ def observe(
 def infer(golden: Sequence[Tap], other: Sequence[Tap]) -> Observation:
     """Match the modules of a run with the reference's, both in order of execution.
 
-    Values in another order are no error, so they are left out of the taps. So is a first argument
-    of another shape, which is another argument.
+    Outputs with the same values in another order are not errors and are left out of the taps. So
+    are inputs of another shape, because the first argument is then another one.
     """
     pairs = pair_modules(golden, other)
     taps = {}
@@ -100,7 +100,7 @@ def output_shapes(golden: Sequence[Tap]) -> set[tuple[int, ...]]:
 
 
 def as_batch(tensor: torch.Tensor, shapes: Collection[tuple[int, ...]]) -> torch.Tensor:
-    """Return one row that stands for a batch, such as position embeddings, as that batch."""
+    """Expand a single row that applies to a whole batch, such as position embeddings."""
     one = tuple(tensor.shape)
     batches = [shape for shape in shapes if shape[1:] == one[1:]]
     if one[:1] != (1,) or one in shapes or len(batches) != 1:
@@ -129,7 +129,7 @@ def fused_widths(golden: Sequence[Tap]) -> FusedWidths:
 
 
 def fused_parts(output: torch.Tensor, widths: FusedWidths) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the parts that several modules may be fused into, with "[<first column>:<end>]"."""
+    """Yield the parts of an output of fused modules, each with "[<first column>:<end>]"."""
     if not output.dim():
         return
     for parts in widths.get(output.shape[-1], ()):
@@ -157,10 +157,10 @@ def localise(
         golden: the golden's taps.
         candidate: the candidate's taps, by the reference's names.
         names: the candidate's name of each module, by the reference's.
-        unfinished: the modules that were running, outermost first, when the candidate raised; None
-            if it did not.
-        failed: whether an output of the forward pass fails. Then a module is guessed if all are
-            within their limits and one is nearer to its own than rounding comes.
+        unfinished: the modules that were running when the candidate raised, outermost first; None
+            if it did not raise.
+        failed: whether an output of the forward pass fails. A module is then guessed if all are
+            within their limits, but one is nearer to its limit than rounding explains.
         limits: the greatest errors of a module's input and output, by its name; by default
             ERROR_LIMIT.
     """
@@ -209,7 +209,7 @@ def _errors(
 ) -> ModuleErrors:
     mine, theirs = golden.input, other.input if other else None
     if mine and theirs and len(mine.shape) != len(theirs.shape):
-        # One side is given ids and the other embeddings. Only the output can be compared.
+        # The input is ids on one side and embeddings on the other: compare only the output.
         theirs = None
     return ModuleErrors(
         golden.module,
@@ -224,8 +224,8 @@ def _error(golden: Sketch | None, other: Sketch | None) -> float | None:
     if golden is None or other is None:
         return None
     if other.shape[0] == 1 != golden.shape[0] and other.shape[1:] == golden.shape[1:]:
-        # One row that stands for the whole batch. The sketches cannot be compared, and an error
-        # shows in what the row is added to.
+        # A single row for the whole batch: the sketches cannot be compared, and an error appears in
+        # the module that uses the row.
         return None
     return relative_error(golden, other)
 
@@ -233,8 +233,9 @@ def _error(golden: Sketch | None, other: Sketch | None) -> float | None:
 def _first_bad(modules: Sequence[ModuleErrors]) -> ModuleErrors | None:
     """Return the innermost module in which the first error arises, or None.
 
-    The first module to finish with an error has it, if its input is right. Otherwise it is the own
-    code of a module around it. One that is only laid out otherwise counts if there is no other.
+    This is the first module to finish with an error, if its input is right; otherwise a module
+    around it, whose own code is wrong. A module with only another layout counts if there is no
+    other.
     """
     otherwise = []
     for module in modules:
@@ -251,9 +252,9 @@ def _beyond(modules: Sequence[ModuleErrors]) -> bool:
 
 
 def _steepest_rise(modules: Sequence[ModuleErrors]) -> ModuleErrors | None:
-    """Return the first of the modules that raise the error most, by what is used of their limits.
+    """Return the first of the modules with the greatest rise of the error, relative to the limits.
 
-    None if no module uses more than a right port does.
+    Returns None if no module uses more of its limit than a correct port.
     """
     known = [m for m in modules if m.input_error is not None and m.output_error is not None]
     if not known or max(module.output_used for module in known) <= USED_BY_ROUNDING:
@@ -263,9 +264,9 @@ def _steepest_rise(modules: Sequence[ModuleErrors]) -> ModuleErrors | None:
 
 
 def _around(modules: Sequence[ModuleErrors], wrong: ModuleErrors) -> ModuleErrors | None:
-    """Return the nearest module around one with a wrong input whose own input is right, or None.
+    """Return the nearest module around `wrong` whose own input is right, or None.
 
-    One whose input cannot be compared is the second choice.
+    A module whose input cannot be compared is the second choice.
     """
     around = [m for m in reversed(_enclosing(modules, wrong)) if m.input_within]
     known = (module for module in around if module.input_error is not None)
@@ -273,7 +274,7 @@ def _around(modules: Sequence[ModuleErrors], wrong: ModuleErrors) -> ModuleError
 
 
 def _enclosing(modules: Sequence[ModuleErrors], inner: ModuleErrors) -> list[ModuleErrors]:
-    """Return the compared modules that a module lies in, outermost first."""
+    """Return the compared modules that contain a module, outermost first."""
     found = [
         m for m in modules if m.output_error is not None and inner.module.startswith(f"{m.module}.")
     ]
@@ -283,10 +284,10 @@ def _enclosing(modules: Sequence[ModuleErrors], inner: ModuleErrors) -> list[Mod
 def _children(
     modules: Sequence[ModuleErrors], parent: str, *, or_known: bool = False
 ) -> list[ModuleErrors]:
-    """Return the modules right below `parent` that were compared, in order of execution.
+    """Return the compared modules directly below `parent`, in order of execution.
 
-    Modules that were not (a list of layers, the model as a whole) are replaced by their children.
-    or_known: also return those that the candidate has, whether they ran or not.
+    Modules that were not compared (a list of layers, the whole model) are replaced by their
+    children. or_known: also return those that the candidate has but did not run.
     """
     names = {m.module for m in modules if m.output_error is not None or (or_known and m.candidate)}
     return [m for m in modules if m.module in names and enclosing(m.module, names) == parent]
@@ -300,7 +301,7 @@ def _skipped(
 ) -> ModuleErrors | None:
     """Return the child of `parent` that the candidate has but did not run, confirmed by values.
 
-    The next module is then given the child's input in place of its own.
+    The next module then has the child's input in place of its own.
     """
     taps = {tap.module: tap for tap in golden}
     children = _children(modules, parent, or_known=True)
@@ -326,9 +327,9 @@ def _alike(one: Sketch | None, other: Sketch | None) -> bool:
 
 
 def _neighbours(modules: Sequence[ModuleErrors], parent: str) -> tuple[str, str]:
-    """Return the last child of `parent` that is right, and the next child, whose input is wrong.
+    """Return the last right child of `parent`, and the next child, whose input is wrong.
 
-    Either is "" if there is none: the error arises before the first child or after the last one.
+    The first is "" if the error arises before the first child, the second if after the last one.
     """
     children = _children(modules, parent, or_known=True)
     right = -1
@@ -342,10 +343,10 @@ def _neighbours(modules: Sequence[ModuleErrors], parent: str) -> tuple[str, str]
 
 
 def _recovers(modules: Sequence[ModuleErrors], bad: ModuleErrors) -> bool:
-    """Return whether all that finishes later in what holds a bad module is right.
+    """Return whether everything that finishes later in the parent of a bad module is right.
 
-    An error without consequences is no fault of the model: the module is laid out otherwise. A
-    small one may be real, and hidden by a residual.
+    An error without consequences is not a fault: the module has another layout. A small error may
+    be real but hidden by a residual connection.
     """
     if not max(bad.input_error or 0.0, bad.output_error or 0.0) > HIDDEN_BY_RESIDUAL:
         return False

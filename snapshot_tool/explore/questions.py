@@ -1,7 +1,7 @@
-"""Derived questions: what a golden set answers besides its own cases.
+"""Derived questions: inputs that were not recorded, whose outputs follow from the golden set.
 
-The decoder is causal and the tiles of an image are encoded one by one. So the recorded outputs of
-whole prompts also hold for their beginnings, however they are padded, batched or prefilled.
+The decoder is causal and the tiles of an image are encoded one by one. The recorded outputs of a
+prompt therefore also apply to its prefixes, with any padding, batching or prefilling.
 
 Each kind of question is one class. It has the fields of the question, draws it, and runs it on a
 candidate. To add a kind, write its class and add it to KINDS.
@@ -46,11 +46,11 @@ class Question(ABC):
 
     Class attributes:
         kind: the first word of the text form.
-        phase: the phase whose recorded output answers it.
+        phase: the phase with the recorded output.
         method: the candidate's method that is called.
         example: a text form.
-        pads: whether it pads prompts, so that only paddable cases answer it.
-        enough: whether a case that has the phase answers questions of this kind.
+        pads: whether it pads prompts, so that only paddable cases can be used.
+        enough: whether a case that has the phase can be used for this kind.
     """
 
     __slots__ = ()
@@ -65,9 +65,9 @@ class Question(ABC):
     @classmethod
     @abstractmethod
     def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
-        """Draw a question about some of the cases, which come in the order of their length.
+        """Draw a question about some of the cases, which are in the order of their length.
 
-        Draw every number from the smallest on, so that hypothesis shrinks to the shortest prompt
+        Smaller numbers must be simpler to draw, so that hypothesis shrinks to the shortest prompt
         and the fewest tokens, pads, rows and tiles that still fail.
         """
 
@@ -75,12 +75,12 @@ class Question(ABC):
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
         """Run the question on a candidate and return its output, with the recorded one.
 
-        Raises UsageError if the golden set has no answer, and whatever the candidate raises.
+        Raises UsageError if the golden set has no output for it, and the candidate's exceptions.
         """
 
     @property
     def first_case(self) -> str:
-        """The case that it is about, or the first of them."""
+        """The case of the question, or the first of several."""
         first = self._values()[0]
         first = first[0] if isinstance(first, tuple) else first
         return first.case if isinstance(first, Prompt) else str(first)
@@ -99,7 +99,7 @@ class Question(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Prefix(Question):
-    """Logits of a prompt's first tokens: no later token may change them."""
+    """Logits of a prompt's first tokens, which later tokens must not change."""
 
     kind = "prefix"
     phase = Phase.FORWARD
@@ -210,7 +210,7 @@ class VisionTiles(Question):
         """Draw at least one tile, each at most once."""
         case = draw(st.sampled_from(cases))
         tile = st.integers(0, case.tiles - 1)
-        # The size first, so that all sizes are equally likely: lists are short by default.
+        # Draw the size first, so that all sizes are equally likely: lists are short by default.
         size = draw(st.integers(1, case.tiles))
         tiles = draw(st.lists(tile, min_size=size, max_size=size, unique=True))
         return cls(case.case, tuple(tiles))
@@ -346,8 +346,8 @@ def parse_question(text: str) -> Question:
     name, *words = text.split(":")
     if name not in KINDS:
         raise UsageError(
-            f"{text!r} is not a valid question: there is no kind {name!r}",
-            f"there are: {', '.join(KINDS)}",
+            f"{text!r} is not a valid question: unknown kind {name!r}",
+            f"valid kinds: {', '.join(KINDS)}",
         )
     kind = KINDS[name]
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -385,12 +385,12 @@ def _prompts(draw: st.DrawFn, cases: Cases, pads: tuple[int, int] = (0, 0)) -> P
 
 
 def _lengths(cuts: Sequence[int]) -> st.SearchStrategy[int]:
-    """Return the cuts of a prompt; every other one is among its first few, where edges are."""
+    """Return the cuts of a prompt; half of them are among the first few, which are edge cases."""
     return st.one_of(st.sampled_from(cuts[:_SHORT]), st.sampled_from(cuts))
 
 
 def questions_of(kind: type[Question], cases: Cases) -> st.SearchStrategy[Question] | None:
-    """Return a strategy for a kind of question, or None if no case answers any."""
+    """Return a strategy for a kind of question, or None if no case can be used."""
     usable = [
         case
         for case in sorted(cases, key=lambda case: (case.length, case.case))
@@ -411,10 +411,10 @@ def find_smallest_failure(
     count: int,
     seed: str,
 ) -> Question | None:
-    """Draw up to `count` questions; return the smallest that `fails`, or None.
+    """Draw up to `count` questions; return the smallest that fails, or None.
 
-    A seed draws the same questions only while the installed code stays the same. The text form of
-    a question always repeats it.
+    A seed draws the same questions only with the same installed code. The text form of a question
+    always gives the same question.
     """
     settings = hypothesis.settings(
         max_examples=count,
@@ -433,7 +433,7 @@ def find_smallest_failure(
 
 @contextmanager
 def temporary_hypothesis_folder() -> Iterator[None]:
-    """Keep hypothesis from writing a folder .hypothesis, which it does even without a database."""
+    """Prevent hypothesis from writing a folder .hypothesis, even without a database."""
     # The user's own tests may have set one. hypothesis 6.131 to 6.170 has no public way to read it.
     before = vars(configuration).get("__hypothesis_home_directory")
     with TemporaryDirectory(prefix="snap-") as folder:

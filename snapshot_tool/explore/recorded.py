@@ -1,4 +1,4 @@
-"""The recorded outputs of prompts and their beginnings, of tiles, and of new tokens."""
+"""The recorded outputs of prompts and their prefixes, of tiles, and of new tokens."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from snapshot_tool.numerics.compact import CompactTensor
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """Which questions one case of a golden set can answer.
+    """The questions for which one case of a golden set can be used.
 
     Args:
         case: its name.
-        phases: the phases whose recorded outputs answer questions.
+        phases: the phases whose recorded outputs can be used.
         cuts: the lengths (tokens) to which the prompt may be cut, in ascending order, each with the
             number of tiles within it. The last one is the whole prompt.
         generated: the number of recorded new tokens.
-        paddable: whether padding leaves all outputs as they are.
+        paddable: whether padding does not change outputs.
     """
 
     case: str
@@ -52,7 +52,7 @@ class Capabilities:
 
 
 def capabilities_of(golden: Golden, case: str, family: Family) -> Capabilities:
-    """Return which questions a case can answer."""
+    """Return the questions for which a case can be used."""
     entry, inputs = golden.case(case), golden.text(case)
     kept = {phase for phase in entry.phases if phase_file(phase) in golden.manifest.files}
     tiles = next(iter(golden.image_input_shape(case, "pixel_values")), 0)
@@ -73,7 +73,7 @@ def capabilities_of(golden: Golden, case: str, family: Family) -> Capabilities:
     generated = 0
     if Phase.GENERATE in phases:
         generated = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))
-    if encoder:  # Every token of an encoder sees all others: a prefix has other logits.
+    if encoder:  # Every token attends to all others, so a prefix has other logits.
         cuts = {inputs.input_ids.shape[1]: 0}
     else:
         cuts = _find_cuts(inputs, tiles, golden.manifest.checkpoint.config, family)
@@ -95,7 +95,7 @@ def _has_separate_tiles(
 def _find_cuts(
     inputs: CaseInputs, tiles: int, config: Mapping[str, object], family: Family
 ) -> dict[int, int]:
-    """Return the number of tiles within each beginning of the prompt that has only whole tiles."""
+    """Return the number of tiles within each prefix of the prompt that has only whole tiles."""
     ids = inputs.input_ids[0, parts.real_positions(inputs)]
     if tiles == 0:
         return dict.fromkeys(range(1, len(ids) + 1), 0)
@@ -127,12 +127,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A recorded tensor and what the candidate returned in its place, which may be anything.
+    """A recorded tensor and the object that the candidate returned for it.
 
     Args:
-        case: the case that the tensor is of.
+        case: the case of the tensor.
         pair: both tensors.
-        rows: which rows of the recorded tensor, by the pair's name, they are.
+        rows: the rows of the recorded tensor in the pair; None: all.
         step: the step of the recorded generation at which the new tokens begin.
     """
 
@@ -144,11 +144,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The recorded outputs of a golden set, cut to what a question is about.
+    """The recorded outputs of a golden set, cut to the inputs of a question.
 
     cases: the capabilities of each case, by name.
 
-    Methods raise UsageError if the golden set has no answer.
+    Methods raise UsageError if the golden set does not have the output.
     """
 
     golden: Golden
@@ -169,16 +169,16 @@ class Recorded:
     def case(self, name: str) -> Capabilities:
         """Return the capabilities of a case."""
         if name not in self.cases:
-            raise UsageError(f"there is no case {name}", f"there are: {', '.join(self.cases)}")
+            raise UsageError(f"unknown case {name}", f"cases: {', '.join(self.cases)}")
         return self.cases[name]
 
     def tiles_within(self, case: str, length: int) -> int:
-        """Return how many tiles lie within the first `length` tokens of a prompt."""
+        """Return the number of tiles within the first `length` tokens of a prompt."""
         cuts = self.case(case).cuts
         if length not in cuts:
             raise UsageError(
                 f"the prompt of {case} cannot be cut after {length} tokens",
-                f"it has {max(cuts)} tokens, and a cut inside an image tile is not possible",
+                f"it has {max(cuts)} tokens, and cannot be cut inside an image tile",
             )
         return cuts[length]
 

@@ -1,4 +1,4 @@
-"""Running derived questions on a candidate: drawn ones with `explore`, given ones with `replay`."""
+"""Run derived questions on a candidate: `explore` draws them, `replay` runs given ones."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _BAD = (Verdict.FAIL, Verdict.ERROR)
 
 @dataclass(frozen=True, slots=True)
 class QueryRunner:
-    """Runs questions on a candidate and judges its outputs as a check judges recorded tensors.
+    """Runs questions on a candidate and judges the outputs like those of a check.
 
     Args:
-        candidate: any object; a question whose method it lacks is unsupported.
+        candidate: a candidate; questions whose method it lacks are not supported.
         recorded: the recorded outputs.
         judge: compares the outputs.
         allow_near_ties: whether new tokens may differ from the golden's at near-ties.
@@ -44,16 +44,16 @@ class QueryRunner:
     allow_near_ties: bool = False
 
     def why_unsupported(self, kind: type[Question]) -> str:
-        """Return why the candidate cannot run questions of a kind, or ""."""
+        """Return the reason why the candidate cannot run questions of a kind, or ""."""
         if self.candidate.supports(kind.method):
             return ""
         return f"the candidate has no method {kind.method!r}"
 
     def run(self, question: Question) -> Result:
-        """Return the verdict on a question: that of the tensor that differs most.
+        """Return the result of a question: that of the tensor that differs most.
 
-        What the candidate raises becomes the verdict error. Raises UsageError if the golden set has
-        no answer.
+        An exception of the candidate becomes the verdict error. Raises UsageError if the golden set
+        has no output for the question.
         """
         if reason := self.why_unsupported(type(question)):
             return _without_figures(question, Verdict.SKIP, reason)
@@ -123,17 +123,17 @@ def explore(
     allow_near_ties: bool = False,
     on_question: Callable[[Question], None] = lambda _question: None,
 ) -> Exploration:
-    """Run `count` derived questions, the same number of each kind as far as there are so many.
+    """Run `count` derived questions, an equal number of each kind as far as possible.
 
     Args:
         candidate: a loaded candidate.
-        golden: the golden set that has the answers.
+        golden: the golden set.
         count: how many questions to draw; shrinking runs more.
-        seed: the seed of the draws; by default the golden's own.
+        seed: the seed of the draws; by default that of the golden set.
         cases: names of the cases; by default all.
         phases: the phases.
-        judge: compares the outputs; by default as those of a candidate in the golden's dtype.
-        allow_near_ties: whether rounding may choose between new tokens.
+        judge: compares the outputs; by default for a candidate in the golden set's dtype.
+        allow_near_ties: whether new tokens may differ at near-ties.
         on_question: called with every question before it runs.
     """
     seed = golden.manifest.seed if seed is None else seed
@@ -144,7 +144,7 @@ def explore(
     explored: list[ExploredKind] = []
     left = count
     for place, kind in enumerate(kinds):
-        # Later kinds get what a kind with few questions leaves.
+        # If a kind has too few questions, later kinds get the rest.
         share = math.ceil(left / (len(kinds) - place))
         explored.append(_explore_kind(runner, kind, share, seed, on_question))
         left -= min(share, explored[-1].asked)
@@ -162,7 +162,7 @@ def _explore_kind(
     questions = questions_of(kind, tuple(runner.recorded.cases.values()))
     reason = runner.why_unsupported(kind)
     if not reason and questions is None:
-        reason = "no selected case has an answer to any"
+        reason = "no selected case can be used for it"
     if not reason and share == 0:
         reason = "too few questions to draw one of each kind"
     if reason or questions is None:
@@ -194,7 +194,7 @@ def replay(
     judge: Judge | None = None,
     allow_near_ties: bool = False,
 ) -> Exploration:
-    """Run the given questions; raise UsageError if the golden set has no answer to one."""
+    """Run the given questions; raise UsageError if the golden set has no output for one."""
     runner = QueryRunner(candidate, Recorded.of(golden), judge or Judge.of(golden), allow_near_ties)
     results: dict[str, list[Result]] = {}
     for question in questions:

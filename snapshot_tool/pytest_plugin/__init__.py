@@ -1,10 +1,10 @@
-"""The pytest plugin: every phase of every case of the golden sets is a test of its own.
+"""The pytest plugin: every phase of every case of the golden sets is a test.
 
     pytest --snap-goldens goldens --fms-path ./foundation-model-stack
 
-Every pytest session of an environment that has snap imports this module. It imports the
-declarations of the options, but neither torch nor msgspec, and does nothing without
---snap-goldens. docs/pytest.md is for users.
+Every pytest session in an environment with snap imports this module. It imports the declarations
+of the options, but neither torch nor msgspec, and does nothing without --snap-goldens. See also
+docs/pytest.md.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection(session: pytest.Session) -> None:
     """Collect the manifests of the golden sets, unless the arguments name some of them.
 
-    With --snap-goldens on the command line and no path beside it, only golden sets are collected.
-    In `addopts` the option adds them to the project's own tests.
+    If --snap-goldens is on the command line without a path, only golden sets are collected. In
+    `addopts` the option adds them to the project's own tests.
     """
     config = session.config
     if not config.getoption(_GOLDENS):
@@ -113,7 +113,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @pytest.fixture(scope="session")
 def snap_golden(pytestconfig: pytest.Config) -> Golden:
-    """Return the one golden set that the options select: inputs, images, tensors, taps."""
+    """Return the golden set that the options select: inputs, images, tensors, taps."""
     from snapshot_tool.pytest_plugin.nodes import open_one
 
     return open_one(pytestconfig)
@@ -121,7 +121,7 @@ def snap_golden(pytestconfig: pytest.Config) -> Golden:
 
 @pytest.fixture(scope="session")
 def snap_candidate(pytestconfig: pytest.Config, snap_golden: Golden) -> Candidate:
-    """Return the loaded candidate, which the golden tests of this process use as well."""
+    """Return the loaded candidate, shared with the golden tests of this process."""
     from snapshot_tool.pytest_plugin.nodes import load_candidate_for
 
     candidate: Candidate = load_candidate_for(pytestconfig, snap_golden.folder).session.candidate
@@ -130,10 +130,10 @@ def snap_candidate(pytestconfig: pytest.Config, snap_golden: Golden) -> Candidat
 
 @pytest.fixture
 def snap_compare(pytestconfig: pytest.Config, snap_golden: Golden) -> Callable[..., None]:
-    """Return a function that fails unless a phase's output is as recorded.
+    """Return a function that fails if a phase's output is not within the golden set's tolerance.
 
-    snap_compare(output, case="one-image", phase="vision"): output is what a candidate's method of
-    that phase returns. The golden set's tolerance applies.
+    snap_compare(output, case="one-image", phase="vision"): output is the value that a candidate's
+    method of that phase returns.
     """
     from snapshot_tool.pytest_plugin.nodes import problems
 

@@ -1,4 +1,4 @@
-"""What the pytest plugin collects and runs: golden set, case, phase. Imported only when used."""
+"""The nodes of the pytest plugin: golden set, case, phase. Imported only when used."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ class _GoldenItem(pytest.Item):
         return load_candidate_for(self.config, self.path.parent)
 
     def setup(self) -> None:
-        """Load the candidate: one that cannot be loaded is an error of the test, not a failure."""
+        """Load the candidate; if this fails, the test has an error, not a failure."""
         self.user_properties.append((_CANDIDATE, self.loaded.name))
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Name the test in the headings of the report: "one-image / vision"."""
+        """Return the test's heading in the report: "one-image / vision"."""
         return self.path, None, " / ".join(self.nodeid.split("::")[1:])
 
 
@@ -114,10 +114,10 @@ class GoldenPhase(_GoldenItem):
 
 
 class GoldenWeights(_GoldenItem):
-    """The candidate's weights beside the checkpoint's, after the tests that ran before."""
+    """The candidate's weights compared with the checkpoint's, after the tests of the phases."""
 
     def runtest(self) -> None:
-        """Fail with the weights that differ; skip if the candidate shows none."""
+        """Fail with the weights that differ; skip if the candidate does not list its weights."""
         found = self.loaded.session.compare_weights()
         if found is None:
             pytest.skip("the candidate has no method 'weights'")
@@ -126,7 +126,7 @@ class GoldenWeights(_GoldenItem):
 
 
 def candidate_names(reports: Mapping[str, Iterable[Any]]) -> list[str]:
-    """Return the implementations that finished tests ran on, from the reports by outcome."""
+    """Return the implementations of the finished tests, from the reports by outcome."""
     names = set()
     for group in reports.values():
         for report in group:
@@ -162,7 +162,7 @@ _MANIFESTS = pytest.StashKey[list[Path]]()
 
 
 def load_candidate_for(config: pytest.Config, folder: Path) -> LoadedCandidate:
-    """Return the candidate for a golden set. One that cannot be loaded is tried only once."""
+    """Return the candidate for a golden set, loading it at most once, even if that fails."""
     loaded = config.stash.get(_LOADED, None)
     if loaded is None or (isinstance(loaded, LoadedCandidate) and loaded.folder != folder):
         try:
@@ -179,7 +179,7 @@ def load_candidate_for(config: pytest.Config, folder: Path) -> LoadedCandidate:
 
 
 def make_request(config: pytest.Config) -> CheckRequest:
-    """Return the request that the options make. Paths start from the folder of the call."""
+    """Return the options as a request. Paths are relative to the folder of the call."""
     given = {option.field: config.getoption(plugin_flag(option)) for option in OPTIONS}
     options = {name: value for name, value in given.items() if value is not None}
     for name in {"goldens", "fms_path"} & options.keys():
@@ -194,7 +194,7 @@ def make_request(config: pytest.Config) -> CheckRequest:
 
 
 def path_of(config: pytest.Config, argument: str) -> Path:
-    """Return the absolute path that an argument or a node's id begins with."""
+    """Return the absolute path at the start of an argument or a node's id."""
     return (config.invocation_params.dir / argument.partition("::")[0]).absolute()
 
 
@@ -228,14 +228,14 @@ def with_paths(config: pytest.Config, arguments: Iterable[str]) -> list[str]:
 
 
 def case_names(config: pytest.Config) -> list[str]:
-    """Return the selected cases of the one golden set."""
+    """Return the selected cases of the golden set."""
     with _usage_errors():
         manifest = load_manifest(_one_folder(config))
         return [case.name for case in select_cases(manifest, make_request(config))]
 
 
 def open_one(config: pytest.Config) -> Golden:
-    """Open the one golden set that the options select."""
+    """Open the golden set that the options select."""
     try:
         return open_golden(_one_folder(config))
     except SnapError as error:
@@ -244,7 +244,7 @@ def open_one(config: pytest.Config) -> Golden:
 
 def _one_folder(config: pytest.Config) -> Path:
     if not config.getoption("--snap-goldens"):
-        raise UsageError("no golden set was named", "pass --snap-goldens DIR")
+        raise UsageError("no golden set is selected", "pass --snap-goldens DIR")
     folders = [path.parent for path in manifests(config)]
     if len(folders) > 1:
         raise UsageError(
@@ -257,9 +257,9 @@ def _one_folder(config: pytest.Config) -> Path:
 def problems(
     config: pytest.Config, golden: Golden, output: object, *, case: str, phase: str
 ) -> list[str]:
-    """Return what is wrong with a phase's output; nothing if it passes.
+    """Return the problems of a phase's output; empty if it passes.
 
-    output: what a candidate's method of that phase returns (docs/candidates.md).
+    output: the value that a candidate's method of that phase returns (docs/candidates.md).
     """
     method = "preprocess" if phase == Phase.PREPROCESSING else phase
     candidate = PlainCandidate(SimpleNamespace(**{method: lambda *_inputs, **_options: output}))
@@ -275,7 +275,7 @@ def problems(
 
 @contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Turn snap's errors into pytest's, which it prints without a traceback."""
+    """Convert snap's errors to pytest's, which are printed without a traceback."""
     try:
         yield
     except SnapError as error:

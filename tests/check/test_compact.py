@@ -72,7 +72,10 @@ def test_show_verify_and_diff_work_with_both_storages(snap: Snap) -> None:
     assert "storage   compact" in snap("show", "--goldens", COMPACT).out
     assert snap("verify", "--goldens", COMPACT).code == 0
     run = snap("diff", set_folder(GOLDENS), set_folder(COMPACT))
-    assert "storage: full became compact; only what both keep the same way is compared" in run.out
+    assert (
+        "storage: full became compact; only tensors that both store in the same way are compared"
+        in run.out
+    )
     # The other one has no variants; of the fixed cases nothing moved.
     assert run.code == 1
     assert "/ one-image /" not in run.out

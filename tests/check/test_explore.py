@@ -251,8 +251,8 @@ def test_a_question_that_raises_is_an_error_of_its_kind_alone(
 @pytest.mark.parametrize(
     ("question", "problem"),
     [
-        ("suffix:one-image@1", "there is no kind 'suffix'"),
-        ("prefix:nobody@1", "there is no case nobody"),
+        ("suffix:one-image@1", "unknown kind 'suffix'"),
+        ("prefix:nobody@1", "unknown case nobody"),
         ("prefix:one-image@999", "cannot be cut after 999 tokens"),
         ("split:variant-02@3:3", "nothing is left for the second part"),
         ("tiles:one-image:17", "has 17 tiles, from 0, not .17."),
