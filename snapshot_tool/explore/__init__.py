@@ -1,1 +1,1 @@
-"""Derived questions, which a golden set answers besides its own cases: drawn, run, judged."""
+"""Derived questions, whose outputs follow from a golden set: draw, run and judge them."""
