@@ -1,4 +1,4 @@
-"""A port of Llama to plain PyTorch, right and with one fault.
+"""A port of Llama to plain PyTorch, correct and with one fault.
 
 ids and mask are (rows, length) int64, hidden states (rows, length, width), logits (rows, length,
 vocabulary).
@@ -100,7 +100,7 @@ class Model(nn.Module):
 
 
 class Llama(nn.Module):
-    """The names of its modules are the checkpoint's."""
+    """The model, with modules named as in the checkpoint."""
 
     def __init__(self, config: Mapping[str, Any], activation: type[nn.Module]) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Llama(nn.Module):
 
 
 class Right(Candidate):
-    """The right port."""
+    """The correct port."""
 
     activation: type[nn.Module] = nn.SiLU
 
@@ -141,6 +141,6 @@ class Right(Candidate):
 
 
 class Wrong(Right):
-    """GELU in the MLP, for SiLU."""
+    """A port with GELU instead of SiLU in the MLP."""
 
     activation = nn.GELU

@@ -1,17 +1,17 @@
 """The compact form of a large tensor: enough to judge another one by the same tolerance.
 
-The tensor is cut into blocks, one for each entry of its first dimension (of vision: each tile), and
-of each block are kept a seeded sample of its elements, its moments, and random signed sums. What is
-within `t = atol + rtol * |expected|` everywhere is within these bounds, too:
+The tensor is cut into blocks, one for each entry of its first dimension (in vision: each tile). A
+block is stored as a seeded sample of its elements, its moments, and random signed sums. If all
+elements are within `t = atol + rtol * |expected|`, these are within the following limits:
 
 - each element of the sample, and the extremes: t;
 - the mean, and the mean magnitude: mean(t), which is atol + rtol * mean(|expected|);
 - the root mean square: rms(t), at most atol + rtol * rms(expected);
 - a sum of n elements with independent random signs, divided by the root of n: 8 * rms(t). Errors
-  do not know the signs, so Hoeffding's inequality gives a chance of 2.5e-14 to be beyond.
+  are independent of the signs, so by Hoeffding's inequality the probability of more is 2.5e-14.
 
-The sample sees a fault that is spread; the sums see one that sits in few places, an exchange of
-elements and a sign; NaN or Inf anywhere is in every sum.
+The sample detects widespread faults. The sums detect faults in few elements, exchanged elements and
+wrong signs. NaN or Inf in any element is in every sum.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from snapshot_tool.base.taps import MOMENTS
 from snapshot_tool.base.tolerance import Tolerance
 
 LARGE = 2**12  # elements; smaller tensors are kept whole
-MAX_SAMPLE, MIN_SAMPLE, SAMPLED = 2048, 64, 8  # elements of a block: one of eight, in bounds
-MAX_SAMPLES = 2**15  # elements of all blocks, where these are many
+MAX_SAMPLE, MIN_SAMPLE, SAMPLED = 2048, 64, 8  # elements of a block: one in eight, within limits
+MAX_SAMPLES = 2**15  # elements of all blocks, if there are many
 SUMS = 16  # signed sums of a block
 _DEVIATIONS = 8.0
-_ROUNDING = 1e-9  # of float64 sums, in units of the root mean square: another machine may add up
-_COLUMNS = 2**14  # of all blocks at once: float64 copies stay small, however large the tensor is
+_ROUNDING = 1e-9  # of float64 sums on another machine, in units of the rms
+_COLUMNS = 2**14  # of all blocks at once, so that float64 copies stay small
 
 
 @dataclass(frozen=True, slots=True)
 class CompactTensor:
-    """What is kept of a tensor, block by block.
+    """The stored form of a tensor, block by block.
 
     Args:
         shape: the tensor's shape.
-        seed: of places and signs.
+        seed: the seed of places and signs.
         sample: (blocks, at most 2048), elements at seeded places of each block, in its dtype.
         moments: (blocks, 5) float64, see sketch.MOMENTS.
         sums: (blocks, 16) float64, signed sums divided by the root of a block's element count.
-        blocks: which block each row is of.
+        blocks: the block of each row.
     """
 
     shape: tuple[int, ...]
@@ -57,10 +57,10 @@ class CompactTensor:
 
     @property
     def is_consistent(self) -> bool:
-        """Whether the parts are as large as the shape and each other ask for."""
+        """Whether the sizes of all parts match the shape."""
         rows = block_count(self.shape)
         numel = math.prod(self.shape) // rows
-        # Sets recorded before MAX_SAMPLES was have as large a sample of each of many blocks.
+        # Sets from before MAX_SAMPLES have a full sample of each block, also of many.
         samples = [(rows, sample_size(numel, blocks)) for blocks in (rows, 1)]
         return (
             len(self.blocks) == rows
@@ -82,25 +82,25 @@ class CompactTensor:
         )
 
     def allowed_of_moments(self, tolerance: Tolerance) -> torch.Tensor:
-        """Return how far each moment may be off, (blocks, 5) float64."""
+        """Return the allowed error of each moment, (blocks, 5) float64."""
         _, rms, abs_mean, low, high = self.moments.unbind(-1)
         scale = torch.stack([abs_mean, rms, abs_mean, low.abs(), high.abs()], dim=-1)
         return tolerance.atol + tolerance.rtol * scale + self._rounding()
 
     def allowed_of_sums(self, tolerance: Tolerance) -> torch.Tensor:
-        """Return how far each signed sum may be off, (blocks, 16) float64."""
+        """Return the allowed error of each signed sum, (blocks, 16) float64."""
         rms = self.moments[:, MOMENTS.index("rms"), None]
         allowed = _DEVIATIONS * (tolerance.atol + tolerance.rtol * rms) + self._rounding()
         return allowed.expand(self.sums.shape)
 
     def _rounding(self) -> torch.Tensor:
-        """Return what adding up in another order may change; never 0, which would allow nothing."""
+        """Return the allowed effect of another order of addition; never 0."""
         rms = self.moments[:, MOMENTS.index("rms"), None]
         return rms * _ROUNDING + math.ulp(0.0) * 2**52
 
 
 def block_count(shape: Sequence[int]) -> int:
-    """Return into how many blocks a tensor is cut; one or two dimensions are one block."""
+    """Return the number of blocks of a tensor; one or two dimensions are one block."""
     return shape[0] if len(shape) > 2 else 1  # noqa: PLR2004
 
 
@@ -111,10 +111,10 @@ def compact(
     blocks: Sequence[int] | None = None,
     sampled: int | None = None,
 ) -> CompactTensor:
-    """Return the compact form of a floating-point tensor, at least one element.
+    """Return the compact form of a floating-point tensor with at least one element.
 
-    blocks: which blocks of the golden's tensor those of this one stand for; all, in order, where
-    nothing else is said. sampled: of how many elements of a block the golden's sample is.
+    blocks: the corresponding blocks of the golden's tensor; by default all, in order. sampled: the
+    number of elements of a block in the golden's sample.
     """
     count = block_count(tensor.shape)
     rows = tensor.detach().to("cpu").reshape(count, -1)
@@ -127,7 +127,7 @@ def compact(
 
 
 def sample_size(numel: int, blocks: int) -> int:
-    """Return of how many elements of a block a sample is."""
+    """Return the number of elements in a block's sample."""
     return max(MIN_SAMPLE, min(MAX_SAMPLE, MAX_SAMPLES // blocks, numel // SAMPLED))
 
 

@@ -1,7 +1,7 @@
-"""Compare a tensor with its golden, and judge the figures.
+"""Compare a tensor with the golden one, and judge the figures.
 
-Tensors are compared block by block in float64: memory beyond both tensors is bounded, however large
-they are. Integers are exact below 2**53.
+Tensors are compared block by block in float64, with bounded memory in addition to both tensors.
+Integers are exact below 2**53.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from snapshot_tool.base.results import SIZE_BOUNDS, Comparison, ErrorMap, Verdic
 from snapshot_tool.base.tolerance import Tolerance
 
 _BLOCK = 2**18  # elements: ten float64 copies of a block take 20 MB
-_PIECE = 2**20  # elements that are copied at once of a tensor that is not contiguous
+_PIECE = 2**20  # elements of a non-contiguous tensor that are copied at once
 _MAX_CELLS = (32, 64)  # rows, columns: 2048 numbers for each tensor that fails
 _TWO, _THREE, _FOUR = 2, 3, 4
 
@@ -29,10 +29,10 @@ def judge_tensor(
 ) -> tuple[Verdict, str, Comparison | None]:
     """Return verdict, reason and figures of a candidate's output against the golden.
 
-    The rule is torch.allclose's with equal_nan=False. Another type, shape or dtype fails by name,
-    and so does NaN or Inf where the golden has none.
+    The rule is that of torch.allclose with equal_nan=False. Another type, shape or dtype fails, and
+    so does NaN or Inf if the golden value is finite; the reason names it.
 
-    computed_in: a floating-point dtype that is right, too, if the golden's is another one.
+    computed_in: another floating-point dtype that is accepted.
     """
     if not isinstance(actual, torch.Tensor):
         return Verdict.FAIL, f"expected a tensor, actual is {type(actual).__name__}", None
@@ -52,7 +52,7 @@ def judge_tensor(
 
 
 def _reason(actual: torch.Tensor, comparison: Comparison, tolerance: Tolerance) -> str:
-    """Word a mismatch like torch.testing.assert_close, NaN and Inf by name."""
+    """Describe a mismatch like torch.testing.assert_close, with counts of NaN and Inf."""
     count, numel = comparison.mismatched, comparison.numel
     reason = f"{count} of {numel} differ ({count / numel:.2%})"
     if actual.is_floating_point():
@@ -73,13 +73,13 @@ def _reason(actual: torch.Tensor, comparison: Comparison, tolerance: Tolerance) 
 def compare_tensors(
     expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance
 ) -> Comparison:
-    """Return the figures of two tensors of one shape, at least one element, on any device."""
+    """Return the figures of two non-empty tensors of one shape, on any device."""
     greatest = [torch.zeros(2, dtype=torch.float64)]  # max_abs, max_rel of each block
     sums, mismatched, worst_excess, worst_place = [], 0, -math.inf, 0
     with torch.inference_mode():
         for place, *pair in _blocks(expected, actual):
             one, other = (tensor.to("cpu", torch.float64) for tensor in pair)
-            # Equal infinities differ by NaN and yet agree.
+            # The difference of equal infinities is NaN, but they agree.
             same = one == other
             diff = (other - one).abs().masked_fill_(same, 0.0)
             # Zero times Inf is NaN: without a relative part nothing is added.
@@ -120,9 +120,9 @@ def compare_tensors(
 def _blocks(
     expected: torch.Tensor, actual: torch.Tensor, start: int = 0
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield flat blocks of both tensors, with the place of their first element.
+    """Yield flat blocks of both tensors, each with the index of its first element.
 
-    A tensor that is not contiguous is copied when it is made flat: a piece of it at a time.
+    A tensor that is not contiguous must be copied to be flat, so this is done piece by piece.
     """
     plain = expected.is_contiguous() and actual.is_contiguous()
     if plain or expected.numel() <= _PIECE:
@@ -141,7 +141,7 @@ def _blocks(
 def _cosine(expected: float, actual: float, difference: float) -> float:
     """Return the cosine between two vectors from the squared norms of both and of their difference.
 
-    By the law of cosines, arranged so that nearly parallel vectors lose no digits.
+    This is the law of cosines, arranged so that nearly parallel vectors lose no digits.
     """
     if expected == 0 or actual == 0:
         return 1.0 if expected == actual else 0.0
@@ -161,9 +161,9 @@ def unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
 def map_errors(
     expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance
 ) -> ErrorMap | None:
-    """Return where the errors of two tensors of one shape lie, in units of the tolerance.
+    """Return a map of the errors of two tensors of one shape, in units of the tolerance.
 
-    None without a tolerance, as for tokens: errors have no unit then.
+    Returns None if the tolerance is 0, as for tokens.
     """
     if tolerance.atol == tolerance.rtol == 0:
         return None

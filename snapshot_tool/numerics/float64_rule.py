@@ -24,10 +24,10 @@ def compare_with_oracle(
 ) -> OracleComparison:
     """Return the figures of a candidate's output, of the recorded tensor's shape.
 
-    A position is all that shares the leading dimensions: a patch, a token, a step.
+    A position is one index of the leading dimensions: a patch, a token, a step.
 
-    dtype: the one that the candidate computes in. Its unit in the last place is the floor, and the
-    reference's errors in it are the measure.
+    dtype: the candidate's dtype. The limits are in proportion to the reference's errors in it, and
+    at least some of its units in the last place.
     """
     width = actual.shape[-1]
     flat = [t.reshape(-1, width) for t in (oracle.reference, oracle.delta, actual)]
@@ -64,7 +64,7 @@ def compare_with_oracle(
 def position_noise(values: torch.Tensor, oracle: torch.Tensor) -> torch.Tensor:
     """Return the root mean square of values - oracle at each position, float32, without a width.
 
-    NaN for an infinite one: it must not become a limit that everything stays below.
+    An infinite error becomes NaN, because every error would be below an infinite limit.
     """
     errors = values.to("cpu", torch.float64) - oracle.to("cpu", torch.float64)
     noise = errors.square().mean(-1).sqrt().float()

@@ -37,7 +37,7 @@ def plain_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def run_eagerly() -> AbstractContextManager[Any]:
-    """Return a context in which compiled code runs as it is written.
+    """Return a context in which compiled code runs eagerly.
 
     Graphs that were compiled before do not call hooks.
     """
@@ -52,7 +52,7 @@ Watcher = Callable[[str, Side, object], None]
 
 
 def named_tensors(value: object, *, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor in tuples, lists and mappings, however nested, in order.
+    """Yield every tensor in nested tuples, lists and mappings, in order.
 
     Its name is its position: "0", "hidden_states", "0.1"; `name` is that of the value itself.
     """
@@ -74,7 +74,7 @@ def first_tensor(value: object) -> torch.Tensor | None:
 
 
 def replace_first_tensor(value: Any, tensor: torch.Tensor) -> Any:
-    """Return a module's output with its first tensor replaced, the rest as it is."""
+    """Return a module's output with its first tensor replaced."""
     if isinstance(value, torch.Tensor):
         return tensor
     items = list(value.items() if isinstance(value, dict) else enumerate(value))
@@ -163,7 +163,7 @@ def module_name(model: torch.nn.Module, capture: Capture) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of a module, to be made again."""
+    """A call of a module, to repeat it."""
 
     module: torch.nn.Module
     arguments: tuple[Any, ...]
