@@ -2,8 +2,8 @@
 
 In a block of `console` lines a command comes after `$ `, with its output below. `...` stands for
 any text, and figures that depend on rounding match any figure. The commands run in a copy of the
-repository, page by page, in the record environment if they need HF. A block that begins with
-`# elsewhere: why` does not run, and is listed below.
+repository, page by page; pages that record are tests of the record environment. A block that begins
+with `# elsewhere: why` does not run, and is listed below.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import CHECKOUT, ROOT
+from tests.conftest import CHECKOUT, ROOT, Run, run_snap_here
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _RECORDING = ("snap record", "snap trace --impl hf")  # what needs Hugging Face
+_SHELL = set("|&;<>$*?")  # what a shell does something with
 ELSEWHERE = {
     "snap record --revision 7e3e67edbbed1bf9888184d9df282b700a323964",
     "accelerate launch --multi_gpu --num_processes 2 -m snapshot_tool record --revision "
@@ -89,32 +92,49 @@ def copy(tmp_path: Path) -> Path:
     return root
 
 
-def run(command: str, *, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(command: str, *, cwd: Path) -> Run:
     """Run a command in the environment that it is for; make only says what it would do."""
-    environment = ROOT / ".venv-record" if command.startswith(_RECORDING) else None
-    programs = environment / "bin" if environment else Path(sys.executable).parent
-    variables = {"PATH": f"{programs}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
-    variables["OMP_NUM_THREADS"] = "1"
-    # Readers do not have what the tests set.
-    inherited = {n: v for n, v in os.environ.items() if n != "IDEFICS3_PREPROCESSOR"}
-    return subprocess.run(
+    environment = ROOT / (".venv-record" if command.startswith(_RECORDING) else ".venv-check")
+    here = Path(sys.prefix).resolve() == environment.resolve()
+    if here and command.startswith("snap ") and not _SHELL & set(re.sub('"[^"]*"', "", command)):
+        return run_snap_here(*shlex.split(command)[1:], cwd=cwd)
+    variables = {"PATH": f"{environment}/bin:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    answer = subprocess.run(
         ["bash", "-c", re.sub(r"^make ", "make --dry-run ", command)],
-        cwd=cwd, env={**inherited, **variables}, capture_output=True, text=True, check=False,
+        cwd=cwd, env={**os.environ, **variables, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
+    return Run(answer.returncode, answer.stdout, answer.stderr)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda page: page.name)
-def test_every_command_does_what_the_page_shows(page: Path, copy: Path) -> None:
+def pages() -> list[Any]:
+    """Return the pages that have commands; those that record are for the record environment."""
+    found = []
+    for page in PAGES:
+        texts = [command.text for command in commands(page) if not command.elsewhere]
+        records = any(text.startswith(_RECORDING) for text in texts)
+        if texts:
+            marks = [pytest.mark.record] if records else []
+            found.append(pytest.param(page, id=page.name, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_command_does_what_the_page_shows(
+    page: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It exits as the page says, and its output is the one shown."""
+    # Readers do not have what the tests set.
+    monkeypatch.delenv("IDEFICS3_PREPROCESSOR", raising=False)
     shared = copy.parent / "shared"
     if page.name == "ci.md":  # a repository in whose CI the goldens are pulled has pushed them
-        assert run(f"snap push file://{shared} && rm -r goldens", cwd=copy).returncode == 0
+        assert run(f"snap push file://{shared} && rm -r goldens", cwd=copy).code == 0
     for command in commands(page):
         if command.elsewhere:
             continue
         answer = run(command.text.replace("/tmp/snap-goldens", str(shared)), cwd=copy)
-        printed = answer.stdout.replace(str(shared), "/tmp/snap-goldens")
-        assert answer.returncode == command.exit_code, f"{command.text}\n{printed}{answer.stderr}"
+        printed = answer.out.replace(str(shared), "/tmp/snap-goldens")
+        assert answer.code == command.exit_code, f"{command.text}\n{printed}{answer.err}"
         if command.shown.strip():
             # A line of dots stands for no line, too.
             shown = re.sub(r"(?m)\s*^\.\.\.\s*", "...", command.shown)
