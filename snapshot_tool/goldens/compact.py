@@ -37,19 +37,22 @@ def is_large(tensor: torch.Tensor) -> bool:
     )
 
 
-def narrowed(tensor: torch.Tensor) -> torch.Tensor:
-    """Return many integers, such as every patch's position, in 16 bits if they fit."""
-    if tensor.dtype is not torch.int64 or tensor.numel() <= LARGE:
-        return tensor
-    narrow = tensor.to(torch.int16)
-    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
+def compacted(tensors: Mapping[str, torch.Tensor], *, seed: int) -> Tensors:
+    """Return what is kept of some tensors: large ones compact, the others as they are.
 
-
-def compact_tensors(name: str, tensor: torch.Tensor, *, seed: int) -> Tensors:
-    """Return what is kept of a large tensor."""
-    kept = compact(tensor, seed=seed)
-    parts = (torch.tensor(kept.shape), kept.sample, kept.moments, kept.sums)
-    return {f"{name}.{part}": value for part, value in zip(_PARTS, parts, strict=True)}
+    Many integers, such as every patch's position, are kept in 16 bits if they fit.
+    """
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        if is_large(tensor):
+            kept = compact(tensor, seed=seed)
+            parts = (torch.tensor(kept.shape), kept.sample, kept.moments, kept.sums)
+            found |= {f"{name}.{part}": value for part, value in zip(_PARTS, parts, strict=True)}
+            continue
+        are_many = tensor.dtype is torch.int64 and tensor.numel() > LARGE
+        narrow = tensor.to(torch.int16) if are_many else tensor
+        found[name] = narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
+    return found
 
 
 def recorded(golden: Golden, case: str, phase: Phase, name: str) -> torch.Tensor | CompactTensor:

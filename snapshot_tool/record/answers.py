@@ -14,7 +14,6 @@ from snapshot_tool.base.errors import ReferenceUnavailable, ReferenceWrong
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import (
     CaseInputs,
-    ForwardPass,
     Generation,
     Progress,
     Side,
@@ -22,10 +21,9 @@ from snapshot_tool.base.protocol import (
 from snapshot_tool.base.taps import TapRecorder
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.compact import (
-    compact_tensors,
+    compacted,
     is_large,
     make_question,
-    narrowed,
     question_tensors,
 )
 from snapshot_tool.goldens.golden import Golden
@@ -63,6 +61,23 @@ def read_notes(staging: Staging, case: str) -> Notes:
     )
 
 
+def save_generation(
+    staging: Staging,
+    case: str,
+    generation: Generation,
+    *,
+    reference: HuggingFaceReference,
+    not_finite: Sequence[str] = (),
+) -> None:
+    """Stage generated tokens and their text."""
+    notes = Notes(reference.warnings(), tuple(not_finite))
+    _save_notes(staging, case, Phase.GENERATE.value, notes)
+    text = reference.decode(generation.token_ids)
+    staging.save_bytes(case, GENERATED_TEXT, text.encode("utf-8", "replace"))
+    # Written last: its presence means that the generation is complete.
+    staging.save_part(case, phase_file(Phase.GENERATE), parts.generate_tensors(generation))
+
+
 def stage_answers(
     recording: Recording, plan: Plan, reference: HuggingFaceReference, progress: Progress
 ) -> None:
@@ -70,18 +85,10 @@ def stage_answers(
 
     Raises ReferenceWrong, naming the case, for an answer with NaN or Inf unless these are allowed.
     """
-    staging = recording.staging
-    recorder = _Recorder(
-        staging,
-        plan.settings,
-        reference,
-        progress,
-        recording.allows_nan,
-        modules=reference.info().modules,
-    )
+    recorder = _Recorder(recording, plan.settings, reference, progress)
     with progress.stage("recording cases", len(plan.cases)) as steps:
         for case in plan.cases:
-            inputs = parts.read_inputs(staging.part(case.name, INPUTS))
+            inputs = parts.read_inputs(recording.staging.part(case.name, INPUTS))
             try:
                 recorder.stage_forward(case.name, inputs)
                 recorder.stage_generation(case, inputs)
@@ -120,39 +127,23 @@ def keep_answers(
     return kept
 
 
-def save_generation(
-    staging: Staging,
-    case: str,
-    generation: Generation,
-    *,
-    reference: HuggingFaceReference,
-    not_finite: tuple[str, ...] = (),
-) -> None:
-    """Stage generated tokens and their text."""
-    _save_notes(staging, case, Phase.GENERATE.value, Notes(reference.warnings(), not_finite))
-    text = reference.decode(generation.token_ids)
-    staging.save_bytes(case, GENERATED_TEXT, text.encode("utf-8", "replace"))
-    # Written last: its presence means that the generation is complete.
-    staging.save_part(case, phase_file(Phase.GENERATE), parts.generate_tensors(generation))
-
-
 def _save_notes(staging: Staging, case: str, part: str, notes: Notes) -> None:
     staging.save_bytes(case, _NOTES.format(part), msgspec.json.encode(notes))
 
 
 @dataclass(frozen=True, slots=True)
 class _Recorder:
-    staging: Staging
+    """Runs the reference on one case after the other."""
+
+    recording: Recording
     settings: Settings
     reference: HuggingFaceReference
     progress: Progress
-    allows_nan: bool
-    modules: tuple[str, ...]
 
-    def stage_forward(self, case: str, inputs: CaseInputs) -> None:
+    def stage_forward(self, case: str, inputs: CaseInputs) -> None:  # noqa: C901 - one sequence
         """Run the model once and stage vision, connector, forward and taps."""
-        settings = self.settings
-        if not FORWARD_PASS & set(settings.phases) or self.staging.part(case, TAPS).exists():
+        settings, staging = self.settings, self.recording.staging
+        if not FORWARD_PASS & set(settings.phases) or staging.part(case, TAPS).exists():
             return
         keeps_whole = any(fnmatch.fnmatchcase(case, glob) for glob in settings.whole_outputs)
         recorder = TapRecorder(settings.seed, inputs.attention_mask)
@@ -175,33 +166,13 @@ class _Recorder:
         answer = self.reference.forward(
             inputs, observe=observe, connector_input=connector_input if is_compact else None
         )
-        not_finite = self._stage_outputs(case, inputs, answer, question)
-        if whole:
-            self.staging.save_part(case, OUTPUTS, whole)
-        _save_notes(self.staging, case, TAPS, Notes(self.reference.warnings(), tuple(not_finite)))
-        # Written last: its presence means that the forward pass is complete.
-        self.staging.save_part(case, TAPS, parts.tap_tensors(recorder.taps(), self.modules))
-
-    def _stage_outputs(
-        self,
-        case: str,
-        inputs: CaseInputs,
-        answer: ForwardPass,
-        question: dict[str, torch.Tensor],
-    ) -> list[str]:
-        """Stage the outputs of a forward pass; return the names of those with NaN or Inf.
-
-        question: what a compact set keeps of the connector's input.
-        """
-        settings = self.settings
         not_finite: list[str] = []
         for phase in sorted(FORWARD_PASS & set(settings.phases)):
             outputs = {
                 name: parts.without_padding(tensor, inputs)
                 for name, tensor in answer.outputs.get(phase, {}).items()
             }
-            is_compact = settings.storage is Storage.COMPACT
-            tensors = _compacted(outputs, seed=settings.seed) if is_compact else dict(outputs)
+            tensors = compacted(outputs, seed=settings.seed) if is_compact else dict(outputs)
             if phase is Phase.CONNECTOR:
                 tensors = question | tensors
             if phase is Phase.FORWARD and answer.logits is not None:
@@ -209,13 +180,18 @@ class _Recorder:
                 tensors |= parts.forward_tensors(answer.logits, inputs, seed=settings.seed)
             not_finite += self._find_not_finite(case, phase, outputs)
             if tensors:
-                self.staging.save_part(case, phase_file(phase), tensors)
-        return not_finite
+                staging.save_part(case, phase_file(phase), tensors)
+        if whole:
+            staging.save_part(case, OUTPUTS, whole)
+        _save_notes(staging, case, TAPS, Notes(self.reference.warnings(), tuple(not_finite)))
+        # Written last: its presence means that the forward pass is complete.
+        modules = self.reference.info().modules
+        staging.save_part(case, TAPS, parts.tap_tensors(recorder.taps(), modules))
 
     def stage_generation(self, case: PlannedCase, inputs: CaseInputs) -> None:
         """Generate, and stage the tokens and their text."""
-        settings = self.settings
-        staged = self.staging.part(case.name, phase_file(Phase.GENERATE))
+        settings, staging = self.settings, self.recording.staging
+        staged = staging.part(case.name, phase_file(Phase.GENERATE))
         if Phase.GENERATE not in settings.phases or staged.exists():
             return
         generation = self.reference.generate(
@@ -224,11 +200,7 @@ class _Recorder:
         logits = {parts.LOGITS: generation.logits}
         not_finite = self._find_not_finite(case.name, Phase.GENERATE, logits)
         save_generation(
-            self.staging,
-            case.name,
-            generation,
-            reference=self.reference,
-            not_finite=tuple(not_finite),
+            staging, case.name, generation, reference=self.reference, not_finite=not_finite
         )
 
     def _find_not_finite(
@@ -240,7 +212,7 @@ class _Recorder:
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 what = "NaN" if bool(tensor.isnan().any()) else "Inf"
                 problem = f"the reference answers {what} in case {case}: {phase} {name}"
-                if not self.allows_nan:
+                if not self.recording.allows_nan:
                     raise ReferenceWrong(
                         problem,
                         "record in another --dtype, or keep such answers: --resume --allow-nan",
@@ -248,14 +220,3 @@ class _Recorder:
                 self.progress.note(problem)
                 found.append(f"{phase}/{name}")
         return found
-
-
-def _compacted(tensors: Mapping[str, torch.Tensor], *, seed: int) -> dict[str, torch.Tensor]:
-    """Return the compact form of large tensors, and the others as they are."""
-    kept: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        if is_large(tensor):
-            kept |= compact_tensors(name, tensor, seed=seed)
-        else:
-            kept[name] = narrowed(tensor)
-    return kept

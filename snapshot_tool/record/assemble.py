@@ -6,6 +6,7 @@ import datetime as dt
 import os
 import shlex
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,7 @@ class Assembly:
         replaced = self.earlier.replaced
         if replaced:
             old = replaced.manifest
-            if _same_answers(old, manifest):
+            if _answers(old) == _answers(manifest):
                 return old, False
             version = old.golden_version + 1
             manifest = msgspec.structs.replace(manifest, golden_version=version)
@@ -134,7 +135,12 @@ class Assembly:
         return files
 
     def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
-        settings, info = self.plan.settings, self.info
+        settings, info, replaced = self.plan.settings, self.info, self.earlier.replaced
+        warnings = set(self.plan.warnings)
+        for case in self.plan.cases:
+            warnings |= set(read_notes(self.staging, case.name).warnings)
+        if replaced and set(settings.phases) != set(info.phases):  # some are carried over
+            warnings |= set(replaced.manifest.warnings)
         first = HistoryEntry(
             version=1,
             when=_today(),
@@ -173,7 +179,7 @@ class Assembly:
             taps=TapsEntry(seed=settings.seed, modules=info.modules),
             files=files,
             storage=settings.storage,
-            warnings=self._warnings(),
+            warnings=tuple(sorted(warnings)),
         )
 
     def _command(self) -> str:
@@ -194,26 +200,16 @@ class Assembly:
             words += ["--whole-outputs", glob]
         return printable(shlex.join(words))
 
-    def _warnings(self) -> tuple[str, ...]:
-        """Return the warnings, those of phases that are carried over included."""
-        found = set(self.plan.warnings)
-        for case in self.plan.cases:
-            found |= set(read_notes(self.staging, case.name).warnings)
-        replaced = self.earlier.replaced
-        if replaced and set(self.plan.settings.phases) != set(self.info.phases):
-            found |= set(replaced.manifest.warnings)
-        return tuple(sorted(found))
-
     def _case(self, case: PlannedCase, files: dict[str, FileEntry]) -> CaseEntry:
         tensors = files[INPUTS].tensors
         replaced = self.earlier.replaced
-        cases = replaced.manifest.cases if replaced else ()
-        old = next((entry for entry in cases if entry.name == case.name), None)
-        # Answers of phases that are carried over, and a generation that is.
-        gone = {*self.plan.settings.phases, *self.dropped}
-        kept = old.not_finite if old else ()
-        carried = [name for name in kept if Phase(name.partition("/")[0]) not in gone]
-        generated = old.generated if old else ""
+        old = replaced.cases.get(case.name) if replaced else None
+        # Of phases that are carried over.
+        generated, carried = "", []
+        if old:
+            gone = {*self.plan.settings.phases, *self.dropped}
+            generated = old.generated
+            carried = [n for n in old.not_finite if Phase(n.partition("/")[0]) not in gone]
         staged = self.staging.part(case.name, GENERATED_TEXT)
         if staged.exists():
             generated = staged.read_text(encoding="utf-8")
@@ -232,11 +228,10 @@ class Assembly:
         )
 
 
-def _same_answers(old: Manifest, new: Manifest) -> bool:
-    declared = [(m.checkpoint.family, m.environment.get(ANSWERS)) for m in (old, new)]
-    return (
-        new.files == old.files and new.generation == old.generation and declared[0] == declared[1]
-    )
+def _answers(manifest: Manifest) -> tuple[object, ...]:
+    """Return what a manifest says of the answers and of how they were made."""
+    declared = manifest.environment.get(ANSWERS)
+    return manifest.files, manifest.generation, manifest.checkpoint.family, declared
 
 
 def _relative_location(checkpoint: Checkpoint, goldens: Path) -> str | None:
@@ -254,7 +249,5 @@ def _today() -> str:
 
     SOURCE_DATE_EPOCH (reproducible-builds.org) overrides it.
     """
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    now = dt.datetime.now(dt.UTC)
-    day = dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else now
-    return day.date().isoformat()
+    seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).date().isoformat()

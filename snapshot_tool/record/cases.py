@@ -7,6 +7,7 @@ a chat template, another tokenizer or another Pillow would change them; that is 
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -76,7 +77,7 @@ def make_plan(
         plan = read_plan(staging)
         require_same_settings(plan.settings, settings)
         return plan
-    staging.remove_parts()
+    shutil.rmtree(staging.parts, ignore_errors=True)
     maker = _CaseMaker(staging, settings, reference, progress)
     template = earlier.template
     if template and not redraw and _keeps_cases(template, settings):
@@ -122,6 +123,11 @@ class _CaseMaker:
     progress: Progress
     _refusals: dict[str, int] = field(default_factory=dict)
     _left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> InputKind:
+        """What the inputs of the model consist of."""
+        return InputKind.of(self.reference.info().phases)
 
     # Cases of an earlier recording
 
@@ -176,10 +182,11 @@ class _CaseMaker:
         if template.manifest.storage is not self.settings.storage:
             stored = self._packed(recorded)
         self.staging.save_part(case.name, INPUTS, stored)
+        grids = now.image_grids if case.images and now is not None else None
         if _GRIDS in template.tensor_names(case.name, Phase.PREPROCESSING):
-            self._save_grids(case.name, template.tensor(case.name, Phase.PREPROCESSING, _GRIDS))
-        elif case.images and now is not None:
-            self._save_grids(case.name, now.image_grids)
+            grids = template.tensor(case.name, Phase.PREPROCESSING, _GRIDS)
+        if grids is not None:
+            self.staging.save_part(case.name, phase_file(Phase.PREPROCESSING), {_GRIDS: grids})
         return recorded
 
     # Cases that are drawn
@@ -189,7 +196,7 @@ class _CaseMaker:
 
         A case that the reference refuses is left out if others remain.
         """
-        kind, variants = self._kind(), self.settings.variants
+        kind, variants = self.kind, self.settings.variants
         fixed = fixed_cases(kind)
         cases: list[PlannedCase] = []
         with self.progress.stage("drawing cases", len(fixed) + variants) as steps:
@@ -212,9 +219,6 @@ class _CaseMaker:
             left_out=self._left_out,
         )
         return cases, draws
-
-    def _kind(self) -> InputKind:
-        return InputKind.of(self.reference.info().phases)
 
     def _draw_case(self, index: int, kind: InputKind) -> list[PlannedCase]:
         """Draw a variant until the reference accepts it; return none if it refuses every draw."""
@@ -306,7 +310,7 @@ class _CaseMaker:
         """Yield the cases of --prompt and --long that are not among `cases`."""
         prompts = {case.named.recipe.prompt for case in cases if case.origin == _PROMPT}
         number = sum(case.origin == _PROMPT for case in cases)
-        kind = self._kind()
+        kind = self.kind
         if kind is InputKind.IMAGES and (self.settings.prompts or self.settings.long):
             raise UsageError("this model takes no text", "leave out --prompt and --long")
         for prompt in self.settings.prompts:
@@ -350,14 +354,12 @@ class _CaseMaker:
         tensors = self._packed(parts.input_tensors(prepared, images))
         self.staging.save_part(named.name, INPUTS, tensors)
         if images:
-            self._save_grids(named.name, prepared.image_grids)
+            grids = {_GRIDS: prepared.image_grids}
+            self.staging.save_part(named.name, phase_file(Phase.PREPROCESSING), grids)
         pixels = prepared.inputs.pixel_values
         tiles = 0 if pixels is None else len(pixels)
         recipe = msgspec.to_builtins(named.recipe)
         return PlannedCase(named.name, named.origin, recipe, prepared.text, tiles)
-
-    def _save_grids(self, case: str, grids: torch.Tensor) -> None:
-        self.staging.save_part(case, phase_file(Phase.PREPROCESSING), {_GRIDS: grids})
 
     def _packed(self, tensors: parts.Tensors) -> parts.Tensors:
         return tensors if self.settings.storage is Storage.FULL else pack_inputs(tensors)
@@ -370,7 +372,7 @@ _WORDS = (
 
 
 def _with_images(prompt: str, kind: InputKind) -> CaseRecipe:
-    """Return the recipe of a user's prompt, with the fixed cases' images for its placeholders."""
+    """Return a user's prompt with the images of the fixed cases for its placeholders."""
     count = prompt.count(IMAGE_TOKEN) if kind is InputKind.BOTH else 0
     pictures = FIXED_CASES[1].recipe.images
     try:
@@ -383,5 +385,5 @@ def _with_images(prompt: str, kind: InputKind) -> CaseRecipe:
 
 def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     if one is None or other is None:
-        return one is other
+        return False
     return one.dtype == other.dtype and torch.equal(one, other)

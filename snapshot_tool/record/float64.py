@@ -6,12 +6,11 @@ as their distance to them, position by position.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 
 from snapshot_tool.base.errors import ReferenceUnavailable
 from snapshot_tool.base.localisation import NO_NOISE
@@ -34,21 +33,16 @@ _EXACT = "float64"
 _EXACT_TAPS = "oracle.taps.safetensors"
 _STEPS = "step_topk_values"
 
+# The answers of one run that a golden set keeps of a case, by phase and name.
 Named = dict[tuple[Phase, str], torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class _Answers:
-    """The answers of one run in one dtype, limited to what a golden set keeps of a case."""
-
-    tensors: Named
-    taps: Mapping[str, Tap]
 
 
 def stage_float64(
     recording: Recording, plan: Plan, info: ReferenceInfo, progress: Progress
 ) -> None:
-    """Stage oracle.safetensors of every case."""
+    """Stage oracle.safetensors of every case, if the plan has an oracle."""
+    if not plan.settings.oracle:
+        return
     staging, own_dtype = recording.staging, recording.dtype
     family, seed = family_of(info.family), plan.settings.seed
     cases = [
@@ -62,12 +56,12 @@ def stage_float64(
         overflows = 0
         with progress.stage(f"oracle: {dtype}", len(missing)) as steps:
             for case in missing:
-                answers = case.run(reference, dtype)
+                answers, taps = case.run(reference, dtype)
                 if dtype == _EXACT:
-                    case.save_exact(answers)
+                    case.save_exact(answers, taps)
                 else:
-                    staging.save_part(case.name, _part(dtype), case.noise(answers, dtype))
-                overflows += not all(bool(t.isfinite().all()) for t in answers.tensors.values())
+                    staging.save_part(case.name, _part(dtype), case.noise(answers, taps, dtype))
+                overflows += not all(bool(tensor.isfinite().all()) for tensor in answers.values())
                 next(steps)
         del reference  # before the next one is loaded
         if overflows:
@@ -95,8 +89,11 @@ class _Case:
     dtype: str
     seed: int
 
-    def run(self, reference: HuggingFaceReference, dtype: str) -> _Answers:
-        """Run the reference on the case and on the recorded tokens after it."""
+    def run(self, reference: HuggingFaceReference, dtype: str) -> tuple[Named, list[Tap]]:
+        """Run the reference on the case and on the recorded tokens after it.
+
+        Return the answers and the taps.
+        """
         inputs = parts.read_inputs(self.staging.part(self.name, INPUTS))
         recorder = TapRecorder(self.seed, inputs.attention_mask)
         generated = self._load(phase_file(Phase.GENERATE))
@@ -111,10 +108,9 @@ class _Case:
             connector_input=None if features is None else lambda _own: features,
         )
         self._require_same_integers(run.outputs, dtype)
-        tensors: Named = {
+        answers: Named = {
             (phase, name): parts.without_padding(run.outputs[phase][name], inputs)
-            for phase, names in self._kept().items()
-            for name in names
+            for phase, name in self._kept()
             if name in run.outputs.get(phase, {})
         }
         if run.logits is not None:
@@ -126,39 +122,39 @@ class _Case:
                 real, topk_ids=kept["position_topk_ids"], sample_ids=kept["position_sample_ids"]
             )
             records[parts.LOGITS] = real[-1]
-            tensors |= {(Phase.FORWARD, name): tensor for name, tensor in records.items()}
+            answers |= {(Phase.FORWARD, name): tensor for name, tensor in records.items()}
             if generated:
                 steps = logits[length - 1 :].gather(-1, generated["step_topk_ids"])
-                tensors[Phase.GENERATE, _STEPS] = steps
-        return _Answers(tensors, recorder.by_module())
+                answers[Phase.GENERATE, _STEPS] = steps
+        return answers, recorder.taps()
 
-    def save_exact(self, answers: _Answers) -> None:
+    def save_exact(self, answers: Named, taps: Sequence[Tap]) -> None:
         """Stage the float64 answers whole."""
-        taps = parts.tap_tensors(list(answers.taps.values()), self.modules)
-        tensors = {f"{phase}.{name}": t for (phase, name), t in answers.tensors.items()}
-        self.staging.save_part(self.name, _EXACT_TAPS, taps)
+        tensors = {f"{phase}.{name}": tensor for (phase, name), tensor in answers.items()}
+        self.staging.save_part(self.name, _EXACT_TAPS, parts.tap_tensors(taps, self.modules))
         self.staging.save_part(self.name, _part(_EXACT), tensors)
 
-    def noise(self, answers: _Answers, dtype: str) -> dict[str, torch.Tensor]:
+    def noise(self, answers: Named, taps: Sequence[Tap], dtype: str) -> dict[str, torch.Tensor]:
         """Return how far the answers in a dtype are from the float64 ones."""
         exact = self._exact()
         tensors = {
-            noise_key(*name, dtype): position_noise(value, exact[name])
-            for name, value in answers.tensors.items()
+            noise_key(*key, dtype): position_noise(value, exact[key])
+            for key, value in answers.items()
         }
         steps = Phase.GENERATE, _STEPS
-        if steps in answers.tensors:
-            errors = answers.tensors[steps].double() - exact[steps]
+        if steps in answers:
+            errors = answers[steps].double() - exact[steps]
             tensors[step_noise_key(dtype)] = errors.abs().amax(-1).float()
-        tensors[tap_noise_key(dtype)] = torch.tensor(self._tap_noise(answers.taps))
+        tensors[tap_noise_key(dtype)] = torch.tensor(self._tap_noise(taps))
         return tensors
 
-    def _tap_noise(self, taps: Mapping[str, Tap]) -> list[tuple[float, float]]:
-        """Return one row for each recorded tap, in its order."""
-        exact = {tap.module: tap for tap in parts.read_taps(self._load(_EXACT_TAPS), self.modules)}
+    def _tap_noise(self, taps: Sequence[Tap]) -> list[tuple[float, float]]:
+        """Return the errors of input and output for each recorded tap, in its order."""
+        exact = {tap.module: tap for tap in self._taps(_EXACT_TAPS)}
+        found = {tap.module: tap for tap in taps}
         rows = []
-        for tap in parts.read_taps(self._load(TAPS), self.modules):
-            one, other = exact.get(tap.module), taps.get(tap.module)
+        for tap in self._taps(TAPS):
+            one, other = exact.get(tap.module), found.get(tap.module)
             rows.append(
                 (_error(one.input, other.input), _error(one.output, other.output))
                 if one and other
@@ -168,22 +164,20 @@ class _Case:
 
     def join(self) -> None:
         """Stage what the golden set keeps: deltas, and the errors in every dtype."""
-        stored = {phase: self._load(phase_file(phase)) for phase in self._kept()}
+        stored = {phase: self._load(phase_file(phase)) for phase in Phase}
         recorded = {
             (phase, name): stored[phase][name]
-            for phase, names in self._kept().items()
-            for name in names
+            for phase, name in self._kept()
             if name in stored[phase]
         }
-        taps = parts.read_taps(self._load(TAPS), self.modules)
         exact = self._exact()
         # Three digits of a float32 rounding error are enough; of a half-precision one they are not.
         kept = torch.bfloat16 if self.dtype == "float32" else torch.float32
         tensors = {
-            delta_key(*name): (exact[name] - value.double()).to(kept)
-            for name, value in recorded.items()
+            delta_key(*key): (exact[key] - value.double()).to(kept)
+            for key, value in recorded.items()
         }
-        tensors |= self.noise(_Answers(recorded, {tap.module: tap for tap in taps}), self.dtype)
+        tensors |= self.noise(recorded, self._taps(TAPS), self.dtype)
         for dtype in ORACLE_DTYPES:
             if dtype != self.dtype:
                 tensors |= self._load(_part(dtype))
@@ -191,19 +185,19 @@ class _Case:
 
     def _exact(self) -> Named:
         exact = self._load(_part(_EXACT))
-        return {
-            (phase, name): exact[f"{phase}.{name}"]
-            for phase, names in self._kept().items()
-            for name in names
-            if f"{phase}.{name}" in exact
-        }
+        names = {(phase, name): f"{phase}.{name}" for phase, name in self._kept()}
+        return {key: exact[name] for key, name in names.items() if name in exact}
 
-    def _kept(self) -> Mapping[Phase, tuple[str, ...]]:
-        """Return the names of the floating-point tensors that are judged, by phase."""
-        compared = {phase: self.family.judged_outputs(phase) for phase in self.family.compared}
-        logits = (parts.LOGITS, *parts.POSITION_RECORDS) if self.family.logits else ()
-        forward = (*logits, *self.family.whole_outputs)
-        return {**compared, Phase.FORWARD: forward, Phase.GENERATE: (_STEPS,)}
+    def _taps(self, file: str) -> list[Tap]:
+        return parts.read_taps(self._load(file), self.modules)
+
+    def _kept(self) -> list[tuple[Phase, str]]:
+        """Return the phase and the name of each floating-point tensor that is judged."""
+        family = self.family
+        kept = [(phase, name) for phase in family.compared for name in family.judged_outputs(phase)]
+        logits = (parts.LOGITS, *parts.POSITION_RECORDS) if family.logits else ()
+        forward = (*logits, *family.whole_outputs)
+        return [*kept, *((Phase.FORWARD, n) for n in forward), (Phase.GENERATE, _STEPS)]
 
     def _require_same_integers(
         self, outputs: Mapping[Phase, Mapping[str, torch.Tensor]], dtype: str
@@ -220,8 +214,7 @@ class _Case:
                     )
 
     def _load(self, file: str) -> dict[str, torch.Tensor]:
-        path = self.staging.part(self.name, file)
-        return load_file(path) if path.exists() else {}
+        return self.staging.load_part(self.name, file)
 
 
 def _error(exact: Sketch | None, other: Sketch | None) -> float:

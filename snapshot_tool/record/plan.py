@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
-from snapshot_tool import reference
 from snapshot_tool.base.environment import Processes
 from snapshot_tool.base.errors import GoldenDamaged, GoldenExists, SnapError, UsageError
 from snapshot_tool.base.phases import Phase
@@ -22,6 +21,7 @@ from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import TAPS, phase_file
 from snapshot_tool.goldens.manifest import Draws, Manifest, Storage
 from snapshot_tool.goldens.transaction import make_folder, sync_folder, write_atomically
+from snapshot_tool.reference import load_reference
 
 if TYPE_CHECKING:
     from snapshot_tool.reference.huggingface import HuggingFaceReference
@@ -44,13 +44,18 @@ class Staging:
         return self.folder / "tree"
 
     @property
-    def offload(self) -> Path:
-        """The folder for weights that fit no device; removed after each run."""
-        return self.folder.with_name(f"{self.folder.name}.offload")
+    def parts(self) -> Path:
+        """The folder of all parts."""
+        return self.folder / "parts"
 
     def part(self, case: str, file: str) -> Path:
         """Return a case's part of one file of the set."""
-        return self.folder / "parts" / case / file
+        return self.parts / case / file
+
+    def load_part(self, case: str, file: str) -> dict[str, torch.Tensor]:
+        """Return a case's tensors of one file; none if it is not staged."""
+        path = self.part(case, file)
+        return load_file(path) if path.exists() else {}
 
     def save_part(self, case: str, file: str, tensors: dict[str, torch.Tensor]) -> None:
         """Write a case's tensors of one file, atomically."""
@@ -73,14 +78,6 @@ class Staging:
         names = (TAPS, phase_file(Phase.GENERATE))
         counts = [len(list(self.folder.glob(f"parts/*/{name}"))) for name in names]
         return min(filter(None, counts), default=0)
-
-    def remove_offload(self) -> None:
-        """Remove the weights that accelerate put on disk."""
-        shutil.rmtree(self.offload, ignore_errors=True)
-
-    def remove_parts(self) -> None:
-        """Remove what was staged before there was a plan."""
-        shutil.rmtree(self.folder / "parts", ignore_errors=True)
 
     def discard(self) -> None:
         """Remove everything. The rename makes it one step if the process is killed midway."""
@@ -109,7 +106,7 @@ class Recording:
 
     def load_reference(self, dtype: str) -> HuggingFaceReference:
         """Load the reference in a dtype."""
-        return reference.load_reference(self.checkpoint, dtype=dtype, settings=self.load)
+        return load_reference(self.checkpoint, dtype=dtype, settings=self.load)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -188,7 +185,7 @@ class Plan(msgspec.Struct, frozen=True):
     draws: Draws
     warnings: tuple[str, ...] = ()
 
-    def part_for(self, processes: Processes) -> Plan:
+    def share_of(self, processes: Processes) -> Plan:
         """Return the plan with only the cases of this process."""
         return msgspec.structs.replace(self, cases=self.cases[processes.index :: processes.count])
 

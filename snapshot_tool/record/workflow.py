@@ -10,7 +10,11 @@ part of the cases on a model of its own.
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import fnmatch
+=======
+import shutil
+>>>>>>> 43dea85 (record: join steps that only pass arguments on)
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +22,6 @@ from pathlib import Path
 
 import msgspec
 
-from snapshot_tool import reference as hugging_face
 from snapshot_tool.base.checkpoint import open_checkpoint
 from snapshot_tool.base.environment import (
     describe_machine,
@@ -52,6 +55,7 @@ from snapshot_tool.record.request import (
     DEFAULT_VARIANTS,
     RecordRequest,
 )
+from snapshot_tool.reference import join_processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
     """
     require_device(request.device)
     prompts = request.read_prompts()
-    processes = hugging_face.join_processes(request.device)
+    processes = join_processes(request.device)
     if processes.count > 1 and request.device_map:
         raise UsageError(
             f"--device-map spreads one reference, and here are {processes.count} processes",
@@ -84,30 +88,26 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
         goldens, checkpoint.name, checkpoint.revision, request.device, request.dtype
     )
     with recording_lock(location), _reported_errors(goldens):
-        replaced = _open_replaced(request, location)
+        earlier = _open_earlier(request, location)
         staging = _open_staging(request, location)
-        earlier = Earlier(replaced, _open_siblings(location))
         settings = _choose_settings(request, checkpoint.revision, prompts, earlier)
         if request.dtype in HALF_DTYPES and not settings.oracle:
             progress.note(
                 f"a check of {request.dtype} needs an oracle, and this set has none: record a full "
                 "set with --oracle, or check with --atol and --rtol"
             )
+        # For weights that fit no device; removed after each run.
+        offload = staging.folder.with_name(f"{staging.folder.name}.offload")
+        load = LoadSettings(
+            device=request.device,
+            seed=settings.seed,
+            trusts_code=request.trust_remote_code,
+            device_map=request.device_map or "",
+            max_memory=request.memory,
+            offload=offload if request.device_map else None,
+        )
         recording: Recording = processes.share(
-            Recording(
-                staging=staging,
-                checkpoint=checkpoint.folder,
-                dtype=request.dtype,
-                allows_nan=request.allow_nan,
-                load=LoadSettings(
-                    device=request.device,
-                    seed=settings.seed,
-                    trusts_code=request.trust_remote_code,
-                    device_map=request.device_map or "",
-                    max_memory=request.memory,
-                    offload=staging.offload if request.device_map else None,
-                ),
-            )
+            Recording(staging, checkpoint.folder, request.dtype, request.allow_nan, load)
         )
         try:
             flags = make_deterministic(settings.seed)
@@ -126,7 +126,7 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
                     "device": device_name(request.device),
                 },
             )
-            _require_all_phases(request, settings, replaced)
+            _require_all_phases(request, settings, earlier.replaced)
             make_folder(staging.folder)
             plan = make_plan(
                 staging,
@@ -140,11 +140,10 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
                 kept = keep_answers(staging, plan, replaced, request.case)
                 progress.note(f"{len(kept)} cases keep their recorded answers")
             processes.wait()  # the others read the plan
-            part = plan.part_for(processes)
-            stage_answers(recording, part, reference, progress)
+            share = plan.share_of(processes)
+            stage_answers(recording, share, reference, progress)
             del reference  # the float64 reference loads models of its own
-            if plan.settings.oracle:
-                stage_float64(recording, part, info, progress)
+            stage_float64(recording, share, info, progress)
             processes.wait()  # all parts are staged
             manifest, changed = Assembly(
                 staging=staging,
@@ -164,26 +163,23 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
             )
             raise
         finally:
-            staging.remove_offload()
+            shutil.rmtree(offload, ignore_errors=True)
     return RecordOutcome(location, manifest, changed)
 
 
 def help_to_record(device: str) -> None:
     """Run this process's part of the cases of a recording that another process leads."""
     require_device(device)
-    processes = hugging_face.join_processes(device)
+    processes = join_processes(device)
     recording: Recording = processes.share(None)
-    progress = Progress()
     make_deterministic(recording.load.seed)
     reference = recording.load_reference(recording.dtype)
     info = reference.info()
     processes.wait()  # the plan is written
-    plan = read_plan(recording.staging)
-    part = plan.part_for(processes)
-    stage_answers(recording, part, reference, progress)
+    share = read_plan(recording.staging).share_of(processes)
+    stage_answers(recording, share, reference, Progress())
     del reference
-    if plan.settings.oracle:
-        stage_float64(recording, part, info, progress)
+    stage_float64(recording, share, info, Progress())
     processes.wait()
 
 
@@ -200,24 +196,20 @@ def _reported_errors(goldens: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_replaced(request: RecordRequest, location: SetLocation) -> Golden | None:
-    if not (location.folder / MANIFEST).exists():
-        return None
-    if not request.update:
+def _open_earlier(request: RecordRequest, location: SetLocation) -> Earlier:
+    """Return the sets of the same revision; raise GoldenExists unless one may be replaced."""
+    exists = (location.folder / MANIFEST).exists()
+    if exists and not request.update:
         raise GoldenExists(
             f"{location} is recorded already in {location.folder}",
             "replace it with: --update --reason TEXT",
         )
-    return open_golden(location.folder)
-
-
-def _open_siblings(location: SetLocation) -> tuple[Golden, ...]:
-    """Return the whole sets of the same revision on other devices or in other dtypes."""
-    return tuple(
+    siblings = (
         open_golden(found.folder, found.manifest)
         for found in read_revision(location.revision_folder)
         if found.manifest and found.folder != location.folder
     )
+    return Earlier(open_golden(location.folder) if exists else None, tuple(siblings))
 
 
 def _open_staging(request: RecordRequest, location: SetLocation) -> Staging:
