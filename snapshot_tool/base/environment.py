@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 def package_version(name: str) -> str:
-    """Return an installed package's version, or "" where it is not installed."""
+    """Return a package's version; "" if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -69,14 +69,14 @@ def device_name(device: str) -> str:
 
 
 def rank_here() -> int | None:
-    """Return this process's rank where torchrun or accelerate started several, else None."""
+    """Return this process's rank if torchrun or accelerate started several, else None."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
         return None
     return int(os.environ["RANK"])
 
 
 def is_importable(module: str) -> bool:
-    """Tell whether a top-level module could be imported, without importing it."""
+    """Return whether a top-level module could be imported, without importing it."""
     return module in sys.modules or importlib.util.find_spec(module) is not None
 
 
@@ -97,14 +97,16 @@ def require_device(device: str) -> None:
 def make_deterministic(seed: int, *, strict: bool = True) -> dict[str, str]:
     """Fix everything in torch that could change a result, and return the settings as recorded.
 
-    The number of threads is left to torch (and OMP_NUM_THREADS): it is recorded, since sums over
-    another number of parts round differently. `strict` makes torch refuse operations that have no
-    deterministic form: right for recording, while a candidate on a GPU may need one.
+    The number of threads is left to torch (and OMP_NUM_THREADS). It is recorded, since sums over
+    another number of parts round differently.
+
+    strict: whether torch refuses operations that have no deterministic form. A candidate on a GPU
+    may need one.
     """
     # cuBLAS reads this once, at its first use (CUDA documentation, "Results reproducibility").
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # For a candidate that is compiled: use_deterministic_algorithms would import the compiler to
-    # tell it, which takes more time than a small check.
+    # For a compiled candidate: use_deterministic_algorithms would import the compiler, which takes
+    # longer than a small check.
     os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     import torch
 

@@ -9,14 +9,14 @@ class SnapError(Exception):
 
     Args:
         problem: what is wrong and where, on one line.
-        remedy: what to do about it, on one line; empty where nothing can be advised.
+        remedy: what to do about it, on one line; "" if there is no advice.
     """
 
     exit_code: ClassVar[int] = 3
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem)
-        # Names and reasons may come from a stranger's file: a line of them stays a line.
+        # Names and reasons may come from a stranger's file. A line of them stays a line.
         self.problem = printable(problem)
         self.remedy = printable(remedy)
 
@@ -25,27 +25,27 @@ class SnapError(Exception):
 
 
 class UsageError(SnapError):
-    """The options given contradict each other or name something that does not exist."""
+    """Options contradict each other or name something that does not exist."""
 
     exit_code = 2
 
 
 class FamilyInvalid(SnapError):
-    """What `--family` names is not there, raises, or declares no family that can work."""
+    """What `--family` names is missing, raises, or declares no family that can work."""
 
     exit_code = 2
 
 
 class GoldenNotFound(SnapError):
-    """No golden set answers to what was asked for."""
+    """There is no such golden set."""
 
 
 class GoldenExists(SnapError):
-    """A recording would replace a golden set, or an unfinished one, and nobody asked for that."""
+    """A recording would replace a golden set or an unfinished recording."""
 
 
 class UpdateDeclined(SnapError):
-    """A new golden version was shown, and nobody said that it shall be written."""
+    """A new golden version was shown and not confirmed."""
 
 
 class GoldenDamaged(SnapError):
@@ -53,7 +53,7 @@ class GoldenDamaged(SnapError):
 
 
 class TraceInvalid(SnapError):
-    """A file is no trace, or a damaged one, or one that a newer snap wrote."""
+    """A file is not a trace, is damaged, or was written by a newer snap."""
 
 
 class GoldenLocked(SnapError):
@@ -77,7 +77,7 @@ class CheckpointUnavailable(SnapError):
 
 
 class RevisionMismatch(SnapError):
-    """The checkpoint's files are not those of the revision asked for or recorded."""
+    """The checkpoint's files are not those of the revision that is given or recorded."""
 
 
 class CandidateUnavailable(SnapError):
@@ -85,7 +85,7 @@ class CandidateUnavailable(SnapError):
 
 
 class DeviceUnavailable(SnapError):
-    """The device asked for is not there, or not the one that the golden set is for."""
+    """The device is not available."""
 
 
 class ReferenceUnavailable(SnapError):
@@ -93,11 +93,11 @@ class ReferenceUnavailable(SnapError):
 
 
 class ReferenceWrong(SnapError):
-    """The reference's answers make no golden set."""
+    """The reference's answers cannot be a golden set."""
 
 
 class InputRefused(Exception):
-    """The reference itself refuses an input: the case is drawn again, not an error of snap."""
+    """The reference itself refuses an input. The case is drawn again."""
 
 
 class TemplateRefused(InputRefused):
@@ -105,11 +105,11 @@ class TemplateRefused(InputRefused):
 
 
 class EndedProcess(Exception):
-    """Foreign code tried to end the process, or raised what is no Exception; its text says how."""
+    """Foreign code tried to end the process, or raised something that is not an Exception."""
 
 
 class PhaseUnsupported(Exception):
-    """Raised by a candidate's method to say that it has no such phase; its text is the reason."""
+    """Raised by a candidate's method if it has no such phase; the text is the reason."""
 
 
 _SHOWN_NAMES = 20
@@ -117,9 +117,9 @@ _MEMORY_SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memo
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception is a lack of memory, of Python's, the system's or torch's.
+    """Return whether Python, the system or torch ran out of memory.
 
-    torch raises RuntimeError for it on the CPU, and OutOfMemoryError, a kind of it, on a GPU.
+    torch raises RuntimeError for it on the CPU, and a subclass of RuntimeError on a GPU.
     """
     if isinstance(error, RuntimeError | OSError):
         return any(sign in str(error).lower() for sign in _MEMORY_SIGNS)

@@ -1,4 +1,4 @@
-"""Opening a golden set's files, which may be a stranger's: plain files alone, JSON in bounds."""
+"""Opening files that may be a stranger's: only regular files, and JSON of bounded size."""
 
 import errno
 import hashlib
@@ -15,10 +15,8 @@ MAX_JSON_VALUES = 4_000_000
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Open a regular file for reading; raise GoldenDamaged for a pipe, a device or a folder.
-
-    Opening does not wait for the other end of a pipe, and the file looked at is the one opened.
-    """
+    """Open a regular file for reading; raise GoldenDamaged if that is not possible."""
+    # O_NONBLOCK: opening a pipe does not wait for its other end.
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
@@ -29,8 +27,7 @@ def open_plain(path: Path) -> BufferedReader:
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise GoldenDamaged(f"{path} is no file but {kind}")
+        raise GoldenDamaged(f"{path} is not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -40,9 +37,9 @@ def file_size(file: BufferedReader | FileIO) -> int:
 
 
 def require_bounded_json(text: bytes) -> bytes:
-    """Return JSON text as it is; raise ValueError where it would fill the memory when parsed.
+    """Return JSON text as it is; raise ValueError if it would fill the memory when parsed.
 
-    A value of two bytes becomes an object of fifty or more; each costs a comma or a bracket.
+    A value of two bytes becomes an object of fifty or more. Each has a comma or a bracket.
     """
     if len(text) <= MAX_JSON_VALUES:  # every value takes a byte at least
         return text
@@ -53,10 +50,10 @@ def require_bounded_json(text: bytes) -> bytes:
 
 
 def leaves_root(path: Path, root: Path) -> bool:
-    """Tell whether links on the way lead out of a folder."""
-    if path.parent == root and not path.is_symlink():  # what is asked most, answered at once
+    """Return whether links on the way lead out of a folder."""
+    if path.parent == root and not path.is_symlink():  # the usual case, without system calls
         return False
-    # realpath, since Path.resolve raises where links go round in a circle.
+    # realpath, since Path.resolve raises for links in a circle.
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 

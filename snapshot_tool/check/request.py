@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from snapshot_tool.goldens.find import GoldenChoice
     from snapshot_tool.goldens.golden import Golden
     from snapshot_tool.goldens.manifest import CaseEntry, Manifest
+    from snapshot_tool.judge.judge import Judge
 
 # The plugin reads these declarations in every pytest session, so only the functions that need torch
 # and msgspec import them.
@@ -279,8 +280,8 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
     return Shard(request.share.index, request.share.count, cases, all_cases, asked)
 
 
-def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
-    """Return the candidate's dtype and the rule that judges it.
+def choose_judge(request: CheckRequest, golden: Golden) -> Judge:
+    """Return what judges the candidate: the rule, and the dtype that it computes in.
 
     Raises UsageError if the table would judge half precision, and GoldenNotFound if the oracle is
     missing or too coarse.
@@ -288,6 +289,7 @@ def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
     from snapshot_tool.goldens.layout import ORACLE
     from snapshot_tool.goldens.manifest import Storage
     from snapshot_tool.goldens.oracle import has_coarse_oracle
+    from snapshot_tool.judge.judge import Judge
 
     own = golden.manifest.dtype
     dtype = request.dtype or own
@@ -312,4 +314,4 @@ def choose_rule(request: CheckRequest, golden: Golden) -> tuple[str, Rule]:
             f"the oracle of {golden.manifest.title} is too coarse to judge {dtype}",
             "record the set again: snap record ... --update --reason TEXT --oracle",
         )
-    return dtype, rule
+    return Judge(golden, dtype, rule, request.atol, request.rtol)

@@ -54,7 +54,7 @@ from snapshot_tool.check.last_failed import keep_failed, read_failed
 from snapshot_tool.check.localise import can_graft, graft_module, localise_case
 from snapshot_tool.check.request import (
     CheckRequest,
-    choose_rule,
+    choose_judge,
     matching_cases,
     require_phases,
     select_cases,
@@ -71,7 +71,7 @@ from snapshot_tool.goldens.layout import ORACLE, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, environment_differences
 from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge, compare_weights
-from snapshot_tool.judge.phases import OnePass, RecordedCase, read_case, run_phase
+from snapshot_tool.judge.phases import OnePass, RecordedCase, run_phase
 from snapshot_tool.judge.watch import WatchedCandidate, require_raised_by_candidate
 
 
@@ -169,7 +169,7 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
     No code of the candidate runs before the verification.
     """
     require_device(request.device)
-    dtype, _ = choose_rule(request, golden)
+    judge = choose_judge(request, golden)
     weights = request.needs_weights or (request.candidate, request.loading) != ("fms", "snap")
     checkpoint = open_checkpoint_of(golden, request.checkpoint, weights=weights)
     transformers_before = "transformers" in sys.modules
@@ -182,7 +182,7 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
                 checkpoint.folder.absolute(),  # the candidate may change the working folder
                 entry.config,
                 request.device,
-                dtype,
+                judge.dtype,
                 Loading(request.loading),
                 entry.changed_fields,
                 frozenset(entry.unused_weights),
@@ -195,6 +195,7 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
         request,
         golden,
         candidate,
+        judge=judge,
         checkpoint=checkpoint.folder,
         settings=settings,
         transformers_before=transformers_before,
@@ -210,6 +211,7 @@ class Session:
         request: the options of the check.
         golden: the golden set.
         candidate: the implementation under test; it is watched.
+        judge: compares its outputs; None: as the request says.
         checkpoint: the checkpoint's folder; None: tokens are shown without their text.
         settings: the settings for determinism.
         transformers_before: whether transformers was imported before the candidate was loaded.
@@ -222,6 +224,7 @@ class Session:
         golden: Golden,
         candidate: Candidate,
         *,
+        judge: Judge | None = None,
         checkpoint: Path | None = None,
         settings: Mapping[str, str] | None = None,
         transformers_before: bool = False,
@@ -230,8 +233,8 @@ class Session:
         self.request = request
         self.golden = golden
         self.settings = dict(settings or {})
-        dtype, rule = choose_rule(request, golden)
-        self.judge = Judge(golden, dtype, rule, request.atol, request.rtol)
+        self.judge = judge or choose_judge(request, golden)
+        dtype = self.judge.dtype
         self.candidate = WatchedCandidate(candidate, dtype=dtype, settings=self.settings)
         # In half precision rounding often decides, so a correct port may choose another token.
         half = not {golden.manifest.dtype, dtype}.isdisjoint(HALF_DTYPES)
@@ -285,7 +288,7 @@ class Session:
             return [Result(case.name, phase, "", Verdict.SKIP, reason)]
         if self._case is None or self._case.name != case.name:
             self._case = None  # first, because memory may not suffice for two cases
-            self._case = read_case(self.golden, case.name)
+            self._case = RecordedCase.read(self.golden, case.name)
         judge, candidate = judge or self.judge, self.candidate
         results: list[Result] = []
         one_pass = self.request.quick and Phase.GENERATE in {*case.phases} & {*self.request.phases}

@@ -29,7 +29,7 @@ from snapshot_tool.base.errors import (
 )
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import ANSWERS, PAGE
-from snapshot_tool.goldens.layout import SetLocation, lock_path, set_folders
+from snapshot_tool.goldens.layout import lock_path, set_folders
 from snapshot_tool.goldens.manifest import Manifest, load_manifest
 from snapshot_tool.goldens.transaction import committed_revisions, read_undisturbed, replaced_sets
 
@@ -104,23 +104,17 @@ def iterate_goldens(root: Path) -> Iterator[FoundSet]:
 
 def read_revision(revision: Path) -> list[FoundSet]:
     """Return the golden sets in a revision's folder as they are now."""
-    return [_read_set(folder) for folder in set_folders(revision)]
-
-
-def _read_set(folder: Path) -> FoundSet:
-    try:
-        manifest = load_manifest(folder)
-    except SnapError as error:
-        return FoundSet(folder, None, error)
-    root = folder.parent.parent.parent
-    checkpoint = manifest.checkpoint
-    place = SetLocation(
-        root, checkpoint.name, checkpoint.revision, manifest.device, manifest.dtype
-    ).folder
-    if place != folder:
-        wrong = GoldenDamaged(f"{folder} holds the golden set that belongs in {place}")
-        return FoundSet(folder, None, wrong)
-    return FoundSet(folder, manifest)
+    found = []
+    for folder in set_folders(revision):
+        try:
+            manifest = load_manifest(folder)
+            right = manifest.location(revision.parent.parent).folder
+            if right != folder:
+                raise GoldenDamaged(f"{folder} holds the golden set that belongs in {right}")
+            found.append(FoundSet(folder, manifest))
+        except SnapError as error:
+            found.append(FoundSet(folder, None, error))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from snapshot_tool.base.images import IMAGE_PARTS, from_arrays
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.base.taps import Tap
-from snapshot_tool.goldens.layout import INPUTS, OUTPUTS, PNG, TAPS, phase_file
+from snapshot_tool.goldens.layout import INPUTS, ORACLE, OUTPUTS, PNG, TAPS, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage, case_recipe, load_manifest
 from snapshot_tool.goldens.packed import LEVELS, PIXEL_VALUES, SHAPE, unpack
 from snapshot_tool.goldens.parts import read_taps
@@ -149,9 +149,15 @@ class Golden:
 
     def whole_output(self, case: str, module: str) -> torch.Tensor | None:
         """Return what a module of the reference returned on a case, if that was kept whole."""
-        entry = self.manifest.files.get(OUTPUTS)
-        key = f"{case}/{module}"
-        return self.read_file(OUTPUTS, key) if entry and key in entry.tensors else None
+        return self._find(OUTPUTS, f"{case}/{module}")
+
+    def oracle(self, case: str, name: str) -> torch.Tensor | None:
+        """Return what the oracle has of a case under a name; see `oracle.py`."""
+        return self._find(ORACLE, f"{case}/{name}")
+
+    def _find(self, file: str, key: str) -> torch.Tensor | None:
+        entry = self.manifest.files.get(file)
+        return self.read_file(file, key) if entry and key in entry.tensors else None
 
     def taps(self, case: str) -> list[Tap]:
         """Return the sketches of the reference's modules on a case, in order of execution."""

@@ -6,7 +6,6 @@ goldens/<owner>--<name>/<revision, first 12>/
 goldens/.snap/                  locks and unfinished recordings; never read as a golden
 """
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,15 +97,7 @@ def set_folders(revision: Path) -> list[Path]:
 
 
 def _folders(parent: Path) -> list[Path]:
-    """Return the folders in a folder, sorted by name; none if it is missing."""
-    try:
-        with os.scandir(parent) as children:
-            found = [Path(c) for c in children if not c.name.startswith(".") and _is_folder(c)]
-    except (FileNotFoundError, NotADirectoryError):
+    """Return the visible folders in a folder, sorted by name; none if it is missing."""
+    if not parent.is_dir():
         return []
-    return sorted(found)
-
-
-def _is_folder(child: os.DirEntry[str]) -> bool:
-    # Path.is_dir returns False for links in a circle, DirEntry.is_dir raises OSError.
-    return child.is_dir(follow_symlinks=False) or (child.is_symlink() and Path(child).is_dir())
+    return sorted(c for c in parent.iterdir() if not c.name.startswith(".") and c.is_dir())

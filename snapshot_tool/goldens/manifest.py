@@ -27,7 +27,7 @@ from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.recipes import NamedRecipe
 from snapshot_tool.base.tolerance import PhaseTolerance
 from snapshot_tool.families.family import FILE
-from snapshot_tool.goldens.layout import MANIFEST
+from snapshot_tool.goldens.layout import MANIFEST, SetLocation
 
 SCHEMA_VERSION = 1
 
@@ -204,10 +204,12 @@ class Manifest(Entry, frozen=True):
     @property
     def title(self) -> str:
         """The set's name for messages."""
-        return (
-            f"{self.checkpoint.name} at {self.checkpoint.revision[:12]} "
-            f"({self.device}-{self.dtype}), golden version {self.golden_version}"
-        )
+        return f"{self.location(Path())}, golden version {self.golden_version}"
+
+    def location(self, root: Path) -> SetLocation:
+        """Return where the set belongs below a goldens folder."""
+        checkpoint = self.checkpoint
+        return SetLocation(root, checkpoint.name, checkpoint.revision, self.device, self.dtype)
 
     @property
     def reference_warnings(self) -> tuple[str, ...]:

@@ -56,8 +56,8 @@ def oracle_tensor(
 
     reference: the recorded tensor, or only those rows of it.
     """
-    delta = _read(golden, case, delta_key(phase, tensor))
-    noise = _read(golden, case, noise_key(phase, tensor, dtype))
+    delta = golden.oracle(case, delta_key(phase, tensor))
+    noise = golden.oracle(case, noise_key(phase, tensor, dtype))
     if delta is None or noise is None:
         return None
     if rows is not None:
@@ -84,7 +84,7 @@ def has_coarse_oracle(manifest: Manifest) -> bool:
 
 def step_noise(golden: Golden, case: str, *, dtype: str) -> torch.Tensor | None:
     """Return the greatest error of a logit at each generation step, (new,) float32, or None."""
-    noise = _read(golden, case, step_noise_key(dtype))
+    noise = golden.oracle(case, step_noise_key(dtype))
     tokens = golden.tensor(case, Phase.GENERATE, TOKEN_IDS)
     _require(noise is None or noise.shape == tokens.shape, f"{case} generate")
     return noise
@@ -95,7 +95,7 @@ def tap_limits(golden: Golden, case: str, *, dtype: str) -> Mapping[str, tuple[f
 
     Empty without an oracle.
     """
-    rows = _read(golden, case, tap_noise_key(dtype))
+    rows = golden.oracle(case, tap_noise_key(dtype))
     if rows is None:
         return {}
     taps = golden.taps(case)
@@ -110,9 +110,3 @@ def tap_limits(golden: Golden, case: str, *, dtype: str) -> Mapping[str, tuple[f
 def _require(fits: bool, what: str) -> None:  # noqa: FBT001 - the condition itself
     if not fits:
         raise GoldenDamaged(f"{ORACLE} does not fit the recorded {what}", "record the set again")
-
-
-def _read(golden: Golden, case: str, name: str) -> torch.Tensor | None:
-    entry = golden.manifest.files.get(ORACLE)
-    key = f"{case}/{name}"
-    return golden.read_file(ORACLE, key) if entry and key in entry.tensors else None

@@ -23,6 +23,7 @@ from snapshot_tool.base.taps import (
     Tap,
     sample_indices,
 )
+from snapshot_tool.base.taps import without_padding as text_without_padding
 from snapshot_tool.goldens.packed import unpack_inputs
 
 TOP_K = 8
@@ -60,9 +61,9 @@ def without_padding(tensor: torch.Tensor, inputs: CaseInputs) -> torch.Tensor:
 
     Any other tensor is returned as it is.
     """
-    if tensor.dim() != 3 or tensor.shape[:2] != inputs.input_ids.shape:  # noqa: PLR2004
+    if tensor.dim() != 3:  # noqa: PLR2004
         return tensor
-    return tensor[:, real_positions(inputs).to(tensor.device)]
+    return text_without_padding(tensor, inputs.attention_mask)
 
 
 def real_rows(rows: torch.Tensor, inputs: CaseInputs) -> torch.Tensor:

@@ -98,7 +98,9 @@ def commit(staged: Path, location: SetLocation) -> None:
 def committed_revisions(root: Path) -> list[Path]:
     """Return all revision folders below a goldens folder, also one that is replaced right now."""
     visible = revision_folders(root)
-    hidden = [r for r in _worked_on(root) if r not in visible and (_is_away(r) or r.is_dir())]
+    # Of all revisions that have a folder below goldens/.snap.
+    worked_on = (root / w.parent.name / w.name for w in revision_folders(root / WORK_FOLDER))
+    hidden = [r for r in worked_on if r not in visible and (_is_away(r) or r.is_dir())]
     return sorted([*visible, *hidden])
 
 
@@ -188,11 +190,6 @@ def link_or_copy(source: Path | str, target: Path | str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _worked_on(root: Path) -> list[Path]:
-    """Return the places of all revisions that have a folder below goldens/.snap."""
-    return [root / work.parent.name / work.name for work in revision_folders(root / WORK_FOLDER)]
 
 
 def _is_away(revision_folder: Path) -> bool:

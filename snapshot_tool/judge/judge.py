@@ -11,7 +11,7 @@ from snapshot_tool.base.memory import equal_bytes
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import WeightPair
 from snapshot_tool.base.report import WeightDifference, WeightReport
-from snapshot_tool.base.results import Comparison, ErrorMap, Result, Verdict
+from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.base.tolerance import OracleComparison, Rule, Tolerance, default_rule
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import CaseEntry
@@ -61,13 +61,12 @@ class Judge:
         pair, tolerance = pair.in_units(self.tolerance(case, phase))
         expected, actual = pair.expected, pair.actual
         verdict, reason = Verdict.FAIL, "the candidate did not return this tensor"
-        comparison: Comparison | None = None
+        comparison = figures = errors = None
         if actual is not None:
+            dtype = getattr(torch, self.dtype)
             verdict, reason, comparison = judge_tensor(
-                expected, actual, tolerance, computed_in=getattr(torch, self.dtype)
+                expected, actual, tolerance, computed_in=dtype
             )
-        figures: OracleComparison | None = None
-        errors: ErrorMap | None = None
         if comparison and isinstance(actual, torch.Tensor):
             oracle = oracle_tensor(
                 self.golden,
@@ -80,7 +79,7 @@ class Judge:
             )
             if oracle is not None:
                 figures = compare_with_oracle(oracle, actual, tolerance=tolerance, dtype=self.dtype)
-                if self.rule is not Rule.TABLE:
+                if self.rule is Rule.ORACLE:
                     verdict = Verdict.PASS if figures.within else Verdict.FAIL
                     reason = "" if figures.within else _describe(figures)
             if verdict is Verdict.FAIL:
@@ -159,18 +158,14 @@ def compare_weights(
             left.append(pair.name)
             continue
         compared += 1
-        if found := _difference(pair, pair.actual):
-            differing.append(found)
+        actual = pair.actual.detach()
+        expected = pair.expected.to(actual.device, actual.dtype)
+        if equal_bytes(expected, actual):  # it takes no memory
+            continue
+        mismatched = int(((expected != actual) & ~(expected.isnan() & actual.isnan())).sum())
+        if mismatched:
+            largest = float((actual.double() - expected.double()).abs().max())
+            differing.append(
+                WeightDifference(pair.name, pair.modules(), mismatched, actual.numel(), largest)
+            )
     return WeightReport(compared, tuple(differing), tuple(left), unset, harmful)
-
-
-def _difference(pair: WeightPair, actual: torch.Tensor) -> WeightDifference | None:
-    actual = actual.detach()
-    expected = pair.expected.to(actual.device, actual.dtype)
-    if equal_bytes(expected, actual):  # it takes no memory
-        return None
-    mismatched = int(((expected != actual) & ~(expected.isnan() & actual.isnan())).sum())
-    if not mismatched:
-        return None
-    largest = float((actual.double() - expected.double()).abs().max())
-    return WeightDifference(pair.name, pair.modules(), mismatched, actual.numel(), largest)

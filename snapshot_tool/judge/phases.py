@@ -85,6 +85,11 @@ class RecordedCase:
     name: str
     inputs: CaseInputs
 
+    @classmethod
+    def read(cls, golden: Golden, name: str) -> RecordedCase:
+        """Read the inputs of a case."""
+        return cls(golden, name, golden.inputs(name))
+
     @property
     def family(self) -> Family:
         """The family of the golden set."""
@@ -103,11 +108,6 @@ class RecordedCase:
         return CaseInputs(**copies)
 
 
-def read_case(golden: Golden, name: str) -> RecordedCase:
-    """Read the inputs of a case."""
-    return RecordedCase(golden, name, golden.inputs(name))
-
-
 def run_phase(candidate: Candidate, case: RecordedCase, phase: Phase) -> list[Pair]:
     """Run a phase on its recorded inputs; raise PhaseUnsupported if it is not supported."""
     match phase:
@@ -120,7 +120,12 @@ def run_phase(candidate: Candidate, case: RecordedCase, phase: Phase) -> list[Pa
         case Phase.FORWARD:
             return _forward_pairs(candidate.forward(case.copied_inputs()), case)
         case Phase.GENERATE:
-            return _generate(candidate, case)
+            actual = candidate.generate(
+                case.copied_inputs(),
+                max_new_tokens=case.golden.manifest.generation.max_new_tokens,
+                eos_token_ids=case.golden.eos_token_ids(case.name),
+            )
+            return [Pair(parts.TOKEN_IDS, case.tensor(phase, parts.TOKEN_IDS), actual)]
 
 
 @dataclass(slots=True)
@@ -253,13 +258,3 @@ def _logits(answer: object, case: RecordedCase) -> list[Pair]:
     for name in parts.POSITION_RECORDS:
         pairs.append(Pair(name, case.tensor(Phase.FORWARD, name), records[name]))
     return pairs
-
-
-def _generate(candidate: Candidate, case: RecordedCase) -> list[Pair]:
-    expected = case.tensor(Phase.GENERATE, parts.TOKEN_IDS)
-    actual = candidate.generate(
-        case.copied_inputs(),
-        max_new_tokens=case.golden.manifest.generation.max_new_tokens,
-        eos_token_ids=case.golden.eos_token_ids(case.name),
-    )
-    return [Pair(parts.TOKEN_IDS, expected, actual)]

@@ -10,11 +10,8 @@ part of the cases on a model of its own.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import fnmatch
-=======
 import shutil
->>>>>>> 43dea85 (record: join steps that only pass arguments on)
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

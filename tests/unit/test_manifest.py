@@ -291,7 +291,7 @@ def test_a_manifest_that_is_missing_is_reported_as_not_found(tmp_path: Path) -> 
 def test_a_folder_in_the_manifests_place_is_damage(tmp_path: Path) -> None:
     """What cannot be read as a file is GoldenDamaged."""
     (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(GoldenDamaged, match=r"manifest\.json is no file but a folder"):
+    with pytest.raises(GoldenDamaged, match=r"manifest\.json is not a regular file"):
         load_manifest(tmp_path)
 
 

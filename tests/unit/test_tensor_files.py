@@ -271,7 +271,7 @@ def test_every_truncation_is_golden_damaged(tmp_path: Path) -> None:
 
 def test_a_folder_or_nothing_in_a_files_place_is_golden_damaged(tmp_path: Path) -> None:
     """The file is named."""
-    assert damage(tmp_path).endswith("is no file but a folder")
+    assert damage(tmp_path).endswith("is not a regular file")
     assert damage(tmp_path / "nowhere").endswith("nowhere is missing")
 
 
