@@ -62,8 +62,10 @@ def loaded_files(folder: Path) -> list[str]:
     """
     here = [path for path in folder.iterdir() if path.is_file() or path.is_symlink()]
     here += (folder / "additional_chat_templates").glob("*.jinja")
-    names = [path.relative_to(folder).as_posix() for path in here]
-    return sorted({*filter(is_small_file, names), *weight_files(folder), *code_files(folder)})
+    names = {path.relative_to(folder).as_posix() for path in here}
+    # All Python files, since one may import another.
+    code = {path.name for path in folder.glob(CODE)} if _names_code(folder) else set()
+    return sorted({*filter(is_small_file, names), *weight_files(folder), *code})
 
 
 def is_small_file(name: str) -> bool:
@@ -96,15 +98,7 @@ def weight_files(folder: Path) -> list[str]:
     return [INDEX, *sorted(set(weight_map.values()))]
 
 
-def code_files(folder: Path) -> list[str]:
-    """Return the names of the Python files if a configuration names code of the checkpoint.
-
-    All of them: one may import another.
-    """
-    return sorted(path.name for path in folder.glob(CODE)) if names_code(folder) else []
-
-
-def names_code(folder: Path) -> bool:
+def _names_code(folder: Path) -> bool:
     """Return whether a configuration in a folder names code of the checkpoint."""
     for path in (folder / name for name in _CONFIGURATIONS):
         try:
@@ -141,11 +135,17 @@ def _read_text(path: Path) -> str:
 
 def require_whole(folder: Path, names: Iterable[str]) -> None:
     """Raise CheckpointUnavailable, naming a file, if one is missing, cut short or damaged."""
+    from safetensors import SafetensorError, safe_open  # torch comes with it
+
     for name in names:
         path = folder / name
         _require_file(path)
         if name.endswith(".safetensors"):
-            _require_weights(path)
+            try:
+                with safe_open(path, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise _damaged(path, f"is cut short or damaged: {error}") from error
         elif name in _VOCABULARIES and name.endswith(".json"):
             _parse(path)
         elif name.endswith(".json"):
@@ -155,7 +155,7 @@ def require_whole(folder: Path, names: Iterable[str]) -> None:
 
 
 def _require_file(path: Path) -> None:
-    """Raise CheckpointUnavailable for an unreadable or empty file, or a pointer of Git LFS."""
+    """Raise CheckpointUnavailable for an unreadable or empty file, or a Git LFS pointer."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_POINTER))
@@ -163,20 +163,10 @@ def _require_file(path: Path) -> None:
         raise CheckpointUnavailable(f"{path} cannot be read: {error.strerror}") from error
     if start == _POINTER:
         raise CheckpointUnavailable(
-            f"{path} is a pointer of Git LFS, not the file itself", "fetch it with: git lfs pull"
+            f"{path} is a Git LFS pointer, not the file itself", "fetch it with: git lfs pull"
         )
     if not start and not path.name.endswith((".txt", ".py")):
         raise _damaged(path, "is empty")
-
-
-def _require_weights(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open  # torch comes with it
-
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, f"is cut short or damaged: {error}") from error
 
 
 def _damaged(path: Path, problem: str) -> CheckpointUnavailable:
@@ -228,7 +218,7 @@ def checkpoint_name(spec: str) -> str:
 def _expand(spec: str) -> Path:
     try:
         return Path(spec).expanduser()
-    except RuntimeError:  # no such user: left as it is written, and then not found
+    except RuntimeError:  # no such user: then the folder is not found
         return Path(spec)
 
 
@@ -257,12 +247,10 @@ def _hash_files(folder: Path, *, incomplete: str, weights: bool) -> dict[str, st
     incomplete: what to do if one of them is missing.
     """
     names = [name for name in loaded_files(folder) if weights or is_small_file(name)]
-    for name in names:
-        if not (folder / name).is_file():
-            why = (
-                "a link to a missing file" if (folder / name).is_symlink() else f"named by {INDEX}"
-            )
-            raise CheckpointUnavailable(f"{folder / name} is missing: it is {why}", incomplete)
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            why = "a link to a missing file" if path.is_symlink() else f"named by {INDEX}"
+            raise CheckpointUnavailable(f"{path} is missing: it is {why}", incomplete)
     return {name: file_sha256(folder / name) for name in names}
 
 
@@ -304,7 +292,7 @@ def require_same_files(checkpoint: Checkpoint, recorded: Mapping[str, str]) -> N
 def _open_folder(folder: Path, *, revision: str | None, weights: bool) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointUnavailable(
-            f"checkpoint {folder} is no folder here and no hub id (owner/name)",
+            f"checkpoint {folder} is neither a folder here nor a hub id (owner/name)",
             "pass a folder with config.json, or a hub id",
         )
     if not (folder / CONFIG).is_file():
@@ -335,7 +323,7 @@ def _open_hub(name: str, *, revision: str, weights: bool) -> Checkpoint:
         raise CheckpointUnavailable(f"{name} at {commit} has no config.json")
     if weights:
         shards = [glob.escape(f) for f in weight_files(folder) if f not in (WEIGHTS, INDEX)]
-        further = [*shards, *([CODE] if names_code(folder) else [])]
+        further = [*shards, *([CODE] if _names_code(folder) else [])]
         if further:
             _download(name, commit, further)
     files = _hash_files(

@@ -16,8 +16,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from snapshot_tool.base.errors import EndedProcess
 
@@ -35,7 +36,7 @@ class _State:
 def foreign_code(what: str) -> Iterator[None]:
     """Run code that is not snap's inside the block; `what` names it in errors.
 
-    Its output goes to standard error, sys.argv has no arguments, and its own working folder is kept
+    Its output goes to standard error, sys.argv has no arguments, and its working folder is kept
     from block to block.
 
     Raises EndedProcess if the code tries to end the process, or raises something that is not an
@@ -58,9 +59,9 @@ def foreign_code(what: str) -> Iterator[None]:
         raise EndedProcess(f"{what} raised KeyboardInterrupt") from error
     except SystemExit as error:
         raise EndedProcess(f"{what} ended the process: sys.exit({error.code!r})") from error
-    except Exception:
-        raise
     except BaseException as error:
+        if isinstance(error, Exception):
+            raise
         raise EndedProcess(f"{what} raised {type(error).__name__}: {error}") from error
     finally:
         _State.running = False
@@ -137,8 +138,8 @@ def _run_at_exit(what: str, function: Callable[..., Any], *given: Any, **options
 
 def _working_folder() -> str:
     try:
-        return os.getcwd()  # noqa: PTH109 - it may be gone, which Path.cwd raises for as well
-    except OSError:
+        return str(Path.cwd())
+    except OSError:  # it was removed
         return ""
 
 
@@ -164,15 +165,12 @@ def _streams_kept() -> Iterator[None]:
             copy = copies.get(number)
             if copy is not None and not _is_same_file(number, copy):
                 os.dup2(copy, number)
-            is_closed = getattr(stream, "closed", False)
-            setattr(sys, name, _reopened(copy) if is_closed and copy is not None else stream)
+            setattr(sys, name, stream)
+            if copy is not None and getattr(stream, "closed", False):
+                reopened = os.fdopen(os.dup(copy), "w", encoding="utf-8", errors="replace")
+                setattr(sys, name, reopened)
         for copy in copies.values():
             os.close(copy)
-
-
-def _reopened(copy: int) -> TextIO:
-    """Return a stream in place of one that was closed, on a copy of its descriptor."""
-    return os.fdopen(os.dup(copy), "w", encoding="utf-8", errors="replace")
 
 
 def _is_same_file(one: int, other: int) -> bool:

@@ -16,13 +16,11 @@ _CHANNELS = {"RGB": 3, "RGBA": 4, "L": 1, "LA": 2, "P": 1, "1": 1, "CMYK": 4}
 
 
 def _gradient(width: int, height: int) -> Pixels:
-    """Red rises with x, green with y, blue is their mean; in integers: the same anywhere."""
-    red = (np.arange(width, dtype=np.int64) * 255 // max(1, width - 1)).astype(np.uint16)
-    green = (np.arange(height, dtype=np.int64) * 255 // max(1, height - 1)).astype(np.uint16)
+    """Red rises with x, green with y, blue is their mean. Integers are the same everywhere."""
+    red = (np.arange(width)[None, :] * 255 // max(1, width - 1)).astype(np.uint16)
+    green = (np.arange(height)[:, None] * 255 // max(1, height - 1)).astype(np.uint16)
     image = np.empty((height, width, 3), dtype=np.uint8)
-    image[..., 0] = red[None, :]
-    image[..., 1] = green[:, None]
-    image[..., 2] = (red[None, :] + green[:, None]) // 2
+    image[..., 0], image[..., 1], image[..., 2] = red, green, (red + green) // 2
     return image
 
 
@@ -33,14 +31,14 @@ def _colour(state: np.random.RandomState) -> tuple[int, int, int]:
 
 def _checkerboard(width: int, height: int, state: np.random.RandomState) -> Pixels:
     side = int(state.randint(1, 17))
-    rows, columns = (np.arange(length) // side % 2 == 1 for length in (height, width))
+    rows, columns = (np.arange(length) // side for length in (height, width))
     light, dark = (np.array(_colour(state), dtype=np.uint8) for _ in range(2))
-    odd = rows[:, None] ^ columns[None, :]
+    odd = (rows[:, None] + columns[None, :]) % 2 == 1
     return np.where(odd[..., None], dark, light)
 
 
 def _shapes(width: int, height: int, state: np.random.RandomState) -> Pixels:
-    from PIL import ImageDraw  # and, with it, fonts, which no other image needs
+    from PIL import ImageDraw  # it imports fonts, which no other image needs
 
     image = Image.new("RGB", (width, height), _colour(state))
     draw = ImageDraw.Draw(image)
@@ -57,7 +55,7 @@ def _shapes(width: int, height: int, state: np.random.RandomState) -> Pixels:
 def _draw(recipe: ImageRecipe) -> Pixels:
     """Return (height, width, 3) uint8."""
     width, height = recipe.width, recipe.height
-    # RandomState: its stream is frozen for ever, Generator's is not.
+    # RandomState: NumPy promises that its stream never changes, unlike Generator's.
     state = np.random.RandomState(recipe.seed)
     match recipe.kind:
         case "gradient":
@@ -79,8 +77,8 @@ def _draw(recipe: ImageRecipe) -> Pixels:
 def render(recipe: ImageRecipe) -> Image.Image:
     """Draw the image that a recipe describes, in its PIL mode.
 
-    Images with alpha get a ramp of transparency from left to right, so that a candidate that
-    drops the alpha channel is seen; of a palette, one colour is transparent.
+    Images with alpha get a ramp of transparency from left to right, which shows a candidate that
+    drops the alpha channel. One colour of a palette is transparent.
     """
     image = Image.fromarray(_draw(recipe))
     if recipe.mode in ("RGBA", "LA"):
