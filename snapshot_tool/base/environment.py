@@ -138,7 +138,7 @@ def precision_settings() -> dict[str, str]:
 
 
 class Processes:
-    """The processes that record together: this one alone, unless a subclass says otherwise.
+    """The processes that record together. This class stands for one process alone.
 
     index: which one this is, from 0. count: how many there are.
     """

@@ -38,7 +38,7 @@ class CaseInputs:
         attention_mask: (1, length) int64; 0 marks padding.
         pixel_values: (tiles, channels, height, width) float32, the tiles of all images in order;
             None without images.
-        pixel_attention_mask: (tiles, height, width) bool, False where a tile is padded; None
+        pixel_attention_mask: (tiles, height, width) bool, False at the padding of a tile; None
             without images.
         image_sizes: (images, 2) int64, height and width in pixels, for families that use the
             sizes of their images; None for others.
@@ -100,7 +100,7 @@ class FieldDifference:
         actual: what FMS's mapping fills it with.
         expected: what it should be.
         sources: the fields of Hugging Face's configuration that it is made from.
-        harmless: whether it has no effect on numbers where the weights fit.
+        harmless: whether it has no effect on numbers if the weights fit.
     """
 
     field: str
@@ -117,7 +117,7 @@ class FieldDifference:
 
 @dataclass(frozen=True, slots=True)
 class CandidateInfo:
-    """Which implementation ran: where its code is, at which commit, with what in its process.
+    """Which implementation ran: the path of its code, its commit, and notes.
 
     `mapping` is how FMS's own mapping of the configuration differs, with Loading.OWN. `changed` are
     the files that make the checkout dirty.
@@ -163,7 +163,7 @@ def keep_nothing(_case: str) -> AbstractContextManager[None]:
 class Candidate:
     """The implementation under test. Every method is optional: override those that it has.
 
-    A method that is not overridden is not supported, and raises PhaseUnsupported where it has no
+    A method that is not overridden is not supported. It raises PhaseUnsupported unless it has a
     default. Methods run under torch.inference_mode. A phase (preprocess, vision, connector,
     forward, generate) that raises PhaseUnsupported is skipped with that reason. Any other exception
     makes the phase of that case an error; the rest still runs.
@@ -306,8 +306,8 @@ class PreparedCase:
     Args:
         text: the tokenizer's input, before image placeholders were expanded.
         inputs: the tensors.
-        image_grids: (images, 2) int64, rows and columns of tiles of each image; zeros where an
-            image stayed whole.
+        image_grids: (images, 2) int64, rows and columns of tiles of each image; zeros for an image
+            that stayed whole.
     """
 
     text: str
@@ -334,7 +334,7 @@ class ForwardPass:
 
     Args:
         outputs: per phase (vision, connector, forward) the tensors to keep whole.
-        logits: (length, vocabulary), of the continuation's tokens too where there is one; None for
+        logits: (length, vocabulary), of the continuation's tokens too if there is one; None for
             families without logits of every position.
     """
 
@@ -396,4 +396,4 @@ class Progress:
         """Report what the current step of the stage is about."""
 
     def note(self, message: str) -> None:
-        """Report something that the user should know, on one line."""
+        """Print one line for the user."""

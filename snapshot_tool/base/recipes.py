@@ -66,7 +66,7 @@ class CaseRecipe:
         left_padding: pad tokens put before the prompt, with a zero attention mask.
         right_padding: the same after it; of encoders.
         second: a second text, given to the tokenizer beside the prompt; "" for none. Of encoders,
-            which tell both apart by token types.
+            which distinguish both by token types.
     """
 
     prompt: str
@@ -92,7 +92,7 @@ class CaseRecipe:
 
 @dataclass(frozen=True, slots=True)
 class NamedRecipe:
-    """A recipe with the name of its case and where it came from.
+    """A recipe with the name and the origin of its case.
 
     Args:
         name: the case's name.

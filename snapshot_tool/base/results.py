@@ -70,7 +70,7 @@ class TokenDivergence:
         actual_text: its text, if it is known.
         kind: derived from `margin` and `rounding`.
         margin: by how much the golden's logits prefer `expected` to `actual`; None if one of
-            them is no token, or `actual` is not among the golden's best.
+            them is not a token, or `actual` is not among the golden's best.
         margin_above: the same as a lower bound, if `actual` is not among the golden's best.
         rounding: how far rounding can part two margins at this very step: twice the error of a
             logit that the oracle measured there in the golden's dtype, and the same in the

@@ -73,7 +73,7 @@ DEFAULT_TOLERANCES: dict[Phase, PhaseTolerance] = {
 ORACLE_DTYPES = ("float32", "bfloat16", "float16")
 HALF_DTYPES = ("bfloat16", "float16")
 
-ULPS = 4  # no implementation can be asked for less than a few units in the last place
+ULPS = 4  # units in the last place; no implementation is exact to fewer
 # How far the greatest error of a position may stick out of the root mean square there. Correct
 # ports were seen to reach 11 in any dtype; error_multiplier makes it 20 to 100.
 CAP = 10.0
@@ -86,7 +86,7 @@ class OracleTensor:
     Args:
         reference: the recorded tensor, float32, (..., width).
         delta: oracle - reference, of the same shape; bfloat16 in a float32 golden, since three
-            digits of a rounding error say enough, and float32 in others.
+            digits of a rounding error are enough, and float32 in others.
         noise: root mean square of (reference in that dtype - oracle) at each position, float32, of
             the shape without the last dimension.
     """
@@ -132,7 +132,7 @@ class OracleComparison:
 
 
 def error_multiplier(numel: int, *, dtype: str) -> float:
-    """Return how many times the reference's error is allowed: more where few elements average."""
+    """Return how many times the reference's error is allowed: more if few elements average."""
     if numel <= 10:  # noqa: PLR2004 - the steps are those of torch._dynamo.utils.same
         return 10.0
     if numel <= 500:  # noqa: PLR2004

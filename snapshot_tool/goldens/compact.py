@@ -1,4 +1,4 @@
-"""Compact golden sets: how large answers are laid out, and the input of the connector.
+"""Compact golden sets: how large outputs are laid out, and the input of the connector.
 
 Of `<tensor>` are kept `<tensor>.shape`, `.sample`, `.moments` and `.sums` (numerics/compact.py).
 The vision features are not kept, so the connector gets others of the same shape: each patch is one
@@ -56,7 +56,7 @@ def compacted(tensors: Mapping[str, torch.Tensor], *, seed: int) -> Tensors:
 
 
 def recorded(golden: Golden, case: str, phase: Phase, name: str) -> torch.Tensor | CompactTensor:
-    """Return a recorded answer, whole if it is kept whole."""
+    """Return a recorded output, whole if it is kept whole."""
     if f"{name}.{_PARTS[0]}" not in golden.tensor_names(case, phase):
         return golden.tensor(case, phase, name)
     shape, sample, moments, sums = (golden.tensor(case, phase, f"{name}.{p}") for p in _PARTS)
@@ -73,7 +73,7 @@ def recorded(golden: Golden, case: str, phase: Phase, name: str) -> torch.Tensor
 
 
 def recorded_shape(golden: Golden, case: str, phase: Phase, name: str) -> tuple[int, ...]:
-    """Return the shape of a recorded answer; GoldenNotFound without one."""
+    """Return the shape of a recorded output; raise GoldenNotFound if there is none."""
     if name in golden.tensor_names(case, phase):
         return golden.shape(case, phase, name)
     return tuple(recorded(golden, case, phase, name).shape)

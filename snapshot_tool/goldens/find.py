@@ -207,7 +207,7 @@ class GoldenChoice:
         found = find_goldens(self.goldens)
         matching = self._selection(self.golden_device or self.device, found).among(found)
         if not matching:
-            self.open()  # raises the error that says what is missing
+            self.open()  # raises the error that names what is missing
         return matching
 
     def open(self) -> Golden:
@@ -263,7 +263,7 @@ def open_checkpoint_of(golden: Golden, spec: str | None, *, weights: bool = True
         spec = str(golden.root.absolute().parent / entry.location)
     if spec is None and is_folder_name(entry.name):
         raise CheckpointUnavailable(
-            f"the golden does not say where the folder of {entry.name} is", "pass --checkpoint DIR"
+            f"the golden does not name the folder of {entry.name}", "pass --checkpoint DIR"
         )
     if spec is not None and is_folder(spec):
         revision = None
@@ -285,7 +285,7 @@ def _require_known_family(golden: Golden) -> None:
     recorded = golden.manifest.environment.get(ANSWERS, family.answers)
     if recorded != family.answers:
         raise ManifestInvalid(
-            f"{golden.folder} holds other answers than {family.name} now declares: it has "
+            f"{golden.folder} holds other outputs than {family.name} now declares: it has "
             f"{recorded}; declared are {family.answers}",
             "name the file that it was recorded with, or record the set again with --update",
         )

@@ -94,9 +94,9 @@ class CheckpointEntry(Entry, frozen=True):
 
     `location` is a folder's path relative to the goldens folder's parent; None for the hub and for
     folders elsewhere. `config` is the reference's own configuration with all defaults.
-    `unknown_fields` are those of config.json that the reference's class does not know,
+    `unknown_fields` are those of config.json that the reference's class does not have,
     `changed_fields` those that differ from what the class makes of all others, `unused_weights` the
-    names of weights in the files that are used in no answer.
+    names of weights in the files that no output depends on.
     """
 
     name: CheckpointName
@@ -140,7 +140,7 @@ class CaseEntry(Entry, frozen=True):
     """One case: its recipe, the text that was tokenized, and what applies to it.
 
     `eos_token_ids` end this case's generation in place of the set's; None for those of the set.
-    `not_finite` names the recorded answers that contain NaN or Inf, as phase/tensor.
+    `not_finite` names the recorded outputs that contain NaN or Inf, as phase/tensor.
     """
 
     name: CaseName

@@ -1,4 +1,4 @@
-"""oracle.safetensors: what a float64 run of the reference says of each tensor and module.
+"""oracle.safetensors: each tensor and module compared with a float64 run of the reference.
 
 `<case>/<phase>.<tensor>.delta` is oracle - reference; `<case>/<phase>.<tensor>.noise.<dtype>` is
 the reference's own error in a dtype at each position; `<case>/generate.step_noise.<dtype>` that of

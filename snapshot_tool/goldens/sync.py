@@ -1,4 +1,4 @@
-"""Sending golden sets to a remote, and fetching them; goldens.lock says what the remote has.
+"""Sending golden sets to a remote, and fetching them. goldens.lock lists what the remote has.
 
 A remote is a dataset of the hub, a prefix on S3, or a folder. Its files are
 `<remote>/objects/<SHA-256>.<suffix>`: the same bytes are sent once, all versions of a set can be
@@ -200,7 +200,7 @@ class Remote:
         with self._reach("list"):
             try:
                 found = self._files.find(self._objects, detail=True)
-            except EntryNotFoundError:  # the hub's way to say that nothing was pushed yet
+            except EntryNotFoundError:  # nothing was pushed yet
                 return {}
             return {path.rpartition("/")[2]: int(info["size"]) for path, info in found.items()}
 
@@ -422,7 +422,7 @@ def _fetch(wanted: dict[str, LockedFile], store: Path, remote: Remote, progress:
             if file_sha256(partial) != file.sha256:
                 partial.unlink()
                 raise GoldenDamaged(
-                    f"{remote.url} has other bytes under {name} than goldens.lock says",
+                    f"{remote.url} has other bytes under {name} than goldens.lock names",
                     "nothing was changed here; send whole files with: snap push --again",
                 )
             partial.replace(store / name)
@@ -477,8 +477,8 @@ def push(
     address = old.remote if remote is None and old else remote
     if address is None:
         raise UsageError(
-            f"there is no {path} to say where to push to",
-            "name the place: snap push hf://datasets/OWNER/NAME",
+            f"there is no {path}, which names the remote",
+            "name it: snap push hf://datasets/OWNER/NAME",
         )
     target = Remote.open(address)
     known = old.sets if old else ()

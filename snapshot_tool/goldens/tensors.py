@@ -55,7 +55,7 @@ class Span(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Fields(msgspec.Struct, frozen=True, gc=False):
-    """What a header says of one tensor."""
+    """The header's fields of one tensor."""
 
     dtype: DtypeLetters
     shape: tuple[_Natural, ...]
@@ -63,7 +63,7 @@ class _Fields(msgspec.Struct, frozen=True, gc=False):
 
 
 def read_header(path: Path) -> dict[str, Span]:
-    """Return where each tensor of a safetensors file lies; raise GoldenDamaged if it is none."""
+    """Return each tensor's place in a safetensors file; raise GoldenDamaged if it is not valid."""
     with open_plain(path) as file:
         return _read_header(file, path)[0]
 

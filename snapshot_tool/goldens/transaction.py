@@ -34,8 +34,8 @@ _T = TypeVar("_T")
 
 _REPLACED = "replaced"
 _LOCK = "lock"
-_GRACE = 5.0  # seconds that a recorder waits for a reader
-_PATIENCE = 2.0  # seconds that a reader waits for a recorder; a commit takes far less
+_GRACE = 5.0  # seconds for which a recorder waits for a reader
+_PATIENCE = 2.0  # seconds for which a reader waits for a recorder; a commit takes far less
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def make_folder(folder: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it holds all of `data` or what it held before."""
     partial = path.with_name(f".{path.name}.partial")
-    # A killed write may have left one; and "x" follows no link that somebody put there.
+    # A killed write may have left one. "x" follows no link that was put there.
     partial.unlink(missing_ok=True)
     with partial.open("xb") as file:
         file.write(data)

@@ -106,7 +106,7 @@ _REMEDY = "restore it from version control, or record the set again with --updat
 
 
 def set_file(folder: Path, name: str) -> Path:
-    """Return where a file of the manifest lies: inputs are beside the set's folder."""
+    """Return the path of a file of the manifest: inputs are beside the set's folder."""
     return folder.parent / name if name == INPUTS else folder / name
 
 

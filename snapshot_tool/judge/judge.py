@@ -17,8 +17,7 @@ from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import CaseEntry
 from snapshot_tool.goldens.oracle import Rows, oracle_tensor
 from snapshot_tool.judge.phases import Pair
-from snapshot_tool.numerics.compare import judge_tensor, map_errors
-from snapshot_tool.numerics.float64_rule import compare_with_oracle
+from snapshot_tool.numerics.compare import compare_with_oracle, judge_tensor, map_errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Compare a tensor with the golden one, and judge the figures.
+"""Compare a tensor with the golden one, by tolerances or by the float64 reference.
 
 Tensors are compared block by block in float64, with bounded memory in addition to both tensors.
 Integers are exact below 2**53.
@@ -12,12 +12,18 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from snapshot_tool.base.results import SIZE_BOUNDS, Comparison, ErrorMap, Verdict, Worst
-from snapshot_tool.base.tolerance import Tolerance
+from snapshot_tool.base.tolerance import (
+    CAP,
+    ULPS,
+    OracleComparison,
+    OracleTensor,
+    Tolerance,
+    error_multiplier,
+)
 
 _BLOCK = 2**18  # elements: ten float64 copies of a block take 20 MB
 _PIECE = 2**20  # elements of a non-contiguous tensor that are copied at once
 _MAX_CELLS = (32, 64)  # rows, columns: 2048 numbers for each tensor that fails
-_TWO, _THREE, _FOUR = 2, 3, 4
 
 
 def judge_tensor(
@@ -104,7 +110,7 @@ def compare_tensors(
         sum(column) for column in zip(*sums, strict=True)
     )
     max_abs, max_rel = torch.stack(greatest).amax(0).tolist()
-    index, numel = unravel(worst_place, expected.shape), expected.numel()
+    index, numel = _unravel(worst_place, expected.shape), expected.numel()
     return Comparison(
         max_abs=max_abs,
         max_rel=max_rel,
@@ -149,7 +155,7 @@ def _cosine(expected: float, actual: float, difference: float) -> float:
     return 1 - (difference - (one - other) ** 2) / (2 * one * other)
 
 
-def unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+def _unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the index into `shape` of a flat place."""
     index: list[int] = []
     for side in reversed(shape):
@@ -189,11 +195,66 @@ def map_errors(
 
 def _as_rows(tensor: torch.Tensor) -> torch.Tensor:
     """Return (rows, positions, width): see ErrorMap.shape."""
-    if tensor.dim() < _TWO:
-        return tensor.reshape(1, -1, 1)
-    if tensor.dim() == _TWO:
-        return tensor.T.unsqueeze(-1)
-    if tensor.dim() == _FOUR:
-        # (tiles, channels, height, width): a position is a pixel.
-        return tensor.flatten(2).transpose(1, 2)
-    return tensor.flatten(1, -2) if tensor.dim() > _THREE else tensor
+    match tensor.dim():
+        case 0 | 1:
+            return tensor.reshape(1, -1, 1)
+        case 2:
+            return tensor.T.unsqueeze(-1)
+        case 3:
+            return tensor
+        case 4:  # (tiles, channels, height, width): a position is a pixel
+            return tensor.flatten(2).transpose(1, 2)
+        case _:
+            return tensor.flatten(1, -2)
+
+
+def compare_with_oracle(
+    oracle: OracleTensor, actual: torch.Tensor, *, tolerance: Tolerance, dtype: str
+) -> OracleComparison:
+    """Return the figures of a candidate's output, of the recorded tensor's shape.
+
+    A position is one index of the leading dimensions: a patch, a token, a step.
+
+    dtype: the candidate's dtype. The limits are in proportion to the reference's errors in it, and
+    at least some of its units in the last place.
+    """
+    width = actual.shape[-1]
+    flat = [t.reshape(-1, width) for t in (oracle.reference, oracle.delta, actual)]
+    step = max(1, _PIECE // width)  # float64 copies stay below 50 MB
+    sums, most, sizes, total = [], [], [], 0.0
+    for start in range(0, len(flat[0]), step):
+        reference, delta, values = (t[start : start + step].to("cpu", torch.float64) for t in flat)
+        errors = (values - (reference + delta)).abs()
+        sums.append(errors.square().sum(-1))
+        most.append(errors.amax(-1))
+        sizes.append(reference.abs().amax(-1))
+        total += float(reference.square().sum())
+    greatest = torch.cat(most)
+    noise = oracle.noise.reshape(-1).double()
+    reference_error = math.sqrt(float(noise.square().mean()))
+    multiplier = error_multiplier(actual.numel(), dtype=dtype)
+    # The size of the values is the golden's, never the candidate's: a fault must not widen it.
+    ulps = ULPS * torch.finfo(getattr(torch, dtype)).eps
+    room = tolerance.atol / 10
+    limits = CAP * multiplier * noise.clamp(min=reference_error) + room + ulps * torch.cat(sizes)
+    excess = (greatest / limits).nan_to_num(nan=math.inf, posinf=math.inf)
+    worst = int(excess.argmax())
+    scale = math.sqrt(total / actual.numel())
+    return OracleComparison(
+        error=math.sqrt(float(torch.cat(sums).sum()) / actual.numel()),
+        reference_error=reference_error,
+        limit=multiplier * reference_error + room + ulps * scale,
+        position=_unravel(worst, actual.shape[:-1]),
+        position_error=float(greatest[worst]),
+        position_limit=float(limits[worst]),
+    )
+
+
+def position_noise(values: torch.Tensor, oracle: torch.Tensor) -> torch.Tensor:
+    """Return the root mean square of values - oracle at each position, float32, without a width.
+
+    An infinite error becomes NaN, because every error would be below an infinite limit.
+    """
+    errors = values.to("cpu", torch.float64) - oracle.to("cpu", torch.float64)
+    noise = errors.square().mean(-1).sqrt().float()
+    return noise.masked_fill(noise.isinf(), torch.nan)

@@ -1,4 +1,4 @@
-"""Run the reference on each case, and stage its answers as soon as they are computed."""
+"""Run the reference on each case, and stage its outputs as soon as they are computed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _NOTES = "{}.notes.json"
 class Notes(msgspec.Struct, frozen=True):
     """What is staged of a case besides tensors and text.
 
-    `warnings` are those up to the case's answers, `not_finite` the answers with NaN or Inf.
+    `warnings` are those up to the case's outputs, `not_finite` the outputs with NaN or Inf.
     """
 
     warnings: tuple[str, ...] = ()
@@ -81,9 +81,9 @@ def save_generation(
 def stage_answers(
     recording: Recording, plan: Plan, reference: HuggingFaceReference, progress: Progress
 ) -> None:
-    """Compute and stage every answer that is planned and not staged yet.
+    """Compute and stage every output that is planned and not staged yet.
 
-    Raises ReferenceWrong, naming the case, for an answer with NaN or Inf unless these are allowed.
+    Raises ReferenceWrong, naming the case, for an output with NaN or Inf unless these are allowed.
     """
     recorder = _Recorder(recording, plan.settings, reference, progress)
     with progress.stage("recording cases", len(plan.cases)) as steps:

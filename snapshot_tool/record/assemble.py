@@ -229,7 +229,7 @@ class Assembly:
 
 
 def _answers(manifest: Manifest) -> tuple[object, ...]:
-    """Return what a manifest says of the answers and of how they were made."""
+    """Return the parts of a manifest that describe the outputs and how they were made."""
     declared = manifest.environment.get(ANSWERS)
     return manifest.files, manifest.generation, manifest.checkpoint.family, declared
 

@@ -1,6 +1,6 @@
 """The float64 reference of a recording: the reference again, in float64 and in other dtypes.
 
-One model is in memory at a time. The float64 answers are staged whole; those of other dtypes only
+One model is in memory at a time. The float64 outputs are staged whole, those of other dtypes only
 as their distance to them, position by position.
 """
 
@@ -23,7 +23,7 @@ from snapshot_tool.families.family import Family
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.layout import INPUTS, ORACLE, TAPS, phase_file
 from snapshot_tool.goldens.oracle import delta_key, noise_key, step_noise_key, tap_noise_key
-from snapshot_tool.numerics.float64_rule import position_noise
+from snapshot_tool.numerics.compare import position_noise
 from snapshot_tool.record.plan import Plan, Recording, Staging
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _EXACT = "float64"
 _EXACT_TAPS = "oracle.taps.safetensors"
 _STEPS = "step_topk_values"
 
-# The answers of one run that a golden set keeps of a case, by phase and name.
+# The outputs of one run that a golden set keeps of a case, by phase and name.
 Named = dict[tuple[Phase, str], torch.Tensor]
 
 
@@ -80,7 +80,7 @@ def _part(dtype: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One case: its recorded answers, those in other dtypes, and the distances between them."""
+    """One case: its recorded outputs, those in other dtypes, and the distances between them."""
 
     staging: Staging
     name: str
@@ -92,7 +92,7 @@ class _Case:
     def run(self, reference: HuggingFaceReference, dtype: str) -> tuple[Named, list[Tap]]:
         """Run the reference on the case and on the recorded tokens after it.
 
-        Return the answers and the taps.
+        Return the outputs and the taps.
         """
         inputs = parts.read_inputs(self.staging.part(self.name, INPUTS))
         recorder = TapRecorder(self.seed, inputs.attention_mask)
@@ -129,13 +129,13 @@ class _Case:
         return answers, recorder.taps()
 
     def save_exact(self, answers: Named, taps: Sequence[Tap]) -> None:
-        """Stage the float64 answers whole."""
+        """Stage the float64 outputs whole."""
         tensors = {f"{phase}.{name}": tensor for (phase, name), tensor in answers.items()}
         self.staging.save_part(self.name, _EXACT_TAPS, parts.tap_tensors(taps, self.modules))
         self.staging.save_part(self.name, _part(_EXACT), tensors)
 
     def noise(self, answers: Named, taps: Sequence[Tap], dtype: str) -> dict[str, torch.Tensor]:
-        """Return how far the answers in a dtype are from the float64 ones."""
+        """Return how far the outputs in a dtype are from the float64 ones."""
         exact = self._exact()
         tensors = {
             noise_key(*key, dtype): position_noise(value, exact[key])

@@ -94,8 +94,8 @@ class Recording:
 
     Args:
         checkpoint: the folder of its files.
-        dtype: of the reference, whose answers are recorded.
-        allows_nan: whether answers may have NaN or Inf in them.
+        dtype: of the reference, whose outputs are recorded.
+        allows_nan: whether outputs may contain NaN or Inf.
     """
 
     staging: Staging

@@ -41,35 +41,32 @@ def _words(minimum: int, maximum: int) -> SearchStrategy[str]:
     return st.lists(st.sampled_from(_WORDS), min_size=minimum, max_size=maximum).map(" ".join)
 
 
-def _text() -> SearchStrategy[str]:
-    return _words(1, 8)
-
-
-def _unicode_text() -> SearchStrategy[str]:
-    pieces = st.one_of(st.sampled_from(_UNICODE), st.sampled_from(_WORDS))
-    return st.tuples(
-        st.sampled_from(_UNICODE), st.lists(pieces, min_size=1, max_size=6).map(" ".join)
-    ).map("".join)
-
-
-def _images(*, sides: SearchStrategy[tuple[int, int]] | None = None) -> SearchStrategy[ImageRecipe]:
-    side = st.sampled_from(_SIDES)
+def _images(sizes: SearchStrategy[tuple[int, int]]) -> SearchStrategy[ImageRecipe]:
     return st.builds(
-        lambda kind, size, seed: ImageRecipe(kind, size[0], size[1], seed=seed),
+        lambda kind, size, seed: ImageRecipe(kind, *size, seed=seed),
         st.sampled_from(IMAGE_KINDS),
-        sides if sides is not None else st.tuples(side, side),
+        sizes,
         st.integers(0, 2**16 - 1),
     )
 
 
-def _tiny_sizes() -> SearchStrategy[tuple[int, int]]:
-    tiny, long = st.sampled_from(_TINY_SIDES), st.sampled_from(_LONG_SIDES)
-    return st.one_of(st.tuples(tiny, tiny), st.tuples(tiny, long), st.tuples(long, tiny))
-
-
-_ANY_IMAGE = _images()
-_NO_CHAT = st.just(False)
 _NO_TEXT = st.just("")
+_TEXT = _words(1, 8)
+_PIECE = st.one_of(st.sampled_from(_UNICODE), st.sampled_from(_WORDS))
+_UNICODE_TEXT = st.tuples(
+    st.sampled_from(_UNICODE), st.lists(_PIECE, min_size=1, max_size=6).map(" ".join)
+).map("".join)
+_SIDE, _TINY_SIDE, _LONG_SIDE = map(st.sampled_from, (_SIDES, _TINY_SIDES, _LONG_SIDES))
+_ANY_IMAGE = _images(st.tuples(_SIDE, _SIDE))
+_TINY = _images(
+    st.one_of(
+        st.tuples(_TINY_SIDE, _TINY_SIDE),
+        st.tuples(_TINY_SIDE, _LONG_SIDE),
+        st.tuples(_LONG_SIDE, _TINY_SIDE),
+    )
+)
+_CHAT, _NO_CHAT = st.just(True), st.just(False)
+_RGB = ("RGB",)
 
 
 @st.composite
@@ -126,41 +123,38 @@ def _theme(
     return _Theme(images, _case(images=images, text=text, **drawn), modes)
 
 
-_RGB = ("RGB",)
-_CHAT = st.just(True)
-_TINY = _images(sides=_tiny_sizes())
 _Themes = tuple[_Theme, ...]
 _IMAGE_TEXT_THEMES: _Themes = (
     # left padding: the one theme in which an ignored attention mask shows
-    _theme(1, 1, text=_text(), padding=(3, 24)),
+    _theme(1, 1, text=_TEXT, padding=(3, 24)),
     _theme(0, 0, text=_words(3, 12)),
-    _theme(2, 2, text=_text()),
-    _theme(1, 1, text=_text(), chat=_CHAT),
-    _theme(1, 1, text=_unicode_text()),
-    _theme(3, 3, text=_text()),
-    _theme(1, 1, text=_text(), image=_TINY, modes=_RGB),
+    _theme(2, 2, text=_TEXT),
+    _theme(1, 1, text=_TEXT, chat=_CHAT),
+    _theme(1, 1, text=_UNICODE_TEXT),
+    _theme(3, 3, text=_TEXT),
+    _theme(1, 1, text=_TEXT, image=_TINY, modes=_RGB),
     _theme(0, 1, text=_words(60, 120)),
     _theme(0, 1, text=_NO_TEXT, chat=st.booleans()),
-    _theme(1, 1, text=_text(), modes=IMAGE_MODES[1:]),
-    _theme(0, 0, text=_unicode_text(), padding=(1, 12)),
-    _theme(2, 3, text=_text(), chat=_CHAT),
+    _theme(1, 1, text=_TEXT, modes=IMAGE_MODES[1:]),
+    _theme(0, 0, text=_UNICODE_TEXT, padding=(1, 12)),
+    _theme(2, 3, text=_TEXT, chat=_CHAT),
 )
 _TEXT_THEMES: _Themes = (
-    _theme(0, 0, text=_text(), padding=(3, 24)),
+    _theme(0, 0, text=_TEXT, padding=(3, 24)),
     _theme(0, 0, text=_words(3, 12)),
-    _theme(0, 0, text=_unicode_text()),
+    _theme(0, 0, text=_UNICODE_TEXT),
     _theme(0, 0, text=_words(60, 120)),
-    _theme(0, 0, text=_text(), chat=_CHAT),
-    _theme(0, 0, text=_unicode_text(), padding=(1, 12)),
+    _theme(0, 0, text=_TEXT, chat=_CHAT),
+    _theme(0, 0, text=_UNICODE_TEXT, padding=(1, 12)),
     _theme(0, 0, text=_words(1, 1)),
 )
 _ENCODER_THEMES: _Themes = (
-    _theme(0, 0, text=_text(), padding=(3, 24)),
-    _theme(0, 0, text=_text(), second=_text(), right_padding=(1, 24)),
-    _theme(0, 0, text=_unicode_text(), right_padding=(1, 12)),
+    _theme(0, 0, text=_TEXT, padding=(3, 24)),
+    _theme(0, 0, text=_TEXT, second=_TEXT, right_padding=(1, 24)),
+    _theme(0, 0, text=_UNICODE_TEXT, right_padding=(1, 12)),
     _theme(0, 0, text=_words(60, 120)),
     _theme(0, 0, text=_words(3, 12)),
-    _theme(0, 0, text=_words(1, 3), second=_text(), padding=(1, 12)),
+    _theme(0, 0, text=_words(1, 3), second=_TEXT, padding=(1, 12)),
     _theme(0, 0, text=_words(1, 1)),
 )
 _IMAGE_THEMES: _Themes = (

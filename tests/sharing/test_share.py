@@ -542,7 +542,7 @@ def test_without_a_lock_nothing_is_pulled_or_guessed(goldens: Path, tmp_path: Pa
     """Both commands say what is missing."""
     with pytest.raises(GoldenNotFound, match=r"goldens\.lock is missing"):
         pull(goldens, Counting(), remote=f"file://{tmp_path}")
-    with pytest.raises(UsageError, match="to say where to push to"):
+    with pytest.raises(UsageError, match="which names the remote"):
         push(goldens, Counting())
     with pytest.raises(SnapError):
         push(tmp_path / "none", Counting(), remote=f"file://{tmp_path}/x")

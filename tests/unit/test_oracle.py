@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from snapshot_tool.base.tolerance import OracleComparison, OracleTensor, Tolerance, error_multiplier
-from snapshot_tool.numerics.float64_rule import compare_with_oracle, position_noise
+from snapshot_tool.numerics.compare import compare_with_oracle, position_noise
 
 POSITIONS, WIDTH = 40, 64
 NOISE = 1e-4
@@ -139,7 +139,7 @@ def test_figures_do_not_depend_on_how_a_tensor_is_cut_into_blocks(
     _, truth = make_oracle()
     actual = (truth + NOISE * random(3)).float()
     whole = judge(actual)
-    monkeypatch.setattr("snapshot_tool.numerics.float64_rule._BLOCK", 3 * WIDTH)
+    monkeypatch.setattr("snapshot_tool.numerics.compare._BLOCK", 3 * WIDTH)
     cut = judge(actual)
     assert cut.error == pytest.approx(whole.error, rel=1e-12)
     assert (cut.position, cut.position_error) == (whole.position, whole.position_error)
