@@ -94,7 +94,7 @@ def _levels(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
 
     The picture: (tiles * height, width, channels) uint8. None for more than 256 values.
     """
-    # A mask has no channels, so all tiles are of one.
+    # A mask has no channels: all its tiles are of one.
     channels = 1 if tensor.dtype is torch.bool else tensor.shape[-_PLANES]
     planes = tensor.reshape(-1, channels, *tensor.shape[-2:])
     rows, codes = [], []

@@ -64,7 +64,7 @@ _NEEDED = {
 }  # fmt: skip
 
 
-def find_misfits(manifest: Manifest) -> list[str]:
+def _misfits(manifest: Manifest) -> list[str]:
     """Return one line for each tensor that is missing or not of its kind."""
     misfits = []
     for file, kinds in _LAYOUT.items():
@@ -137,12 +137,12 @@ def open_files(folder: Path, manifest: Manifest) -> tuple[dict[str, TensorFile],
     All are opened before the first is read: a recorder that replaces the set meanwhile changes
     nothing about the open ones.
     """
-    allowed = {INPUTS, TAPS, ORACLE, OUTPUTS, *map(phase_file, manifest.tolerances)}
+    known = {INPUTS, TAPS, ORACLE, OUTPUTS, *map(phase_file, manifest.tolerances)}
     damage = [] if INPUTS in manifest.files else [f"the manifest in {folder} names no {INPUTS}"]
     files = {}
     for name in sorted(manifest.files):
         path = set_file(folder, name)
-        if name not in allowed:
+        if name not in known:
             damage.append(f"the manifest names a file that no golden set has: {name!r}")
         elif leaves_root(path, folder.parent):
             damage.append(f"{path} is a link out of the golden set")
@@ -158,7 +158,7 @@ def open_files(folder: Path, manifest: Manifest) -> tuple[dict[str, TensorFile],
             difference = error.problem
         if difference:
             damage.append(f"{file.path} was altered: {difference}")
-    return files, damage or [f"{folder}: {misfit}" for misfit in find_misfits(manifest)]
+    return files, damage or [f"{folder}: {misfit}" for misfit in _misfits(manifest)]
 
 
 def _difference(found: FileEntry, entry: FileEntry) -> str:

@@ -43,7 +43,7 @@ def _words(minimum: int, maximum: int) -> SearchStrategy[str]:
 
 def _images(sizes: SearchStrategy[tuple[int, int]]) -> SearchStrategy[ImageRecipe]:
     return st.builds(
-        lambda kind, size, seed: ImageRecipe(kind, *size, seed=seed),
+        lambda kind, size, seed: ImageRecipe(kind, size[0], size[1], seed=seed),
         st.sampled_from(IMAGE_KINDS),
         sizes,
         st.integers(0, 2**16 - 1),

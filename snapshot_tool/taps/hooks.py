@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -18,21 +18,16 @@ T = TypeVar("T")
 _WRAPPED = "_orig_mod."
 
 
-def plain_name(name: str) -> str:
-    """Return the name that a module, parameter or buffer has in the model before compilation."""
-    return f"{name}.".replace(_WRAPPED, "")[:-1]
-
-
 def plain_names(named: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Return the values of a model's named items, by the names from before compilation.
+    """Return a model's named modules, parameters or buffers, by their names before compilation.
 
     A wrapper and the module inside get the same name; the module is returned.
     """
-    return {plain_name(name): value for name, value in named}
+    return {f"{name}.".replace(_WRAPPED, "")[:-1]: value for name, value in named}
 
 
 def plain_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Return every module by its name from before compilation."""
+    """Return every module by its name before compilation."""
     return plain_names(model.named_modules())
 
 
@@ -42,9 +37,8 @@ def run_eagerly() -> AbstractContextManager[Any]:
     Graphs that were compiled before do not call hooks.
     """
     # torch.compiler.set_stance is new in torch 2.6.
-    stance = getattr(torch.compiler, "set_stance", None)
-    context: AbstractContextManager[Any] = stance("force_eager") if stance else nullcontext()
-    return context
+    stance = getattr(torch.compiler, "set_stance", nullcontext)
+    return cast("AbstractContextManager[Any]", stance("force_eager"))
 
 
 # Called with a module's name, the side, and (arguments, keywords) or the output.
@@ -58,14 +52,10 @@ def named_tensors(value: object, *, name: str = "") -> Iterator[tuple[str, torch
     """
     if isinstance(value, torch.Tensor):
         yield name or "0", value.detach()
-        return
-    items: Iterable[tuple[object, object]] = ()
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, (tuple, list)):
-        items = enumerate(value)
-    for place, item in items:
-        yield from named_tensors(item, name=f"{name}.{place}" if name else str(place))
+    elif isinstance(value, Mapping | tuple | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for place, item in items:
+            yield from named_tensors(item, name=f"{name}.{place}" if name else str(place))
 
 
 def first_tensor(value: object) -> torch.Tensor | None:
@@ -97,10 +87,7 @@ def watch_modules(modules: Iterable[tuple[str, torch.nn.Module]], watch: Watcher
     """
 
     def before(name: str) -> Callable[..., None]:
-        def show(_module: object, arguments: Any, keywords: Mapping[str, Any]) -> None:
-            watch(name, Side.INPUT, (arguments, keywords))
-
-        return show
+        return lambda _module, *given: watch(name, Side.INPUT, given)  # arguments, keywords
 
     def after(name: str) -> Callable[..., None]:
         return lambda _module, _arguments, output: watch(name, Side.OUTPUT, output)
@@ -117,7 +104,7 @@ def watch_modules(modules: Iterable[tuple[str, torch.nn.Module]], watch: Watcher
 
 
 def named_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
-    """Return every module but the model's own, by its name from before compilation."""
+    """Return every module but the model itself, with its name before compilation."""
     return [(name, module) for name, module in plain_modules(model).items() if name]
 
 
