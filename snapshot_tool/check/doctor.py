@@ -114,7 +114,7 @@ def _golden_finding(found: FoundSet, root: Path, source: FmsSource | None) -> Fi
     if found.manifest is None:
         return Finding(name, False, found.problem)
     try:
-        manifest, damage = verify_set(found.folder)
+        manifest, damage = verify_set(found.folder, found.manifest)
         if damage:
             return Finding(name, False, damage[0])
         checkpoint = _checkpoint_source(root, manifest)

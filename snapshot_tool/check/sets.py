@@ -70,7 +70,7 @@ def _verify(found: FoundSet) -> Verification:
     if found.manifest is None:
         return Verification(found.folder, str(found.folder), (found.problem,))
     try:
-        manifest, damage = verify_set(found.folder)
+        manifest, damage = verify_set(found.folder, found.manifest)
     except SnapError as error:
         return Verification(found.folder, found.manifest.title, (error.problem,))
     return Verification(found.folder, manifest.title, tuple(damage))

@@ -15,12 +15,11 @@ from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import CaseInputs
 from snapshot_tool.base.taps import Tap
 from snapshot_tool.goldens.layout import INPUTS, ORACLE, OUTPUTS, PNG, TAPS, phase_file
-from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage, case_recipe, load_manifest
+from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage, case_recipe
 from snapshot_tool.goldens.packed import LEVELS, PIXEL_VALUES, SHAPE, unpack
 from snapshot_tool.goldens.parts import read_taps
 from snapshot_tool.goldens.tensors import TensorFile, open_tensors
-from snapshot_tool.goldens.transaction import read_undisturbed
-from snapshot_tool.goldens.verify import open_files, refuse_damage, set_file
+from snapshot_tool.goldens.verify import open_set, refuse_damage, set_file
 
 
 @dataclass(frozen=True)  # without slots: cached_property needs a dictionary
@@ -143,10 +142,6 @@ class Golden:
             return tuple(self.read_file(INPUTS, key + SHAPE).tolist())
         return names[key].shape if key in names else ()
 
-    def shape(self, case: str, phase: Phase, name: str) -> tuple[int, ...]:
-        """Return the shape of a recorded output that is kept whole, without reading it."""
-        return self.manifest.files[phase_file(phase)].tensors[f"{case}/{name}"].shape
-
     def whole_output(self, case: str, module: str) -> torch.Tensor | None:
         """Return what a module of the reference returned on a case, if that was kept whole."""
         return self._find(OUTPUTS, f"{case}/{module}")
@@ -176,13 +171,6 @@ def open_golden(folder: Path, manifest: Manifest | None = None) -> Golden:
 
     manifest: the set's, if it was read already. If the files do not fit it, it is read again.
     """
-    known = [] if manifest is None else [manifest]
-
-    def read() -> tuple[Golden, list[str]]:
-        manifest = known.pop() if known else load_manifest(folder)
-        files, damage = open_files(folder, manifest)
-        return Golden(folder, manifest, files), damage
-
-    golden, damage = read_undisturbed(folder.parent, read, is_whole=lambda found: not found[1])
+    manifest, files, damage = open_set(folder, manifest)
     refuse_damage(damage)
-    return golden
+    return Golden(folder, manifest, files)

@@ -110,17 +110,30 @@ def set_file(folder: Path, name: str) -> Path:
     return folder.parent / name if name == INPUTS else folder / name
 
 
-def verify_set(folder: Path) -> tuple[Manifest, list[str]]:
-    """Return the manifest in a folder and the set's damage, as `find_damage` does.
+def open_set(
+    folder: Path, manifest: Manifest | None = None
+) -> tuple[Manifest, dict[str, TensorFile], list[str]]:
+    """Open a set; return its manifest, its files and its damage, as `open_files` does.
 
     A recorder may replace the set meanwhile: then it is read again. Nothing is written.
+
+    manifest: the set's, if it was read already.
     """
+    known = [] if manifest is None else [manifest]
 
-    def read() -> tuple[Manifest, list[str]]:
-        manifest = load_manifest(folder)
-        return manifest, find_damage(folder, manifest)
+    def read() -> tuple[Manifest, dict[str, TensorFile], list[str]]:
+        manifest = known.pop() if known else load_manifest(folder)
+        return manifest, *open_files(folder, manifest)
 
-    return read_undisturbed(folder.parent, read, is_whole=lambda found: not found[1])
+    return read_undisturbed(folder.parent, read, is_whole=lambda found: not found[2])
+
+
+def verify_set(folder: Path, manifest: Manifest | None = None) -> tuple[Manifest, list[str]]:
+    """Return a set's manifest and its damage; see `open_set`."""
+    manifest, files, damage = open_set(folder, manifest)
+    for file in files.values():
+        file.file.close()
+    return manifest, damage
 
 
 def find_damage(folder: Path, manifest: Manifest) -> list[str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Candidate, CaseInputs
 from snapshot_tool.base.results import DivergenceKind, Result, TokenDivergence, Verdict
@@ -112,7 +111,8 @@ class GenerationExplainer:
         if found.expected is None or other is None:
             return found
         values, ids = (
-            self._step(case, name, found.step) for name in ("step_topk_values", "step_topk_ids")
+            self.golden.tensor(case, Phase.GENERATE, name)[found.step].tolist()
+            for name in ("step_topk_values", "step_topk_ids")
         )
         # The golden's logits are rounded in its dtype, the candidate's in its own.
         dtypes = (self.golden.manifest.dtype, self.dtype)
@@ -125,14 +125,6 @@ class GenerationExplainer:
             # The errors of two logits may have opposite signs.
             rounding=2 * sum(known) if len(known) == len(noises) else None,
         )
-
-    def _step(self, case: str, name: str, step: int) -> list[float]:
-        """Return one step's row of a generation's tensor; raise GoldenDamaged if it has none."""
-        rows = self.golden.tensor(case, Phase.GENERATE, name)
-        if rows.dim() != 2 or not 0 <= step < len(rows):  # noqa: PLR2004 - steps, then logits
-            raise GoldenDamaged(f"the {name} of {case} have no step {step}", "record the set again")
-        row: list[float] = rows[step].tolist()
-        return row
 
     def _teacher_forced_logits(self, candidate: Candidate, case: str) -> torch.Tensor | None:
         """Return the candidate's logits at every step, given the golden's tokens before it."""
