@@ -69,101 +69,83 @@ _CHAT, _NO_CHAT = st.just(True), st.just(False)
 _RGB = ("RGB",)
 
 
-@st.composite
-def _case(
-    draw: st.DrawFn,
-    *,
-    images: tuple[int, int],
-    text: SearchStrategy[str],
-    image: SearchStrategy[ImageRecipe] = _ANY_IMAGE,
-    chat: SearchStrategy[bool] = _NO_CHAT,
-    padding: tuple[int, int] = (0, 0),
-    right_padding: tuple[int, int] = (0, 0),
-    second: SearchStrategy[str] = _NO_TEXT,
-) -> CaseRecipe:
-    """Draw a case: so many images, each placed somewhere between pieces of text."""
-    pictures = draw(st.lists(image, min_size=images[0], max_size=images[1]))
-    pieces = [draw(text)] + [draw(st.one_of(st.just(""), text)) for _ in pictures]
-    order = draw(st.permutations(pieces))
-    return CaseRecipe(
-        prompt="<image>".join(order),
-        images=tuple(pictures),
-        chat=draw(chat),
-        left_padding=draw(st.integers(*padding)),
-        right_padding=draw(st.integers(*right_padding)),
-        second=draw(second),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Theme:
     """What a variant is about.
 
     Args:
-        images: how many, at least and at most.
-        case: the strategy of a recipe, all of whose images are RGB.
+        images: how many, at least and at most; each is placed between two pieces of text.
+        text: the pieces of the prompt.
         modes: what the images are dealt; the first one is dealt instead of one that was refused.
     """
 
     images: tuple[int, int]
-    case: SearchStrategy[CaseRecipe]
-    modes: tuple[str, ...]
+    text: SearchStrategy[str]
+    image: SearchStrategy[ImageRecipe] = _ANY_IMAGE
+    chat: SearchStrategy[bool] = _NO_CHAT
+    padding: tuple[int, int] = (0, 0)
+    right_padding: tuple[int, int] = (0, 0)
+    second: SearchStrategy[str] = _NO_TEXT
+    modes: tuple[str, ...] = IMAGE_MODES
 
 
-def _theme(
-    minimum: int,
-    maximum: int,
-    *,
-    text: SearchStrategy[str],
-    modes: tuple[str, ...] = IMAGE_MODES,
-    **drawn: Any,
-) -> _Theme:
-    """Return the theme of cases with so many images; `drawn` goes to `_case`."""
-    images = (minimum, maximum)
-    return _Theme(images, _case(images=images, text=text, **drawn), modes)
+@st.composite
+def _recipes(draw: st.DrawFn, theme: _Theme) -> CaseRecipe:
+    """Draw a recipe of a theme, all of whose images are RGB."""
+    fewest, most = theme.images
+    pictures = draw(st.lists(theme.image, min_size=fewest, max_size=most))
+    pieces = [draw(theme.text)] + [draw(st.one_of(st.just(""), theme.text)) for _ in pictures]
+    order = draw(st.permutations(pieces))
+    return CaseRecipe(
+        prompt="<image>".join(order),
+        images=tuple(pictures),
+        chat=draw(theme.chat),
+        left_padding=draw(st.integers(*theme.padding)),
+        right_padding=draw(st.integers(*theme.right_padding)),
+        second=draw(theme.second),
+    )
 
 
-_Themes = tuple[_Theme, ...]
-_IMAGE_TEXT_THEMES: _Themes = (
+_IMAGE_TEXT_THEMES = (
     # left padding: the one theme in which an ignored attention mask shows
-    _theme(1, 1, text=_TEXT, padding=(3, 24)),
-    _theme(0, 0, text=_words(3, 12)),
-    _theme(2, 2, text=_TEXT),
-    _theme(1, 1, text=_TEXT, chat=_CHAT),
-    _theme(1, 1, text=_UNICODE_TEXT),
-    _theme(3, 3, text=_TEXT),
-    _theme(1, 1, text=_TEXT, image=_TINY, modes=_RGB),
-    _theme(0, 1, text=_words(60, 120)),
-    _theme(0, 1, text=_NO_TEXT, chat=st.booleans()),
-    _theme(1, 1, text=_TEXT, modes=IMAGE_MODES[1:]),
-    _theme(0, 0, text=_UNICODE_TEXT, padding=(1, 12)),
-    _theme(2, 3, text=_TEXT, chat=_CHAT),
+    _Theme((1, 1), _TEXT, padding=(3, 24)),
+    _Theme((0, 0), _words(3, 12)),
+    _Theme((2, 2), _TEXT),
+    _Theme((1, 1), _TEXT, chat=_CHAT),
+    _Theme((1, 1), _UNICODE_TEXT),
+    _Theme((3, 3), _TEXT),
+    _Theme((1, 1), _TEXT, image=_TINY, modes=_RGB),
+    _Theme((0, 1), _words(60, 120)),
+    _Theme((0, 1), _NO_TEXT, chat=st.booleans()),
+    _Theme((1, 1), _TEXT, modes=IMAGE_MODES[1:]),
+    _Theme((0, 0), _UNICODE_TEXT, padding=(1, 12)),
+    _Theme((2, 3), _TEXT, chat=_CHAT),
 )
-_TEXT_THEMES: _Themes = (
-    _theme(0, 0, text=_TEXT, padding=(3, 24)),
-    _theme(0, 0, text=_words(3, 12)),
-    _theme(0, 0, text=_UNICODE_TEXT),
-    _theme(0, 0, text=_words(60, 120)),
-    _theme(0, 0, text=_TEXT, chat=_CHAT),
-    _theme(0, 0, text=_UNICODE_TEXT, padding=(1, 12)),
-    _theme(0, 0, text=_words(1, 1)),
+_TEXT_THEMES = (
+    _Theme((0, 0), _TEXT, padding=(3, 24)),
+    _Theme((0, 0), _words(3, 12)),
+    _Theme((0, 0), _UNICODE_TEXT),
+    _Theme((0, 0), _words(60, 120)),
+    _Theme((0, 0), _TEXT, chat=_CHAT),
+    _Theme((0, 0), _UNICODE_TEXT, padding=(1, 12)),
+    _Theme((0, 0), _words(1, 1)),
 )
-_ENCODER_THEMES: _Themes = (
-    _theme(0, 0, text=_TEXT, padding=(3, 24)),
-    _theme(0, 0, text=_TEXT, second=_TEXT, right_padding=(1, 24)),
-    _theme(0, 0, text=_UNICODE_TEXT, right_padding=(1, 12)),
-    _theme(0, 0, text=_words(60, 120)),
-    _theme(0, 0, text=_words(3, 12)),
-    _theme(0, 0, text=_words(1, 3), second=_TEXT, padding=(1, 12)),
-    _theme(0, 0, text=_words(1, 1)),
+_ENCODER_THEMES = (
+    _Theme((0, 0), _TEXT, padding=(3, 24)),
+    _Theme((0, 0), _TEXT, second=_TEXT, right_padding=(1, 24)),
+    _Theme((0, 0), _UNICODE_TEXT, right_padding=(1, 12)),
+    _Theme((0, 0), _words(60, 120)),
+    _Theme((0, 0), _words(3, 12)),
+    _Theme((0, 0), _words(1, 3), second=_TEXT, padding=(1, 12)),
+    _Theme((0, 0), _words(1, 1)),
 )
-_IMAGE_THEMES: _Themes = (
-    _theme(1, 1, text=_NO_TEXT),
-    _theme(1, 1, text=_NO_TEXT, image=_TINY, modes=_RGB),
+_IMAGE_THEMES = (
+    _Theme((1, 1), _NO_TEXT),
+    _Theme((1, 1), _NO_TEXT, image=_TINY, modes=_RGB),
     # Processors of images alone stack them: they must be of one kind.
-    _theme(2, 3, text=_NO_TEXT, modes=_RGB),
+    _Theme((2, 3), _NO_TEXT, modes=_RGB),
 )
-_THEMES: Mapping[InputKind, _Themes] = {
+_THEMES: Mapping[InputKind, tuple[_Theme, ...]] = {
     InputKind.BOTH: _IMAGE_TEXT_THEMES,
     InputKind.TEXT: _TEXT_THEMES,
     InputKind.ENCODER_TEXT: _ENCODER_THEMES,
@@ -206,7 +188,7 @@ def draw_recipe(
         phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    @hypothesis.given(theme.case)
+    @hypothesis.given(_recipes(theme))
     def collect(recipe: CaseRecipe) -> None:
         drawn.append(recipe)
 
