@@ -20,26 +20,11 @@ from snapshot_tool.goldens.parts import TOKEN_IDS
 
 # Which rows of a recorded tensor are judged; None: all.
 Rows = slice | list[int] | None
-
-
-def delta_key(phase: Phase, tensor: str) -> str:
-    """Return the name of a recorded tensor's distance to its oracle."""
-    return f"{phase.value}.{tensor}.delta"
-
-
-def noise_key(phase: Phase, tensor: str, dtype: str) -> str:
-    """Return the name of the reference's own errors in a dtype."""
-    return f"{phase.value}.{tensor}.noise.{dtype}"
-
-
-def step_noise_key(dtype: str) -> str:
-    """Return the name of the errors of every generation step's logits in a dtype."""
-    return f"{Phase.GENERATE.value}.step_noise.{dtype}"
-
-
-def tap_noise_key(dtype: str) -> str:
-    """Return the name of the relative errors of every module in a dtype."""
-    return f"taps.noise.{dtype}"
+# Names of tensors: by phase, tensor and dtype.
+DELTA = "{}.{}.delta"
+NOISE = "{}.{}.noise.{}"
+STEP_NOISE = "generate.step_noise.{}"
+TAP_NOISE = "taps.noise.{}"
 
 
 def oracle_tensor(
@@ -56,8 +41,8 @@ def oracle_tensor(
 
     reference: the recorded tensor, or only those rows of it.
     """
-    delta = golden.oracle(case, delta_key(phase, tensor))
-    noise = golden.oracle(case, noise_key(phase, tensor, dtype))
+    delta = golden.oracle(case, DELTA.format(phase, tensor))
+    noise = golden.oracle(case, NOISE.format(phase, tensor, dtype))
     if delta is None or noise is None:
         return None
     if rows is not None:
@@ -84,7 +69,7 @@ def has_coarse_oracle(manifest: Manifest) -> bool:
 
 def step_noise(golden: Golden, case: str, *, dtype: str) -> torch.Tensor | None:
     """Return the greatest error of a logit at each generation step, (new,) float32, or None."""
-    noise = golden.oracle(case, step_noise_key(dtype))
+    noise = golden.oracle(case, STEP_NOISE.format(dtype))
     tokens = golden.tensor(case, Phase.GENERATE, TOKEN_IDS)
     _require(noise is None or noise.shape == tokens.shape, f"{case} generate")
     return noise
@@ -95,7 +80,7 @@ def tap_limits(golden: Golden, case: str, *, dtype: str) -> Mapping[str, tuple[f
 
     Empty without an oracle.
     """
-    rows = golden.oracle(case, tap_noise_key(dtype))
+    rows = golden.oracle(case, TAP_NOISE.format(dtype))
     if rows is None:
         return {}
     taps = golden.taps(case)

@@ -22,7 +22,7 @@ from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.layout import INPUTS, ORACLE, TAPS, phase_file
-from snapshot_tool.goldens.oracle import delta_key, noise_key, step_noise_key, tap_noise_key
+from snapshot_tool.goldens.oracle import DELTA, NOISE, STEP_NOISE, TAP_NOISE
 from snapshot_tool.numerics.compare import position_noise
 from snapshot_tool.record.plan import Plan, Recording, Staging
 
@@ -138,14 +138,14 @@ class _Case:
         """Return how far the outputs in a dtype are from the float64 ones."""
         exact = self._exact()
         tensors = {
-            noise_key(*key, dtype): position_noise(value, exact[key])
+            NOISE.format(*key, dtype): position_noise(value, exact[key])
             for key, value in answers.items()
         }
         steps = Phase.GENERATE, _STEPS
         if steps in answers:
             errors = answers[steps].double() - exact[steps]
-            tensors[step_noise_key(dtype)] = errors.abs().amax(-1).float()
-        tensors[tap_noise_key(dtype)] = torch.tensor(self._tap_noise(taps))
+            tensors[STEP_NOISE.format(dtype)] = errors.abs().amax(-1).float()
+        tensors[TAP_NOISE.format(dtype)] = torch.tensor(self._tap_noise(taps))
         return tensors
 
     def _tap_noise(self, taps: Sequence[Tap]) -> list[tuple[float, float]]:
@@ -174,7 +174,7 @@ class _Case:
         # Three digits of a float32 rounding error are enough; of a half-precision one they are not.
         kept = torch.bfloat16 if self.dtype == "float32" else torch.float32
         tensors = {
-            delta_key(*key): (exact[key] - value.double()).to(kept)
+            DELTA.format(*key): (exact[key] - value.double()).to(kept)
             for key, value in recorded.items()
         }
         tensors |= self.noise(recorded, self._taps(TAPS), self.dtype)
