@@ -215,10 +215,10 @@ class WatchedCandidate(Candidate):
         if not own:
             return
         if name not in self._first_outputs:
-            self._first_outputs[name] = [_Place.of(output) for output in own]
+            self._first_outputs[name] = [_place(output) for output in own]
             return
         first, self._first_outputs[name] = self._first_outputs[name], []
-        if any(output.memory in memory and output.in_use for output in first):
+        if any(place in memory and _is_in_use(holder) for place, holder in first):
             self._shares_memory.add(name)
             self._warn(f"{name} returns views of one buffer: each call overwrites the last output")
 
@@ -266,29 +266,20 @@ def _around(context: AbstractContextManager[Any]) -> Iterator[Any]:
         _run_foreign(context.__exit__, None, None, None)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Place:
-    """The memory of an output, without keeping it alive: logits take hundreds of megabytes.
+# The memory of an output, and its holder, which tells whether it is in use. The output itself is not
+# kept alive, because logits take hundreds of megabytes. A tensor in memory of another library (for
+# example NumPy's) is kept alive, because torch cannot report whether that memory is free.
+_Place = tuple[tuple[str, int], StorageWeakRef | torch.Tensor]
 
-    A tensor in memory of another library (for example NumPy's) is kept alive, because torch cannot
-    report whether that memory is free.
-    """
 
-    memory: tuple[str, int]
-    holder: StorageWeakRef | torch.Tensor
+def _place(tensor: torch.Tensor) -> _Place:
+    storage = tensor.untyped_storage()
+    is_own = storage.resizable()
+    return _memory(tensor), StorageWeakRef(storage) if is_own else tensor  # type: ignore[no-untyped-call]
 
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> _Place:
-        storage = tensor.untyped_storage()
-        own = storage.resizable()
-        return cls(_memory(tensor), StorageWeakRef(storage) if own else tensor)  # type: ignore[no-untyped-call]
 
-    @property
-    def in_use(self) -> bool:
-        """Whether the memory has not been freed."""
-        if isinstance(self.holder, torch.Tensor):
-            return True
-        return not self.holder.expired()  # type: ignore[no-untyped-call]
+def _is_in_use(holder: StorageWeakRef | torch.Tensor) -> bool:
+    return isinstance(holder, torch.Tensor) or not holder.expired()  # type: ignore[no-untyped-call]
 
 
 def _memory(tensor: torch.Tensor) -> tuple[str, int]:
