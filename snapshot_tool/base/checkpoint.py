@@ -99,7 +99,6 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def _names_code(folder: Path) -> bool:
-    """Return whether a configuration in a folder names code of the checkpoint."""
     for path in (folder / name for name in _CONFIGURATIONS):
         try:
             if path.is_file() and "auto_map" in read_json(path):

@@ -46,7 +46,6 @@ class Golden:
 
     @cached_property
     def _names(self) -> Mapping[tuple[str, str], list[str]]:
-        """The names of tensors, by file and case."""
         names: dict[tuple[str, str], list[str]] = {}
         for file, entry in self.manifest.files.items():
             for key in entry.tensors:

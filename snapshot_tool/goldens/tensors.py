@@ -201,7 +201,6 @@ class TensorFile:
 
 
 def _blocks(file: BufferedReader, path: Path, start: int, end: int) -> Iterable[bytes]:
-    """Yield an open file's bytes from start to end."""
     while start < end:
         # pread, since forked processes share the file's position.
         block = os.pread(file.fileno(), min(_BLOCK, end - start), start)

@@ -11,7 +11,7 @@ from snapshot_tool.base.memory import equal_bytes
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import WeightPair
 from snapshot_tool.base.report import WeightDifference, WeightReport
-from snapshot_tool.base.results import Result, Verdict
+from snapshot_tool.base.results import Comparison, Result, Verdict
 from snapshot_tool.base.tolerance import OracleComparison, Rule, Tolerance, default_rule
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import CaseEntry

@@ -223,7 +223,6 @@ class WatchedCandidate(Candidate):
             self._warn(f"{name} returns views of one buffer: each call overwrites the last output")
 
     def _compare_runs(self, name: str, outputs: list[torch.Tensor]) -> None:
-        """Warn of outputs that differ between runs."""
         if self._kept is not None and self._earlier is None:
             self._kept.append([output.clone() for output in outputs])
         elif self._earlier is not None:

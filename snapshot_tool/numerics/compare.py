@@ -7,8 +7,9 @@ Integers are exact below 2**53.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from snapshot_tool.base.results import SIZE_BOUNDS, Comparison, ErrorMap, Verdict, Worst
@@ -110,7 +111,8 @@ def compare_tensors(
         sum(column) for column in zip(*sums, strict=True)
     )
     max_abs, max_rel = torch.stack(greatest).amax(0).tolist()
-    index, numel = _unravel(worst_place, expected.shape), expected.numel()
+    index = tuple(map(int, np.unravel_index(worst_place, expected.shape)))
+    numel = expected.numel()
     return Comparison(
         max_abs=max_abs,
         max_rel=max_rel,
@@ -153,15 +155,6 @@ def _cosine(expected: float, actual: float, difference: float) -> float:
         return 1.0 if expected == actual else 0.0
     one, other = math.sqrt(expected), math.sqrt(actual)
     return 1 - (difference - (one - other) ** 2) / (2 * one * other)
-
-
-def _unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the index into `shape` of a flat place."""
-    index: list[int] = []
-    for side in reversed(shape):
-        flat, place = divmod(flat, side)
-        index.append(place)
-    return tuple(reversed(index))
 
 
 def map_errors(
@@ -244,7 +237,7 @@ def compare_with_oracle(
         error=math.sqrt(float(torch.cat(sums).sum()) / actual.numel()),
         reference_error=reference_error,
         limit=multiplier * reference_error + room + ulps * scale,
-        position=_unravel(worst, actual.shape[:-1]),
+        position=tuple(map(int, np.unravel_index(worst, actual.shape[:-1]))),
         position_error=float(greatest[worst]),
         position_limit=float(limits[worst]),
     )

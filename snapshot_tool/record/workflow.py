@@ -133,8 +133,8 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
                 redraw=request.redraw,
                 progress=progress,
             )
-            if replaced and request.case:
-                kept = keep_answers(staging, plan, replaced, request.case)
+            if earlier.replaced and request.case:
+                kept = keep_answers(staging, plan, earlier.replaced, request.case)
                 progress.note(f"{len(kept)} cases keep their recorded answers")
             processes.wait()  # the others read the plan
             share = plan.share_of(processes)
