@@ -265,9 +265,9 @@ def _around(context: AbstractContextManager[Any]) -> Iterator[Any]:
         _run_foreign(context.__exit__, None, None, None)
 
 
-# The memory of an output, and its holder, which tells whether it is in use. The output itself is not
-# kept alive, because logits take hundreds of megabytes. A tensor in memory of another library (for
-# example NumPy's) is kept alive, because torch cannot report whether that memory is free.
+# The memory of an output, and its holder, which tells whether it is in use. The output itself is
+# not kept alive, because logits take hundreds of megabytes. A tensor in memory of another library
+# (for example NumPy's) is, because torch cannot report whether that memory is free.
 _Place = tuple[tuple[str, int], StorageWeakRef | torch.Tensor]
 
 
