@@ -58,7 +58,7 @@ def localise_case(
 
 
 def _with_source(found: Localisation, candidate: Candidate) -> Localisation:
-    """Add the class of the first bad module, and where it is declared."""
+    """Add the class of the first bad module and its source line."""
     bad = found.first_bad_module
     if bad is None or not bad.candidate or not candidate.supports("modules"):
         return found
@@ -126,7 +126,7 @@ def graft_module(
 
 
 def can_graft(candidate: Candidate, golden: Golden, module: str) -> bool:
-    """Return whether `graft_module` can test a module: a case keeps its whole output."""
+    """Return whether a module can be grafted: its whole output is recorded for a case."""
     if not candidate.supports("graft"):
         return False
     return any(

@@ -165,7 +165,7 @@ class CheckRequest:
 
     @property
     def command(self) -> str:
-        """The command line that makes this request."""
+        """The command line of this request."""
         return command_line("snap check", self)
 
     @property

@@ -149,7 +149,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
 
 
 def _next_commands(session: Session, report: CheckReport) -> tuple[str, ...]:
-    """Return what to run after a failure: is the fault in that module alone, since which commit."""
+    """Return commands after a failure: to test the module, and to find the commit."""
     request = session.request
     commands: list[str] = []
     if report.verdict not in (Verdict.FAIL, Verdict.ERROR):

@@ -160,8 +160,8 @@ def report_command(*, runs: tuple[Path, ...], goldens: Path | None, outputs: Out
     """Show a check again from RUN, the file that `snap check --json` wrote.
 
     It is shown as text, or written as one file that opens offline in any browser. No model runs.
-    Several RUNS make a table with a line for each: the history of a port. The exit code is that
-    of the last one.
+    Several RUNS are shown as a table, for example the history of a port. The exit code is that of
+    the last one.
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.cli.console import draw_table

@@ -150,7 +150,7 @@ def draw_table(rows: Sequence[Sequence[run_text.Cell]]) -> None:
 
 
 def _coloured(text: str, verdict: Verdict | None) -> str:
-    """Return a cell in its verdict's colour; the blanks after it stay as they are."""
+    """Return a cell in its verdict's colour, without colouring the blanks after it."""
     word = text.rstrip()
     blanks = text[len(word) :]
     return click.style(word, fg=_COLOURS[verdict]) + blanks if verdict else text

@@ -140,12 +140,12 @@ html_option = _report_option("--html", "html_path", "Write a page for the browse
 
 
 markdown_option = _report_option(
-    "--markdown", "markdown_path", "Write Markdown for the summary of a CI run, or for a comment."
+    "--markdown", "markdown_path", "Write Markdown for the summary of a CI run or a comment."
 )
 annotations_option = click.option(
     "--annotations",
     is_flag=True,
-    help="Print GitHub's workflow commands, which mark a failure in the code.",
+    help="Print GitHub's workflow commands, which show a failure at its line of code.",
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only the last line.")
 verbose_option = click.option(
@@ -155,7 +155,7 @@ verbose_option = click.option(
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """How a check is reported besides its text; with `verbose` the text has every failure."""
+    """The outputs of a check: files, annotations, and how much text."""
 
     json_path: Path | None
     html_path: Path | None
@@ -171,13 +171,13 @@ class Outputs:
 
     @property
     def progress(self) -> Progress:
-        """What shows the progress of the check."""
+        """The object that shows the progress of the check."""
         from snapshot_tool.cli.console import TerminalProgress
 
         return Progress() if self.quiet else TerminalProgress()
 
     def in_folders(self, name: str) -> Outputs:
-        """Return the outputs of one check of many: the paths are folders, which are made."""
+        """Return the outputs of one of several checks: files in the folders, which are created."""
 
         def inside(folder: Path | None, ending: str) -> Path | None:
             if folder is None:
