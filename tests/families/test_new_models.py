@@ -12,7 +12,6 @@ from tests.conftest import ROOT, Run, Snap, error_lines
 from tests.fms_checkout.build import installed_fms
 from tests.mutants.mutant import Edit, plant
 
-BUILD = ROOT / "tests" / "checkpoints" / "build_families.py"
 PORT = Path(__file__).parent / "ports" / "phi3.py"
 PAGE = "docs/adding-a-family.md"
 PHI3, GEMMA = "phi3", "gemma"
@@ -30,19 +29,15 @@ WRONG = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the checkpoints and record them, in the record environment, with no declaration."""
     root = tmp_path_factory.mktemp("new")
-    python, snap = (str(ROOT / ".venv-record" / "bin" / name) for name in ("python", "snap"))
-    built = [python, str(BUILD), str(root / "checkpoints"), PHI3, GEMMA]
-    subprocess.run(built, check=True, capture_output=True)
-    for name in (PHI3, GEMMA):
-        where = ["--checkpoint", str(root / "checkpoints" / name), "--goldens", str(root / "g")]
-        command = [snap, "record", *where, "--variants", "2", "--max-new-tokens", "8"]
-        subprocess.run(command, check=True, capture_output=True)
+    program = [".venv-record/bin/python", "-m", "tests.families.record"]
+    command = [*program, "--out", str(root), "--variants", "2", PHI3, GEMMA]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return root
 
 
 def check(snap: Snap, folder: Path, name: str, *options: object) -> Run:
     """Check one model's golden set."""
-    where = ("--goldens", folder / "g", "--checkpoint", folder / "checkpoints" / name)
+    where = ("--goldens", folder / "goldens", "--checkpoint", folder / "checkpoints" / name)
     return snap("check", *where, *options)
 
 

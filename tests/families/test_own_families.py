@@ -53,9 +53,9 @@ class Recorded:
         """Say which set is meant."""
         return "--goldens", self.goldens, "--checkpoint", self.checkpoint
 
-    def check(self, snap: Snap, *options: object, **environment: str) -> Run:
+    def check(self, snap: Snap, *options: object) -> Run:
         """Check it without naming a family."""
-        return snap("check", *self.where, *options, **environment)
+        return snap("check", *self.where, *options)
 
 
 def run_reference(*arguments: object) -> None:
@@ -142,7 +142,9 @@ def test_a_fault_in_its_images_part_is_named_and_grafted(
     assert run.report["graft"]["module"] == module
 
 
-def test_a_golden_set_runs_no_code(snap: Snap, images: Recorded, tmp_path: Path) -> None:
+def test_a_golden_set_runs_no_code(
+    snap: Snap, images: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It names the family; a file and an entry point of that name run only if they are named.
 
     And not before the checkpoint is verified.
@@ -155,7 +157,8 @@ def test_a_golden_set_runs_no_code(snap: Snap, images: Recorded, tmp_path: Path)
     shutil.copy(images.file, tmp_path / "mine.py")
     canary.unlink(missing_ok=True)
     options = ("--fms-path", CHECKOUT, "--case", "one-image", "--phase", "connector")
-    run = images.check(snap, *options, PYTHONPATH=str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    run = images.check(snap, *options)
     assert run.code == 3
     problem, remedy = error_lines(run)
     assert "'mine'" in problem
@@ -164,7 +167,7 @@ def test_a_golden_set_runs_no_code(snap: Snap, images: Recorded, tmp_path: Path)
     where = ("--goldens", images.goldens, "--checkpoint", WRONG, "--fms-path", CHECKOUT)
     assert snap("check", *where, "--family", images.file).code == 3
     assert not canary.exists()
-    named = images.check(snap, *options, "--family", "mine", PYTHONPATH=str(tmp_path))
+    named = images.check(snap, *options, "--family", "mine")
     assert named.code == 0, named.err
     assert canary.exists()
 
