@@ -62,13 +62,15 @@ def test_the_report_is_about_every_mutant() -> None:
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Run a mutant of each group, one that only derived questions show, and benign changes."""
+    """Run mutants of three groups, one that only derived questions show, and benign changes."""
     draw = random.Random(SEED)
     # The page names those that are missed, wrongly named, or change no answer.
     exceptions = set(re.findall(r"`([a-z0-9-]+)`", DETECTION.read_text(encoding="utf-8")))
     groups = [[m for m in mutants if m.name not in exceptions] for mutants in GROUPS.values()]
-    groups.append([m for group in groups for m in group if m.phase == DERIVED])
-    names = list(dict.fromkeys(draw.choice(group).name for group in groups))
+    derived = [m for group in groups for m in group if m.phase == DERIVED]
+    names = list(
+        dict.fromkeys(draw.choice(group).name for group in (*draw.sample(groups, 3), derived))
+    )
     path = tmp_path_factory.mktemp("sample") / "found.json"
     command = ["-m", "tests.mutants.run", "--mutants", ",".join(names), "--benign", str(BENIGN)]
     answer = subprocess.run(
@@ -87,7 +89,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_a_sample_of_the_corpus_is_found_and_named(sample: Any) -> None:
     """As docs/detection.md documents."""
-    assert len(sample["mutants"]) >= 7
+    assert len(sample["mutants"]) >= 3
     wrong = {
         name: verdict["outcome"]
         for name, verdict in sample["mutants"].items()
