@@ -83,7 +83,8 @@ class Outcome:
 class _Watcher:
     """An audit hook: remembers writes anywhere but in snap's temporary folders, and processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Path) -> None:
+        self._cache = os.path.realpath(cache)
         self.listens = False
         self.seen: list[str] = []
         sys.addaudithook(self._hear)
@@ -104,8 +105,9 @@ class _Watcher:
             return
         self.listens = False
         real = Path(os.path.realpath(os.fsdecode(path)))
-        # Under _TEMPORARY, hypothesis gets a home.
-        if not (real.parent == _TEMPORARY and real.name.startswith("snap-")):
+        # Under _TEMPORARY, hypothesis gets a home; a check keeps its failures in the user's cache.
+        in_home = real.parent == _TEMPORARY and real.name.startswith("snap-")
+        if not (in_home or real.is_relative_to(self._cache)):
             self.seen.append(f"{event} of a reader: {real}")
         self.listens = True
 
@@ -221,7 +223,8 @@ def _prepare(workplace: Path, place: Path, ground: Ground) -> _Trial:
     """Write the whole set, do what libraries do on first use, and limit the memory."""
     base = workplace / "base"
     folder = ground.write(base)
-    watcher = _Watcher()
+    os.environ["XDG_CACHE_HOME"] = str(workplace / "cache")
+    watcher = _Watcher(workplace / "cache")
     for command in ground.commands:
         code, _, err = _run(_arguments(command, base, base, folder), watcher)
         assert code in _CODES, err
