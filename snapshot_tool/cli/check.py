@@ -53,7 +53,7 @@ class _GroupedCommand(click.Command):
 @request_options(CheckRequest)
 @click.option("--all", "every", is_flag=True, is_eager=True, help="Check all golden sets.")
 @report_options
-def check_command(*, every: bool, outputs: Outputs, **options: Any) -> int:
+def check_command(*, every: bool, **options: Any) -> int:
     """Run FMS (or another candidate) on the inputs of a golden set and judge its outputs.
 
     Hugging Face is not needed and never imported. Exit code 0: all passed; 1: something differs
@@ -66,6 +66,7 @@ def check_command(*, every: bool, outputs: Outputs, **options: Any) -> int:
     from snapshot_tool.families.own import name_families
     from snapshot_tool.reports.plots import require_plotting
 
+    outputs = Outputs.taken_from(options)
     request = CheckRequest(**options)
     name_families(request.family)
     if is_follower():
@@ -156,7 +157,7 @@ _prompts_option = click.option(
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @report_options
 @_prompts_option
-def report_command(*, runs: tuple[Path, ...], goldens: Path | None, outputs: Outputs) -> int:
+def report_command(*, runs: tuple[Path, ...], goldens: Path | None, **options: Any) -> int:
     """Show a check again from RUN, the file that `snap check --json` wrote.
 
     It is shown as text, or written as one file that opens offline in any browser. No model runs.
@@ -167,6 +168,7 @@ def report_command(*, runs: tuple[Path, ...], goldens: Path | None, outputs: Out
     from snapshot_tool.cli.console import draw_table
     from snapshot_tool.reports.json import read_run
 
+    outputs = Outputs.taken_from(options)
     found = [CheckRun(read_run(run), goldens) for run in runs]
     if len(found) == 1:
         _print(found[0], outputs)
@@ -189,12 +191,7 @@ def report_command(*, runs: tuple[Path, ...], goldens: Path | None, outputs: Out
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @report_options
 @_prompts_option
-def merge_command(
-    *,
-    runs: tuple[Path, ...],
-    goldens: Path | None,
-    outputs: Outputs,
-) -> int:
+def merge_command(*, runs: tuple[Path, ...], goldens: Path | None, **options: Any) -> int:
     """Merge RUNS, the files that `snap check --shard K/N --json` wrote, into one report.
 
     Report and exit code are those of one check of all cases. Exit code 3: a shard is missing or
@@ -204,6 +201,7 @@ def merge_command(
     from snapshot_tool.check.shards import merge_reports
     from snapshot_tool.reports.json import read_run
 
+    outputs = Outputs.taken_from(options)
     report = merge_reports([(str(run), read_run(run)) for run in runs])
     found = CheckRun(report, goldens)
     _print(found, outputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -164,6 +163,11 @@ class Outputs:
     verbose: bool
     quiet: bool
 
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> Outputs:
+        """Take the outputs out of a command's options."""
+        return cls(**{field.name: options.pop(field.name) for field in fields(cls)})
+
     @property
     def printed(self) -> bool:
         """Whether one of the files is standard output."""
@@ -193,21 +197,14 @@ class Outputs:
         )
 
 
-def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of Outputs, and pass them as `outputs`."""
-
-    @functools.wraps(command)
-    def call(**options: Any) -> Any:
-        own = {field.name: options.pop(field.name) for field in fields(Outputs)}
-        return command(outputs=Outputs(**own), **options)
-
-    decorated: Callable[..., Any] = call
+def report_options(command: _Command) -> _Command:
+    """Give a command the options of Outputs; see Outputs.taken_from."""
     for option in (
         *(quiet_option, verbose_option, annotations_option),
         *(markdown_option, html_option, json_option),
     ):
-        decorated = option(decorated)
-    return decorated
+        command = option(command)
+    return command
 
 
 def write_text(path: Path, text: str) -> None:

@@ -61,7 +61,7 @@ def stacks() -> dict[str, list[list[str]]]:
 
     def watch(frame: FrameType, event: str, _argument: object) -> None:
         is_load = event == "call" and frame.f_code.co_name == "get_model"
-        if is_load and frame.f_code.co_filename.startswith(str(CHECKOUT)):
+        if is_load and frame.f_code.co_filename.startswith(str(CHECKOUT.resolve())):
             loads.append(snaps_frames(frame))
 
     options = ["--goldens", str(GOLDENS), "--case", "one-image", "--phase", "connector"]
