@@ -334,7 +334,7 @@ def test_cases_and_phases_are_repeated_or_separated_by_commas(snap: Snap) -> Non
         (["--goldens", "nowhere"], 3, "no golden set at all"),
         (["--fms-path", "docs"], 3, "--fms-path docs is no FMS: it has no fms/__init__.py"),
         (["--fms-path", "build/fms-checkout/fms"], 3, "give the folder that holds fms/"),
-        (["--checkpoint", "/nowhere"], 3, "checkpoint /nowhere is no folder here"),
+        (["--checkpoint", "/nowhere"], 3, "checkpoint /nowhere is neither a folder"),
         (["--checkpoint", "docs"], 3, "checkpoint docs has no config.json"),
         ([], 3, "has no idefics3"),
     ],
