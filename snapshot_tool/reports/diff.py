@@ -13,7 +13,7 @@ _TEXT_WIDTH = 60
 
 
 def diff_lines(diff: SetDiff) -> list[str]:
-    """Return what moved: versions, parts in units of tolerance, tokens as text, worst tensors."""
+    """Return versions, parts that moved in units of tolerance, tokens as text, worst tensors."""
     lines = [
         f"one    {diff.one.title}  {diff.one.folder}",
         f"other  {diff.other.title}  {diff.other.folder}",
@@ -61,7 +61,7 @@ def _text_lines(text: TextDiff) -> list[str]:
 
 
 def _short(text: str, other: str) -> str:
-    """Return a text in quotes, without most of what it has in common with the other one."""
+    """Return a text in quotes, cut around the first difference to the other text."""
     same = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), None)
     start = max(0, (min(len(text), len(other)) if same is None else same) - _TEXT_WIDTH // 3)
     part = text[start : start + _TEXT_WIDTH]
@@ -75,7 +75,7 @@ def diff_to_json(diff: SetDiff) -> str:
 
 
 def diff_to_markdown(diff: SetDiff) -> str:
-    """Return a table by part and one by case, for reviewing an update in a pull request."""
+    """Return a table by part and one by case, to review an update in a pull request."""
     lines = [f"### snap diff: {escape(diff.one.title)} → {escape(diff.other.title)}", ""]
     changes = [f"{n}: {c.one or '-'} → {c.other or '-'}" for n, c in diff.environment.items()]
     lines += [f"- {escape(line)}" for line in (*changes, *diff.files)]
@@ -103,7 +103,7 @@ def diff_to_markdown(diff: SetDiff) -> str:
 
 def diff_to_html(diff: SetDiff) -> str:
     """Return the page."""
-    # Only here: Jinja2 and the plots of a check's page are not needed for text.
+    # Imported here, because text does not need Jinja2.
     from snapshot_tool.reports.html import page_environment
 
     environment = page_environment()

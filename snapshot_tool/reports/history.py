@@ -1,4 +1,4 @@
-"""Several checks of one port beside one another: its history, commit by commit."""
+"""Several checks of one port in a table, for example its history."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from snapshot_tool.reports.html import page_environment
 
 @dataclass(frozen=True, slots=True)
 class PastRun:
-    """A check in the history; `source` is the file that it was read from."""
+    """A check in the history; `source` is its file."""
 
     source: str
     report: CheckReport
 
     @property
     def candidate(self) -> str:
-        """The commit or version that ran, or the candidate's name."""
+        """The candidate's commit or version, or its name."""
         info = self.report.candidate
         name = info.commit[:12] or info.version or info.name
         return f"{name} (dirty)" if info.dirty else name
@@ -40,7 +40,7 @@ def phases_of(runs: Sequence[PastRun]) -> list[Phase]:
 
 
 def history_table(runs: Sequence[PastRun]) -> list[list[text.Cell]]:
-    """Return a line of padded cells for each run, below a heading."""
+    """Return a heading and a line of padded cells for each run."""
     phases = phases_of(runs)
     lines: list[list[text.Cell]] = [
         [(name, None) for name in ("run", "date", "candidate", *phases, "first wrong")]
@@ -56,7 +56,7 @@ def history_table(runs: Sequence[PastRun]) -> list[list[text.Cell]]:
 
 
 def history_to_html(runs: Sequence[PastRun]) -> str:
-    """Return the page: a table of all runs, one file that opens offline."""
+    """Return the table as one HTML file that opens offline."""
     style = (resources.files("snapshot_tool.reports") / "templates/report.css").read_text("utf-8")
     return (
         page_environment()

@@ -1,7 +1,7 @@
-"""A check as one HTML file that opens offline; templates/check.html reads the report itself.
+"""A check as one HTML file that opens offline; templates/check.html reads the report.
 
-Everything that comes from a golden set or a candidate is escaped by Jinja2. The page's policy lets
-no script run but its own, so that a prompt that got past the escaping would still do nothing.
+Jinja2 escapes all text of a golden set or a candidate. The page's policy allows only its own
+script, so even text that is not escaped cannot run one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COLUMNS = (
 
 
 def page_environment() -> jinja2.Environment:
-    """Return Jinja2's environment for the templates: it escapes every text."""
+    """Return Jinja2's environment for the templates, which escapes all text."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("snapshot_tool.reports"),
         autoescape=True,
@@ -41,7 +41,7 @@ def page_environment() -> jinja2.Environment:
 def run_to_html(report: CheckReport, previews: Mapping[str, CasePreview], *, base: str) -> str:
     """Return the page.
 
-    previews: what is known of the cases, by name; base: a folder, below which paths are shortened.
+    previews: prompts and images of the cases, by name. base: paths below this folder are shortened.
     """
     plots.require_plotting()
     templates = resources.files("snapshot_tool.reports") / "templates"
@@ -92,14 +92,14 @@ def _conclusion(report: CheckReport) -> str:
 
 
 def _figures(result: Result) -> list[str]:
-    """Return a result's row of figures under _COLUMNS; nothing if none were measured."""
+    """Return a result's row of figures for _COLUMNS; empty if none were measured."""
     if result.numel is None:
         return []
     oracle = result.oracle
     measured: tuple[float | None, ...]
     measured = (result.max_abs, result.max_rel, result.rmse, result.cosine)
     if result.phase is Phase.GENERATE:
-        measured = (None,) * 4  # a distance between ids of tokens means nothing
+        measured = (None,) * 4  # a difference between token ids has no meaning
     values = (
         *(result.mismatched, result.numel, *measured),
         *(result.tolerance_used, result.atol, result.rtol),
@@ -109,8 +109,8 @@ def _figures(result: Result) -> list[str]:
 
 
 def _plot_errors(result: Result) -> dict[str, str]:
-    """Return the plots of a result's error map, and what its axes are; see ErrorMap.shape."""
-    assert result.error_map is not None  # noqa: S101 - the template asks before
+    """Return the plots of a result's error map, and the names of its axes; see ErrorMap.shape."""
+    assert result.error_map is not None  # noqa: S101 - the template checks it
     rows, columns, note = "tile", "position", "; over the whole width"
     if result.phase is Phase.FORWARD:
         note = ""

@@ -47,7 +47,7 @@ class FirstDivergence(Judgement):
 
 
 class KindSummary(msgspec.Struct, kw_only=True):
-    """One kind of derived question; `smallest_failure` is the question that `--replay` takes."""
+    """One kind of derived question; `smallest_failure` is a question for `--replay`."""
 
     kind: str
     asked: int
@@ -56,7 +56,7 @@ class KindSummary(msgspec.Struct, kw_only=True):
 
 
 class ExplorationSummary(msgspec.Struct, kw_only=True):
-    """What was asked besides; the questions' results are among the report's `results`."""
+    """The derived questions; their results are in the report's `results`."""
 
     seed: int | None
     asked: int
@@ -98,13 +98,13 @@ class CheckDocument(msgspec.Struct, kw_only=True):
 
 
 def write_json(document: object) -> str:
-    """Return JSON text of any report's fields."""
+    """Return the JSON text of a report."""
     fields = _spell_figures(msgspec.to_builtins(document))
     return json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _spell_figures(value: Any) -> Any:
-    """Return a value with every NaN and infinity in words."""
+    """Return a value with NaN and infinity as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
@@ -189,9 +189,9 @@ def _exploration_summary(found: Exploration | None) -> ExplorationSummary | None
 
 
 def read_run(path: Path) -> CheckReport:
-    """Return the check that a file of `snap check --json` holds; raise SnapError for any other.
+    """Return the check in a file of `snap check --json`; raise SnapError for any other file.
 
-    Fields that it does not know are ignored, those of newer versions that it lacks have defaults.
+    Unknown fields are ignored. Fields that an older version did not write have defaults.
     """
     try:
         # Not strict: figures may be the strings "nan", "inf" and "-inf".
@@ -244,7 +244,7 @@ def _report(document: CheckDocument) -> CheckReport:
 def _exploration(
     summary: ExplorationSummary | None, results: Sequence[Result]
 ) -> Exploration | None:
-    """Return what was asked besides; the tensor of its results is the question, KIND:…, asked."""
+    """Return the derived questions; the tensor of their results is the question."""
     if summary is None:
         return None
     by_kind: dict[str, list[Result]] = {}
@@ -268,7 +268,7 @@ def _localisation(document: CheckDocument) -> Localisation | None:
 
 
 def check_schema() -> dict[str, Any]:
-    """Return the JSON Schema of the file, made from the declarations."""
+    """Return the JSON Schema of the file, from the declarations."""
     schema: dict[str, Any] = _describe_written(msgspec.json.schema(CheckDocument))
     figure = {"anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]}]}
     schema["$defs"]["Figure"] = figure
@@ -276,7 +276,7 @@ def check_schema() -> dict[str, Any]:
 
 
 def _describe_written(node: Any) -> Any:
-    """Return a schema in which figures may be words and no field is optional: all are written."""
+    """Return a schema in which figures may be strings and all fields are required."""
     if isinstance(node, list):
         return [_describe_written(item) for item in node]
     if not isinstance(node, dict):

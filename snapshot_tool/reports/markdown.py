@@ -1,4 +1,4 @@
-"""A check as Markdown, for the summary of a CI run or a comment, and as annotations of its code."""
+"""A check as Markdown for the summary of a CI run or a comment, and as annotations of code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN_PROBLEMS = 100  # a comment on GitHub has at most 65,536 characters
 def run_to_markdown(report: CheckReport, *, base: str) -> str:
     """Return verdict, module, commands and grid; failures, modules and facts are collapsed.
 
-    base: a folder, below which paths are shortened.
+    base: paths below this folder are shortened.
     """
     cells = [
         [
@@ -47,18 +47,18 @@ def run_to_markdown(report: CheckReport, *, base: str) -> str:
 
 
 def escape(value: str) -> str:
-    """Return a text that Markdown shows as it is."""
+    """Return a text with the special characters of Markdown escaped."""
     return re.sub(r"([\\`*_{}\[\]|~#])", r"\\\1", html.escape(value, quote=False))
 
 
 def _details(title: str, lines: Iterable[str]) -> str:
-    """Return lines that unfold by a click; "" if there are none."""
+    """Return lines in a collapsed block; "" if there are none."""
     body = "\n".join(lines).strip("\n")
     return f"<details><summary>{title}</summary>\n\n{_block([body])}\n\n</details>" if body else ""
 
 
 def _block(lines: Iterable[str]) -> str:
-    # No blank line ends it, and nothing inside it is Markdown.
+    # Blank lines would end the block.
     body = html.escape("\n".join(lines), quote=False).replace("\n\n", "\n&#8203;\n")
     return f"<pre>{body}</pre>"
 
@@ -66,7 +66,7 @@ def _block(lines: Iterable[str]) -> str:
 def annotation_lines(report: CheckReport) -> Iterator[str]:
     """Yield GitHub's workflow commands: an error for each place that raised, and for the module.
 
-    Without a place there is one error that has none. A check that did not fail yields nothing.
+    If no place is known, yield one error without a place. Yield nothing if the check did not fail.
     """
     if report.verdict not in (Verdict.FAIL, Verdict.ERROR):
         return

@@ -1,4 +1,4 @@
-"""The modules of a check as the page shows them: a curve of their errors, and a tree by layer."""
+"""The modules of a check for the page: a curve of their errors, and a tree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from snapshot_tool.base.localisation import ERROR_LIMIT, Localisation, ModuleErrors
 
-# Where the curve is drawn, in percent of the picture: the rest is for the labels of the axis.
+# The area of the curve, in percent of the picture; the rest is for the labels of the axis.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 11.0, 99.0, 4.0, 96.0
 _MOST_LABELS = 7
 
@@ -19,11 +19,11 @@ class CurvePoint:
     """A module on the curve.
 
     Args:
-        index: its place in the order of execution.
+        index: its index in the order of execution.
         module: its errors.
-        x: where it is drawn, in percent of the picture's width.
-        y: the error of its output, in percent of the picture's height from above.
-        limit: the limit of that error, the same.
+        x: its position, in percent of the picture's width.
+        y: the error of its output, in percent of the picture's height from the top.
+        limit: the limit of this error, in the same unit.
     """
 
     index: int
@@ -39,7 +39,7 @@ class Curve:
 
     Args:
         points: in order of execution.
-        labels: of the axis: text, and where it is, as `CurvePoint.y`.
+        labels: the labels of the axis: text and position, like `CurvePoint.y`.
     """
 
     points: tuple[CurvePoint, ...]
@@ -47,7 +47,7 @@ class Curve:
 
     @property
     def pairs(self) -> Iterator[tuple[CurvePoint, CurvePoint]]:
-        """Each two points that follow one another."""
+        """Pairs of consecutive points."""
         return itertools.pairwise(self.points)
 
 

@@ -1,4 +1,4 @@
-"""The report's plots, by matplotlib, as SVG that takes the page's colours and needs no script."""
+"""The report's plots by matplotlib, as SVG in the colours of the page, without scripts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Lines and text in this colour are the page's own: see _as_svg.
+# _as_svg replaces this colour by the page's text colour.
 _INK = "#010203"
 _GOOD, _BAD = "#3b7dd8", "#d8483b"
 _BASELINE = 0.7  # elements, on a logarithmic scale
-_RANGE = (1e-3, 1e3)  # times the tolerance: one scale for all maps, so that they compare
+_RANGE = (1e-3, 1e3)  # times the tolerance: the same scale for all maps
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "snap",
@@ -47,7 +47,7 @@ def require_plotting() -> None:
 
 
 def plot_error_map(errors: ErrorMap, *, rows: str, columns: str) -> str:
-    """Return the greatest errors in units of the tolerance: red is beyond it, blue within."""
+    """Return a map of the greatest errors in units of the tolerance: red is beyond, blue within."""
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import MaxNLocator
 
@@ -127,7 +127,8 @@ def _figure(height: float) -> Iterator[tuple[Figure, Axes]]:
 def _as_svg(figure: Figure) -> str:
     """Return a figure as an SVG element for the inside of a page.
 
-    Its ink becomes the page's text colour; ids of groups go, since several figures share a page.
+    _INK becomes the page's text colour. Ids of groups are removed, because a page has several
+    figures.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -1,4 +1,4 @@
-"""Previews of a golden set's cases: prompts, small pictures, the reference's answers."""
+"""Previews of a golden set's cases: prompts, small images, generated texts."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
     from snapshot_tool.goldens.golden import Golden
 
-_SIDE = 192  # pixels: a report of dozens of cases stays small
+_SIDE = 192  # pixels, so that a report with many cases stays small
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image as a page shows it.
+    """An image for a page.
 
     Args:
         data: a small version, as a data: address.
-        width: of the image itself, in pixels.
-        height: the same.
-        caption: how it was drawn, and its mode.
+        width: the original width in pixels.
+        height: the original height in pixels.
+        caption: its kind and mode.
     """
 
     data: str
@@ -41,13 +41,13 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class CasePreview:
-    """A case as a page shows it.
+    """A case for a page.
 
     Args:
         text: the tokenizer's input, before image placeholders were expanded.
         generated: the reference's new tokens as text.
-        tokens: length of the prompt.
-        tiles: of all images.
+        tokens: the length of the prompt.
+        tiles: the number of tiles of all images.
         pictures: the images, in order.
     """
 
@@ -59,11 +59,11 @@ class CasePreview:
 
 
 def find_previews(report: CheckReport, goldens: Path) -> Mapping[str, CasePreview]:
-    """Return previews of a check's cases, by name, from the golden set that it was checked against.
+    """Return previews of a check's cases by name, from its golden set.
 
     Raises GoldenNotFound if the set, or its version, is not in the folder.
     """
-    # It imports torch, which a page without previews does not need.
+    # This imports torch, which a page without previews does not need.
     from snapshot_tool.goldens.golden import open_golden
 
     golden = open_golden(_find_folder(report.golden, goldens))
@@ -86,8 +86,8 @@ def _find_folder(identity: GoldenIdentity, goldens: Path) -> Path:
         if manifest.golden_version == identity.golden_version:
             return found.folder
     raise GoldenNotFound(
-        f"{goldens} does not hold {identity}, which the run was checked against",
-        "name the folder that does with --goldens",
+        f"{goldens} does not have the golden set of the check, {identity}",
+        "pass its folder: --goldens DIR",
     )
 
 

@@ -1,4 +1,4 @@
-"""A check as lines of text, at most 80 columns but for long reasons."""
+"""A check as lines of text, at most 80 columns wide except for long reasons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.base.tolerance import Rule
 from snapshot_tool.goldens.manifest import Manifest
 
-LEGEND = "0.5x: half of what is allowed was used; equal: no difference"
+LEGEND = "0.5x: half of the tolerance was used; equal: no difference"
 _SHOWN_NAMES = 6
 _SHOWN_CASES = 40
 _SHOWN_WEIGHTS = 2
@@ -26,13 +26,13 @@ _SEVERITY = (Verdict.ERROR, Verdict.FAIL, Verdict.SKIP, Verdict.PASS)
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Return the first few names on one line, and how many more there are."""
+    """Return the first few names on one line, and the number of others."""
     more = f", … {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     return ", ".join(names[:_SHOWN_NAMES]) + more
 
 
 def remarks(manifest: Manifest) -> list[str]:
-    """Return a line for each remarkable thing of a golden set, the most serious first."""
+    """Return the remarks about a golden set, the most serious first."""
     lines = [
         f"case {case.name} has NaN or Inf in: {', '.join(case.not_finite)}"
         for case in manifest.cases
@@ -40,27 +40,27 @@ def remarks(manifest: Manifest) -> list[str]:
     ]
     lines += manifest.reference_warnings
     if unused := manifest.checkpoint.unused_weights:
-        what = f"{len(unused)} weights of the checkpoint take part in no answer"
+        what = f"{len(unused)} weights of the checkpoint affect no output"
         lines.append(f"{what}: {list_names(unused)}")
     return lines
 
 
 def header_facts(report: CheckReport, *, base: str) -> list[tuple[str, str]]:
-    """Return names and values: what was checked against what, and where.
+    """Return names and values that describe the check.
 
     base: a folder; paths below it are shortened.
     """
     golden, candidate, weights = report.golden, report.candidate, report.weights
     device = f"{report.device} ({report.environment.get('device', '')}), {report.dtype}"
     if golden.device != report.device:
-        device += f" - golden recorded on {golden.device}"
+        device += f"; golden set recorded on {golden.device}"
     facts: list[tuple[str, object]] = [
         ("golden", golden),
         ("candidate", candidate_text(candidate, base=base)),
         *(("note", note) for note in candidate.notes),
     ]
     if candidate.loading is Loading.OWN:
-        facts.append(("loading", 'by FMS itself: get_model("hf_pretrained")'))
+        facts.append(("loading", 'by FMS: get_model("hf_pretrained")'))
     facts += [("loading", field) for field in candidate.mapping if field.harmless]
     facts += [("device", device), ("transformers", report.transformers)]
     if options := report.environment.get("options"):
@@ -80,7 +80,7 @@ def header_facts(report: CheckReport, *, base: str) -> list[tuple[str, str]]:
 
 
 def candidate_text(info: CandidateInfo, *, base: str) -> str:
-    """Return which implementation it is; a path below the folder `base` is shortened."""
+    """Return the implementation; a path below the folder `base` is shortened."""
     parts = [info.name, info.path, f"version {info.version}" if info.version else ""]
     if info.commit:
         parts.append(f"commit {info.commit[:12]} ({'dirty' if info.dirty else 'clean'})")
@@ -88,7 +88,7 @@ def candidate_text(info: CandidateInfo, *, base: str) -> str:
 
 
 def grid(report: CheckReport) -> list[tuple[str, list[Result]]]:
-    """Return each case and its results: first those that did not pass, the worst of them first."""
+    """Return each case and its results: the worst first, then those that passed."""
     cases: dict[str, list[Result]] = {}
     for result in report.results:
         cases.setdefault(result.case, []).append(result)
@@ -103,14 +103,14 @@ def grid(report: CheckReport) -> list[tuple[str, list[Result]]]:
 
 
 def worst_verdict(results: Iterable[Result]) -> Verdict:
-    """Return the most serious verdict of some results, at least one."""
+    """Return the most serious verdict of a non-empty sequence of results."""
     return min((result.verdict for result in results), key=_SEVERITY.index)
 
 
 def outcome(results: Sequence[Result]) -> str:
-    """Return the verdict on some results and how much of the tolerance was used at most.
+    """Return the verdict of some results and the greatest share of the tolerance that was used.
 
-    "" without results: the case has no such phase, or it was not selected.
+    Returns "" without results, if the case does not have the phase or it was not selected.
     """
     if not results:
         return ""
@@ -131,8 +131,8 @@ Cell = tuple[str, Verdict | None]
 def table(report: CheckReport, *, width: int | None) -> list[list[Cell]]:
     """Return the grid as lines of padded cells; the worst cases come first.
 
-    width: of the terminal; None: any. If it is too narrow, headings become short and figures go;
-    names and columns stay.
+    width: the terminal's; None: unlimited. In a narrow terminal, headings are shortened and figures
+    left out.
     """
     rows = grid(report)
     narrow = width is not None and width < _NARROW
@@ -155,7 +155,7 @@ def table(report: CheckReport, *, width: int | None) -> list[list[Cell]]:
 
 
 def pad(lines: list[list[Cell]], gap: str) -> list[list[Cell]]:
-    """Return lines of cells with each column as wide as its widest cell, and a gap after it."""
+    """Return lines of cells padded to the width of their column, with a gap after each."""
     widths = [max(len(text) for text, _ in column) for column in zip(*lines, strict=True)]
     return [
         [
@@ -171,9 +171,9 @@ def _verdict_alone(results: Sequence[Result]) -> str:
 
 
 def exploration_lines(report: CheckReport) -> list[Cell]:
-    """Return how many derived questions were asked, by kind, and how to replay a failure.
+    """Return the number of derived questions by kind, and the command to replay a failure.
 
-    Lines have a verdict, for colour.
+    Each line has a verdict for its colour, or None.
     """
     found = report.exploration
     if found is None:
@@ -182,7 +182,7 @@ def exploration_lines(report: CheckReport) -> list[Cell]:
     drawn = "" if found.seed is None else f", drawn from seed {found.seed}"
     lines: list[Cell] = [(f"derived questions{drawn}", None)]
     for kind in found.kinds:
-        text = f"  {kind.kind:<18}{kind.asked:>6} asked  {outcome(kind.results)}"
+        text = f"  {kind.kind:<18}{kind.asked:>6} run  {outcome(kind.results)}"
         lines.append((text, worst_verdict(kind.results) if kind.results else None))
         if kind.failure and found.seed is not None:
             question = shlex.quote(kind.failure.tensor)
@@ -191,7 +191,7 @@ def exploration_lines(report: CheckReport) -> list[Cell]:
 
 
 def oracle_lines(report: CheckReport) -> list[str]:
-    """Return how the candidate's errors compare with the reference's own."""
+    """Return the candidate's errors compared with the reference's own."""
     judged = [(result, result.oracle) for result in report.results if result.oracle]
     if not judged:
         return []
@@ -212,7 +212,7 @@ def oracle_lines(report: CheckReport) -> list[str]:
 
 
 def problem_lines(report: CheckReport, *, verbose: bool = False) -> list[str]:
-    """Return what did not pass: fields and weights, the worst of each phase, skips by their reason.
+    """Return fields and weights that differ, the worst failure of each phase, and skips by reason.
 
     verbose: return every failure.
     """
@@ -249,7 +249,7 @@ def problem_text(result: Result) -> str:
     """Return a result that did not pass, on one line or two."""
     where = " / ".join(part for part in (result.phase.value, result.case, result.tensor) if part)
     reason = result.reason
-    if result.divergence:  # a distance between ids of tokens means nothing
+    if result.divergence:  # a difference between token ids has no meaning
         reason = reason.partition("; worst at ")[0]
     return f"{result.verdict.value.upper()} {where}: {wrap_worst(reason)}"
 
@@ -260,9 +260,9 @@ def wrap_worst(reason: str) -> str:
 
 
 def localisation_lines(found: Localisation | None, location: str = "") -> list[str]:
-    """Return the module that the fault is in, with the modules around it in order of execution.
+    """Return the faulty module, and the modules around it in order of execution.
 
-    location: where the fault is if no module has it.
+    location: the location of the fault if it is not in a module.
     """
     if found is None:
         return []
@@ -288,23 +288,23 @@ def localisation_lines(found: Localisation | None, location: str = "") -> list[s
 
 
 def curve(found: Localisation) -> str:
-    """Return what becomes of the error after the first bad module, or ""."""
+    """Return whether the error remains after the first bad module, or ""."""
     if found.first_bad is None or found.skipped or found.raised or found.guess:
         return ""
     if found.recovers:
-        return "a spike, which heals later: an alignment problem?"
-    return "a step, which stays: a fault"
+        return "a spike that disappears later: possibly another layout"
+    return "a step that remains: a fault"
 
 
 def conclusion(found: Localisation, location: str = "") -> str:
-    """Return in which module the error arises; `location` is where it is if no module has it."""
+    """Return the module in which the error arises, or `location` if it is not in a module."""
     bad = found.first_bad_module
     if found.first_bad is None and not found.between:
         agree = "every module of the forward pass agrees with the reference"
         return f"{agree}: the error is in {location}" if location else agree
     text = "raised in" if found.raised else "never called:" if found.skipped else "first wrong in"
     if found.guess:
-        text = "no module is beyond its limit; a guess, since the error rises most there:"
+        text = "no module is beyond its limit; as a guess, the error rises most in"
     if found.own_code or found.first_bad is None:
         text += " the own code of"
     text += f" {found.module or 'the model'}"
@@ -315,7 +315,7 @@ def conclusion(found: Localisation, location: str = "") -> str:
 
 
 def error_text(value: float | None) -> str:
-    """Return a relative error, or that there is none."""
+    """Return a relative error, or "-" if there is none."""
     return "-" if value is None else f"{value:.1e}"
 
 
@@ -332,9 +332,9 @@ def source_lines(report: CheckReport) -> list[str]:
 
 
 def next_lines(report: CheckReport, *, page: Path | None = None) -> list[str]:
-    """Return what helps after a failure: counts, the module's class, changed files, commands.
+    """Return counts, the module's class, changed files and commands after a failure.
 
-    page: where the HTML report is; None if there is none.
+    page: the HTML report; None if there is none.
     """
     if report.verdict not in (Verdict.FAIL, Verdict.ERROR):
         return []
@@ -345,7 +345,7 @@ def next_lines(report: CheckReport, *, page: Path | None = None) -> list[str]:
 
 
 def counts_text(report: CheckReport) -> str:
-    """Return how many results have each verdict, and of what."""
+    """Return the number of results with each verdict."""
     words = {Verdict.PASS: "passed", Verdict.FAIL: "failed", Verdict.ERROR: "errors"}
     words |= {Verdict.SKIP: "skipped"}
     counts = [f"{n} {words[v]}" for v, n in report.counts.items() if n or v is Verdict.PASS]
@@ -359,7 +359,7 @@ def _number_of_cases(report: CheckReport) -> int:
 
 
 def summary_line(report: CheckReport) -> str:
-    """Return the verdict on the whole in one line: of a failure its phase, cases and module."""
+    """Return the verdict in one line; for a failure with its phase, cases and module."""
     first, failed = report.divergence, report.verdict in (Verdict.FAIL, Verdict.ERROR)
     facts = [] if failed else [counts_text(report)]
     if first is not None:
@@ -371,17 +371,17 @@ def summary_line(report: CheckReport) -> str:
     if report.wrong_fields:
         facts.append(f"wrong fields of FMS's own mapping: {len(report.wrong_fields)}")
     if report.weights and (differing := report.weights.differing):
-        weights = f"weights that are not the checkpoint's: {len(differing)}"
+        weights = f"weights that differ from the checkpoint: {len(differing)}"
         facts.append(f"{weights}, first {differing[0].name}")
     if report.near_ties:
         facts.append(f"near-ties allowed: {len(report.near_ties)}")
     if report.unmet:
-        facts.append(f"required but not there: {', '.join(report.unmet)}")
+        facts.append(f"required but missing: {', '.join(report.unmet)}")
     return f"{report.verdict.value.upper()}{' ' if failed else ': '}{'; '.join(facts)}"
 
 
 def _cause(report: CheckReport, first: Result) -> str:
-    """Return what the first failure comes from, as far as it is known."""
+    """Return the cause of the first failure as a suffix, or "" if unknown."""
     found = report.localisation
     if first.verdict is Verdict.ERROR:
         return f": {first.reason}"
@@ -393,7 +393,7 @@ def _cause(report: CheckReport, first: Result) -> str:
 
 
 def module_text(found: Localisation) -> str:
-    """Return the first bad module by the candidate's name, and the end of the reference's."""
+    """Return the first bad module by the candidate's name and the end of the reference's name."""
     bad = found.first_bad_module
     how = "raised in" if found.raised else "never called" if found.skipped else "first wrong"
     own = "the own code of " if found.own_code or found.first_bad is None else ""

@@ -1,4 +1,4 @@
-"""A comparison of two traces as text and as JSON; docs/json.md lists the fields."""
+"""A comparison of two traces as text and JSON; docs/json.md lists the fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BEFORE = 5  # rows shown before the first one that differs
 
 
 def comparison_lines(found: TraceComparison, *, metric: Metric, limit: int) -> list[str]:
-    """Return what was compared and how far each tensor is off, `limit` rows at most."""
+    """Return both traces and the differences of their tensors, at most `limit` rows."""
     lines = [
         f"reference  {found.reference}",
         f"other      {found.other}",
@@ -22,9 +22,9 @@ def comparison_lines(found: TraceComparison, *, metric: Metric, limit: int) -> l
     unmeasured = [r for r in found.rows if r.relative_error is None and not r.beyond]
     for title, names in (
         ("missing in the other trace", found.missing),
-        ("of the reference without a partner", found.reference_alone),
-        ("of the other without a partner", found.other_alone),
-        ("tensors without a partner", found.tensors_alone),
+        ("of the reference without a match", found.reference_alone),
+        ("of the other without a match", found.other_alone),
+        ("tensors without a match", found.tensors_alone),
         ("not measured", [f"{row.module} ({row.problem})" for row in unmeasured]),
     ):
         if names:

@@ -406,7 +406,7 @@ def test_a_golden_of_another_device_is_used_only_when_asked_for(
     assert error_lines(refused)[1].strip() == "to check on cpu against it: --golden-device cuda"
     allowed = snap("check", *options, "--golden-device", "cuda")
     assert allowed.code == 0
-    assert "golden recorded on cuda" in allowed.out
+    assert "golden set recorded on cuda" in allowed.out
 
 
 def test_a_candidate_that_overwrites_its_inputs_cannot_spoil_the_golden(snap: Snap) -> None:

@@ -385,4 +385,6 @@ def test_goldens_that_the_run_does_not_know_are_refused(
     """Another golden's prompts beside these figures would be a lie."""
     run = snap("report", folder / "run.json", "--html", folder / "x.html", "--goldens", tmp_path)
     assert run.code == 3
-    assert "does not hold local/tiny-idefics3 at" in error_lines(run)[0]
+    assert (
+        "does not have the golden set of the check, local/tiny-idefics3 at" in error_lines(run)[0]
+    )

@@ -273,7 +273,7 @@ def test_a_map_matches_by_prefix_and_says_what_it_leaves_alone(
     run = snap("compare-traces", trace, trace, "--map", path)
     assert run.code == 0, run.err
     assert "modules matched by --map" in run.out
-    assert "of the reference without a partner: text_model.base_model.embedding" in run.out
+    assert "of the reference without a match: text_model.base_model.embedding" in run.out
     path.write_text(json.dumps({"text_model.head": "text_model.nonsense"}))
     run = snap("compare-traces", trace, trace, "--map", path)
     assert run.code == 2

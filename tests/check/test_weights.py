@@ -70,7 +70,7 @@ def test_a_weight_that_no_case_uses_fails_the_check(snap: Snap, tmp_path: Path) 
     )
     assert run.code == 1
     assert f"FAIL weights / {EMBEDDING} (model.text_model.embed_tokens): 96 of" in run.out
-    assert "weights that are not the checkpoint's: 1" in run.out
+    assert "weights that differ from the checkpoint: 1" in run.out
     report = json.loads(record.read_text(encoding="utf-8"))
     assert report["verdict"] == "fail"
     assert report["first_divergence"] is None

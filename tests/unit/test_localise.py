@@ -220,8 +220,8 @@ def test_a_step_is_told_from_a_spike() -> None:
     step = find({"model.block": (X, WRONG), "head": BAD})
     spike = find({"model.block": (X, WRONG)})
     assert (step.recovers, spike.recovers) == (False, True)
-    assert "curve: a step, which stays: a fault" in localisation_lines(step)
-    assert any("a spike" in line for line in localisation_lines(spike))
+    assert "curve: a step that remains: a fault" in localisation_lines(step)
+    assert any("a spike that" in line for line in localisation_lines(spike))
 
 
 def record(recorder: TapRecorder, module: str, *tensors: torch.Tensor) -> None:

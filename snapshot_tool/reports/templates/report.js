@@ -1,5 +1,5 @@
 "use strict";
-// Filters the grid and the cases, and opens what a link in the grid or the curve points at.
+// Filters the grid and the cases, and opens the target of a link in the grid or the curve.
 const text = document.getElementById("filter-text");
 const verdict = document.getElementById("filter-verdict");
 const count = document.getElementById("filter-count");
@@ -35,7 +35,7 @@ text.addEventListener("input", filter);
 verdict.addEventListener("change", filter);
 window.addEventListener("hashchange", reveal);
 for (const link of document.querySelectorAll(".grid a, .curve a, .summary a")) {
-  // The same link a second time changes no hash.
+  // A second click on the same link does not change the hash.
   link.addEventListener("click", () => setTimeout(reveal));
 }
 for (const button of document.querySelectorAll("button[data-open]")) {
