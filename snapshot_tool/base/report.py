@@ -100,7 +100,7 @@ class Graft:
         if _passes(self.before):
             conclusion = f"case {self.case} passes without it: it proves nothing"
         elif proved:
-            conclusion = f"all phases of case {self.case} pass with it: the fault is there alone"
+            conclusion = f"all phases of case {self.case} pass with it, so it is the only fault"
         elif not self.results:
             conclusion = f"no phase of case {self.case} ran with it"
         else:

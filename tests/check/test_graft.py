@@ -1,4 +1,4 @@
-"""`--graft`: the golden's output in one module's place proves that a fault is there alone."""
+"""`--graft`: the golden's output in one module's place proves that it is the only fault."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_graft_of_the_faulty_module_proves_the_fault(
     with weight_off(candidate, weight):
         found = graft(candidate, golden, module)
     assert found.proved, found.conclusion
-    assert found.conclusion.endswith("the fault is there alone")
+    assert found.conclusion.endswith("so it is the only fault")
     assert weight.startswith(found.candidate_module)
 
 
@@ -108,8 +108,8 @@ def test_the_report_says_what_a_graft_proved(snap: Snap, tmp_path: Path) -> None
     text = snap(*options, "--graft", "model.vision_model")
     assert text.code == 1
     assert (
-        "graft of model.vision_model: all phases of case one-image pass with it: the fault is "
-        "there alone" in text.out
+        "graft of model.vision_model: all phases of case one-image pass with it, so it is "
+        "the only fault" in text.out
     )
 
 

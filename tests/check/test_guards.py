@@ -190,8 +190,8 @@ def test_a_candidate_that_returns_the_golden_fails(golden: Golden, fms: FmsCandi
     _, results = run(golden, wrong.ReadsTheGolden(fms, FOLDER), Phase.VISION, Phase.CONNECTOR)
     assert verdicts(results) == {Verdict.FAIL}
     assert {result.reason for result in results} == {
-        "equal to the golden bit for bit, and nothing was computed: the output was copied from "
-        "the golden, not computed"
+        "equal to the golden set bit for bit, and nothing was computed: the output was copied, not "
+        "computed"
     }
 
 
@@ -243,7 +243,9 @@ def test_what_snap_stumbles_over_in_a_golden_is_not_the_candidates_error(
         return tensor + 10**6 if name == "position_topk_ids" else tensor
 
     monkeypatch.setattr(Golden, "tensor", spoilt)
-    with pytest.raises(GoldenDamaged, match="forward of case one-image: the golden's tensors do"):
+    with pytest.raises(
+        GoldenDamaged, match="forward of case one-image: tensors of the golden set do not fit"
+    ):
         run(golden, wrong.Passing(fms, FOLDER), Phase.FORWARD)
 
 
