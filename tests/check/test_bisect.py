@@ -22,7 +22,7 @@ from tests.mutants.corpus import edit_of
 
 FAULT = edit_of("exact-gelu")
 MODEL = "fms/models/idefics3.py"
-SHORT = ("--case", "one-image", "--phase", "vision")
+SHORT = ("--case", "variant-04", "--phase", "vision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def test_the_commit_the_phase_and_the_module_are_found(
     assert run.code == 0, run.err
     assert history.commits["fault"] in run.out.splitlines()[0]
     assert run.out.splitlines()[1].startswith("    fault (fms-checkout, 2026-01-01)")
-    assert "phase   vision, case one-image: " in run.out
+    assert "phase   vision, case variant-04: " in run.out
     assert "module  model.vision_model.encoder.layers.0.mlp.activation_fn (vision_tower." in run.out
     assert len([line for line in run.err.splitlines() if line.startswith("skip ")]) == 1
     assert history.state() == before
