@@ -194,6 +194,11 @@ class Localisation(Finding, frozen=True, kw_only=True):
         return tuple(module.module for module in self.modules if module.output_error is None)
 
     @property
+    def compared(self) -> bool:
+        """Whether any module was compared with its partner."""
+        return len(self.not_compared) < len(self.modules)
+
+    @property
     def module(self) -> str:
         """The first bad module; between modules the closest one that holds both; "" for none."""
         if self.first_bad:

@@ -442,7 +442,7 @@ class CheckReport:
             return next((", ".join(weight.modules) or weight.name for weight in differing), "")
         if first.phase is Phase.PREPROCESSING:
             return first.phase.value
-        if found is None:
+        if found is None or not (found.compared or found.module):
             return ""
         if found.first_bad is None and not found.between:
             # The forward pass agrees, module by module: it is what is done with it.

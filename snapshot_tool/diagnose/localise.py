@@ -47,7 +47,9 @@ def observe(
     """
     if candidate.supports("observe_forward"):
         names = candidate.observe_forward(inputs, recorder)
-        return Observation(recorder.by_module(), ModuleMapping(names))
+        # An older FMS may name no module as the family declares.
+        if names or not candidate.supports("modules"):
+            return Observation(recorder.by_module(), ModuleMapping(names))
     if not candidate.supports("modules"):
         return None
     widths, shapes = fused_widths(golden), output_shapes(golden)

@@ -300,6 +300,8 @@ def conclusion(found: Localisation, location: str = "") -> str:
     """Return the module in which the error arises, or `location` if it is not in a module."""
     bad = found.first_bad_module
     if found.first_bad is None and not found.between:
+        if not found.compared:
+            return "no module could be compared"
         agree = "every module of the forward pass agrees with the reference"
         return f"{agree}: the error is in {location}" if location else agree
     text = "raised in" if found.raised else "never called:" if found.skipped else "first wrong in"

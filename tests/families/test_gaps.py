@@ -19,7 +19,9 @@ from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.candidates.fms.weights import CheckpointWeights
+from snapshot_tool.check.localise import localise_case
 from snapshot_tool.explore.run import explore
+from snapshot_tool.families.family import ModulePair
 from snapshot_tool.families.llama import LLAMA
 from snapshot_tool.goldens.coverage import coverage, generated_tokens
 from snapshot_tool.goldens.golden import Golden, open_golden
@@ -104,6 +106,20 @@ def test_a_weight_of_another_shape_is_named_with_its_field() -> None:
     ):
         assert part in refused.value.problem
     assert "intermediate_size=123" in refused.value.problem
+
+
+def test_modules_are_matched_by_their_outputs_if_no_name_fits() -> None:
+    """As in an FMS that names them otherwise; a fault is placed all the same."""
+    candidate = load("llama")
+    renamed = replace(LLAMA.fms, module_pairs=(ModulePair("otherwise", "model"),))
+    other = replace(candidate, family=replace(LLAMA, fms=renamed))
+    norm = other.model.base_model.layers[1].ff_ln
+    norm.weight.data += 0.5
+    found = localise_case(other, golden_of("llama"), "one-sentence", dtype="float32")
+    assert found is not None
+    assert found.mapping is not None
+    assert found.mapping.inferred
+    assert found.module == "model.layers.1.post_attention_layernorm"
 
 
 def test_keys_that_become_one_weight_are_named_and_the_unused_one_is_not_expected(
