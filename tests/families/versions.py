@@ -15,16 +15,29 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+# FMS imports these, in each forked process anew if they are not here already.
+import torch._dynamo
+import torch.distributed.checkpoint  # noqa: F401
+
+from snapshot_tool.base.errors import SnapError
+from snapshot_tool.base.protocol import Progress
+from snapshot_tool.candidates.fms.importing import import_fms
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.session import check
 from snapshot_tool.families import FAMILIES
+from snapshot_tool.reports.json import run_to_json
 from tests.families.findings import FINDINGS, REPAIRS
 from tests.families.own_loading import install
 from tests.families.table import RELEASES, ROOT, recorded, replace_part
+from tests.mutants.forked import Crash, run_forked
+
+T = TypeVar("T")
 
 LACKS = "-"
 REPAIRED = " (repaired)"
@@ -78,27 +91,29 @@ def git(repository: Path, *arguments: str) -> bytes:
 
 
 def find_release(name: str, folder: Path) -> Release:
-    """Return a release with the architectures that it knows."""
-    code = "import fms.models; print(*fms.models.list_models())"
-    answer = _python("-c", code, fms=folder)
-    answer.check_returncode()
-    return Release(name, folder, tuple(answer.stdout.splitlines()[-1].split()))
+    """Return a release with the architectures that it has; it stays imported in this process."""
+    import_fms(folder)
+    from fms import models
+
+    return Release(name, folder, tuple(models.list_models()))
 
 
-def _python(*arguments: str, fms: Path) -> subprocess.CompletedProcess[str]:
-    """Run this environment's Python with an FMS in place of the installed one."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(fms)},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+def run_apart(jobs: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+    """Run jobs in forked processes, each of which imports an FMS of its own.
+
+    Exits if one of them ends without a result.
+    """
+    results: dict[str, T] = {}
+    for name, result in run_forked(jobs, workers=os.cpu_count() or 1, seconds=600):
+        if isinstance(result, Crash):
+            sys.exit(f"{name}: {result.why}")
+        results[name] = result
+        print(f"{len(results)} of {len(jobs)}: {name}", flush=True)
+    return results
 
 
 def check_release(release: Release, row: str, family: str, out: Path) -> Outcome:
-    """Check one golden set with one release.
+    """Check one golden set with one release, which stays imported in this process.
 
     row: the checkpoint's name, with REPAIRED after it if a repair is to load it.
     """
@@ -112,27 +127,23 @@ def check_release(release: Release, row: str, family: str, out: Path) -> Outcome
     return Outcome(failure_cell(report), tuple(report["environment"]["candidate"]["notes"]))
 
 
-def check_folder(
-    fms: Path, name: str, out: Path, *, candidate: str = "fms", ranks: int = 1
-) -> tuple[Any, str]:
-    """Check one golden set with the FMS in a folder, in processes of its own.
+def check_folder(fms: Path, name: str, out: Path, *, candidate: str = "fms") -> tuple[Any, str]:
+    """Check one golden set with the FMS in a folder, which stays imported in this process.
 
     Returns the report, or None and why FMS could not be checked.
     """
-    launcher = ("torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m")
-    which = ["--fms-path", str(fms)] if candidate == "fms" else ["--candidate", candidate]
-    where = ["--goldens", str(out / "goldens"), "--checkpoint", str(out / "checkpoints" / name)]
-    answer = _python(
-        *("-m", *(launcher if ranks > 1 else ()), "snapshot_tool", "check", "--json", "-"),
-        *where,
-        *which,
-        fms=fms,
+    if candidate != "fms":
+        sys.path.insert(0, str(fms))
+    request = CheckRequest(
+        out / "goldens",
+        candidate=candidate,
+        fms_path=fms if candidate == "fms" else None,
+        checkpoint=str(out / "checkpoints" / name),
     )
-    # torchrun ends with 1 where a rank ends with 3.
-    if answer.stdout.startswith("{"):
-        return json.loads(answer.stdout), ""
-    lines = [line for line in answer.stderr.splitlines() if line.startswith("snap: ")]
-    return None, lines[-1].removeprefix("snap: ") if lines else answer.stderr.strip()[-300:]
+    try:
+        return json.loads(run_to_json(check(request, Progress()))), ""
+    except SnapError as error:
+        return None, error.problem
 
 
 def failure_cell(report: Any) -> str:
@@ -146,6 +157,22 @@ def failure_cell(report: Any) -> str:
     failed = {result["case"] for result in own if result["verdict"] in ("fail", "error")}
     share = f"**{first['phase']}** {len(failed)}/{len({result['case'] for result in own})}"
     return f"{share} `{first['module']}`" if first.get("module") else share
+
+
+def check_releases(
+    releases: Sequence[Release], families: Mapping[str, str], out: Path
+) -> dict[str, list[Outcome]]:
+    """Check golden sets with releases; return the outcomes in their order, by row.
+
+    families: the family of each row, see check_release.
+    """
+    checks = {
+        f"{row} {release.name}": partial(check_release, release, row, family, out)
+        for row, family in families.items()
+        for release in releases
+    }
+    done = run_apart(checks)
+    return {row: [done[f"{row} {release.name}"] for release in releases] for row in families}
 
 
 def section(releases: Sequence[Release], rows: Mapping[str, Sequence[Outcome]]) -> str:
@@ -200,24 +227,18 @@ def main() -> int:
     out, versions = arguments.out.resolve(), arguments.versions.resolve()
     commit = git(arguments.fms_repo, "rev-parse", "main^{commit}").decode().strip()
     print(f"FMS main is {commit}", flush=True)
-    releases = [find_release(v, install(v, versions / v)) for v in VERSIONS]
+    folders = {version: install(version, versions / version) for version in VERSIONS}
     main_folder = lay_out(arguments.fms_repo, commit, versions / commit[:12])
-    releases.append(find_release(f"main ({commit[:8]})", main_folder))
+    folders[f"main ({commit[:8]})"] = main_folder
+    found = run_apart({name: partial(find_release, name, of) for name, of in folders.items()})
+    releases = [found[name] for name in folders]
     families = {name: manifest.checkpoint.family for name, manifest in recorded(out)}
     if not families:
         parser.error(f"{out} has no golden sets: run make families first")
     families |= {f"{name}{REPAIRED}": families[name] for name in REPAIRS if name in families}
-    rows: dict[str, list[Outcome]] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = {
-            row: [
-                pool.submit(check_release, release, row, families[row], out) for release in releases
-            ]
-            for row in sorted(families)
-        }
-        for row, running in checks.items():
-            rows[row] = [check.result() for check in running]
-            print(f"{row}: {', '.join(o.problem or o.cell for o in rows[row])}", flush=True)
+    rows = check_releases(releases, dict(sorted(families.items())), out)
+    for row, outcomes in rows.items():
+        print(f"{row}: {', '.join(o.problem or o.cell for o in outcomes)}", flush=True)
     replace_part(arguments.docs, section(releases, rows))
     wrong = [row for row, outcomes in rows.items() if unexpected(row, outcomes)]
     if wrong:

@@ -201,6 +201,11 @@ TINY: Mapping[str, Tiny] = {
     ),
     "gpt-oss": Tiny("gpt_oss", "GptOssForCausalLM", "GptOssConfig", _GPT_OSS),
     "bamba": Tiny("bamba", "BambaForCausalLM", "BambaConfig", _BAMBA),
+    "bamba-groups": Tiny(
+        "bamba", "BambaForCausalLM", "BambaConfig", {**_BAMBA, "mamba_n_groups": 2},
+        # transformers 4.51 repeats the groups in another order, which Mamba's kernels do not.
+        needs="GptOssConfig",
+    ),
     "roberta": Tiny("roberta", "RobertaForMaskedLM", "RobertaConfig", _ENCODER),
     "roberta-classification": Tiny(
         "roberta_classification", "RobertaForSequenceClassification", "RobertaConfig",
