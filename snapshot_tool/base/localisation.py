@@ -73,6 +73,7 @@ class MappingSummary(msgspec.Struct, frozen=True):
 # Errors are relative to the golden tensor's root mean square. Rounding alone stays near 1e-6 in
 # float32; one weight off by a thousandth shows as 1e-3 or more.
 ERROR_LIMIT = 3e-5
+ERROR_LIMIT_ULPS = 256  # the same in units in the last place, for other dtypes
 # The greatest error of a module that what is added to its output may hide.
 HIDDEN_BY_RESIDUAL = 1e-2
 # The most of its limit that a module of a right port was seen to use is 0.23.
@@ -212,6 +213,50 @@ class Localisation(Finding, frozen=True, kw_only=True):
             lambda pair: pair[0] == pair[1], zip(after, before, strict=False)
         )
         return ".".join(one for one, _ in pairs)
+
+
+class ModuleTrial(msgspec.Struct, frozen=True, rename={"candidate": "candidate_module"}):
+    """One module of the candidate on the reference's own input.
+
+    Args:
+        module: the reference's name; "" for the model's own code.
+        candidate: the candidate's name of it; "" if it is not known.
+        on: what was compared.
+        error: relative to the reference's root mean square.
+        limit: the greatest error that rounding explains.
+    """
+
+    module: str
+    candidate: str
+    on: str
+    error: float
+    limit: float
+
+    def __str__(self) -> str:
+        """Return the module and how far it is off, on one line."""
+        own = f" ({self.candidate})" if self.candidate else ""
+        off = f"{self.on} off by {self.error:.1e}, {self.limit:.1e} allowed"
+        return f"{self.module or 'the model'}{own}: {off}"
+
+
+class ModuleTrials(msgspec.Struct, frozen=True, kw_only=True):
+    """Modules that were tried one by one.
+
+    Args:
+        tried: how many modules.
+        wrong: those that differ by themselves, each where it differs most, in order of execution.
+        not_tried: the reference's modules that the candidate does not have, or has otherwise.
+    """
+
+    tried: int
+    wrong: tuple[ModuleTrial, ...]
+    not_tried: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return the numbers in words."""
+        left = f", {len(self.not_tried)} without a counterpart" if self.not_tried else ""
+        off = f", {len(self.wrong)} of them wrong" if self.wrong else ""
+        return f"{self.tried} modules tried by themselves{off}{left}"
 
 
 class Metric(StrEnum):

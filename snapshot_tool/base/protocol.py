@@ -25,8 +25,9 @@ class Side(StrEnum):
     OUTPUT = "output"
 
 
-# Called with a module's name and its first input or output, which may change afterwards.
-Observer = Callable[[str, Side, "torch.Tensor"], None]
+# Called with a module's name and its first input or output, which may change afterwards. A tensor
+# that it returns takes its place.
+Observer = Callable[[str, Side, "torch.Tensor"], "torch.Tensor | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,10 +258,18 @@ class Candidate:
     def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
         """Run forward and call `observe` with each module's input and output.
 
-        Modules have the reference's names there, and tensors the reference's layout. Return the
-        candidate's own name of each module, by the reference's name.
+        Modules have the reference's names there, and tensors the reference's layout. A tensor that
+        `observe` returns takes the place of the one that it was given: `--isolate` needs that.
+        Return the candidate's own name of each module, by the reference's name.
         """
         _raise_unsupported("observe_forward")
+
+    def run_module(self, module: str, given: torch.Tensor) -> tuple[str, torch.Tensor] | None:
+        """Run one module by itself; return its own name and its output, None if there is none.
+
+        module: the reference's name. given: its input; the output is as the reference has it.
+        """
+        _raise_unsupported("run_module")
 
     def graft(self, module: str, output: torch.Tensor) -> AbstractContextManager[str]:
         """Return a context in which a module returns `output`; it yields the module's own name.

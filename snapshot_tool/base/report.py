@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from snapshot_tool.base.errors import UsageError
-from snapshot_tool.base.localisation import Localisation
+from snapshot_tool.base.localisation import Localisation, ModuleTrial, ModuleTrials
 from snapshot_tool.base.phases import PHASES, Phase, phase_order
 from snapshot_tool.base.protocol import CandidateInfo, FieldDifference
 from snapshot_tool.base.results import (
@@ -338,6 +338,9 @@ class CheckReport:
         rule: what judged floating-point tensors.
         near_ties_allowed: whether a generation may differ if rounding could have chosen.
         graft: what `--graft` proved.
+        probes: modules that were run one by one; None if the set has no probes or the candidate
+            takes none.
+        isolated: modules that were run on the reference's own input, with `--isolate`.
         unmet: what `--require` named, phases that were skipped and coverage that was not reached.
         coverage: what the cases reach of the model.
         warnings: what the candidate did besides computing, each thing once.
@@ -370,6 +373,8 @@ class CheckReport:
     rule: Rule = Rule.TABLE
     near_ties_allowed: bool = False
     graft: Graft | None = None
+    probes: ModuleTrials | None = None
+    isolated: ModuleTrials | None = None
     shard: Shard | None = None
     weights: WeightReport | None = None
     snap: str = ""
@@ -409,11 +414,27 @@ class CheckReport:
     def verdict(self) -> Verdict:
         """The verdict on the whole run.
 
-        A wrong weight or a wrong field of FMS's own mapping fails it.
+        A wrong weight, a module that is wrong by itself or a wrong field of FMS's own mapping fails
+        it.
         """
-        if (self.weights and self.weights.differing) or self.wrong_fields:
+        if (self.weights and self.weights.differing) or self.wrong_fields or self.wrong_modules:
             return Verdict.FAIL
         return overall_verdict(self.all_results)
+
+    @property
+    def location_is_guess(self) -> bool:
+        """Whether no module shows the first divergence, in the run or by itself."""
+        found = self.localisation
+        return found is not None and found.guess and not self.wrong_modules
+
+    @property
+    def wrong_modules(self) -> tuple[ModuleTrial, ...]:
+        """The modules that are wrong by themselves, each once."""
+        wrong: dict[str, ModuleTrial] = {}
+        for trials in (self.isolated, self.probes):
+            for trial in trials.wrong if trials else ():
+                wrong.setdefault(trial.module, trial)
+        return tuple(wrong.values())
 
     @property
     def wrong_fields(self) -> tuple[FieldDifference, ...]:
@@ -439,11 +460,14 @@ class CheckReport:
         first, found = self.divergence, self.localisation
         if first is None:
             differing = self.weights.differing if self.weights else ()
-            return next((", ".join(weight.modules) or weight.name for weight in differing), "")
+            places = [", ".join(weight.modules) or weight.name for weight in differing]
+            return next(iter([*places, *(trial.module for trial in self.wrong_modules)]), "")
         if first.phase is Phase.PREPROCESSING:
             return first.phase.value
         if found is None or not (found.compared or found.module):
             return ""
+        if found.guess and self.wrong_modules:
+            return self.wrong_modules[0].module
         if found.first_bad is None and not found.between:
             # The forward pass agrees, module by module: it is what is done with it.
             return _OUTSIDE.get(first.phase, first.phase.value)

@@ -201,7 +201,8 @@ class DistributedCandidate(Candidate):
 
     def supports(self, method: str) -> bool:
         """Return whether the leader's candidate has a method of this name."""
-        return method == "info" or self._own.supports(method)
+        # A module by itself would run on the leader alone.
+        return method == "info" or (method != "run_module" and self._own.supports(method))
 
     def info(self) -> CandidateInfo:
         """Return which implementation this is, and over how many ranks it is split."""

@@ -8,14 +8,21 @@ import msgspec
 import torch
 
 from snapshot_tool.base.errors import GoldenNotFound, UsageError
-from snapshot_tool.base.localisation import Localisation
+from snapshot_tool.base.localisation import (
+    ERROR_LIMIT,
+    ERROR_LIMIT_ULPS,
+    Localisation,
+    ModuleTrials,
+)
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.places import place_of_class
 from snapshot_tool.base.protocol import Candidate, Side
 from snapshot_tool.base.report import Graft
 from snapshot_tool.base.results import Judgement, Result, Verdict
 from snapshot_tool.base.taps import TapRecorder, shapes_of
+from snapshot_tool.candidates.distributed import joined_ranks
 from snapshot_tool.diagnose.localise import localise, observe
+from snapshot_tool.diagnose.modules import Isolator, isolate, run_probes
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import CaseEntry, Storage
@@ -72,6 +79,43 @@ def _with_source(found: Localisation, candidate: Candidate) -> Localisation:
         module_class=kinds[0].__name__ if kinds else "",
         source=next(iter(places), None),
     )
+
+
+def probe_modules(candidate: Candidate, golden: Golden, *, dtype: str) -> ModuleTrials | None:
+    """Run single modules; return None if the set has no probes or the candidate takes none."""
+    probes = golden.probes() if candidate.supports("run_module") else []
+    if not probes:
+        return None
+    return run_probes(candidate, probes, dtype=dtype, seed=golden.manifest.taps.seed)
+
+
+def isolate_modules(candidate: Candidate, golden: Golden, *, dtype: str) -> ModuleTrials:
+    """Run every module on the reference's own input, in the first case that keeps these.
+
+    Raises UsageError for a candidate that cannot be observed, GoldenNotFound without such a case.
+    """
+    if not candidate.supports("observe_forward") or joined_ranks():
+        raise UsageError(
+            "--isolate: this candidate's modules cannot be run by themselves",
+            "it needs a method 'observe_forward', and one process",
+        )
+    for case in golden.cases:
+        if recorded := golden.whole_modules(case):
+            break
+    else:
+        raise GoldenNotFound(
+            f"no case of {golden.manifest.title} keeps the inputs of modules",
+            "record it with: snap record ... --update --modules CASE",
+        )
+    inputs = golden.inputs(case)
+    limits = tap_limits(golden, case, dtype=dtype, by_itself=True)
+    loosest = max(ERROR_LIMIT, ERROR_LIMIT_ULPS * torch.finfo(getattr(torch, dtype)).eps)
+    by_side = {
+        (module, side): limits[module][side is Side.OUTPUT] if module in limits else loosest
+        for module, side in recorded
+    }
+    isolator = Isolator(recorded, golden.manifest.taps.seed, inputs.attention_mask)
+    return isolate(candidate, inputs, isolator, by_side)
 
 
 Run = Callable[[CaseEntry, Phase], list[Result]]

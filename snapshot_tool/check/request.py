@@ -89,6 +89,12 @@ class CheckRequest:
     localise: bool = option(
         False, "Compare module by module even if everything passes.", in_pytest=False
     )
+    isolate: bool = option(
+        False,
+        "Run every module on the reference's own input, and list those that are wrong by "
+        "themselves.",
+        in_pytest=False,
+    )
     quick: bool = option(
         False,
         "Verify generation in one pass over prompt and recorded tokens; the cache is not tested.",

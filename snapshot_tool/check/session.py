@@ -22,7 +22,7 @@ from snapshot_tool.base.environment import (
     require_device,
 )
 from snapshot_tool.base.errors import PhaseUnsupported, SnapError
-from snapshot_tool.base.localisation import Localisation
+from snapshot_tool.base.localisation import Localisation, ModuleTrials
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.places import describe_error, place_of_error, traceback_of
 from snapshot_tool.base.protocol import (
@@ -51,7 +51,13 @@ from snapshot_tool.base.tolerance import HALF_DTYPES, Rule
 from snapshot_tool.candidates import load_candidate
 from snapshot_tool.check.copied import fail_if_copied
 from snapshot_tool.check.last_failed import keep_failed, read_failed
-from snapshot_tool.check.localise import can_graft, graft_module, localise_case
+from snapshot_tool.check.localise import (
+    can_graft,
+    graft_module,
+    isolate_modules,
+    localise_case,
+    probe_modules,
+)
 from snapshot_tool.check.request import (
     CheckRequest,
     choose_judge,
@@ -109,6 +115,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     weights = session.compare_weights(results, localisation)
     results = name_harmful(results, (weights.harmful if weights else ()) or ())
     graft = session.graft(results) if request.graft else None
+    isolated = session.isolate() if request.isolate else None
     environment = session.environment()
     manifest, reached = golden.manifest, _coverage(golden, request)
     report = CheckReport(
@@ -133,6 +140,8 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         rule=session.judge.rule,
         near_ties_allowed=session.allows_near_ties,
         graft=graft,
+        probes=session.probe(),
+        isolated=isolated,
         results=results,
         coverage=reached,
         unmet=unmet_requirements(
@@ -392,6 +401,16 @@ class Session:
         unset = tuple(self.candidate.unset_weights())
         harmful = find_harmful(unset, results, localisation)
         return compare_weights(self.candidate.weights(), unset=unset, harmful=harmful)
+
+    def probe(self) -> ModuleTrials | None:
+        """Run the candidate's modules one by one on the inputs of the reference's."""
+        if not self.request.needs_weights:
+            return None
+        return probe_modules(self.candidate, self.golden, dtype=self.judge.dtype)
+
+    def isolate(self) -> ModuleTrials:
+        """Run every module on the reference's own input."""
+        return isolate_modules(self.candidate, self.golden, dtype=self.judge.dtype)
 
     def graft(self, results: tuple[Result, ...]) -> Graft:
         """Replace the output of the module of --graft by the recorded one.

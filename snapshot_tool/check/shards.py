@@ -91,6 +91,8 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
         merged,
         unmet=unmet_requirements(merged.all_results, merged.coverage, unmet),
         localisation=leading.localisation,
+        probes=leading.probes,
+        isolated=leading.isolated,
         graft=leading.graft,
         next_commands=leading.next_commands,
     )

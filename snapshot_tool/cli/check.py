@@ -26,7 +26,7 @@ _GROUPS = {
     "Candidate": ("fms_path", "candidate", "loading", "family", "device", "dtype"),
     "Selection": ("phase", "case", "shard", "last_failed", "fail_fast", "require"),
     "Judgement": ("tolerance", "atol", "rtol", "allow_near_ties", "quick", "repeat"),
-    "Derived questions and modules": ("explore", "seed", "replay", "localise", "graft"),
+    "Derived questions and modules": ("explore", "seed", "replay", "localise", "isolate", "graft"),
     "Output": ("quiet", "verbose", "json_path", "html_path", "markdown_path", "annotations"),
 }
 

@@ -15,7 +15,14 @@ from snapshot_tool.base.results import Verdict
 from snapshot_tool.base.tolerance import EXACT
 from snapshot_tool.goldens.compact import QUESTION
 from snapshot_tool.goldens.golden import Golden, open_golden
-from snapshot_tool.goldens.layout import INPUTS, ORACLE, OUTPUTS, phase_file
+from snapshot_tool.goldens.layout import (
+    INPUTS,
+    MODULE_INPUTS,
+    ORACLE,
+    OUTPUTS,
+    PROBES,
+    phase_file,
+)
 from snapshot_tool.goldens.manifest import TensorEntry
 from snapshot_tool.goldens.parts import PLACES, TOKEN_IDS
 from snapshot_tool.numerics.compare import judge_tensor
@@ -255,7 +262,13 @@ def _other_files(one: Golden, other: Golden) -> list[str]:
         lines.append(
             f"storage: {storages}; only tensors that both store in the same way are compared"
         )
-    for name, kind in ((ORACLE, "oracle"), (OUTPUTS, "whole outputs")):
+    kinds = {
+        ORACLE: "oracle",
+        OUTPUTS: "whole outputs",
+        MODULE_INPUTS: "whole inputs of modules",
+        PROBES: "probes",
+    }
+    for name, kind in kinds.items():
         before, after = (name in golden.manifest.files for golden in (one, other))
         if before != after:
             lines.append(f"{kind}: {'added' if after else 'dropped'}")

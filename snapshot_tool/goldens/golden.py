@@ -12,14 +12,24 @@ from PIL import Image
 from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound
 from snapshot_tool.base.images import IMAGE_PARTS, from_arrays
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs
+from snapshot_tool.base.protocol import CaseInputs, Side
 from snapshot_tool.base.taps import Tap
-from snapshot_tool.goldens.layout import INPUTS, ORACLE, OUTPUTS, PNG, TAPS, phase_file
+from snapshot_tool.goldens.layout import (
+    INPUTS,
+    MODULE_INPUTS,
+    ORACLE,
+    OUTPUTS,
+    PNG,
+    PROBES,
+    TAPS,
+    phase_file,
+)
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage, case_recipe
 from snapshot_tool.goldens.packed import LEVELS, PIXEL_VALUES, SHAPE, unpack
-from snapshot_tool.goldens.parts import read_taps
+from snapshot_tool.goldens.parts import read_probes, read_taps
 from snapshot_tool.goldens.tensors import TensorFile, open_tensors
 from snapshot_tool.goldens.verify import open_set, refuse_damage, set_file
+from snapshot_tool.taps.probes import Probe
 
 
 @dataclass(frozen=True)  # without slots: cached_property needs a dictionary
@@ -152,6 +162,27 @@ class Golden:
     def _find(self, file: str, key: str) -> torch.Tensor | None:
         entry = self.manifest.files.get(file)
         return self.read_file(file, key) if entry and key in entry.tensors else None
+
+    def whole_modules(self, case: str) -> dict[tuple[str, Side], torch.Tensor]:
+        """Return whole inputs and outputs of modules, if both are kept; nothing otherwise."""
+        if (MODULE_INPUTS, case) not in self._names:
+            return {}
+        return {
+            (module, side): self.read_file(file, f"{case}/{module}")
+            for side, file in ((Side.INPUT, MODULE_INPUTS), (Side.OUTPUT, OUTPUTS))
+            for module in self._names.get((file, case), ())
+        }
+
+    def probes(self) -> list[Probe]:
+        """Return the probes of single modules, with the reference's outputs."""
+        for case in self.manifest.cases:
+            if names := self._names.get((PROBES, case.name)):
+                tensors = {n: self.read_file(PROBES, f"{case.name}/{n}") for n in names}
+                try:
+                    return read_probes(tensors, self.manifest.taps.modules)
+                except (ValueError, IndexError, KeyError, RuntimeError) as error:
+                    raise GoldenDamaged(f"{self.folder / PROBES}: {error}") from error
+        return []
 
     def taps(self, case: str) -> list[Tap]:
         """Return the sketches of the reference's modules on a case, in order of execution."""

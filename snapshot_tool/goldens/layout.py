@@ -18,6 +18,8 @@ INPUTS = "inputs.safetensors"
 TAPS = "taps.safetensors"
 ORACLE = "oracle.safetensors"
 OUTPUTS = "outputs.safetensors"
+MODULE_INPUTS = "module_inputs.safetensors"
+PROBES = "probes.safetensors"
 PNG = ".png"  # ends the name of a tensor that is the bytes of a picture
 WORK_FOLDER = ".snap"
 

@@ -2,7 +2,8 @@
 
 `<case>/<phase>.<tensor>.delta` is oracle - reference; `<case>/<phase>.<tensor>.noise.<dtype>` is
 the reference's own error in a dtype at each position; `<case>/generate.step_noise.<dtype>` that of
-each step's logits; `<case>/taps.noise.<dtype>` that of each module's input and output, relative.
+each step's logits; `<case>/taps.noise.<dtype>` that of each module's input and output, relative;
+`<case>/modules.noise.<dtype>` the same of each module by itself, on recorded inputs.
 """
 
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ DELTA = "{}.{}.delta"
 NOISE = "{}.{}.noise.{}"
 STEP_NOISE = "generate.step_noise.{}"
 TAP_NOISE = "taps.noise.{}"
+MODULE_NOISE = "modules.noise.{}"
 
 
 def oracle_tensor(
@@ -75,12 +77,15 @@ def step_noise(golden: Golden, case: str, *, dtype: str) -> torch.Tensor | None:
     return noise
 
 
-def tap_limits(golden: Golden, case: str, *, dtype: str) -> Mapping[str, tuple[float, float]]:
+def tap_limits(
+    golden: Golden, case: str, *, dtype: str, by_itself: bool = False
+) -> Mapping[str, tuple[float, float]]:
     """Return how far off rounding may put each module's input and output, by name.
 
-    Empty without an oracle.
+    Empty without an oracle. by_itself: for each module on the recorded inputs.
     """
-    rows = golden.oracle(case, TAP_NOISE.format(dtype))
+    key = MODULE_NOISE if by_itself else TAP_NOISE
+    rows = golden.oracle(case, key.format(dtype))
     if rows is None:
         return {}
     taps = golden.taps(case)

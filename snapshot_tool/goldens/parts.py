@@ -25,10 +25,12 @@ from snapshot_tool.base.taps import (
 )
 from snapshot_tool.base.taps import without_padding as text_without_padding
 from snapshot_tool.goldens.packed import unpack_inputs
+from snapshot_tool.taps.probes import Probe
 
 TOP_K = 8
 _INPUTS = tuple(field.name for field in fields(CaseInputs))
 _LOGITS_AT_ONCE = 2**20
+_SKETCH = ("shapes", "moments", "sample", "projection")
 LOGITS = "logits"
 TOKEN_IDS = "token_ids"  # noqa: S105 - a tensor's name
 # Of every position's logits: the greatest, their log-sum-exp, and a sample.
@@ -142,10 +144,7 @@ def stack_sketches(sketches: Sequence[Sketch | None]) -> Tensors:
 
 def read_taps(tensors: Mapping[str, torch.Tensor], modules: Sequence[str]) -> list[Tap]:
     """Return what `tap_tensors` laid out."""
-    parts = ("shapes", "moments", "sample", "projection")
-    sides = [
-        unstack_sketches({part: tensors[f"{side.value}_{part}"] for part in parts}) for side in Side
-    ]
+    sides = [unstack_sketches({p: tensors[f"{side.value}_{p}"] for p in _SKETCH}) for side in Side]
     names = [modules[index] for index in tensors["modules"].tolist()]
     return [Tap(name, *pair) for name, *pair in zip(names, *sides, strict=True)]
 
@@ -166,6 +165,42 @@ def unstack_sketches(tensors: Mapping[str, torch.Tensor]) -> list[Sketch | None]
             else None
         )
     return sketches
+
+
+def probe_tensors(probes: Sequence[Probe], modules: Sequence[str]) -> Tensors:
+    """Return probes.safetensors: one row for each probe, modules as indices into `modules`."""
+    dimensions = max((len(probe.shape) for probe in probes), default=0)
+    shapes = [(*probe.shape, *[-1] * (dimensions - len(probe.shape))) for probe in probes]
+    dtypes = probes[0].noise if probes else {}
+    return {
+        "modules": torch.tensor([modules.index(probe.module) for probe in probes]),
+        "given_shapes": torch.tensor(shapes),
+        "sizes": torch.tensor([probe.size for probe in probes], dtype=torch.float64),
+        **{f"noise.{d}": torch.tensor([probe.noise[d] for probe in probes]) for d in dtypes},
+        **stack_sketches([probe.answer for probe in probes]),
+    }
+
+
+def read_probes(tensors: Mapping[str, torch.Tensor], modules: Sequence[str]) -> list[Probe]:
+    """Return what `probe_tensors` laid out."""
+    answers = unstack_sketches({part: tensors[part] for part in _SKETCH})
+    noise = {n.partition(".")[2]: t.tolist() for n, t in tensors.items() if n.startswith("noise.")}
+    rows = zip(
+        *(tensors[name].tolist() for name in ("modules", "given_shapes", "sizes")),
+        answers,
+        strict=True,
+    )
+    return [
+        Probe(
+            modules[module],
+            tuple(length for length in shape if length >= 0),
+            size,
+            answer,
+            {dtype: errors[row] for dtype, errors in noise.items()},
+        )
+        for row, (module, shape, size, answer) in enumerate(rows)
+        if answer is not None
+    ]
 
 
 def read_inputs(path: Path) -> CaseInputs:

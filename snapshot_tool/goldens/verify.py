@@ -9,7 +9,16 @@ from pathlib import Path
 from snapshot_tool.base.errors import GoldenDamaged, SnapError
 from snapshot_tool.base.files import leaves_root
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.goldens.layout import INPUTS, ORACLE, OUTPUTS, PNG, TAPS, phase_file
+from snapshot_tool.goldens.layout import (
+    INPUTS,
+    MODULE_INPUTS,
+    ORACLE,
+    OUTPUTS,
+    PNG,
+    PROBES,
+    TAPS,
+    phase_file,
+)
 from snapshot_tool.goldens.manifest import CaseEntry, FileEntry, Manifest, load_manifest
 from snapshot_tool.goldens.tensors import TensorFile, open_tensors
 from snapshot_tool.goldens.transaction import read_undisturbed
@@ -150,7 +159,8 @@ def open_files(folder: Path, manifest: Manifest) -> tuple[dict[str, TensorFile],
     All are opened before the first is read: a recorder that replaces the set meanwhile changes
     nothing about the open ones.
     """
-    known = {INPUTS, TAPS, ORACLE, OUTPUTS, *map(phase_file, manifest.tolerances)}
+    extras = {INPUTS, TAPS, ORACLE, OUTPUTS, MODULE_INPUTS, PROBES}
+    known = extras | {*map(phase_file, manifest.tolerances)}
     damage = [] if INPUTS in manifest.files else [f"the manifest in {folder} names no {INPUTS}"]
     files = {}
     for name in sorted(manifest.files):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 import torch
+from safetensors.torch import load_file
 
 from snapshot_tool.base.errors import ReferenceUnavailable, ReferenceWrong
 from snapshot_tool.base.phases import Phase
@@ -18,7 +19,9 @@ from snapshot_tool.base.protocol import (
     Progress,
     Side,
 )
-from snapshot_tool.base.taps import TapRecorder
+from snapshot_tool.base.taps import TapRecorder, relative_error, sketch
+from snapshot_tool.base.tolerance import ORACLE_DTYPES
+from snapshot_tool.diagnose.modules import can_isolate
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.compact import (
     compacted,
@@ -27,9 +30,10 @@ from snapshot_tool.goldens.compact import (
     question_tensors,
 )
 from snapshot_tool.goldens.golden import Golden
-from snapshot_tool.goldens.layout import INPUTS, OUTPUTS, TAPS, phase_file
+from snapshot_tool.goldens.layout import INPUTS, MODULE_INPUTS, OUTPUTS, PROBES, TAPS, phase_file
 from snapshot_tool.goldens.manifest import Storage
 from snapshot_tool.record.plan import Plan, PlannedCase, Recording, Settings, Staging
+from snapshot_tool.taps.probes import Probe, probe_input, probe_shapes
 
 if TYPE_CHECKING:
     from snapshot_tool.reference.huggingface import HuggingFaceReference
@@ -114,7 +118,7 @@ def keep_answers(
     kept = []
     for name in (case.name for case in plan.cases):
         old = replaced.cases.get(name)
-        if old is None or any(fnmatch.fnmatchcase(name, glob) for glob in accepted):
+        if old is None or _matches(name, accepted):
             continue
         kept.append(name)
         for part, files in ((TAPS, FORWARD_PASS), (Phase.GENERATE.value, {Phase.GENERATE})):
@@ -125,6 +129,46 @@ def keep_answers(
             if tensors := replaced.read_case(file, name):
                 staging.save_part(name, file, tensors)
     return kept
+
+
+def stage_probes(recording: Recording, plan: Plan, reference: HuggingFaceReference) -> None:
+    """Run single modules of those that ran in the first case, and stage their outputs.
+
+    A reference that accelerate placed has none: not all of it is in memory.
+    """
+    case, staging = plan.cases[0].name, recording.staging
+    if not staging.part(case, TAPS).exists() or staging.part(case, PROBES).exists():
+        return
+    if recording.load.device_map:
+        return
+    modules = reference.info().modules
+    taps = parts.read_taps(load_file(staging.part(case, TAPS)), modules)
+    found = [probe for tap in taps for probe in _probe(tap.module, recording, plan, reference)]
+    if found:
+        staging.save_part(case, PROBES, parts.probe_tensors(found, modules))
+
+
+def _probe(
+    module: str, recording: Recording, plan: Plan, reference: HuggingFaceReference
+) -> Iterator[Probe]:
+    """Yield the probes of a module, with its outputs and their errors in every dtype."""
+    own = reference.modules().get_submodule(module)
+    inputs = [] if next(own.children(), None) else list(probe_shapes(own))
+    if not inputs:
+        return
+    seed = plan.settings.seed
+    given = [probe_input(shape, size, seed=seed) for shape, size in inputs]
+    try:
+        answers = {
+            dtype: [sketch(a, seed=seed) for a in reference.run_module(module, given, dtype=dtype)]
+            for dtype in dict.fromkeys(("float64", recording.dtype, *ORACLE_DTYPES))
+        }
+    except (TypeError, RuntimeError, ValueError):  # it takes other inputs
+        return
+    for row, (shape, size) in enumerate(inputs):
+        exact = answers["float64"][row]
+        noise = {dtype: relative_error(exact, found[row]) for dtype, found in answers.items()}
+        yield Probe(module, shape, size, answers[recording.dtype][row], noise)
 
 
 def _save_notes(staging: Staging, case: str, part: str, notes: Notes) -> None:
@@ -145,9 +189,11 @@ class _Recorder:
         settings, staging = self.settings, self.recording.staging
         if not FORWARD_PASS & set(settings.phases) or staging.part(case, TAPS).exists():
             return
-        keeps_whole = any(fnmatch.fnmatchcase(case, glob) for glob in settings.whole_outputs)
+        keeps_inputs = _matches(case, settings.modules)
+        keeps_whole = keeps_inputs or _matches(case, settings.whole_outputs)
         recorder = TapRecorder(settings.seed, inputs.attention_mask)
         whole: dict[str, torch.Tensor] = {}
+        taken: dict[str, torch.Tensor] = {}
         question: dict[str, torch.Tensor] = {}
 
         def observe(module: str, side: Side, tensor: torch.Tensor) -> None:
@@ -155,6 +201,8 @@ class _Recorder:
             if keeps_whole and side is Side.OUTPUT and tensor.is_floating_point():
                 # A copy: a later module may write into it.
                 whole.setdefault(module, tensor.to("cpu", copy=True))
+            if keeps_inputs and side is Side.INPUT and can_isolate(tensor):
+                taken.setdefault(module, tensor.to("cpu", copy=True))
 
         def connector_input(features: torch.Tensor) -> torch.Tensor:
             if not is_large(features):
@@ -183,6 +231,8 @@ class _Recorder:
                 staging.save_part(case, phase_file(phase), tensors)
         if whole:
             staging.save_part(case, OUTPUTS, whole)
+        if taken:
+            staging.save_part(case, MODULE_INPUTS, taken)
         _save_notes(staging, case, TAPS, Notes(self.reference.warnings(), tuple(not_finite)))
         # Written last: its presence means that the forward pass is complete.
         modules = self.reference.info().modules
@@ -220,3 +270,7 @@ class _Recorder:
                 self.progress.note(problem)
                 found.append(f"{phase}/{name}")
         return found
+
+
+def _matches(case: str, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(case, glob) for glob in globs)

@@ -24,8 +24,10 @@ from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import (
     INPUTS,
     MANIFEST,
+    MODULE_INPUTS,
     ORACLE,
     OUTPUTS,
+    PROBES,
     TAPS,
     SetLocation,
     phase_file,
@@ -107,7 +109,9 @@ class Assembly:
         phases = self.plan.settings.phases
         names = [INPUTS, *(phase_file(phase) for phase in PHASES if phase in phases)]
         if FORWARD_PASS & set(phases):
-            names += [TAPS, *([OUTPUTS] if self.plan.settings.whole_outputs else [])]
+            settings = self.plan.settings
+            names += [TAPS, *([OUTPUTS] if settings.whole_outputs or settings.modules else [])]
+            names += [*([MODULE_INPUTS] if settings.modules else []), *self._probes()]
         names += [ORACLE] if self.plan.settings.oracle else []
         files = {}
         for name in names:
@@ -122,7 +126,7 @@ class Assembly:
         lost = {ORACLE, *(phase_file(phase) for phase in self.dropped)}
         forward_pass = [phase_file(p) for p in FORWARD_PASS if p not in self.dropped]
         if TAPS in files or not any(name in old.files for name in forward_pass):
-            lost |= {TAPS, OUTPUTS}
+            lost |= {TAPS, OUTPUTS, MODULE_INPUTS, PROBES}
         for name in sorted(old.files.keys() - files.keys() - lost):
             if old.files[INPUTS] != files[INPUTS]:
                 raise GoldenExists(
@@ -133,6 +137,11 @@ class Assembly:
             shutil.copy2(replaced.folder / name, folder / name)
             files[name] = old.files[name]
         return files
+
+    def _probes(self) -> list[str]:
+        """Return the file of the probes, if they were staged."""
+        staged = (self.staging.part(case.name, PROBES) for case in self.plan.cases)
+        return [PROBES] if any(path.exists() for path in staged) else []
 
     def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
         settings, info, replaced = self.plan.settings, self.info, self.earlier.replaced

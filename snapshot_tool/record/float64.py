@@ -15,14 +15,15 @@ import torch
 from snapshot_tool.base.errors import ReferenceUnavailable
 from snapshot_tool.base.localisation import NO_NOISE
 from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Progress, ReferenceInfo
+from snapshot_tool.base.protocol import Progress, ReferenceInfo, Side
 from snapshot_tool.base.taps import Sketch, Tap, TapRecorder, relative_error
 from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES
+from snapshot_tool.diagnose.modules import Isolator
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
 from snapshot_tool.goldens import parts
-from snapshot_tool.goldens.layout import INPUTS, ORACLE, TAPS, phase_file
-from snapshot_tool.goldens.oracle import DELTA, NOISE, STEP_NOISE, TAP_NOISE
+from snapshot_tool.goldens.layout import INPUTS, MODULE_INPUTS, ORACLE, OUTPUTS, TAPS, phase_file
+from snapshot_tool.goldens.oracle import DELTA, MODULE_NOISE, NOISE, STEP_NOISE, TAP_NOISE
 from snapshot_tool.numerics.compare import position_noise
 from snapshot_tool.record.plan import Plan, Recording, Staging
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _EXACT = "float64"
 _EXACT_TAPS = "oracle.taps.safetensors"
+_BY_ITSELF = "oracle.modules.{}.safetensors"
 _STEPS = "step_topk_values"
 
 # The outputs of one run that a golden set keeps of a case, by phase and name.
@@ -57,6 +59,7 @@ def stage_float64(
         with progress.stage(f"oracle: {dtype}", len(missing)) as steps:
             for case in missing:
                 answers, taps = case.run(reference, dtype)
+                case.save_noise_by_itself(reference, dtype)
                 if dtype == _EXACT:
                     case.save_exact(answers, taps)
                 else:
@@ -148,6 +151,27 @@ class _Case:
         tensors[TAP_NOISE.format(dtype)] = torch.tensor(self._tap_noise(taps))
         return tensors
 
+    def save_noise_by_itself(self, reference: HuggingFaceReference, dtype: str) -> None:
+        """Stage the errors of each module on its recorded input, if that was kept.
+
+        They are taken from what was recorded, so those of float64 are the recorded dtype's own.
+        """
+        given = self._load(MODULE_INPUTS)
+        if not given:
+            return
+        recorded = {(module, Side.INPUT): tensor for module, tensor in given.items()}
+        outputs = self._load(OUTPUTS).items()
+        recorded |= {(module, Side.OUTPUT): tensor for module, tensor in outputs}
+        inputs = parts.read_inputs(self.staging.part(self.name, INPUTS))
+        isolator = Isolator(recorded, self.seed, inputs.attention_mask)
+        reference.forward(inputs, observe=isolator)
+        errors = isolator.errors
+        taps = self._taps(TAPS)
+        rows = [[errors.get((tap.module, side), NO_NOISE) for side in Side] for tap in taps]
+        computed = self.dtype if dtype == _EXACT else dtype
+        noise = {MODULE_NOISE.format(computed): torch.tensor(rows)}
+        self.staging.save_part(self.name, _BY_ITSELF.format(computed), noise)
+
     def _tap_noise(self, taps: Sequence[Tap]) -> list[tuple[float, float]]:
         """Return the errors of input and output for each recorded tap, in its order."""
         exact = {tap.module: tap for tap in self._taps(_EXACT_TAPS)}
@@ -179,6 +203,7 @@ class _Case:
         }
         tensors |= self.noise(recorded, self._taps(TAPS), self.dtype)
         for dtype in ORACLE_DTYPES:
+            tensors |= self._load(_BY_ITSELF.format(dtype))
             if dtype != self.dtype:
                 tensors |= self._load(_part(dtype))
         self.staging.save_part(self.name, ORACLE, tensors)

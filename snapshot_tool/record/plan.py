@@ -112,8 +112,8 @@ class Recording:
 class Settings(msgspec.Struct, frozen=True):
     """The settings that a resumed recording must not change.
 
-    `whole_outputs` are globs of the cases that keep every module's output whole. `prompts` and
-    `long` are further cases that the user named.
+    `whole_outputs` are globs of the cases that keep every module's output whole, `modules` of those
+    that keep the input, too. `prompts` and `long` are further cases that the user named.
     """
 
     revision: str
@@ -124,6 +124,7 @@ class Settings(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     oracle: bool = False
     whole_outputs: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
     storage: Storage = Storage.FULL
     prompts: tuple[str, ...] = ()
     long: tuple[int, ...] = ()

@@ -31,7 +31,7 @@ class RecordRequest:
 
     If seed, variants, max_new_tokens or storage is None, its value is that of the set that is
     replaced, or of one of the same revision on another device, or the default of the help text. If
-    oracle is None or whole_outputs is empty, it is that of the set that is replaced.
+    oracle is None, or whole_outputs or modules are empty, it is that of the set that is replaced.
     """
 
     checkpoint: str = option(
@@ -68,6 +68,12 @@ class RecordRequest:
     whole_outputs: Sequence[str] = option(
         (),
         "Cases for which to record the whole output of every module, for --graft.",
+        commas=True,
+        metavar="GLOB",
+    )
+    modules: Sequence[str] = option(
+        (),
+        "Cases of which to keep every module's input and output whole, for snap check --isolate.",
         commas=True,
         metavar="GLOB",
     )

@@ -38,10 +38,17 @@ from snapshot_tool.base.tolerance import HALF_DTYPES
 from snapshot_tool.diagnose.diff import Review
 from snapshot_tool.goldens.find import read_revision
 from snapshot_tool.goldens.golden import Golden, open_golden
-from snapshot_tool.goldens.layout import MANIFEST, ORACLE, OUTPUTS, SetLocation, phase_file
+from snapshot_tool.goldens.layout import (
+    MANIFEST,
+    MODULE_INPUTS,
+    ORACLE,
+    OUTPUTS,
+    SetLocation,
+    phase_file,
+)
 from snapshot_tool.goldens.manifest import Manifest, Storage
 from snapshot_tool.goldens.transaction import make_folder, recording_lock
-from snapshot_tool.record.answers import keep_answers, stage_answers
+from snapshot_tool.record.answers import keep_answers, stage_answers, stage_probes
 from snapshot_tool.record.assemble import Assembly
 from snapshot_tool.record.cases import changes_inputs, make_plan
 from snapshot_tool.record.float64 import stage_float64
@@ -139,6 +146,7 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
             processes.wait()  # the others read the plan
             share = plan.share_of(processes)
             stage_answers(recording, share, reference, progress)
+            stage_probes(recording, share, reference)
             del reference  # the float64 reference loads models of its own
             stage_float64(recording, share, info, progress)
             processes.wait()  # all parts are staged
@@ -253,10 +261,11 @@ def _choose_settings(
         raise UsageError(
             "an oracle belongs to all phases", "record --phase all, or pass --no-oracle"
         )
-    whole = tuple(request.whole_outputs)
-    if not whole:
-        tensors = files[OUTPUTS].tensors if OUTPUTS in files else ()
-        whole = tuple(dict.fromkeys(key.partition("/")[0] for key in tensors))
+
+    def kept_before(file: str) -> tuple[str, ...]:
+        tensors = files[file].tensors if file in files else ()
+        return tuple(dict.fromkeys(key.partition("/")[0] for key in tensors))
+
     return Settings(
         revision=revision,
         seed=seed if request.seed is None else request.seed,
@@ -265,7 +274,8 @@ def _choose_settings(
         phases=request.phases,
         environment={},
         oracle=oracle,
-        whole_outputs=whole,
+        whole_outputs=tuple(request.whole_outputs) or kept_before(OUTPUTS),
+        modules=tuple(request.modules) or kept_before(MODULE_INPUTS),
         storage=storage,
         prompts=prompts,
         long=tuple(sorted(set(request.long))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
@@ -164,6 +165,18 @@ class HuggingFaceReference:
         model: torch.nn.Module = self.model
         return model
 
+    def run_module(
+        self, module: str, given: Sequence[torch.Tensor], *, dtype: str
+    ) -> Sequence[torch.Tensor]:
+        """Run one module by itself on several inputs, computing in a dtype."""
+        own = self.model.get_submodule(module)
+        if dtype != self.dtype:
+            own = copy.deepcopy(own).to(getattr(torch, dtype))
+        precision = float64_throughout() if dtype == "float64" else nullcontext()
+        with torch.inference_mode(), precision:
+            answers = [first_tensor(own(self._cast(value, dtype))) for value in given]
+        return [widened(answer) for answer in answers if answer is not None]
+
     def prepare(
         self, recipe: CaseRecipe, images: Sequence[Image.Image], *, new_tokens: int = 0
     ) -> PreparedCase:
@@ -287,9 +300,10 @@ class HuggingFaceReference:
             return {}
         return {"position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0)}
 
-    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        dtype = getattr(torch, self.dtype) if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(self.settings.device, dtype)
+    def _cast(self, tensor: torch.Tensor, dtype: str = "") -> torch.Tensor:
+        is_float = tensor.is_floating_point()
+        wanted = getattr(torch, dtype or self.dtype) if is_float else tensor.dtype
+        return tensor.to(self.settings.device, wanted)
 
     @contextmanager
     def _running(self) -> Iterator[None]:

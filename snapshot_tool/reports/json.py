@@ -16,7 +16,13 @@ from typing import Any, Literal
 import msgspec
 
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.localisation import Finding, Localisation, MappingSummary, ModuleErrors
+from snapshot_tool.base.localisation import (
+    Finding,
+    Localisation,
+    MappingSummary,
+    ModuleErrors,
+    ModuleTrials,
+)
 from snapshot_tool.base.protocol import CandidateInfo
 from snapshot_tool.base.report import (
     CheckReport,
@@ -89,6 +95,8 @@ class CheckDocument(msgspec.Struct, kw_only=True):
     coverage: tuple[Coverage, ...] = ()
     first_divergence: FirstDivergence | None = None
     graft: Graft | None = None
+    probes: ModuleTrials | None = None
+    isolated: ModuleTrials | None = None
     modules: tuple[ModuleErrors, ...] | None = None
     module_mapping: MappingSummary | None = None
     localisation: Finding | None = None
@@ -145,6 +153,8 @@ def run_to_json(report: CheckReport) -> str:
         coverage=report.coverage,
         first_divergence=_first_divergence(report),
         graft=report.graft,
+        probes=report.probes,
+        isolated=report.isolated,
         modules=found.modules if found else None,
         module_mapping=found.mapping if found else None,
         localisation=msgspec.convert(found, Finding, from_attributes=True) if found else None,
@@ -169,7 +179,7 @@ def _first_divergence(report: CheckReport) -> FirstDivergence | None:
         module=(found.module or None) if found else None,
         candidate_module=bad.candidate if bad else None,
         place=report.location or None,
-        guess=found is not None and found.guess,
+        guess=report.location_is_guess,
     )
 
 
@@ -231,6 +241,8 @@ def _report(document: CheckDocument) -> CheckReport:
         rule=document.tolerance,
         near_ties_allowed=document.near_ties_allowed,
         graft=document.graft,
+        probes=document.probes,
+        isolated=document.isolated,
         shard=document.shard,
         snap=document.snap,
         date=document.date,

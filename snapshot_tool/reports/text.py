@@ -73,6 +73,10 @@ def header_facts(report: CheckReport, *, base: str) -> list[tuple[str, str]]:
         facts.append(("weights", weights))
         if weights.unset_text:
             facts.append(("weights", weights.unset_text))
+    if report.probes:
+        facts.append(("probes", report.probes))
+    if report.isolated:
+        facts.append(("isolated", report.isolated))
     facts += [("recorded on", difference) for difference in report.environment_differences]
     facts += [("not covered", one.text) for one in report.coverage if not one.reached]
     facts += [("warning", warning) for warning in report.warnings]
@@ -219,11 +223,13 @@ def problem_lines(report: CheckReport, *, verbose: bool = False) -> list[str]:
     fields = [f"FAIL loading / {field}" for field in report.wrong_fields]
     differing = report.weights.differing if report.weights else ()
     weights = [f"FAIL weights / {weight}" for weight in differing]
+    modules = [f"FAIL modules / {trial}" for trial in report.wrong_modules]
     problems = list(report.bad)
     if not verbose:
         fields, weights = _first_few(fields), _first_few(weights)
+        modules = modules if report.isolated else _first_few(modules)  # --isolate lists all
         problems = [next(r for r in problems if r.phase is p) for p in _phases_of(problems)]
-    lines = [*fields, *weights, *map(problem_text, problems)]
+    lines = [*fields, *weights, *modules, *map(problem_text, problems)]
     if left := len(report.bad) - len(problems):
         lines.append(f"     … and {left} more: --verbose or --json FILE")
     skips: dict[tuple[Phase, str], list[Result]] = {}
@@ -375,6 +381,9 @@ def summary_line(report: CheckReport) -> str:
     if report.weights and (differing := report.weights.differing):
         weights = f"weights that differ from the checkpoint: {len(differing)}"
         facts.append(f"{weights}, first {differing[0].name}")
+    if wrong := report.wrong_modules:
+        modules = f"modules that are wrong by themselves: {len(wrong)}"
+        facts.append(f"{modules}, first {wrong[0].module or 'the model'}")
     if report.near_ties:
         facts.append(f"near-ties allowed: {len(report.near_ties)}")
     if report.unmet:

@@ -41,8 +41,9 @@ def run_eagerly() -> AbstractContextManager[Any]:
     return cast("AbstractContextManager[Any]", stance("force_eager"))
 
 
-# Called with a module's name, the side, and (arguments, keywords) or the output.
-Watcher = Callable[[str, Side, object], None]
+# Called with a module's name, the side, and (arguments, keywords) or the output. What it returns
+# takes their place, unless it is None.
+Watcher = Callable[[str, Side, Any], Any]
 
 
 def named_tensors(value: object, *, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -64,7 +65,7 @@ def first_tensor(value: object) -> torch.Tensor | None:
 
 
 def replace_first_tensor(value: Any, tensor: torch.Tensor) -> Any:
-    """Return a module's output with its first tensor replaced."""
+    """Return a module's input or output with its first tensor replaced."""
     if isinstance(value, torch.Tensor):
         return tensor
     items = list(value.items() if isinstance(value, dict) else enumerate(value))
@@ -86,10 +87,10 @@ def watch_modules(modules: Iterable[tuple[str, torch.nn.Module]], watch: Watcher
     keeps.
     """
 
-    def before(name: str) -> Callable[..., None]:
+    def before(name: str) -> Callable[..., Any]:
         return lambda _module, *given: watch(name, Side.INPUT, given)  # arguments, keywords
 
-    def after(name: str) -> Callable[..., None]:
+    def after(name: str) -> Callable[..., Any]:
         return lambda _module, _arguments, output: watch(name, Side.OUTPUT, output)
 
     handles = []
@@ -110,14 +111,18 @@ def named_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
 
 @contextmanager
 def tap_modules(model: torch.nn.Module, observe: Observer) -> Iterator[None]:
-    """Call `observe` with the first tensor of each module's first input and first output."""
+    """Call `observe` with the first tensor of each module's first input and first output.
+
+    A tensor that it returns takes the place of the first one.
+    """
     seen: set[tuple[str, Side]] = set()
 
-    def watch(name: str, side: Side, value: object) -> None:
-        tensor = first_tensor(value)
+    def watch(name: str, side: Side, value: object) -> Any:
+        tensor, replaced = first_tensor(value), None
         if tensor is not None and (name, side) not in seen:
-            observe(name, side, tensor)
+            replaced = observe(name, side, tensor)
         seen.add((name, side))
+        return None if replaced is None else replace_first_tensor(value, replaced)
 
     with run_eagerly(), watch_modules(named_modules(model), watch):
         yield

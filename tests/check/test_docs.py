@@ -35,6 +35,7 @@ ELSEWHERE = {
     "torchrun --standalone --nproc-per-node=8 -m snapshot_tool check --device cuda --shard 1/4 "
     "--json shard-1.json",
     "snap check --loading own --fms-path ../foundation-model-stack",
+    "snap check --fms-path broken --isolate",
     "snap bisect --fms-path ../foundation-model-stack --good v1.0 --bad HEAD -- --case one-image",
 }
 # Sizes of differences (one processor's rounding may leave none), how many elements differ, and the

@@ -51,6 +51,7 @@ class Outcome:
         place: what was named: a module, other code, or the message at loading.
         guess: whether that is only a guess.
         weights: the weights that differ from the checkpoint's.
+        probes: the modules that are wrong by themselves.
         change: if nothing fails, the greatest change of an answer in float64, in units of
             float32's rounding.
         question: the answer with that change.
@@ -62,6 +63,7 @@ class Outcome:
     place: str = ""
     guess: bool = False
     weights: tuple[str, ...] = ()
+    probes: tuple[str, ...] = ()
     change: float = math.inf
     question: str = ""
 
@@ -74,6 +76,11 @@ class Outcome:
     def by_weights_alone(self) -> bool:
         """Whether only the comparison of weights finds it."""
         return bool(self.weights) and not self.fails
+
+    @property
+    def by_probes_alone(self) -> bool:
+        """Whether only modules that are run by themselves show it."""
+        return bool(self.probes) and not self.fails and not self.weights
 
 
 @contextmanager
@@ -119,8 +126,9 @@ def measure(mutant: Mutant, setup: Setup) -> Outcome:
 
 def _named(report: CheckReport, outcome: Outcome) -> Outcome:
     """Return an outcome with the place that a report names."""
-    found = report.localisation
-    return replace(outcome, place=report.location, guess=found is not None and found.guess)
+    guess = report.location_is_guess
+    probes = tuple(trial.module for trial in report.wrong_modules)
+    return replace(outcome, place=report.location, guess=guess, probes=probes)
 
 
 def measure_original(setup: Setup) -> Originals:

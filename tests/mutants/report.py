@@ -17,8 +17,9 @@ from tests.mutants.measure import QUESTIONS, Outcome
 from tests.mutants.mutant import DERIVED, LOADING, Mutant
 
 _WEIGHTS = "the comparison of weights alone"
+_PROBES = "modules by themselves alone"
 _PHASES = ("preprocessing", "vision", "connector", "forward", "generate")
-_FOUND_BY = (LOADING, *_PHASES, DERIVED, _WEIGHTS)
+_FOUND_BY = (LOADING, *_PHASES, DERIVED, _WEIGHTS, _PROBES)
 _INTRODUCTION = f"""\
 `make mutants` writes this page. It plants {len(MUTANTS)} faults one at a time in the tests' FMS \
 checkout, in its source or in a loaded weight (`tests/mutants/corpus`), and runs `snap check` on \
@@ -54,7 +55,8 @@ def fate(outcome: Outcome | Crash) -> Fate:
         return Fate.CRASHED
     if not outcome.fails and outcome.change <= 1:
         return Fate.EQUIVALENT
-    return Fate.FOUND if outcome.fails or outcome.weights else Fate.MISSED
+    is_found = outcome.fails or outcome.weights or outcome.probes
+    return Fate.FOUND if is_found else Fate.MISSED
 
 
 def is_named(mutant: Mutant, outcome: Outcome | Crash) -> bool:
@@ -109,6 +111,7 @@ class Detection:
         table, oracle = self.shown_by(lambda o: o.table), self.shown_by(lambda o: o.oracle)
         derived = self.shown_by(lambda o: o.derived)
         weights = [n for n in self.shown_by(lambda o: o.by_weights_alone) if n in found]
+        probes = [n for n in self.shown_by(lambda o: o.by_probes_alone) if n in found]
         finished = [a for a in self.alarms.values() if isinstance(a, Alarms)]
         by_table = sum(bool(a.table) for a in finished)
         by_oracle = sum(bool(a.oracle) for a in finished)
@@ -116,7 +119,8 @@ class Detection:
         return [
             f"{len(found)} of {real} faults found ({interval(len(found), real)}): "
             f"{len(table)} by the table of tolerances, {len(oracle)} by the oracle, "
-            f"{len(derived)} by derived questions alone, {len(weights)} by {_WEIGHTS}.",
+            f"{len(derived)} by derived questions alone, {len(weights)} by {_WEIGHTS}, "
+            f"{len(probes)} by {_PROBES}.",
             f"{len(named)} of {len(found)} found faults named correctly "
             f"({interval(len(named), len(found))}): {len(right)} of {len(facts)} names given as "
             f"fact ({interval(len(right), len(facts))}), {len(named) - len(right)} of "
@@ -182,6 +186,8 @@ def _found_by(outcome: Outcome) -> str:
         return f"{outcome.oracle}, by the oracle alone"
     if outcome.by_weights_alone:
         return _WEIGHTS
+    if outcome.by_probes_alone:
+        return _PROBES
     return f"{DERIVED}: {outcome.derived[0]}"
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from snapshot_tool.goldens.golden import open_golden
 from snapshot_tool.reference.float64 import float64_throughout
 from tests.conftest import CHECKPOINT, Snap, error_lines, set_folder
 from tests.record.checkpoints import manifest_of, record_here
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.record
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Record a small set with a float64 reference and one case's whole outputs."""
     goldens = tmp_path_factory.mktemp("oracle") / "goldens"
-    options: dict[str, Any] = {"variants": 0, "max_new_tokens": 3, "whole_outputs": ("one-*",)}
+    options: dict[str, Any] = {"variants": 0, "max_new_tokens": 3, "modules": ("one-*",)}
     record_here(CHECKPOINT, goldens, oracle=True, **options)
     return goldens
 
@@ -81,8 +82,36 @@ def test_the_noise_of_a_dtype_follows_its_unit(
     assert 0 < float(steps.max()) < step_limit
 
 
-def test_whole_outputs_are_kept_of_the_cases_named(recorded: Path) -> None:
+def test_a_module_by_itself_rounds_less_than_all_before_it(recorded: Path) -> None:
+    """Its noise is measured on the recorded input, in every dtype, and is not that of the run."""
+    oracle = load(recorded, "oracle")
+    for dtype in ("float32", "bfloat16"):
+        run, alone = (oracle[f"one-image/{kind}.noise.{dtype}"] for kind in ("taps", "modules"))
+        outputs = alone[:, 1] > 0
+        assert outputs.sum() > 80
+        assert alone[outputs, 1].median() < run[outputs, 1].median()
+        assert alone[outputs, 1].max() <= run[outputs, 1].max()
+
+
+def test_single_modules_are_run_on_inputs_of_many_sizes(recorded: Path) -> None:
+    """Every norm, layer, activation and table, with what rounding does to each in every dtype."""
+    golden = open_golden(set_folder(recorded))
+    probes = golden.probes()
+    kinds = {probe.module.rpartition(".")[2] for probe in probes}
+    assert {"layer_norm1", "q_proj", "act_fn", "norm", "embed_tokens", "patch_embedding"} <= kinds
+    assert len({probe.module for probe in probes}) > 60
+    assert (min(p.size for p in probes if p.size), max(p.size for p in probes)) == (1e-4, 1e3)
+    for probe in probes:
+        assert probe.noise["float32"] < 1e-5
+        assert probe.noise["float32"] <= probe.noise["bfloat16"]
+    assert (set_folder(recorded) / "probes.safetensors").stat().st_size < 500_000
+
+
+def test_whole_inputs_and_outputs_are_kept_of_the_cases_named(recorded: Path) -> None:
     """Every module's, and of no other case; what the phases keep is the same tensor."""
+    inputs = load(recorded, "module_inputs")
+    assert {key.partition("/")[0] for key in inputs} == {"one-image"}
+    assert len(inputs) > 90
     outputs = load(recorded, "outputs")
     assert {key.partition("/")[0] for key in outputs} == {"one-image"}
     vision = load(recorded, "vision")["one-image/last_hidden_state"]
@@ -104,7 +133,7 @@ def test_an_update_keeps_oracle_and_whole_outputs_unless_told_otherwise(
     assert "moved: oracle: dropped" in dropped.out
     files = manifest_of(goldens)["files"]
     assert "oracle.safetensors" not in files
-    assert "outputs.safetensors" in files
+    assert {"outputs.safetensors", "module_inputs.safetensors", "probes.safetensors"} <= set(files)
 
 
 def test_float64_throughout_lifts_casts_to_float32() -> None:

@@ -29,6 +29,8 @@ _UNTAKEN = "has 1 weights that nothing takes: lm_head.weight"
         (Outcome(change=0.7, question="forward/a"), Fate.EQUIVALENT),
         (Outcome(change=1.2, weights=("w",)), Fate.FOUND),
         (Outcome(change=3e-9, weights=("w",)), Fate.EQUIVALENT),
+        (Outcome(change=1.2, probes=("m",)), Fate.FOUND),
+        (Outcome(change=0.7, probes=("m",)), Fate.EQUIVALENT),
         (Crash("it died"), Fate.CRASHED),
     ],
 )

@@ -108,7 +108,8 @@ class FmsCandidate(Candidate):
 
     def supports(self, method: str) -> bool:
         """Return whether there is such a method; without pairs, modules have no known names."""
-        return method != "observe_forward" or bool(self.family.fms.module_pairs)
+        named = method in ("observe_forward", "run_module")
+        return not named or bool(self.family.fms.module_pairs)
 
     def info(self) -> CandidateInfo:
         """Return which FMS this is."""
@@ -157,6 +158,10 @@ class FmsCandidate(Candidate):
         """Return the outputs of Hugging Face's modules in an output, as Hugging Face has them."""
         return self._paired.outputs(module, output)
 
+    def run_module(self, module: str, given: torch.Tensor) -> tuple[str, torch.Tensor] | None:
+        """Run FMS's counterpart of one of Hugging Face's modules by itself."""
+        return self._paired.run(module, self.moved(given))
+
     def graft(self, module: str, output: torch.Tensor) -> AbstractContextManager[str]:
         """Return a context in which a module, by Hugging Face's name, returns `output`."""
         return self._paired.grafted(module, output)
@@ -169,7 +174,7 @@ class FmsCandidate(Candidate):
             return keep_nothing
         return OutputCache(encoder, tiles_apart=port.tiles_apart).for_case
 
-    @property
+    @functools.cached_property
     def _paired(self) -> PairedModules:
         pairs = self.family.fms.module_pairs
         is_rotary = any(pair.rotary for pair in pairs)

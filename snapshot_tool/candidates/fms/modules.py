@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,7 +31,10 @@ def split_modules(model: torch.nn.Module) -> list[str]:
     return [name for name, module in modules.items() if isinstance(module, TPModule)]
 
 
-@dataclass(frozen=True, slots=True)
+_PLAIN = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+@dataclass(frozen=True)
 class PairedModules:
     """FMS's modules and the Hugging Face modules that they correspond to.
 
@@ -62,29 +67,63 @@ class PairedModules:
             return tensor
         return undo_rotary_order(tensor, self.head_dim)
 
-    @contextmanager
-    def observed(self, observe: Observer) -> Iterator[Mapping[str, str]]:
-        """Observe every module that has a pair; yield FMS's names by Hugging Face's.
+    def _found(self) -> dict[str, tuple[torch.nn.Module, list[tuple[str, ModulePair]]]]:
+        """Return FMS's modules that have a pair, by their names.
 
-        A shard, inside of a tensor-parallel module, is not observed: the module itself joins them.
+        A shard, inside of a tensor-parallel module, has none: the module itself joins them.
         """
         inside = tuple(f"{name}." for name in split_modules(self.model))
-        found = {
+        return {
             name: (module, pairs)
             for name, module in plain_modules(self.model).items()
             if not name.startswith(inside) and (pairs := pairs_of(name, self.pairs))
         }
 
-        def watch(name: str, side: Side, value: object) -> None:
-            outputs = self.outputs(name, value) if side is Side.OUTPUT else {}
-            for hf_name, _ in found[name][1]:
-                tensor = first_tensor(value) if side is Side.INPUT else outputs.get(hf_name)
-                if tensor is not None:
-                    observe(hf_name, side, tensor)
+    @contextmanager
+    def observed(self, observe: Observer) -> Iterator[Mapping[str, str]]:
+        """Observe every module that has a pair; yield FMS's names by Hugging Face's.
+
+        A tensor that `observe` returns takes the place of the one that it was given.
+        """
+        found = self._found()
+
+        def watch(name: str, side: Side, value: Any) -> Any:
+            pairs, is_input = found[name][1], side is Side.INPUT
+            # Of several modules of Hugging Face, the inner one is entered last and finishes first.
+            for hf_name, pair in pairs if is_input else reversed(pairs):
+                tensor = first_tensor(value) if is_input else self._part_of(value, pair)
+                replaced = None if tensor is None else observe(hf_name, side, tensor)
+                if replaced is not None and is_input:
+                    value = replace_first_tensor(value, replaced)
+                elif replaced is not None:
+                    value = self._with_part(value, pair, replaced)
+            return value
 
         modules = [(name, module) for name, (module, _) in found.items()]
         with run_eagerly(), watch_modules(modules, watch):
             yield {hf_name: name for name, (_, pairs) in found.items() for hf_name, _ in pairs}
+
+    @cached_property
+    def _by_hf_name(self) -> dict[str, tuple[str, torch.nn.Module, ModulePair]]:
+        return {
+            hf_name: (name, module, pair)
+            for name, (module, pairs) in self._found().items()
+            for hf_name, pair in pairs
+        }
+
+    def run(self, module: str, given: torch.Tensor) -> tuple[str, torch.Tensor] | None:
+        """Run FMS's pair of a Hugging Face module by itself; return its name and output, or None.
+
+        A projection that fuses query, key and value takes three inputs, of which two may be None.
+        """
+        if module not in self._by_hf_name:
+            return None
+        name, own, pair = self._by_hf_name[module]
+        parameters = inspect.signature(own.forward).parameters.values()
+        needed = [p for p in parameters if p.default is p.empty and p.kind is _PLAIN]
+        with run_eagerly():
+            answer = self._part_of(own(given, *[None] * (len(needed) - 1)), pair)
+        return None if answer is None else (name, answer)
 
     @contextmanager
     def grafted(self, module: str, output: torch.Tensor) -> Iterator[str]:

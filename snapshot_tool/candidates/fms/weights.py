@@ -207,9 +207,25 @@ class CheckpointWeights:
             # Opened again: what was read of mapped files stays in memory until they are closed.
             with _open_weights(self._checkpoint) as files:
                 layer = {key: files[key].get_tensor(key) for key in keys}
-                for name, expected in self._adapt(model, layer).items():
+                for name, adapted in self._adapt(model, layer).items():
+                    expected = self._only_renamed(name, layer, adapted)
                     modules = partial(self._reference_modules, name)
                     yield WeightPair(name, expected, _own_weight(own, name), modules)
+
+    def _only_renamed(
+        self, name: str, layer: Mapping[str, torch.Tensor], adapted: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the checkpoint's own weight if FMS has it alike under another name, or `adapted`.
+
+        A fault of the adapter would be in both weights that are compared.
+        """
+        module, _, kind = name.rpartition(".")
+        for hf_name, pair in pairs_of(module, self._port.module_pairs):
+            weight = layer.get(f"{hf_name}.{kind}")
+            is_alike = pair.part is None and not pair.rotary
+            if is_alike and weight is not None and weight.shape == adapted.shape:
+                return weight
+        return adapted
 
     def _reference_modules(self, weight: str) -> tuple[str, ...]:
         module = weight.rpartition(".")[0]
