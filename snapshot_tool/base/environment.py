@@ -89,7 +89,7 @@ def require_device(device: str) -> None:
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         raise DeviceUnavailable(
-            f"--device {device}: torch {torch.__version__} ({built}) sees no GPU here",
+            f"--device {device}: torch {torch.__version__} ({built}) finds no GPU",
             "use --device cpu, or a machine with a GPU and a CUDA build of torch",
         )
 

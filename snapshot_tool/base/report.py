@@ -98,7 +98,7 @@ class Graft:
         """Set `proved` and `conclusion`."""
         proved = not _passes(self.before) and _passes(self.results)
         if _passes(self.before):
-            conclusion = f"case {self.case} passes without it: it proves nothing"
+            conclusion = f"case {self.case} passes without the graft, so the graft proves nothing"
         elif proved:
             conclusion = f"all phases of case {self.case} pass with it, so it is the only fault"
         elif not self.results:

@@ -329,7 +329,7 @@ def test_cases_and_phases_are_repeated_or_separated_by_commas(snap: Snap) -> Non
         ),
         (["--candidate", "tests.candidates:Nothing"], 3, "has no attribute 'Nothing'"),
         (["--candidate", "tests.candidates:refuses"], 3, "ValueError: cannot build on cpu"),
-        (["--device", "cuda"], 3, "sees no GPU here"),
+        (["--device", "cuda"], 3, "finds no GPU"),
         (["--revision", "abc"], 3, "no golden for any checkpoint at abc (cpu)"),
         (["--goldens", "nowhere"], 3, "no golden set at all"),
         (["--fms-path", "docs"], 3, "--fms-path docs is no FMS: it has no fms/__init__.py"),

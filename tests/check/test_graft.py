@@ -93,7 +93,7 @@ def test_a_graft_elsewhere_proves_nothing_and_names_the_fault(
         f"forward of case {CASE} still fails with it; first wrong is now {HF_TEXT}.2.mlp.down_proj"
     )
     right = graft(candidate, golden, f"{HF_TEXT}.0.mlp")
-    assert right.conclusion == f"case {CASE} passes without it: it proves nothing"
+    assert "proves nothing" in right.conclusion
 
 
 def test_the_report_says_what_a_graft_proved(snap: Snap, tmp_path: Path) -> None:

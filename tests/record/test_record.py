@@ -249,7 +249,7 @@ def test_a_second_recorder_is_refused_while_the_first_one_lives(
         (["--checkpoint", str(CHECKPOINT), "--revision", "0123456789"], 3, "not 0123456789"),
         (["--checkpoint", "owner/name"], 2, "--revision is needed for owner/name"),
         (["--checkpoint", str(CHECKPOINT), "--storage", "compact", "--oracle"], 2, "no oracle"),
-        (["--device", "cuda"], 3, "sees no GPU here"),
+        (["--device", "cuda"], 3, "finds no GPU"),
         (["--variants", "-1"], 2, "'--variants'"),
     ],
 )
