@@ -73,7 +73,7 @@ def run_snap_here(*arguments: object, cwd: Path = ROOT) -> Run:
     with (
         contextlib.chdir(cwd),
         mock.patch.dict(os.environ, variables),
-        imported_fms(_fms_of(given)),
+        imported_fms(fms_of(given)),
         _imports_forgotten(cwd),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -95,7 +95,7 @@ def snap() -> Snap:
     return run
 
 
-def _fms_of(arguments: list[str]) -> Path | None:
+def fms_of(arguments: list[str]) -> Path | None:
     """Return the folder of the FMS that a command imports; None if there is none."""
     if "--fms-path" in arguments:
         return Path(arguments[arguments.index("--fms-path") + 1]).resolve()
@@ -124,7 +124,7 @@ def imported_fms(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         inside = _pop_fms()
-        if folder in (CHECKOUT.resolve(), _fms_of([])):
+        if folder in (CHECKOUT.resolve(), fms_of([])):
             _FMS[folder] = inside
         sys.modules.update(outside)
 

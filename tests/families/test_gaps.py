@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,16 @@ from snapshot_tool.families.family import ModulePair
 from snapshot_tool.families.llama import LLAMA
 from snapshot_tool.goldens.coverage import coverage, generated_tokens
 from snapshot_tool.goldens.golden import Golden, open_golden
-from tests.conftest import CHECKOUT, Snap
+from tests.conftest import CHECKOUT, Snap, fms_of, imported_fms
 
 FOLDER = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed_fms() -> Iterator[None]:
+    """Other tests of this process may have imported the checkout."""
+    with imported_fms(fms_of([])):
+        yield
 
 
 def golden_of(name: str) -> Golden:
