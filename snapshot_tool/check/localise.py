@@ -86,7 +86,8 @@ def probe_modules(candidate: Candidate, golden: Golden, *, dtype: str) -> Module
     probes = golden.probes() if candidate.supports("run_module") else []
     if not probes:
         return None
-    return run_probes(candidate, probes, dtype=dtype, seed=golden.manifest.taps.seed)
+    dtypes = (dtype, golden.manifest.dtype)
+    return run_probes(candidate, probes, dtypes=dtypes, seed=golden.manifest.taps.seed)
 
 
 def isolate_modules(candidate: Candidate, golden: Golden, *, dtype: str) -> ModuleTrials:

@@ -21,20 +21,23 @@ ModuleSide = tuple[str, Side]
 
 
 def run_probes(
-    candidate: Candidate, probes: Sequence[Probe], *, dtype: str, seed: int
+    candidate: Candidate, probes: Sequence[Probe], *, dtypes: Sequence[str], seed: int
 ) -> ModuleTrials:
     """Run the candidate's counterpart of each probed module.
 
     One that the candidate does not have, or that does not take the input, is not tried.
+
+    dtypes: of the candidate and of the reference; the coarser one gives the limit.
     """
     trials, not_tried = [], dict[str, None]()
-    eps = torch.finfo(getattr(torch, dtype)).eps
+    eps = max(torch.finfo(getattr(torch, dtype)).eps for dtype in dtypes)
     for probe in probes:
         found = None
         if probe.module not in not_tried:
             given = probe_input(probe.shape, probe.size, seed=seed)
             try:
-                found = candidate.run_module(probe.module, given)
+                with torch.inference_mode():
+                    found = candidate.run_module(probe.module, given)
             except (TypeError, RuntimeError, IndexError):  # it takes other inputs
                 found = None
         if found is None or found[1].shape != probe.answer.shape:
@@ -42,7 +45,7 @@ def run_probes(
             continue
         name, answer = found
         error = relative_error(probe.answer, sketch(answer, seed=seed))
-        limit = noise_limit(probe.noise[dtype], eps=eps)
+        limit = noise_limit(max(probe.noise[dtype] for dtype in dtypes), eps=eps)
         trials.append(ModuleTrial(probe.module, name, str(probe), error, limit))
     return _summary(trials, not_tried)
 

@@ -52,6 +52,7 @@ VARYING = (
     "modules",
     "unset",
     "position",
+    "index",
 )
 NUMBER = re.compile(r"(?<![\w.-])-?\d+(\.\d+)?(e[+-]\d+)?(?![\w.])")
 

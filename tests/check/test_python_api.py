@@ -79,10 +79,9 @@ def test_one_declaration_makes_click_pytest_and_python_options() -> None:
     for option in OPTIONS:
         assert plugin_flag(option) in (option.flag, f"--snap-{option.flag[2:]}")
     left_out = {name for name, option in options_of(CheckRequest).items() if option not in OPTIONS}
-    assert left_out == {"localise", "explore", "seed", "replay", "graft", "require"} | {
-        "last_failed",
-        "fail_fast",
-    }  # pytest has its own
+    one_report = {"localise", "isolate", "explore", "seed", "replay", "graft", "require"}
+    pytest_has = {"last_failed", "fail_fast"}
+    assert left_out == one_report | pytest_has
 
 
 @pytest.mark.parametrize(

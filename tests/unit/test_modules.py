@@ -155,9 +155,9 @@ def test_a_probe_names_a_module_that_no_input_shows(reference: Model, module: st
             spoiled.bias.add_(9e-6)
         else:
             port.table.weight[9] *= 1.001
-    found = run_probes(Port(port), probes(reference), dtype="float32", seed=1)
+    found = run_probes(Port(port), probes(reference), dtypes=("float32",), seed=1)
     assert [trial.module for trial in found.wrong] == [module]
-    assert run_probes(Port(reference), probes(reference), dtype="float32", seed=1).wrong == ()
+    assert run_probes(Port(reference), probes(reference), dtypes=("float32",), seed=1).wrong == ()
 
 
 def test_a_wrong_tail_of_an_activation_is_found(reference: Model) -> None:
@@ -166,7 +166,7 @@ def test_a_wrong_tail_of_an_activation_is_found(reference: Model) -> None:
     block = port.blocks[0]
     assert isinstance(block, Block)
     block.act.register_forward_hook(lambda _module, _given, answer: answer.clamp(max=20))
-    found = run_probes(Port(port), probes(reference), dtype="float32", seed=1)
+    found = run_probes(Port(port), probes(reference), dtypes=("float32",), seed=1)
     assert [trial.module for trial in found.wrong] == ["blocks.0.act"]
 
 
@@ -177,7 +177,7 @@ def test_a_module_that_the_candidate_lacks_is_not_tried(reference: Model) -> Non
     assert isinstance(block, Block)
     block.up = torch.nn.Linear(_WIDTH, _WIDTH)
     block.norm = torch.nn.LayerNorm(3)
-    found = run_probes(Port(port), probes(reference), dtype="float32", seed=1)
+    found = run_probes(Port(port), probes(reference), dtypes=("float32",), seed=1)
     assert (found.not_tried, found.wrong) == (("blocks.0.norm", "blocks.0.up"), ())
 
 
