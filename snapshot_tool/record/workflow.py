@@ -163,9 +163,8 @@ def record(request: RecordRequest, progress: Progress, review: Review) -> Record
             ).write()
             staging.discard()
         except KeyboardInterrupt:
-            progress.note(
-                f"{staging.count_cases()} cases are kept: go on with the same command and --resume"
-            )
+            if count := staging.count_cases():
+                progress.note(f"cases kept: {count}; continue with the same command and --resume")
             raise
         finally:
             shutil.rmtree(offload, ignore_errors=True)

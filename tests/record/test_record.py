@@ -75,7 +75,7 @@ def test_recording_twice_gives_the_same_bytes(snap: Snap, tmp_path: Path) -> Non
         run = record(snap, tmp_path / name, *SMALL, "--seed", 5, SOURCE_DATE_EPOCH=today)
         assert run.code == 0, run.err
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert len(contents(tmp_path / "one")) == 8
+    assert len(contents(tmp_path / "one")) == 9
 
 
 def test_another_seed_draws_other_variants(small: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_an_interrupted_recording_says_how_many_cases_are_kept(tmp_path: Path) -
     notes = InterruptsAtTheThirdCase()
     with pytest.raises(KeyboardInterrupt):
         record_here(LLAMA, tmp_path / "goldens", notes=notes)
-    assert notes.lines == ["3 cases are kept: go on with the same command and --resume"]
+    assert notes.lines == ["cases kept: 3; continue with the same command and --resume"]
     assert record_here(LLAMA, tmp_path / "goldens", resume=True).cases
 
 
@@ -247,7 +247,7 @@ def test_a_second_recorder_is_refused_while_the_first_one_lives(
         (["--checkpoint", "/nowhere"], 3, "checkpoint /nowhere"),
         (["--checkpoint", "docs"], 3, "checkpoint docs has no config.json"),
         (["--checkpoint", str(CHECKPOINT), "--revision", "0123456789"], 3, "not 0123456789"),
-        (["--checkpoint", "owner/name"], 2, "--revision is needed for owner/name"),
+        (["--checkpoint", "owner/name"], 3, "cannot be resolved to a commit"),
         (["--checkpoint", str(CHECKPOINT), "--storage", "compact", "--oracle"], 2, "no oracle"),
         (["--device", "cuda"], 3, "finds no GPU"),
         (["--variants", "-1"], 2, "'--variants'"),
@@ -319,7 +319,8 @@ def test_a_connector_can_be_recorded_without_the_vision_that_feeds_it(
     run = record(snap, goldens, *SMALL, "--phase", "connector")
     assert run.code == 0, run.err
     names = {path.name for path in set_folder(goldens).iterdir()}
-    assert names == {"connector.safetensors", "taps.safetensors", "manifest.json"}
+    parts = ("connector", "taps", "probes")
+    assert names == {"manifest.json", *(f"{part}.safetensors" for part in parts)}
     assert snap("verify", "--goldens", goldens).code == 0
 
 

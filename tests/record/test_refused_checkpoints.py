@@ -63,7 +63,7 @@ def with_large_ids(folder: Path) -> None:
         (written("model.safetensors", lambda _: b""), "model.safetensors is empty"),
         (
             written("model.safetensors", lambda _: b"version https://git-lfs.github.com/spec/v1\n"),
-            "model.safetensors is a pointer of Git LFS",
+            "model.safetensors is a Git LFS pointer",
         ),
         (lambda folder: (folder / "tokenizer.json").unlink(), "the processor of"),
         (edited("tokenizer_config.json", tokenizer_class="NoSuch"), "the processor of"),

@@ -82,7 +82,7 @@ def test_an_oracle_that_overflows_is_reported_and_no_limit_is_made_of_it(
                 "rope_parameters": {"rope_theta": 2e4, "rope_type": "default"},
                 "dtype": "float32",
             },
-            "is of transformers 5.2.0, installed is 4.51.3, which does not know dtype, rope_para",
+            "is of transformers 5.2.0, installed is 4.51.3, which does not have dtype, rope_para",
         ),
         ({"transformers_version": "5.0.0.dev0"}, "is of transformers 5.0.0.dev0"),
         ({"rope_parameters": {"rope_theta": 2e4}}, "has rope_parameters: newer releases compute"),

@@ -116,7 +116,11 @@ def try_points(
         problems = []
         if status not in _ENDINGS.get(kind, _REFUSED):
             problems.append(f"it ended with {status}: {error}")
-        if "Traceback" in error or "fault of snap" in error or len(error.splitlines()) > 2:
+        if (
+            "Traceback" in error
+            or "fault of snap" in error
+            or len(list(filter(None, error.splitlines()))) > 2
+        ):
             problems.append(f"it said: {error}")
         state, found = _look(root, whole)
         survival.found[state] += 1
