@@ -116,6 +116,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
     results = name_harmful(results, (weights.harmful if weights else ()) or ())
     graft = session.graft(results) if request.graft else None
     isolated = session.isolate() if request.isolate else None
+    probes = session.probe()
     environment = session.environment()
     manifest, reached = golden.manifest, _coverage(golden, request)
     report = CheckReport(
@@ -140,7 +141,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         rule=session.judge.rule,
         near_ties_allowed=session.allows_near_ties,
         graft=graft,
-        probes=session.probe(),
+        probes=probes,
         isolated=isolated,
         results=results,
         coverage=reached,
@@ -387,6 +388,11 @@ class Session:
             failed=first is not None and first.phase is not Phase.GENERATE,
         )
 
+    @property
+    def _judges_model(self) -> bool:
+        """Whether weights and single modules are judged: a replay runs only its questions."""
+        return self.request.needs_weights and not self.request.replay
+
     def compare_weights(
         self, results: tuple[Result, ...] = (), localisation: Localisation | None = None
     ) -> WeightReport | None:
@@ -394,9 +400,7 @@ class Session:
 
         results, localisation: used to find the unset weights that caused NaN.
         """
-        # A replay runs only its questions.
-        skipped = self.request.replay or not self.request.needs_weights
-        if skipped or not self.candidate.supports("weights"):
+        if not self._judges_model or not self.candidate.supports("weights"):
             return None
         unset = tuple(self.candidate.unset_weights())
         harmful = find_harmful(unset, results, localisation)
@@ -404,7 +408,7 @@ class Session:
 
     def probe(self) -> ModuleTrials | None:
         """Run the candidate's modules one by one on the inputs of the reference's."""
-        if not self.request.needs_weights:
+        if not self._judges_model:
             return None
         return probe_modules(self.candidate, self.golden, dtype=self.judge.dtype)
 
