@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.cli.configuration import configured_options
-from snapshot_tool.cli.options import Outputs, report_options, request_options, write_text
+from snapshot_tool.cli.options import Outputs, report_options, request_options, write_files
 
 if TYPE_CHECKING:
     from snapshot_tool.base.report import CheckReport
@@ -134,12 +135,11 @@ def _print(run: CheckRun, outputs: Outputs) -> None:
 
 def _write(run: CheckRun, outputs: Outputs) -> None:
     """Write the files of a finished check."""
-    if outputs.json_path is not None:
-        write_text(outputs.json_path, run.to_json())
-    if outputs.html_path is not None:
-        write_text(outputs.html_path, run.to_html())
-    if outputs.markdown_path is not None:
-        write_text(outputs.markdown_path, run.to_markdown())
+    write_files(
+        (outputs.json_path, run.to_json),
+        (outputs.html_path, run.to_html),
+        (outputs.markdown_path, run.to_markdown),
+    )
 
 
 _prompts_option = click.option(
@@ -178,8 +178,7 @@ def report_command(*, runs: tuple[Path, ...], goldens: Path | None, **options: A
 
     past = [PastRun(str(path), run.report) for path, run in zip(runs, found, strict=True)]
     draw_table(history_table(past))
-    if outputs.html_path is not None:
-        write_text(outputs.html_path, history_to_html(past))
+    write_files((outputs.html_path, partial(history_to_html, past)))
     return found[-1].exit_code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from snapshot_tool.cli.options import (
     html_option,
     json_option,
     markdown_option,
-    write_text,
+    write_files,
 )
 
 if TYPE_CHECKING:
@@ -217,12 +218,11 @@ def diff_command(
     if "-" not in map(str, (json_path, html_path, markdown_path)):
         for line in (*diff_lines(diff), *localisation_lines(locate_difference(*folders))):
             click.echo(line)
-    if json_path is not None:
-        write_text(json_path, diff_to_json(diff))
-    if html_path is not None:
-        write_text(html_path, diff_to_html(diff))
-    if markdown_path is not None:
-        write_text(markdown_path, diff_to_markdown(diff))
+    write_files(
+        (json_path, partial(diff_to_json, diff)),
+        (html_path, partial(diff_to_html, diff)),
+        (markdown_path, partial(diff_to_markdown, diff)),
+    )
     return 0 if diff.within else 1
 
 

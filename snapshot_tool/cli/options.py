@@ -207,6 +207,13 @@ def report_options(command: _Command) -> _Command:
     return command
 
 
+def write_files(*files: tuple[Path | None, Callable[[], str]]) -> None:
+    """Write each report that has a path; only these are made."""
+    for path, text in files:
+        if path is not None:
+            write_text(path, text())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a report to a file, or to standard output for "-"."""
     if str(path) == "-":
