@@ -111,15 +111,10 @@ class Llama(nn.Module):
         return self.lm_head(self.model(ids, mask))  # type: ignore[no-any-return]
 
 
-class Right(Candidate):
-    """The correct port."""
+class Port(Candidate):
+    """A causal model, which takes ids and mask, as a candidate."""
 
-    activation: type[nn.Module] = nn.SiLU
-
-    def __init__(self, request: CandidateRequest) -> None:
-        self.model = Llama(request.config, self.activation).to(request.device)
-        self.model.load_state_dict(load_file(request.checkpoint / "model.safetensors"))
-        self.model.eval()
+    model: nn.Module
 
     def forward(self, inputs: CaseInputs) -> Tensor:
         return self.model(inputs.input_ids, inputs.attention_mask)  # type: ignore[no-any-return]
@@ -138,6 +133,17 @@ class Right(Candidate):
 
     def modules(self) -> nn.Module:
         return self.model
+
+
+class Right(Port):
+    """The correct port."""
+
+    activation: type[nn.Module] = nn.SiLU
+
+    def __init__(self, request: CandidateRequest) -> None:
+        self.model = Llama(request.config, self.activation).to(request.device)
+        self.model.load_state_dict(load_file(request.checkpoint / "model.safetensors"))
+        self.model.eval()
 
 
 class Wrong(Right):

@@ -1,23 +1,14 @@
 """Phi-3 in plain PyTorch, as a candidate that shows its modules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from snapshot_tool.base.protocol import CandidateRequest, CaseInputs
-
-
-def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Turn both halves of each head by its positions."""
-    one, other = x.chunk(2, dim=-1)
-    steps = torch.arange(one.shape[-1], device=x.device) / one.shape[-1]
-    angles = positions[:, None, :, None] * theta**-steps
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1)
+from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.demo.port import Port, rotate
 
 
 class Attention(nn.Module):
@@ -102,7 +93,7 @@ class Phi3(nn.Module):
         return self.lm_head(self.model(ids, mask))  # type: ignore[no-any-return]
 
 
-class Candidate:
+class Candidate(Port):
     """It generates without a cache."""
 
     kind: type[nn.Module] = Phi3
@@ -114,19 +105,3 @@ class Candidate:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         self.model.load_state_dict(weights)
         self.model.eval()
-
-    def forward(self, inputs: CaseInputs) -> Tensor:
-        return self.model(inputs.input_ids, inputs.attention_mask)  # type: ignore[no-any-return]
-
-    def generate(
-        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
-    ) -> Tensor:
-        ids, mask, new = inputs.input_ids, inputs.attention_mask, 0
-        while new < max_new_tokens and not (new and int(ids[0, -1]) in eos_token_ids):
-            best = self.model(ids, mask)[:, -1:].argmax(-1)
-            ids, mask = torch.cat([ids, best], 1), F.pad(mask, (0, 1), value=1)
-            new += 1
-        return ids[0, ids.shape[1] - new :]
-
-    def modules(self) -> nn.Module:
-        return self.model
