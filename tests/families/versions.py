@@ -184,9 +184,7 @@ def section(releases: Sequence[Release], rows: Mapping[str, Sequence[Outcome]]) 
         "releases of ibm-fms from PyPI and on FMS's main branch. A failure has the first phase "
         "that differs, the number of cases, and the module that `snap` names.",
         "",
-        f"| checkpoint | {' | '.join(release.name for release in releases)} |",
-        f"| --- |{' --- |' * len(releases)}",
-        *(f"| {name} | {' | '.join(o.cell for o in row)} |" for name, row in rows.items()),
+        *outcome_table([release.name for release in releases], rows),
         "",
         f"`{LACKS}`: the release does not have the family.{REPAIRED}: loaded by a repair of the "
         "tests. The reasons of the other failures are above.",
@@ -216,13 +214,28 @@ def unexpected(row: str, outcomes: Sequence[Outcome]) -> bool:
     return row not in FINDINGS and not all(outcome.passed or outcome.notes for outcome in outcomes)
 
 
-def main() -> int:
-    """Check everything, write the part of the page; 1 if a failure is not known."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def argument_parser(description: str, *, docs: str) -> argparse.ArgumentParser:
+    """Return the parser of a command that checks releases or commits and writes a page."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--fms-repo", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("build/families"))
     parser.add_argument("--versions", type=Path, default=Path("build/versions"))
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "families.md")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / docs)
+    return parser
+
+
+def outcome_table(columns: Sequence[str], rows: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """Return a table of checkpoints by release."""
+    return [
+        f"| checkpoint | {' | '.join(columns)} |",
+        f"| --- |{' --- |' * len(columns)}",
+        *(f"| {name} | {' | '.join(o.cell for o in row)} |" for name, row in rows.items()),
+    ]
+
+
+def main() -> int:
+    """Check everything, write the part of the page; 1 if a failure is not known."""
+    parser = argument_parser(__doc__ or "", docs="families.md")
     arguments = parser.parse_args()
     out, versions = arguments.out.resolve(), arguments.versions.resolve()
     commit = git(arguments.fms_repo, "rev-parse", "main^{commit}").decode().strip()

@@ -7,7 +7,6 @@ Golden sets come from tests/families/record.py, commits from fixes.csv, releases
 
 from __future__ import annotations
 
-import argparse
 import csv
 import re
 import sys
@@ -23,16 +22,18 @@ import msgspec
 from tests.check.test_torchrun import launch, said
 from tests.families import versions
 from tests.families.findings import REPAIRS
-from tests.families.table import ROOT, recorded
+from tests.families.table import recorded
 from tests.families.versions import (
     LACKS,
     REPAIRED,
+    argument_parser,
     check_folder,
     check_releases,
     failure_cell,
     find_release,
     git,
     lay_out,
+    outcome_table,
     run_apart,
 )
 from tests.mutants.report import interval
@@ -231,9 +232,7 @@ def page(rows: Sequence[Row], releases: Mapping[str, Sequence[versions.Outcome]]
         "The same checkpoints with releases, from the clone's tags. Newer ones are in "
         "[families.md](families.md#fmss-releases).",
         "",
-        f"| checkpoint | {' | '.join(RELEASES)} |",
-        f"| --- |{' --- |' * len(RELEASES)}",
-        *(f"| {name} | {' | '.join(o.cell for o in row)} |" for name, row in releases.items()),
+        *outcome_table(RELEASES, releases),
         "",
         f"`{LACKS}`: the release does not have the family.{REPAIRED}: loaded by a repair of the "
         "tests, since FMS's adapter does not know the names. Why others are not loaded:\n",
@@ -254,11 +253,7 @@ def _share(some: int, of: int) -> str:
 
 def main() -> int:
     """Check everything and write the page; 1 if a miss or a failing fix has no reason."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--fms-repo", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("build/families"))
-    parser.add_argument("--versions", type=Path, default=Path("build/versions"))
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "history.md")
+    parser = argument_parser(__doc__ or "", docs="history.md")
     arguments = parser.parse_args()
     out, folder = arguments.out.resolve(), arguments.versions.resolve()
     fixes = read_fixes()
