@@ -120,9 +120,15 @@ def imported_fms(folder: Path | None) -> Iterator[None]:
         yield
         return
     sys.modules.update(_FMS.get(folder, {}))
+    path = list(sys.path)
+    # A test that loaded another FMS by a function of snap leaves its folder in front.
+    wanted = (folder, fms_of([]))
+    others = [entry for entry in path if Path(entry, "fms").is_dir() and Path(entry) not in wanted]
+    sys.path[:] = [entry for entry in path if entry not in others]
     try:
         yield
     finally:
+        sys.path[:] = path
         inside = _pop_fms()
         if folder in (CHECKOUT.resolve(), fms_of([])):
             _FMS[folder] = inside
