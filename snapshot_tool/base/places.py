@@ -72,7 +72,8 @@ def describe_error(error: BaseException) -> str:
     if not isinstance(error, EndedProcess):  # its text says how
         text = f"{type(error).__name__}: {text}"
     place = place_of_error(error)
-    return f"{text}, at {place}" if place else text
+    # What ranks of torchrun raised has its place in the text.
+    return f"{text}, at {place}" if place and str(place) not in text else text
 
 
 def traceback_of(error: BaseException) -> str:

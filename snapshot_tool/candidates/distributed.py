@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.base.environment import make_deterministic
-from snapshot_tool.base.errors import CandidateUnavailable, PhaseUnsupported, first_line
+from snapshot_tool.base.errors import CandidateUnavailable, PhaseUnsupported
+from snapshot_tool.base.places import describe_error
 from snapshot_tool.base.protocol import (
     Candidate,
     CandidateInfo,
@@ -96,7 +97,7 @@ class Ranks:
             ending = f"the answer {_outline(output)}"
         except BaseException as error:  # the other ranks must not wait for this one
             raised = error
-            ending = f"{type(error).__name__}: {first_line(error)}"
+            ending = describe_error(error)
         self._calls += 1
         keys = [f"ending/{self._calls}/{rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], ending)

@@ -118,7 +118,8 @@ def test_a_rank_that_goes_wrong_alone_ends_the_check(
     spec = f"tests.check.rank_candidates:{candidate}"
     run = launch(tmp_path, *LLAMA, "--candidate", spec, "--phase", "forward")
     assert (run.code, run.report) == (1, None)
-    assert message is None or any(message in line for line in said(run))
+    found = [line for line in said(run) if message and message in line]
+    assert message is None or "tests/check/rank_candidates.py:" in found[0]
 
 
 def test_what_one_rank_raises_after_all_have_met_is_an_error_of_the_phase(tmp_path: Path) -> None:
@@ -129,3 +130,4 @@ def test_what_one_rank_raises_after_all_have_met_is_an_error_of_the_phase(tmp_pa
     assert run.code == 1
     assert {(r["phase"], r["verdict"]) for r in results} == {("forward", "error")}
     assert "on rank 1 with ValueError: rank one is out of sorts" in results[0]["reason"]
+    assert "tests/check/rank_candidates.py:" in results[0]["reason"]
