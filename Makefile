@@ -90,7 +90,7 @@ demo: setup fms-checkout
 test: setup fms-checkout
 	.ci/browser
 	$(CHECK)/bin/python -m pytest -m "not record and not live" -n 2 --dist loadfile
-	$(RECORD)/bin/python -m pytest -m record
+	$(RECORD)/bin/python -m pytest -m record -n 2 --dist loadfile
 	bash tests/live/run.sh
 
 check: $(CHECK)/.ready

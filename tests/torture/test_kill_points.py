@@ -19,8 +19,8 @@ from tests.torture.kill_points import (
 )
 from tests.torture.saboteur import Kind
 
-POINTS = 10  # of each scenario, drawn from all of them; make torture tries every one
-OTHER_POINTS = 2  # for each other kind of fault
+POINTS = 6  # of each scenario, drawn from all of them; make torture tries every one
+OTHER_POINTS = 1  # for each other kind of fault
 
 
 @pytest.mark.parametrize(
