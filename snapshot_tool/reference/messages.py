@@ -45,6 +45,8 @@ class Warned(logging.Handler):
 
     def __init__(self, checkpoint: Path) -> None:
         super().__init__(logging.WARNING)
+        # Its cache drops what an earlier recording in this process was warned of.
+        transformers.utils.logging.warning_once.cache_clear()
         self.checkpoint = checkpoint
         self._texts: set[str] = set()
 
