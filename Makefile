@@ -87,10 +87,13 @@ fms-checkout: $(CHECK)/.ready
 demo: setup fms-checkout
 	bash tests/demo.sh
 
+# In the order of tests/conftest.py, not by the number of tests in a file.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup fms-checkout
 	.ci/browser
-	$(CHECK)/bin/python -m pytest -m "not record and not live" -n 2 --dist loadfile
-	$(RECORD)/bin/python -m pytest -m record -n 2 --dist loadfile
+	$(CHECK)/bin/python -m pytest -m "not record and not live" $(WORKERS)
+	$(RECORD)/bin/python -m pytest -m record $(WORKERS)
 	bash tests/live/run.sh
 
 check: $(CHECK)/.ready

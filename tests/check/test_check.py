@@ -257,16 +257,18 @@ def test_fail_fast_stops_at_the_first_failure(snap: Snap) -> None:
     assert any("left out (--fail-fast)" in warning for warning in run.report["warnings"])
 
 
-def test_what_failed_last_is_checked_again_alone(snap: Snap, tmp_path: Path) -> None:
+def test_what_failed_last_is_checked_again_alone(
+    snap: Snap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Until nothing fails; then everything runs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cases = ("--case", "one-image,variant-03", "--json", "-")
-    cache = {"XDG_CACHE_HOME": str(tmp_path)}
-    assert len(pairs(snap(*RAISES, *cases, **cache))) > 1
+    assert len(pairs(snap(*RAISES, *cases))) > 1
     good = ("check", "--fms-path", CHECKOUT, "--phase", "vision,connector", *cases)
-    again = snap(*good, "--last-failed", **cache)
+    again = snap(*good, "--last-failed")
     assert again.code == 0
     assert {phase for _, phase in pairs(again)} == {"connector"}
-    assert len(pairs(snap(*good, "--last-failed", **cache))) > 1
+    assert len(pairs(snap(*good, "--last-failed"))) > 1
 
 
 def test_quiet_prints_the_last_line_alone(snap: Snap) -> None:
