@@ -23,7 +23,7 @@ from snapshot_tool.check.session import check
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import Family
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
-from tests.mutants.measure import Setup, fails_by_oracle
+from tests.mutants.measure import Setup, fails_by_oracle, rules_that_fail
 
 Attention = Literal["default", "math", "flash", "eager"]
 Weights = Literal["fused", "unfused on loading", "unfused in memory"]
@@ -86,10 +86,14 @@ def benign_runs(count: int, *, seed: int = 0) -> list[Benign]:
 
 @dataclass(frozen=True, slots=True)
 class Alarms:
-    """The alarm that a benign run raised, by the table or in a module, and by the oracle."""
+    """The alarm that a benign run raised, by the table or in a module, and by the oracle.
+
+    `rules` are the rules of other projects that raise one; None if they were not tried.
+    """
 
     table: str = ""
     oracle: str = ""
+    rules: tuple[str, ...] | None = None
 
 
 def run_benign(benign: Benign, setup: Setup) -> Alarms:
@@ -99,12 +103,14 @@ def run_benign(benign: Benign, setup: Setup) -> Alarms:
         _set_attention(benign.attention, stack)
         if benign.weights == "unfused on loading":
             stack.enter_context(mock.patch.object(fms, "family_of_config", _unfused_family))
-        plant_candidate(Planted(setup.checkout, lambda candidate: _alter(candidate, benign)))
+        plan = Planted(setup.checkout, lambda candidate: _alter(candidate, benign))
+        plant_candidate(plan)
         request = CheckRequest(
             setup.goldens, candidate=SPEC, localise=True, explore=QUESTIONS, seed=benign.seed
         )
         report = check(request, Progress())
-    return Alarms(_table_alarm(report), fails_by_oracle(report.results))
+        rules = rules_that_fail(plan, setup, is_right=True)
+    return Alarms(_table_alarm(report), fails_by_oracle(report.results), rules)
 
 
 def _table_alarm(report: CheckReport) -> str:

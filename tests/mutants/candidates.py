@@ -15,11 +15,19 @@ SPEC = f"{__name__}:build"
 
 @dataclass(slots=True)
 class Planted:
-    """What `build` builds in this process: an FMS checkout's candidate, altered."""
+    """What `build` builds in this process: an FMS checkout's candidate, altered.
+
+    Args:
+        checkout: FMS.
+        alter: returns the candidate that is checked.
+        built: FMS's own candidate, once it is loaded.
+        altered: what `alter` returned for it.
+    """
 
     checkout: Path
     alter: Callable[[FmsCandidate], Any] = lambda candidate: candidate
     built: FmsCandidate | None = None
+    altered: Any = None
 
 
 _planted: list[Planted] = []
@@ -31,7 +39,8 @@ def plant_candidate(planted: Planted) -> None:
 
 
 def build(request: CandidateRequest) -> Any:
-    """Build what was planted, and keep FMS's own candidate in it."""
+    """Build what was planted, and keep it there."""
     (planted,) = _planted
     planted.built = load_fms_candidate(request, fms_path=planted.checkout)
-    return planted.alter(planted.built)
+    planted.altered = planted.alter(planted.built)
+    return planted.altered

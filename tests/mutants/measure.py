@@ -20,19 +20,32 @@ from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
 from snapshot_tool.goldens.find import find_goldens
 from snapshot_tool.goldens.golden import Golden, open_golden
+from tests.mutants.answers import float64_logits, hugging_face_answers, read_answers
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
 from tests.mutants.mutant import LOADING, Change, Edit, Mutant, plant_linked
-from tests.mutants.probes import Originals, compute_originals, float64_answers, greatest_change
+from tests.mutants.probes import (
+    Originals,
+    compute_originals,
+    float64_answers,
+    greatest_change,
+    load_float64,
+    load_planted,
+)
+from tests.mutants.rules import RULES, References, failing_rules
 
 QUESTIONS = 120  # derived ones, for a mutant that no recorded case shows
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Where the golden sets and the unchanged checkout are."""
+    """Where the golden sets and the unchanged checkout are, and what other rules compare with.
+
+    Without references, the rules of other projects are not tried.
+    """
 
     goldens: Path
     checkout: Path
+    references: References | None = None
 
     def golden(self) -> Golden:
         """Open the one golden set."""
@@ -55,6 +68,7 @@ class Outcome:
         change: if nothing fails, the greatest change of an answer in float64, in units of
             float32's rounding.
         question: the answer with that change.
+        rules: the rules of other projects that find it; None if they were not tried.
     """
 
     table: str = ""
@@ -66,6 +80,7 @@ class Outcome:
     probes: tuple[str, ...] = ()
     change: float = math.inf
     question: str = ""
+    rules: tuple[str, ...] | None = None
 
     @property
     def fails(self) -> bool:
@@ -102,26 +117,56 @@ def planted(mutant: Mutant | None, checkout: Path) -> Iterator[Planted]:
 
 
 def measure(mutant: Mutant, setup: Setup) -> Outcome:
-    """Check a mutant, in a process of its own."""
-    with planted(mutant, setup.checkout):
-        request = CheckRequest(setup.goldens, candidate=SPEC)
-        try:
-            report = check(request, Progress())
-        except CandidateUnavailable as error:
-            return Outcome(LOADING, LOADING, place=str(error))
-        weights = _differing(report)
-        oracle = fails_by_oracle(report.results)
-        if report.divergence:
-            table = report.divergence.phase.value
-            return _named(report, Outcome(table, oracle, weights=weights))
-        if oracle:
-            report = check(replace(request, tolerance=Rule.ORACLE), Progress())
-            return _named(report, Outcome("", oracle, weights=weights))
-        report = check(replace(request, explore=QUESTIONS, seed=0), Progress())
-        assert report.exploration is not None
-        derived = tuple(kind.kind for kind in report.exploration.kinds if kind.failure)
-        outcome = Outcome(derived=derived, weights=weights)
-        return outcome if derived else _named(report, outcome)
+    """Check a mutant and try the rules of other projects on it, in a process of its own."""
+    with planted(mutant, setup.checkout) as plan:
+        return replace(_check(setup), rules=rules_that_fail(plan, setup))
+
+
+def _check(setup: Setup) -> Outcome:
+    request = CheckRequest(setup.goldens, candidate=SPEC)
+    try:
+        report = check(request, Progress())
+    except CandidateUnavailable as error:
+        return Outcome(LOADING, LOADING, place=str(error))
+    weights = _differing(report)
+    oracle = fails_by_oracle(report.results)
+    if report.divergence:
+        table = report.divergence.phase.value
+        return _named(report, Outcome(table, oracle, weights=weights))
+    if oracle:
+        report = check(replace(request, tolerance=Rule.ORACLE), Progress())
+        return _named(report, Outcome("", oracle, weights=weights))
+    report = check(replace(request, explore=QUESTIONS, seed=0), Progress())
+    assert report.exploration is not None
+    derived = tuple(kind.kind for kind in report.exploration.kinds if kind.failure)
+    outcome = Outcome(derived=derived, weights=weights)
+    return outcome if derived else _named(report, outcome)
+
+
+def rules_that_fail(
+    plan: Planted, setup: Setup, *, is_right: bool = False
+) -> tuple[str, ...] | None:
+    """Return the rules of other projects that do not pass the port that a check just built.
+
+    is_right: it is the unchanged port, run in another way: rules that compare a port with itself
+    on a CPU compare it with the usual way.
+    """
+    if setup.references is None:
+        return None
+    if plan.altered is None:  # it cannot be loaded, which every project's test would show
+        return tuple(rule.name for rule in RULES)
+    answers = read_answers(plan.altered, setup.golden())
+    on_cpu = setup.references.port if is_right else answers
+    return tuple(failing_rules(answers, setup.references, on_cpu=on_cpu))
+
+
+def measure_references(setup: Setup) -> References:
+    """Compute what other rules compare a port with, in a process of its own."""
+    golden = setup.golden()
+    with planted(None, setup.checkout) as plan:
+        port = read_answers(load_planted(plan, golden, dtype="float32"), golden)
+        double = float64_logits(load_float64(plan, golden), golden)
+    return References(hugging_face_answers(port, double, golden), port)
 
 
 def _named(report: CheckReport, outcome: Outcome) -> Outcome:

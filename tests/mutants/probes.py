@@ -32,7 +32,7 @@ _Arguments = Mapping[str, torch.Tensor | None]
 _NEW_TOKENS = 24
 
 
-class _Float64Throughout(TorchFunctionMode):
+class Float64Throughout(TorchFunctionMode):
     """Give float64 to all code that requests float32, for example for a norm."""
 
     def __torch_function__(
@@ -81,18 +81,28 @@ def compute_originals(plan: Planted, golden: Golden) -> Originals:
 
 def float64_answers(plan: Planted, golden: Golden) -> Answers:
     """Compute a planted port's answers in float64, which becomes the default of this process."""
-    torch.set_default_dtype(torch.float64)
+    return _answers(load_float64(plan, golden), golden, Float64Throughout)
+
+
+def load_planted(plan: Planted, golden: Golden, *, dtype: str) -> FmsCandidate:
+    """Load a planted port without a check."""
     checkpoint = open_checkpoint_of(golden, None).folder
-    config = golden.manifest.checkpoint.config
-    request = CandidateRequest(checkpoint, config, "cpu", "float64")
-    candidate = load_fms_candidate(request, fms_path=plan.checkout)
-    plan.alter(candidate)
+    request = CandidateRequest(checkpoint, golden.manifest.checkpoint.config, "cpu", dtype)
+    plan.built = load_fms_candidate(request, fms_path=plan.checkout)
+    plan.altered = plan.alter(plan.built)
+    return plan.built
+
+
+def load_float64(plan: Planted, golden: Golden) -> FmsCandidate:
+    """Load a planted port in float64, which becomes the default of this process."""
+    torch.set_default_dtype(torch.float64)
+    candidate = load_planted(plan, golden, dtype="float64")
     parts = [part for module in candidate.model.modules() for part in vars(module).values()]
     for rotary in (part for part in parts if hasattr(part, "cached_freqs")):
         # FMS made these tables in float32 on loading: it makes them again.
         rotary.cached_freqs.clear()
         rotary.max_seq_len_cached.clear()
-    return _answers(candidate, golden, _Float64Throughout)
+    return candidate
 
 
 def greatest_change(originals: Originals, answers: Answers) -> tuple[float, str]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
 
 from tests.mutants.benign import Alarms
 from tests.mutants.corpus import GROUPS, MUTANTS
 from tests.mutants.forked import Crash
 from tests.mutants.measure import QUESTIONS, Outcome
 from tests.mutants.mutant import DERIVED, LOADING, Mutant
+from tests.mutants.rules import RULES, Rule
+
+Result = TypeVar("Result", Outcome, Alarms)
 
 _WEIGHTS = "the comparison of weights alone"
 _PROBES = "modules by themselves alone"
@@ -30,6 +37,18 @@ _EQUIVALENT = """\
 These are not counted as faults. In float64, no output differs by more than float32 rounding. This \
 was measured on every recorded input, on batches of two cases, on a prompt of every token and on \
 ten more images."""
+_OTHERS = """\
+The same faults and benign runs, judged by each rule with its project's thresholds. All rules are \
+given the recorded cases, the parity suite's first row only the two that are its own. Only the \
+parity suite and `snap` run the port's preprocessing, and only `snap` names a place. A port that \
+raises is found by every rule that runs it.
+
+What Hugging Face answers is the recorded golden set. It keeps whole logits of the last token \
+only: for other tokens and for steps of the generation those of the unchanged port are taken, \
+which differ from Hugging Face's by rounding. A stored signature is the unchanged port's. \
+aiu-fms-testing-utils compares FMS on an accelerator with the same FMS on a CPU, so a fault of \
+the port is on both sides: its first row is the rule as it is used, the next three compare with \
+Hugging Face."""
 _BENIGN = """\
 The unchanged port was run in other ways that compute the same: 1, 2 or 4 threads; default, math, \
 flash or eager attention; fused and unfused weights; the encoder on 1, on 4 or on all tiles at \
@@ -102,6 +121,16 @@ class Detection:
         """Return the mutants with such an outcome."""
         return [n for n, o in self.outcomes.items() if isinstance(o, Outcome) and shows(o)]
 
+    def counts(self, found: Iterable[str], *, named: bool) -> tuple[str, str, str]:
+        """Return how many faults a rule found, the interval, and how many of them it names.
+
+        found: the mutants that it shows. named: whether the rule names a place at all.
+        """
+        real = set(self.outcomes) - set(self.of(Fate.EQUIVALENT))
+        shown = real.intersection(found)
+        names = str(len(shown.intersection(self.named()))) if named else "-"
+        return str(len(shown)), interval(len(shown), len(real)), names
+
     def summary(self) -> list[str]:
         """Return the result in three lines."""
         found, named = self.of(Fate.FOUND), self.named()
@@ -130,16 +159,38 @@ class Detection:
             + (f" {unfinished} more runs gave no result." if unfinished else ""),
         ]
 
-    def verdicts(self) -> dict[str, dict[str, object]]:
-        """Return the results as plain data."""
+    def verdicts(self) -> dict[str, dict[str, Any]]:
+        """Return the results as plain data, which `read_results` reads."""
         named = set(self.named())
         return {
             "mutants": {
-                name: {"fate": fate(outcome), "named": name in named, "outcome": str(outcome)}
+                name: {"fate": fate(outcome), "named": name in named, "outcome": asdict(outcome)}
                 for name, outcome in self.outcomes.items()
             },
-            "alarms": {way: _alarm(alarms) for way, alarms in self.alarms.items()},
+            "alarms": {
+                way: {"alarm": _alarm(alarms), "outcome": asdict(alarms)}
+                for way, alarms in self.alarms.items()
+            },
         }
+
+
+def read_results(files: Iterable[Path]) -> Detection:
+    """Read the results in files of `Detection.verdicts`; a later file wins."""
+    outcomes: dict[str, Outcome | Crash] = {}
+    alarms: dict[str, Alarms | Crash] = {}
+    for path in files:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for name, one in stored["mutants"].items():
+            outcomes[name] = _from_stored(one["outcome"], Outcome)
+        for way, one in stored["alarms"].items():
+            alarms[way] = _from_stored(one["outcome"], Alarms)
+    return Detection(outcomes, alarms)
+
+
+def _from_stored(stored: dict[str, Any], result: type[Result]) -> Result | Crash:
+    if "why" in stored:
+        return msgspec.convert(stored, Crash)
+    return msgspec.convert(stored, result)
 
 
 def write_report(detection: Detection, path: Path) -> None:
@@ -152,6 +203,7 @@ def write_report(detection: Detection, path: Path) -> None:
         ("Missed", _misses(detection)),
         ("Found, but with another place named", _wrong_names(detection)),
         ("Not found by one rule on the recorded cases", _rules(detection)),
+        ("The rules of other projects", _other_rules(detection)),
         ("Faults that change no output", [_EQUIVALENT, "", *_equivalents(detection)]),
         ("False alarms", [_BENIGN, "", *_table(("run", "alarm"), alarms)]),
     ]
@@ -230,6 +282,48 @@ def _rules(detection: Detection) -> list[str]:
         missed = [name for name in detection.of(Fate.FOUND) if name not in shown]
         rows.append((rule, len(missed), ", ".join(missed)))
     return _table(("rule", "faults", "which"), rows)
+
+
+def _other_rules(detection: Detection) -> list[str]:
+    finished = [a for a in detection.alarms.values() if isinstance(a, Alarms)]
+    rows: list[tuple[str, ...]] = []
+    for rule in RULES:
+        counts = detection.counts(_found_by_rule(detection, rule), named=False)
+        tried = [alarms.rules for alarms in finished if alarms.rules is not None]
+        alarms = f"{sum(rule.name in rules for rules in tried)} of {len(tried)}"
+        rows.append((f"[{rule.name}]({rule.source})", rule.what, *counts, alarms))
+    by_table, by_oracle = (
+        f"{sum(map(bool, alarms))} of {len(finished)}"
+        for alarms in ([a.table for a in finished], [a.oracle for a in finished])
+    )
+    own: tuple[tuple[str, str, Callable[[Outcome], object], str], ...] = (
+        ("snap, table", "each phase within the table of tolerances", lambda o: o.table, by_table),
+        (
+            "snap, oracle",
+            "each phase within the reference's rounding",
+            lambda o: o.oracle,
+            by_oracle,
+        ),
+        ("snap, derived questions", "both of these, and derived questions", _is_shown, by_table),
+        ("snap", "all of these, weights, and modules by themselves", _is_found, by_table),
+    )
+    for name, what, shows, alarms in own:
+        counts = detection.counts(detection.shown_by(shows), named=True)
+        rows.append((f"**{name}**", what, *counts, alarms))
+    header = ("rule", "what must hold", "found", "95 %", "named correctly", "false alarms")
+    return [_OTHERS, "", *_table(header, rows)]
+
+
+def _found_by_rule(detection: Detection, rule: Rule) -> list[str]:
+    return detection.shown_by(lambda outcome: rule.name in (outcome.rules or ()))
+
+
+def _is_shown(outcome: Outcome) -> bool:
+    return outcome.fails
+
+
+def _is_found(outcome: Outcome) -> bool:
+    return fate(outcome) is Fate.FOUND
 
 
 def _equivalents(detection: Detection) -> list[str]:

@@ -2,8 +2,10 @@
 
     python -m tests.mutants.run [--out docs/detection.md] [--workers 2] [--benign 202]
     python -m tests.mutants.run --mutants exact-gelu,rope-base --benign 3 --json FILE
+    python -m tests.mutants.run --from FILE --from FILE
 
-The second form runs some and writes their results. Each runs in a process forked from this one.
+The second form runs some and writes their results; the third writes the page from such files. Each
+mutant and change runs in a process forked from this one.
 """
 
 from __future__ import annotations
@@ -22,12 +24,19 @@ from typing import TypeVar
 import torch._dynamo
 import torch.distributed.checkpoint  # noqa: F401
 
-from tests.mutants.benign import benign_runs, run_benign
+from tests.mutants.benign import Benign, benign_runs, run_benign
 from tests.mutants.corpus import MUTANTS
 from tests.mutants.forked import Crash, run_forked
-from tests.mutants.measure import Outcome, Setup, measure, measure_change, measure_original
+from tests.mutants.measure import (
+    Outcome,
+    Setup,
+    measure,
+    measure_change,
+    measure_original,
+    measure_references,
+)
 from tests.mutants.mutant import Mutant
-from tests.mutants.report import Detection, write_report
+from tests.mutants.report import Detection, read_results, write_report
 
 _SECONDS = 2400  # a compiled model takes more than twenty minutes on a busy machine
 
@@ -64,6 +73,19 @@ def measure_all(
     return outcomes
 
 
+def run_everything(
+    mutants: Sequence[Mutant], ways: Sequence[Benign], setup: Setup, *, workers: int
+) -> Detection:
+    """Run mutants and benign changes, each also by the rules of other projects."""
+    job = {"references": partial(measure_references, setup)}
+    references = run_all(job, workers=1)["references"]
+    if isinstance(references, Crash):
+        sys.exit(references.why)
+    setup = replace(setup, references=references)
+    runs = {str(way): partial(run_benign, way, setup) for way in ways}
+    return Detection(measure_all(mutants, setup, workers=workers), run_all(runs, workers=workers))
+
+
 def main() -> None:
     """Read the arguments, run, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -74,17 +96,21 @@ def main() -> None:
     parser.add_argument("--benign", type=int, default=202)
     parser.add_argument("--mutants", help="names with commas between (default: all)")
     parser.add_argument("--json", type=Path, help="write the results here, and no report")
+    parser.add_argument(
+        "--from", type=Path, action="append", dest="files", help="read results, run nothing"
+    )
     arguments = parser.parse_args()
     began = time.monotonic()
-    setup = Setup(arguments.goldens, arguments.checkout.resolve())
-    names = arguments.mutants.split(",") if arguments.mutants else list(MUTANTS)
-    ways = benign_runs(arguments.benign)
-    detection = Detection(
-        measure_all([MUTANTS[name] for name in names], setup, workers=arguments.workers),
-        run_all(
-            {str(way): partial(run_benign, way, setup) for way in ways}, workers=arguments.workers
-        ),
-    )
+    if arguments.files:
+        detection = read_results(arguments.files)
+    else:
+        names = arguments.mutants.split(",") if arguments.mutants else list(MUTANTS)
+        detection = run_everything(
+            [MUTANTS[name] for name in names],
+            benign_runs(arguments.benign),
+            Setup(arguments.goldens, arguments.checkout.resolve()),
+            workers=arguments.workers,
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(detection.verdicts(), indent=1), encoding="utf-8")
     else:
