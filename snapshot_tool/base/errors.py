@@ -64,6 +64,10 @@ class ManifestInvalid(GoldenDamaged):
     """A manifest breaks its schema, or follows a schema newer than this snap."""
 
 
+class AnswersInvalid(SnapError):
+    """Files of answers are missing, damaged, or answer no question of the golden set."""
+
+
 class LockInvalid(SnapError):
     """goldens.lock breaks its schema."""
 

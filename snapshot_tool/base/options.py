@@ -114,7 +114,7 @@ def options_of(request: type) -> dict[str, Option]:
 
 def command_line(command: str, request: Any) -> str:
     """Return the command that makes a request, as a line for a shell; defaults are left out."""
-    words = command.split()
+    words = shlex.split(command)
     for option in options_of(type(request)).values():
         value = getattr(request, option.field)
         for single in value if option.repeated else [value]:

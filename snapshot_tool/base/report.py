@@ -354,6 +354,7 @@ class CheckReport:
         seconds: how long it took.
         command: the command that makes the same check.
         next_commands: what to run after a failure.
+        answered: whether the outputs are answers from a file; then nothing ran here.
     """
 
     golden: GoldenIdentity
@@ -382,6 +383,7 @@ class CheckReport:
     seconds: float = 0.0
     command: str = "snap check ..."
     next_commands: tuple[str, ...] = ()
+    answered: bool = False
 
     @property
     def counts(self) -> dict[Verdict, int]:

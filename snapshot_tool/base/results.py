@@ -182,6 +182,22 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far the probabilities of an answer agree with the golden's, over some positions.
+
+    Args:
+        positions: how many.
+        top1: at how many both have the same best token.
+        kl: mean of the Kullback-Leibler divergence, in nats: sum of p * log(p / q) over the
+            golden's best tokens and one for all others, with p of the golden and q of the answer.
+    """
+
+    positions: int
+    top1: int
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """The verdict on one tensor of one case, or on a whole phase of a case (tensor is empty)."""
 
@@ -207,6 +223,7 @@ class Result(Judgement):
         error_map: where the errors of a tensor that failed lie.
         oracle: the figures of the second rule, if the golden set has an oracle.
         divergence: where a generation leaves the golden.
+        agreement: of log-probabilities.
         place: the line of the candidate's code that raised.
         traceback: of what it raised; "" if it raised nothing.
     """
@@ -226,6 +243,7 @@ class Result(Judgement):
     error_map: ErrorMap | None = None
     oracle: OracleComparison | None = None
     divergence: TokenDivergence | None = None
+    agreement: Agreement | None = None
     place: Place | None = None
     traceback: str = ""
 

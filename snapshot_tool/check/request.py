@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import shlex
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from snapshot_tool.base.options import (
     goldens_field,
     normalise_options,
     option,
+    options_of,
 )
 from snapshot_tool.base.phases import COVERAGE_NAMES, PHASES, Phase, named_phases
 from snapshot_tool.base.tolerance import ORACLE_DTYPES, Rule, default_rule
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
     from snapshot_tool.goldens.golden import Golden
     from snapshot_tool.goldens.manifest import CaseEntry, Manifest
     from snapshot_tool.judge.judge import Judge
+
+# Options that mean nothing for answers from elsewhere.
+_OF_CANDIDATES = (
+    *("fms_path", "candidate", "loading", "checkpoint", "revision", "device", "golden_device"),
+    *("dtype", "shard", "localise", "isolate", "quick", "repeat", "explore", "replay", "graft"),
+)
 
 # The plugin reads these declarations in every pytest session, so only the functions that need torch
 # and msgspec import them.
@@ -150,6 +158,11 @@ class CheckRequest:
     rtol: float | None = option(
         None, "Relative tolerance in place of the golden set's.", limits=(0, 1e30)
     )
+    answers: str | Path | None = option(
+        None,
+        "Judge the answers in this folder (snap ask) in place of a candidate.",
+        metavar="ANSWERS",
+    )
     require: Sequence[str] = option(
         (),
         "Exit with 3 if this phase is skipped in any case, or if no case reaches this feature of "
@@ -163,6 +176,11 @@ class CheckRequest:
         """Raise UsageError for a value that an option does not take."""
         normalise_options(self)
         _ = self.share, self.questions  # these also raise it
+        if self.answers:
+            for field in _OF_CANDIDATES:
+                option = options_of(CheckRequest)[field]
+                if getattr(self, field) not in (option.default, ()):
+                    raise UsageError(f"answers are judged without {option.flag}", "leave it out")
 
     @property
     def case_text(self) -> str:
@@ -172,6 +190,9 @@ class CheckRequest:
     @property
     def command(self) -> str:
         """The command line of this request."""
+        if self.answers:
+            command = shlex.join(("snap", "judge", str(self.answers)))
+            return command_line(command, replace(self, answers=None))
         return command_line("snap check", self)
 
     @property
@@ -206,6 +227,8 @@ class CheckRequest:
     @property
     def needs_weights(self) -> bool:
         """Whether anything but preprocessing runs."""
+        if self.answers:
+            return False
         more = self.replay or self.explore or self.localise or self.graft
         return bool(more) or self.phases != (Phase.PREPROCESSING,)
 
@@ -214,6 +237,17 @@ class CheckRequest:
         """The options that select the golden set."""
         from snapshot_tool.goldens.find import GoldenChoice
 
+        if self.answers:
+            from snapshot_tool.candidates.answers import read_header
+
+            asked = read_header(Path(self.answers)).golden
+            return GoldenChoice(
+                Path(self.goldens),
+                asked.checkpoint,
+                asked.revision,
+                asked.device,
+                dtype=asked.dtype,
+            )
         return GoldenChoice(
             Path(self.goldens),
             self.checkpoint,
@@ -286,8 +320,10 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
     return Shard(request.share.index, request.share.count, cases, all_cases, asked)
 
 
-def choose_judge(request: CheckRequest, golden: Golden) -> Judge:
+def choose_judge(request: CheckRequest, golden: Golden, computed: str | None = None) -> Judge:
     """Return what judges the candidate: the rule, and the dtype that it computes in.
+
+    computed: that dtype; None: as the request says.
 
     Raises UsageError if the table would judge half precision, and GoldenNotFound if the oracle is
     missing or too coarse.
@@ -298,7 +334,7 @@ def choose_judge(request: CheckRequest, golden: Golden) -> Judge:
     from snapshot_tool.judge.judge import Judge
 
     own = golden.manifest.dtype
-    dtype = request.dtype or own
+    dtype = computed or request.dtype or own
     rule = request.rule or default_rule(own, dtype)
     own_tolerance = request.atol is not None and request.rtol is not None
     if rule is Rule.TABLE and default_rule(own, dtype) is Rule.ORACLE and not own_tolerance:

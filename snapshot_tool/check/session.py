@@ -47,8 +47,9 @@ from snapshot_tool.base.report import (
     unmet_requirements,
 )
 from snapshot_tool.base.results import Result, Verdict, first_divergence
-from snapshot_tool.base.tolerance import HALF_DTYPES, Rule
+from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES, Rule
 from snapshot_tool.candidates import load_candidate
+from snapshot_tool.candidates.answers import Answers, open_answers
 from snapshot_tool.check.copied import fail_if_copied
 from snapshot_tool.check.last_failed import keep_failed, read_failed
 from snapshot_tool.check.localise import (
@@ -77,7 +78,7 @@ from snapshot_tool.goldens.layout import ORACLE, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, environment_differences
 from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge, compare_weights
-from snapshot_tool.judge.phases import OnePass, RecordedCase, run_phase
+from snapshot_tool.judge.phases import OnePass, Pair, RecordedCase, run_phase
 from snapshot_tool.judge.watch import WatchedCandidate, require_raised_by_candidate
 
 
@@ -103,7 +104,8 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
                 next(steps)
                 if request.fail_fast and first_divergence(tuple(found)):
                     break
-        keep_failed(golden.folder, ran, found)
+        if not request.answers:
+            keep_failed(golden.folder, ran, found)
         if len(ran) < len(runs):
             why = "--fail-fast" if request.fail_fast else "--last-failed"
             left_out = (f"{len(runs) - len(ran)} of {len(runs)} runs were left out ({why})",)
@@ -132,8 +134,9 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
             manifest.golden_version,
             str(golden.folder),
         ),
-        device=request.device,
+        device=session.device,
         candidate=session.info,
+        answered=bool(request.answers),
         transformers=session.transformers(),
         quick=request.quick,
         environment=environment,
@@ -146,7 +149,9 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         results=results,
         coverage=reached,
         unmet=unmet_requirements(
-            results + (exploration.results if exploration else ()), reached, request.required
+            _of_whole_phases(results) + (exploration.results if exploration else ()),
+            reached,
+            request.required,
         ),
         localisation=localisation,
         exploration=exploration,
@@ -176,9 +181,15 @@ def _next_commands(session: Session, report: CheckReport) -> tuple[str, ...]:
 def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> Session:
     """Verify the checkpoint of the golden set, then load the candidate from it.
 
-    No code of the candidate runs before the verification.
+    No code of the candidate runs before the verification. Answers need no checkpoint.
     """
     require_device(request.device)
+    if request.answers:
+        answers = open_answers(Path(request.answers), golden)
+        computed = answers.header.dtype
+        judge = choose_judge(request, golden, computed if computed in ORACLE_DTYPES else None)
+        keep_outputs = answers.output_cache()
+        return Session(request, golden, answers, judge=judge, keep_outputs=keep_outputs)
     judge = choose_judge(request, golden)
     weights = request.needs_weights or (request.candidate, request.loading) != ("fms", "snap")
     checkpoint = open_checkpoint_of(golden, request.checkpoint, weights=weights)
@@ -243,6 +254,7 @@ class Session:
         self.request = request
         self.golden = golden
         self.settings = dict(settings or {})
+        self.answers = candidate.header if isinstance(candidate, Answers) else None
         self.judge = judge or choose_judge(request, golden)
         dtype = self.judge.dtype
         self.candidate = WatchedCandidate(candidate, dtype=dtype, settings=self.settings)
@@ -250,7 +262,11 @@ class Session:
         half = not {golden.manifest.dtype, dtype}.isdisjoint(HALF_DTYPES)
         self.allows_near_ties = request.allow_near_ties or half
         self._explainer = GenerationExplainer(
-            golden, checkpoint, dtype, allow_near_ties=self.allows_near_ties
+            golden,
+            checkpoint,
+            dtype,
+            allow_near_ties=self.allows_near_ties,
+            runs=self.answers is None,
         )
         self._transformers_before = transformers_before
         self._keep_outputs = keep_outputs
@@ -276,6 +292,8 @@ class Session:
                 if all(result.verdict is Verdict.PASS for result in results):
                     results = again
         candidate.end_runs()
+        if self.answers:
+            return results
         return fail_if_copied(
             candidate,
             self.golden,
@@ -299,8 +317,7 @@ class Session:
         if self._case is None or self._case.name != case.name:
             self._case = None  # first, because memory may not suffice for two cases
             self._case = RecordedCase.read(self.golden, case.name)
-        judge, candidate = judge or self.judge, self.candidate
-        results: list[Result] = []
+        candidate = self.candidate
         one_pass = self.request.quick and Phase.GENERATE in {*case.phases} & {*self.request.phases}
         began = time.perf_counter()
         try:
@@ -312,11 +329,9 @@ class Session:
                 else:
                     pairs = run_phase(candidate, self._case, phase)
             seconds = time.perf_counter() - began
-            for pair in pairs:
-                result = judge.judge(case, phase, pair, seconds=seconds)
-                if phase is Phase.GENERATE:
-                    result = self._explainer.explain(result, pair.actual, candidate)
-                results.append(result)
+            results = [
+                self._judge(case, phase, pair, seconds=seconds, judge=judge) for pair in pairs
+            ]
         except PhaseUnsupported as unsupported:
             return [Result(case.name, phase, "", Verdict.SKIP, str(unsupported))]
         except SnapError:
@@ -336,6 +351,17 @@ class Session:
                 )
             ]
         return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
+
+    def _judge(
+        self, case: CaseEntry, phase: Phase, pair: Pair, *, seconds: float, judge: Judge | None
+    ) -> Result:
+        if pair.actual is None and self.answers:
+            reason = pair.note or "not answered"
+            return Result(case.name, phase, pair.tensor, Verdict.SKIP, reason)
+        result = (judge or self.judge).judge(case, phase, pair, seconds=seconds)
+        if pair.tensor == parts.TOKEN_IDS:
+            return self._explainer.explain(result, pair.actual, self.candidate)
+        return result
 
     def explore(self, cases: Sequence[CaseEntry], progress: Progress) -> Exploration | None:
         """Run the questions of --replay, or the number of --explore."""
@@ -434,6 +460,11 @@ class Session:
         )
 
     @property
+    def device(self) -> str:
+        """Where the candidate runs, or the answers were computed."""
+        return self.answers.device if self.answers else self.request.device
+
+    @property
     def info(self) -> CandidateInfo:
         """The implementation; by default its name in the request."""
         if self.candidate.supports("info"):
@@ -446,7 +477,9 @@ class Session:
         return Transformers(is_importable("transformers"), imported)
 
     def environment(self) -> dict[str, str]:
-        """Return versions and settings of this process."""
+        """Return versions and settings of this process; of answers, only their device."""
+        if self.answers:
+            return {"device": self.answers.device}
         return {
             **describe_machine(),
             **package_versions(),
@@ -454,6 +487,11 @@ class Session:
             **family_of(self.golden.manifest.checkpoint.family).environment,
             "device": device_name(self.request.device),
         }
+
+
+def _of_whole_phases(results: tuple[Result, ...]) -> tuple[Result, ...]:
+    """Return results without single tensors that were skipped: others of the phase were judged."""
+    return tuple(r for r in results if r.verdict is not Verdict.SKIP or not r.tensor)
 
 
 def _choose_runs(

@@ -51,7 +51,7 @@ class _GroupedCommand(click.Command):
     short_help="Check an FMS model.",
     epilog="Example: snap check --fms-path ./foundation-model-stack --device cuda",
 )
-@request_options(CheckRequest)
+@request_options(CheckRequest, "answers")
 @click.option("--all", "every", is_flag=True, is_eager=True, help="Check all golden sets.")
 @report_options
 def check_command(*, every: bool, **options: Any) -> int:
@@ -78,14 +78,18 @@ def check_command(*, every: bool, **options: Any) -> int:
     if every:
         return _check_all(request, outputs)
     with leading(request.device):
-        report = _with_options(check(request, outputs.progress))
-    run = CheckRun(report, Path(request.goldens))
+        report = with_configuration(check(request, outputs.progress))
+    return show_run(CheckRun(report, Path(request.goldens)), outputs)
+
+
+def show_run(run: CheckRun, outputs: Outputs) -> int:
+    """Print a finished check, write its files, and return its exit code."""
     _print(run, outputs)
     _write(run, outputs)
     return run.exit_code
 
 
-def _with_options(report: CheckReport) -> CheckReport:
+def with_configuration(report: CheckReport) -> CheckReport:
     """Return the report with the options that come from variables or pyproject.toml."""
     options = configured_options(click.get_current_context())
     if not options:
@@ -105,7 +109,7 @@ def _check_all(request: CheckRequest, outputs: Outputs) -> int:
     for one in check_all(request, outputs.progress):
         checks.append(one)
         if one.report:
-            run = CheckRun(_with_options(one.report), Path(request.goldens))
+            run = CheckRun(with_configuration(one.report), Path(request.goldens))
             own = outputs.in_folders(one.name.replace("/", "_"))
             if not outputs.quiet:
                 _print(run, own)
@@ -171,9 +175,7 @@ def report_command(*, runs: tuple[Path, ...], goldens: Path | None, **options: A
     outputs = Outputs.taken_from(options)
     found = [CheckRun(read_run(run), goldens) for run in runs]
     if len(found) == 1:
-        _print(found[0], outputs)
-        _write(found[0], outputs)
-        return found[0].exit_code
+        return show_run(found[0], outputs)
     from snapshot_tool.reports.history import PastRun, history_table, history_to_html
 
     past = [PastRun(str(path), run.report) for path, run in zip(runs, found, strict=True)]
@@ -202,10 +204,7 @@ def merge_command(*, runs: tuple[Path, ...], goldens: Path | None, **options: An
 
     outputs = Outputs.taken_from(options)
     report = merge_reports([(str(run), read_run(run)) for run in runs])
-    found = CheckRun(report, goldens)
-    _print(found, outputs)
-    _write(found, outputs)
-    return found.exit_code
+    return show_run(CheckRun(report, goldens), outputs)
 
 
 @click.command(

@@ -22,6 +22,8 @@ from snapshot_tool.cli.configuration import read_defaults
 _COMMANDS = {
     "record": ("record", "Record a golden set from the Hugging Face reference."),
     "check": ("check", "Check an FMS model against a golden set."),
+    "ask": ("answers", "Write the questions of a golden set, to be answered anywhere."),
+    "judge": ("answers", "Judge answers to the questions of snap ask."),
     "report": ("check", "Show a finished check again, as text or as HTML."),
     "merge": ("check", "Merge the reports of the shards of a check into one."),
     "list": ("goldens", "List the golden sets."),

@@ -59,7 +59,7 @@ def _defaults(table: dict[str, Any], command: str, path: Path) -> dict[str, Any]
     from snapshot_tool.record.request import RecordRequest
 
     known = {**options_of(RecordRequest), **options_of(CheckRequest)}
-    requests = {"check": CheckRequest, "record": RecordRequest}
+    requests = {"check": CheckRequest, "judge": CheckRequest, "record": RecordRequest}
     taken = options_of(requests[command]) if command in requests else _SHARED
     folder = "" if path.parent == Path.cwd() else path.parent
     defaults = {}

@@ -108,7 +108,7 @@ def draw_report(report: CheckReport, *, verbose: bool = False, page: Path | None
         fixed = console.is_terminal or "COLUMNS" in os.environ
         draw_table(run_text.table(report, width=console.width if fixed else None))
         click.echo(run_text.LEGEND)
-        for line in run_text.oracle_lines(report):
+        for line in (*run_text.oracle_lines(report), *run_text.agreement_lines(report)):
             click.echo(line)
         click.echo()
     for line, verdict in run_text.exploration_lines(report):

@@ -102,12 +102,13 @@ def golden_argument(name: str, *, required: bool = True) -> Callable[[_Command],
 _COMPLETED = {"case": case_names, "checkpoint": golden_names}
 
 
-def request_options(request: type) -> Callable[[_Command], _Command]:
-    """Return the decorator that gives a command every option of a request."""
+def request_options(request: type, *left_out: str) -> Callable[[_Command], _Command]:
+    """Return the decorator that gives a command the options of a request, except some fields."""
 
     def decorate(command: _Command) -> _Command:
         for option in reversed(options_of(request).values()):
-            command = click_option(option)(command)
+            if option.field not in left_out:
+                command = click_option(option)(command)
         return command
 
     return decorate

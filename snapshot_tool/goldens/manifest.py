@@ -29,7 +29,8 @@ from snapshot_tool.base.tolerance import PhaseTolerance
 from snapshot_tool.families.family import FILE
 from snapshot_tool.goldens.layout import MANIFEST, SetLocation
 
-SCHEMA_VERSION = 1
+# 2: generate has step_logsumexp, and 20 greatest logits are kept, not 8.
+SCHEMA_VERSION = 2
 
 # \Z, not $: $ also matches before a newline at the end.
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]

@@ -27,12 +27,14 @@ from snapshot_tool.base.taps import without_padding as text_without_padding
 from snapshot_tool.goldens.packed import unpack_inputs
 from snapshot_tool.taps.probes import Probe
 
-TOP_K = 8
+TOP_K = 20
 _INPUTS = tuple(field.name for field in fields(CaseInputs))
 _LOGITS_AT_ONCE = 2**20
 _SKETCH = ("shapes", "moments", "sample", "projection")
 LOGITS = "logits"
 TOKEN_IDS = "token_ids"  # noqa: S105 - a tensor's name
+# An answer from elsewhere without logits: its best tokens, and their log-probabilities.
+TOPK_IDS, TOPK_LOGPROBS = "topk_ids", "topk_logprobs"
 # Of every position's logits: the greatest, their log-sum-exp, and a sample.
 POSITION_RECORDS = ("position_topk_values", "position_logsumexp", "position_sample")
 
@@ -102,12 +104,13 @@ def forward_tensors(logits: torch.Tensor, inputs: CaseInputs, *, seed: int) -> T
 
 
 def generate_tensors(generation: Generation) -> Tensors:
-    """Return a case's part of generate.safetensors: the ids and each step's greatest logits."""
+    """Return a case's part of generate.safetensors: the ids, and records of each step's logits."""
     top = generation.logits.topk(min(TOP_K, generation.logits.shape[-1]))
     return {
         TOKEN_IDS: generation.token_ids,
         "step_topk_values": top.values,
         "step_topk_ids": top.indices,
+        "step_logsumexp": widened(generation.logits).logsumexp(-1),
     }
 
 

@@ -58,6 +58,7 @@ _LAYOUT: dict[str, dict[str, tuple[tuple[str, ...], tuple[int, ...]]]] = {
     phase_file(Phase.GENERATE): {
         r"token_ids": (_WORDS, (1,)),
         r"step_topk_values": (_FLOATS, (2,)),
+        r"step_logsumexp": (_FLOATS, (1,)),
         r"step_topk_ids": (_WORDS, (2,)),
     },
     TAPS: {

@@ -16,6 +16,7 @@ from snapshot_tool.base.tolerance import OracleComparison, Rule, Tolerance, defa
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import CaseEntry
 from snapshot_tool.goldens.oracle import Rows, oracle_tensor
+from snapshot_tool.judge.logprobs import STEP_LOGPROBS
 from snapshot_tool.judge.phases import Pair
 from snapshot_tool.numerics.compare import compare_with_oracle, judge_tensor, map_errors
 
@@ -57,7 +58,9 @@ class Judge:
 
         rows: the rows of the recorded tensor in the pair; None: all.
         """
-        pair, tolerance = pair.in_units(self.tolerance(case, phase))
+        # Tokens are exact, their probabilities are not.
+        of_phase = Phase.FORWARD if pair.tensor == STEP_LOGPROBS else phase
+        pair, tolerance = pair.in_units(self.tolerance(case, of_phase))
         expected, actual = pair.expected, pair.actual
         verdict, reason = Verdict.FAIL, "the candidate did not return this tensor"
         comparison = figures = errors = None
@@ -98,6 +101,7 @@ class Judge:
             seconds=round(seconds, 6),
             error_map=errors,
             oracle=figures,
+            agreement=pair.agreement,
         )
 
     def tolerance(self, case: CaseEntry, phase: Phase) -> Tolerance:

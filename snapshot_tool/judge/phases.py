@@ -11,6 +11,7 @@ import torch
 from snapshot_tool.base.errors import PhaseUnsupported
 from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import Candidate, CaseInputs
+from snapshot_tool.base.results import Agreement
 from snapshot_tool.base.tolerance import Tolerance
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
@@ -18,6 +19,13 @@ from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.compact import connector_input, recorded
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.judge.generation import greedy_tokens, step_logits, with_golden_tokens
+from snapshot_tool.judge.logprobs import (
+    POSITION_LOGPROBS,
+    STEP_LOGPROBS,
+    Best,
+    align,
+    measure_agreement,
+)
 from snapshot_tool.numerics.compact import CompactTensor, compact
 
 # A family may capture this from its vision encoder; see families/idefics3.py.
@@ -33,6 +41,7 @@ class Pair:
         expected: the golden's.
         actual: the candidate's.
         note: a possible cause of a mismatch that the figures do not show, or "".
+        agreement: of log-probabilities.
         allowed: returns the allowed error of each element for the phase's tolerance; None: the
             tolerance itself.
     """
@@ -41,6 +50,7 @@ class Pair:
     expected: torch.Tensor
     actual: object
     note: str = ""
+    agreement: Agreement | None = None
     allowed: Callable[[Tolerance], torch.Tensor] | None = None
 
     def in_units(self, tolerance: Tolerance) -> tuple[Pair, Tolerance]:
@@ -72,8 +82,14 @@ def pairs_with(
     )
     return [
         Pair(f"{name}.sample", expected.sample, found.sample, note),
-        Pair(f"{name}.moments", expected.moments, found.moments, note, expected.allowed_of_moments),
-        Pair(f"{name}.sums", expected.sums, found.sums, note, expected.allowed_of_sums),
+        Pair(
+            f"{name}.moments",
+            expected.moments,
+            found.moments,
+            note,
+            allowed=expected.allowed_of_moments,
+        ),
+        Pair(f"{name}.sums", expected.sums, found.sums, note, allowed=expected.allowed_of_sums),
     ]
 
 
@@ -120,12 +136,16 @@ def run_phase(candidate: Candidate, case: RecordedCase, phase: Phase) -> list[Pa
         case Phase.FORWARD:
             return _forward_pairs(candidate.forward(case.copied_inputs()), case)
         case Phase.GENERATE:
-            actual = candidate.generate(
+            actual: object = candidate.generate(
                 case.copied_inputs(),
                 max_new_tokens=case.golden.manifest.generation.max_new_tokens,
                 eos_token_ids=case.golden.eos_token_ids(case.name),
             )
-            return [Pair(parts.TOKEN_IDS, case.tensor(phase, parts.TOKEN_IDS), actual)]
+            expected = case.tensor(phase, parts.TOKEN_IDS)
+            if not isinstance(actual, Mapping):
+                return [Pair(parts.TOKEN_IDS, expected, actual)]
+            pair = Pair(parts.TOKEN_IDS, expected, actual.get(parts.TOKEN_IDS))
+            return [pair, _step_logprobs(actual, case)]
 
 
 @dataclass(slots=True)
@@ -222,7 +242,8 @@ def _connector(candidate: Candidate, case: RecordedCase) -> list[Pair]:
             "the golden set was recorded without vision, whose output is its input"
         )
     name = compared[Phase.CONNECTOR]
-    actual = candidate.connector(features, **_sizes(case.copied_inputs()))
+    answer: object = candidate.connector(features, **_sizes(case.copied_inputs()))
+    actual = answer.get(name) if isinstance(answer, Mapping) else answer
     return pairs_with(recorded(golden, case.name, Phase.CONNECTOR, name), actual, name)
 
 
@@ -232,8 +253,10 @@ def _sizes(inputs: CaseInputs) -> dict[str, torch.Tensor]:
 
 
 def _forward_pairs(answer: object, case: RecordedCase) -> list[Pair]:
-    named = answer if isinstance(answer, Mapping) else {parts.LOGITS: answer}
+    named: Mapping[str, Any] = answer if isinstance(answer, Mapping) else {parts.LOGITS: answer}
     pairs = _logits(named.get(parts.LOGITS), case) if case.family.logits else []
+    if parts.TOPK_LOGPROBS in named:
+        pairs.append(_position_logprobs(named, case))
     for name in case.family.whole_outputs:
         actual = named.get(name)
         if isinstance(actual, torch.Tensor):
@@ -245,6 +268,8 @@ def _forward_pairs(answer: object, case: RecordedCase) -> list[Pair]:
 def _logits(answer: object, case: RecordedCase) -> list[Pair]:
     last = case.tensor(Phase.FORWARD, parts.LOGITS)
     shape = (1, case.inputs.input_ids.shape[1], last.shape[0])
+    if answer is None:
+        return [Pair(parts.LOGITS, last, None, "no logits were returned")]
     if not isinstance(answer, torch.Tensor) or answer.shape != shape:
         # Compared as it is, so that the mismatch of type or shape is named.
         return [Pair(parts.LOGITS, last.expand(shape), answer)]
@@ -258,3 +283,52 @@ def _logits(answer: object, case: RecordedCase) -> list[Pair]:
     for name in parts.POSITION_RECORDS:
         pairs.append(Pair(name, case.tensor(Phase.FORWARD, name), records[name]))
     return pairs
+
+
+def _position_logprobs(named: Mapping[str, torch.Tensor], case: RecordedCase) -> Pair:
+    """Return the log-probabilities after each token of the prompt except padding.
+
+    The answer's rows are all tokens of the prompt, or only those without padding.
+    """
+    answer, inputs = Best(named[parts.TOPK_IDS], named[parts.TOPK_LOGPROBS].double()), case.inputs
+    if len(answer.ids) == inputs.input_ids.shape[1]:
+        answer = Best(*(parts.real_rows(rows, inputs) for rows in (answer.ids, answer.logprobs)))
+    golden = Best.of_logits(
+        case.tensor(Phase.FORWARD, "position_topk_ids"),
+        case.tensor(Phase.FORWARD, "position_topk_values"),
+        case.tensor(Phase.FORWARD, "position_logsumexp"),
+    )
+    return _logprobs_pair(POSITION_LOGPROBS, golden, answer)
+
+
+def _step_logprobs(named: Mapping[str, torch.Tensor], case: RecordedCase) -> Pair:
+    """Return the log-probabilities that choose the new tokens, up to the first other token.
+
+    What follows another token has another prompt.
+    """
+    names = ("step_topk_ids", "step_topk_values", "step_logsumexp")
+    if "step_logsumexp" not in case.golden.tensor_names(case.name, Phase.GENERATE):
+        note = "the golden set has no log-sum-exp of steps: it was recorded by an older snap"
+        return Pair(STEP_LOGPROBS, case.tensor(Phase.GENERATE, names[1]), None, note)
+    golden = Best.of_logits(*(case.tensor(Phase.GENERATE, name) for name in names))
+    if parts.TOPK_LOGPROBS not in named:
+        return Pair(STEP_LOGPROBS, golden.logprobs, None)
+    answer = Best(named[parts.TOPK_IDS], named[parts.TOPK_LOGPROBS].double())
+    tokens, expected = named[parts.TOKEN_IDS], case.tensor(Phase.GENERATE, parts.TOKEN_IDS)
+    if tokens.dim() != 1 or len(answer.ids) != len(tokens):
+        return Pair(STEP_LOGPROBS, golden.logprobs, answer.logprobs)
+    both = min(len(tokens), len(expected))
+    other = (tokens[:both] != expected[:both]).nonzero()
+    rows = slice(int(other[0]) + 1 if len(other) else both)
+    return _logprobs_pair(
+        STEP_LOGPROBS,
+        Best(golden.ids[rows], golden.logprobs[rows]),
+        Best(answer.ids[rows], answer.logprobs[rows]),
+    )
+
+
+def _logprobs_pair(name: str, golden: Best, answer: Best) -> Pair:
+    if len(golden.ids) != len(answer.ids):  # compared as it is, so that the mismatch is named
+        return Pair(name, golden.logprobs, answer.logprobs)
+    expected, actual = align(golden, answer)
+    return Pair(name, expected, actual, agreement=measure_agreement(golden, answer))

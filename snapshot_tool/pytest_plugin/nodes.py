@@ -109,8 +109,8 @@ class GoldenPhase(_GoldenItem):
                 lines[0] += f", {run_text.module_text(found)}"
                 lines.append(run_text.conclusion(found))
             pytest.fail("\n".join([*lines, bad[0].traceback]).rstrip(), pytrace=False)
-        if skipped := [r.reason for r in results if r.verdict is Verdict.SKIP]:
-            pytest.skip("; ".join(skipped))
+        if all(result.verdict is Verdict.SKIP for result in results):
+            pytest.skip("; ".join(result.reason for result in results))
 
 
 class GoldenWeights(_GoldenItem):
@@ -182,7 +182,7 @@ def make_request(config: pytest.Config) -> CheckRequest:
     """Return the options as a request. Paths are relative to the folder of the call."""
     given = {option.field: config.getoption(plugin_flag(option)) for option in OPTIONS}
     options = {name: value for name, value in given.items() if value is not None}
-    for name in {"goldens", "fms_path"} & options.keys():
+    for name in {"goldens", "fms_path", "answers"} & options.keys():
         options[name] = path_of(config, options[name])
     if "family" in options:
         options["family"] = [

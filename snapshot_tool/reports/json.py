@@ -81,6 +81,7 @@ class CheckDocument(msgspec.Struct, kw_only=True):
     exit_code: int
     counts: dict[Verdict, int] = {}
     quick: bool
+    answered: bool = False
     dtype: str
     tolerance: Rule
     near_ties_allowed: bool
@@ -134,6 +135,7 @@ def run_to_json(report: CheckReport) -> str:
         exit_code=report.exit_code,
         counts=report.counts,
         quick=report.quick,
+        answered=report.answered,
         dtype=report.dtype,
         tolerance=report.rule,
         near_ties_allowed=report.near_ties_allowed,
@@ -234,6 +236,7 @@ def _report(document: CheckDocument) -> CheckReport:
         coverage=document.coverage,
         localisation=_localisation(document),
         quick=document.quick,
+        answered=document.answered,
         warnings=document.warnings,
         environment_differences=document.recorded_elsewhere,
         exploration=exploration,

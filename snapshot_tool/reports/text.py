@@ -22,7 +22,7 @@ _SHOWN_CASES = 40
 _SHOWN_WEIGHTS = 2
 _NARROW = 72  # columns
 _MODULES_AROUND = 3
-_SEVERITY = (Verdict.ERROR, Verdict.FAIL, Verdict.SKIP, Verdict.PASS)
+_SEVERITY = (Verdict.ERROR, Verdict.FAIL, Verdict.PASS, Verdict.SKIP)
 
 
 def list_names(names: Sequence[str]) -> str:
@@ -62,7 +62,8 @@ def header_facts(report: CheckReport, *, base: str) -> list[tuple[str, str]]:
     if candidate.loading is Loading.OWN:
         facts.append(("loading", 'by FMS: get_model("hf_pretrained")'))
     facts += [("loading", field) for field in candidate.mapping if field.harmless]
-    facts += [("device", device), ("transformers", report.transformers)]
+    facts.append(("device", device))
+    facts += [] if report.answered else [("transformers", report.transformers)]
     if options := report.environment.get("options"):
         facts.append(("options", options))
     if report.shard:
@@ -213,6 +214,18 @@ def oracle_lines(report: CheckReport) -> list[str]:
     if True in failed:
         others.append(f"would pass {failed.count(True)} of the {len(failed)} that fail")
     return [*lines, f"     --tolerance oracle {' and '.join(others) or 'agrees on all'}"]
+
+
+def agreement_lines(report: CheckReport) -> list[str]:
+    """Return how far log-probabilities agree, for positions of prompts and for steps."""
+    lines = []
+    for tensor, what in (("position_logprobs", "prompt positions"), ("step_logprobs", "steps")):
+        found = [r.agreement for r in report.results if r.tensor == tensor and r.agreement]
+        if count := sum(one.positions for one in found):
+            top1 = sum(one.top1 for one in found)
+            kl = sum(one.kl * one.positions for one in found) / count
+            lines.append(f"{what}: same best token at {top1} of {count}, mean KL {kl:.2g}")
+    return lines
 
 
 def problem_lines(report: CheckReport, *, verbose: bool = False) -> list[str]:

@@ -103,7 +103,7 @@ def test_damage_is_found_and_named(
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 2'), "schema 2"),
+        (lambda text: text.replace('"schema_version": ', '"schema_version": 9'), "schema 9"),
         (lambda text: text[: len(text) // 2], "is not a valid manifest"),
         (lambda text: text.replace('"atol"', '"alot"'), "missing required field `atol`"),
         (lambda _text: "[" * 100_000, "is not a valid manifest"),

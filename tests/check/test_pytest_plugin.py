@@ -6,15 +6,21 @@ session's candidate and a check before them import all that they need.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import msgspec
 import pytest
+from safetensors.torch import save_file
 
 import snapshot_tool.pytest_plugin.nodes  # noqa: F401
+from snapshot_tool.base.phases import Phase
+from snapshot_tool.candidates.answers import AskedGolden, weight_digests
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
+from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import load_manifest
 from tests.check.test_check import PHASES
 from tests.conftest import CHECKOUT, GOLDENS, ROOT, Snap, imported_fms, set_folder
@@ -271,3 +277,38 @@ def test_goldens_stand_alone_on_the_command_line_and_add_up_in_addopts(
 def collected(found: pytest.RunResult) -> list[str]:
     """Return the ids that --collect-only printed."""
     return [line for line in found.outlines if "::" in line]
+
+
+def test_answers_from_elsewhere_are_judged(
+    golden_tests: pytest.Pytester, golden: Golden, tmp_path: Path
+) -> None:
+    """Phases that were answered pass or fail, the others are skipped; nothing is loaded."""
+    names = ("variant-02", "two-images")
+    tokens = {c: golden.tensor(c, Phase.GENERATE, "token_ids").clone() for c in names}
+    tokens["two-images"][0] += 1
+    save_file(
+        {f"{c}/generate.token_ids": t for c, t in tokens.items()}, tmp_path / "answers.safetensors"
+    )
+    header = {
+        "schema": "snap-answers/1",
+        "golden": msgspec.to_builtins(AskedGolden.of(golden)),
+        "engine": "elsewhere",
+        "version": "1",
+        "device": "spyre",
+        "dtype": "float32",
+        "checkpoint": list(weight_digests(golden).values()),
+    }
+    (tmp_path / "answers.json").write_text(json.dumps(header))
+    options = (
+        "--snap-goldens",
+        GOLDENS,
+        "--snap-answers",
+        tmp_path,
+        "--snap-case",
+        ",".join(names),
+    )
+    found = golden_tests.inline_run(*map(str, options))
+    passed, skipped, failed = found.listoutcomes()
+    assert [report.nodeid.split("::", 1)[1] for report in passed] == ["variant-02::generate"]
+    assert [report.nodeid.split("::", 1)[1] for report in failed] == ["two-images::generate"]
+    assert len(skipped) == 5
