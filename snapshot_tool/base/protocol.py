@@ -80,6 +80,7 @@ class CandidateRequest:
         unused_weights: of the checkpoint, those that no output of the reference depends on.
         needs_weights: whether the model runs; False: only preprocessing does, and the folder may
             lack the weights.
+        path: the name of the path on which FMS runs.
     """
 
     checkpoint: Path
@@ -90,6 +91,7 @@ class CandidateRequest:
     changed_fields: tuple[str, ...] = ()
     unused_weights: frozenset[str] = frozenset()
     needs_weights: bool = True
+    path: str = "eager"
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,6 +301,33 @@ class GoldenIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class PathDifference:
+    """How the outputs on a path differ from those on another one.
+
+    Args:
+        path: the other path.
+        max_abs: the greatest difference of outputs of forward.
+        share: the same in units of the tolerance; None if another rule judges.
+        case: the case of the greatest difference; "" if nothing was compared.
+        other_tokens: the cases with other new tokens.
+    """
+
+    path: str
+    max_abs: float = 0.0
+    share: float | None = None
+    case: str = ""
+    other_tokens: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        size = f"{self.max_abs:.2g}" if self.share is None else f"{self.share:.2g}x"
+        facts = [size if self.max_abs else "equal"] if self.case else []
+        if self.other_tokens:
+            facts.append(f"other tokens in {', '.join(self.other_tokens)}")
+        return "; ".join(facts) or "nothing compared"
+
+
+@dataclass(frozen=True, slots=True)
 class Transformers:
     """Whether the candidate could use Hugging Face's transformers.
 
@@ -355,6 +382,8 @@ class CheckReport:
         command: the command that makes the same check.
         next_commands: what to run after a failure.
         answered: whether the outputs are answers from a file; then nothing ran here.
+        path: the path on which FMS ran the model.
+        path_difference: from the first of several paths.
     """
 
     golden: GoldenIdentity
@@ -384,6 +413,8 @@ class CheckReport:
     command: str = "snap check ..."
     next_commands: tuple[str, ...] = ()
     answered: bool = False
+    path: str = "eager"
+    path_difference: PathDifference | None = None
 
     @property
     def counts(self) -> dict[Verdict, int]:

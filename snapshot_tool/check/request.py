@@ -19,6 +19,7 @@ from snapshot_tool.base.options import (
     option,
     options_of,
 )
+from snapshot_tool.base.paths import EAGER, ExecutionPath, parse_path
 from snapshot_tool.base.phases import COVERAGE_NAMES, PHASES, Phase, named_phases
 from snapshot_tool.base.tolerance import ORACLE_DTYPES, Rule, default_rule
 
@@ -32,8 +33,19 @@ if TYPE_CHECKING:
 
 # Options that mean nothing for answers from elsewhere.
 _OF_CANDIDATES = (
-    *("fms_path", "candidate", "loading", "checkpoint", "revision", "device", "golden_device"),
-    *("dtype", "shard", "localise", "isolate", "quick", "repeat", "explore", "replay", "graft"),
+    *("fms_path", "candidate", "loading", "path", "checkpoint", "revision", "device"),
+    *(
+        "golden_device",
+        "dtype",
+        "shard",
+        "localise",
+        "isolate",
+        "quick",
+        "repeat",
+        "explore",
+        "replay",
+        "graft",
+    ),
 )
 
 # The plugin reads these declarations in every pytest session, so only the functions that need torch
@@ -70,6 +82,14 @@ class CheckRequest:
         metavar="NAME",
     )
     revision: str | None = option(None, "Revision of the golden set, or its first digits.")
+    path: Sequence[str] = option(
+        (),
+        "How FMS runs the model: eager, static (prompts padded to multiples of 64), paged (paged "
+        "attention) or chunked[:N] (the same, N tokens at a time). Several are compared.  "
+        "[default: eager]",
+        commas=True,
+        metavar="PATH",
+    )
     device: str = option("cpu", "Device of the candidate.", choices=DEVICES)
     golden_device: str | None = option(
         None, "Device of the golden set, if different from --device.", choices=DEVICES
@@ -175,12 +195,20 @@ class CheckRequest:
     def __post_init__(self) -> None:
         """Raise UsageError for a value that an option does not take."""
         normalise_options(self)
-        _ = self.share, self.questions  # these also raise it
+        _ = self.share, self.questions, self.paths  # these also raise it
         if self.answers:
             for field in _OF_CANDIDATES:
                 option = options_of(CheckRequest)[field]
                 if getattr(self, field) not in (option.default, ()):
                     raise UsageError(f"answers are judged without {option.flag}", "leave it out")
+        if self.paths == (EAGER,):
+            return
+        if self.candidate != "fms":
+            raise UsageError("--path goes with --candidate fms", "leave one of the two out")
+        if self.graft or self.isolate:
+            raise UsageError(
+                "--graft and --isolate replace tensors on the eager path only", "leave out --path"
+            )
 
     @property
     def case_text(self) -> str:
@@ -199,6 +227,11 @@ class CheckRequest:
     def phases(self) -> tuple[Phase, ...]:
         """The phases to run, in their order."""
         return named_phases(self.phase) or PHASES
+
+    @property
+    def paths(self) -> tuple[ExecutionPath, ...]:
+        """The paths to check, each once; raise UsageError for an invalid name."""
+        return tuple(dict.fromkeys(map(parse_path, self.path))) or (EAGER,)
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -314,6 +347,7 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
         "--seed": str(request.seed),
         "--graft": request.graft or "",
         "--loading": request.loading,
+        "--path": ",".join(map(str, request.paths)),
     }
     cases = tuple(case.name for case in select_cases(manifest, request))
     all_cases = len(matching_cases(manifest, request))

@@ -21,8 +21,9 @@ from snapshot_tool.base.environment import (
     package_versions,
     require_device,
 )
-from snapshot_tool.base.errors import PhaseUnsupported, SnapError
+from snapshot_tool.base.errors import PhaseUnsupported, SnapError, UsageError
 from snapshot_tool.base.localisation import Localisation, ModuleTrials
+from snapshot_tool.base.paths import EAGER
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.places import describe_error, place_of_error, traceback_of
 from snapshot_tool.base.protocol import (
@@ -81,15 +82,24 @@ from snapshot_tool.judge.judge import Judge, compare_weights
 from snapshot_tool.judge.phases import OnePass, Pair, RecordedCase, run_phase
 from snapshot_tool.judge.watch import WatchedCandidate, require_raised_by_candidate
 
+# By case, phase and tensor.
+Outputs = dict[tuple[str, Phase, str], Pair]
 
-def check(request: CheckRequest, progress: Progress) -> CheckReport:
-    """Run the candidate on the recorded inputs and judge every recorded tensor."""
+
+def check(
+    request: CheckRequest, progress: Progress, *, outputs: Outputs | None = None
+) -> CheckReport:
+    """Run the candidate on the recorded inputs and judge every recorded tensor.
+
+    outputs: filled with the outputs of forward and generate, beside the golden's.
+    """
     require_device(request.device)
     date, began = datetime.now(UTC), time.perf_counter()
     golden = request.golden_choice.open()
     require_phases(golden.manifest, request)
     cases = select_cases(golden.manifest, request)
     session = open_session(request, golden, progress)
+    session.outputs = outputs
     found: list[Result] = []
     ran: list[tuple[str, Phase]] = []
     left_out: tuple[str, ...] = ()
@@ -159,6 +169,7 @@ def check(request: CheckRequest, progress: Progress) -> CheckReport:
         warnings=(*left_out, *manifest.reference_warnings, *session.candidate.warnings),
         environment_differences=environment_differences(manifest.environment, environment),
         shard=shard_of(manifest, request),
+        path=str(request.paths[0]),
     )
     return replace(report, next_commands=_next_commands(session, report))
 
@@ -170,7 +181,9 @@ def _next_commands(session: Session, report: CheckReport) -> tuple[str, ...]:
     if report.verdict not in (Verdict.FAIL, Verdict.ERROR):
         return ()
     module = report.localisation.module if report.localisation else ""
-    if module and not request.graft and can_graft(session.candidate, session.golden, module):
+    if request.graft or request.paths != (EAGER,):
+        module = ""
+    if module and can_graft(session.candidate, session.golden, module):
         commands.append(f"{request.command} --graft {module}")
     if request.fms_path and report.candidate.commit:
         path = shlex.quote(str(request.fms_path))
@@ -190,6 +203,8 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
         judge = choose_judge(request, golden, computed if computed in ORACLE_DTYPES else None)
         keep_outputs = answers.output_cache()
         return Session(request, golden, answers, judge=judge, keep_outputs=keep_outputs)
+    if len(request.paths) > 1:
+        raise UsageError("this checks one path at a time", "name one path")
     judge = choose_judge(request, golden)
     weights = request.needs_weights or (request.candidate, request.loading) != ("fms", "snap")
     checkpoint = open_checkpoint_of(golden, request.checkpoint, weights=weights)
@@ -208,6 +223,7 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
                 entry.changed_fields,
                 frozenset(entry.unused_weights),
                 weights,
+                str(request.paths[0]),
             ),
             fms_path=Path(request.fms_path) if request.fms_path else None,
         )
@@ -272,6 +288,7 @@ class Session:
         self._keep_outputs = keep_outputs
         self._case: RecordedCase | None = None
         self._one_pass = OnePass()
+        self.outputs: Outputs | None = None
 
     def run(self, case: CaseEntry, phase: Phase) -> list[Result]:
         """Run one phase of one case; return a result for every recorded tensor.
@@ -329,6 +346,7 @@ class Session:
                 else:
                     pairs = run_phase(candidate, self._case, phase)
             seconds = time.perf_counter() - began
+            self._keep(case, phase, pairs)
             results = [
                 self._judge(case, phase, pair, seconds=seconds, judge=judge) for pair in pairs
             ]
@@ -362,6 +380,15 @@ class Session:
         if pair.tensor == parts.TOKEN_IDS:
             return self._explainer.explain(result, pair.actual, self.candidate)
         return result
+
+    def _keep(self, case: CaseEntry, phase: Phase, pairs: Sequence[Pair]) -> None:
+        """Keep the outputs of forward and generate if `outputs` is set."""
+        if self.outputs is None or phase not in (Phase.FORWARD, Phase.GENERATE):
+            return
+        for pair in pairs:
+            # Copied, because it may be a view of the logits of all positions.
+            actual = pair.actual.clone() if isinstance(pair.actual, torch.Tensor) else None
+            self.outputs[case.name, phase, pair.tensor] = replace(pair, actual=actual)
 
     def explore(self, cases: Sequence[CaseEntry], progress: Progress) -> Exploration | None:
         """Run the questions of --replay, or the number of --explore."""

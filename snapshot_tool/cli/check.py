@@ -16,7 +16,10 @@ from snapshot_tool.cli.configuration import configured_options
 from snapshot_tool.cli.options import Outputs, report_options, request_options, write_files
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from snapshot_tool.base.report import CheckReport
+    from snapshot_tool.check.every import SetCheck
     from snapshot_tool.check.run import CheckRun
 
 _CANNOT_RUN = 3
@@ -24,7 +27,7 @@ _CANNOT_RUN = 3
 
 _GROUPS = {
     "Golden set": ("goldens", "checkpoint", "revision", "golden_device", "every"),
-    "Candidate": ("fms_path", "candidate", "loading", "family", "device", "dtype"),
+    "Candidate": ("fms_path", "candidate", "loading", "family", "path", "device", "dtype"),
     "Selection": ("phase", "case", "shard", "last_failed", "fail_fast", "require"),
     "Judgement": ("tolerance", "atol", "rtol", "allow_near_ties", "quick", "repeat"),
     "Derived questions and modules": ("explore", "seed", "replay", "localise", "isolate", "graft"),
@@ -77,6 +80,8 @@ def check_command(*, every: bool, **options: Any) -> int:
         require_plotting()  # before the check, which may take an hour
     if every:
         return _check_all(request, outputs)
+    if len(request.paths) > 1:
+        return _check_paths(request, outputs)
     with leading(request.device):
         report = with_configuration(check(request, outputs.progress))
     return show_run(CheckRun(report, Path(request.goldens)), outputs)
@@ -100,25 +105,49 @@ def with_configuration(report: CheckReport) -> CheckReport:
 def _check_all(request: CheckRequest, outputs: Outputs) -> int:
     """Check all golden sets, and print a table of their verdicts."""
     from snapshot_tool.check.every import check_all, exit_code_of_all
+    from snapshot_tool.cli.console import draw_checks, draw_combined
+
+    checks = _each_written(check_all(request, outputs.progress), request, outputs)
+    draw_checks(checks)
+    draw_combined(checks, "golden sets")
+    return exit_code_of_all(checks)
+
+
+def _check_paths(request: CheckRequest, outputs: Outputs) -> int:
+    """Check a golden set on several paths, and print a table of them."""
+    from snapshot_tool.check.every import exit_code_of_all
+    from snapshot_tool.check.paths import check_paths
+    from snapshot_tool.cli.console import draw_checks, draw_combined, draw_table
+    from snapshot_tool.reports.paths import paths_table
+
+    checks = _each_written(check_paths(request, outputs.progress), request, outputs)
+    draw_table(paths_table([one.report for one in checks if one.report]))
+    draw_checks([one for one in checks if not one.report])
+    draw_combined(checks, "paths")
+    return exit_code_of_all(checks)
+
+
+def _each_written(
+    found: Iterator[SetCheck], request: CheckRequest, outputs: Outputs
+) -> list[SetCheck]:
+    """Print each check and write its files; return all."""
     from snapshot_tool.check.run import CheckRun
-    from snapshot_tool.cli.console import draw_checks
 
     if str(outputs.json_path) == "-":
-        raise UsageError("--all writes a file for each golden set", "name a folder: --json DIR")
+        raise UsageError("several checks write a file each", "name a folder: --json DIR")
     checks = []
-    for one in check_all(request, outputs.progress):
+    for one in found:
         checks.append(one)
         if one.report:
             run = CheckRun(with_configuration(one.report), Path(request.goldens))
-            own = outputs.in_folders(one.name.replace("/", "_"))
+            own = outputs.in_folders(one.name.replace("/", "_").replace(":", "-"))
             if not outputs.quiet:
                 _print(run, own)
                 click.echo()
             _write(run, own)
         if request.fail_fast and one.verdict in (Verdict.FAIL, Verdict.ERROR):
             break
-    draw_checks(checks)
-    return exit_code_of_all(checks)
+    return checks
 
 
 def _print(run: CheckRun, outputs: Outputs) -> None:

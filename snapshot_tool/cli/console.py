@@ -130,17 +130,21 @@ def draw_verdict(report: CheckReport) -> None:
 
 
 def draw_checks(checks: Sequence[SetCheck]) -> None:
-    """Print a line for each golden set, and one with the combined verdict."""
-    width = max(len(one.name) for one in checks)
+    """Print a line for each of several checks."""
+    width = max((len(one.name) for one in checks), default=0)
     for one in checks:
         word = one.verdict.value.upper()
         text = run_text.summary_line(one.report) if one.report else f"{word}: {one.reason}"
         click.secho(f"{one.name:<{width}}  {text}", fg=_COLOURS[one.verdict])
+
+
+def draw_combined(checks: Sequence[SetCheck], what: str) -> None:
+    """Print a line with the combined verdict of several checks, for example of "golden sets"."""
     verdicts = [one.verdict for one in checks]
     counts = Counter(verdicts)
     words = ", ".join(f"{counts[v]} {v.value}" for v in Verdict if counts[v])
     whole = combine(verdicts)
-    click.secho(f"{whole.value.upper()}: {len(checks)} golden sets: {words}", bold=True)
+    click.secho(f"{whole.value.upper()}: {len(checks)} {what}: {words}", bold=True)
 
 
 def draw_table(rows: Sequence[Sequence[run_text.Cell]]) -> None:

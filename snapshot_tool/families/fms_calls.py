@@ -53,6 +53,7 @@ class FmsCalls:
         self.loaded = loaded
         self.model = loaded.model
         self.notes: dict[str, None] = {}
+        self.generation_options: dict[str, Any] = {}  # further arguments of the model
 
     def padding(self, inputs: CaseInputs) -> dict[str, torch.Tensor]:
         """Return mask and position ids of padded prompts; whole ones need neither."""
@@ -166,9 +167,16 @@ class DecoderCalls(FmsCalls):
         self, part: CaseInputs, cache: Any, seen: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, Any]:
         """Return the logits of a part of a prompt, and the cache; seen: its mask and positions."""
-        logits, cache = self.model(
-            self.embed(part), past_key_value_states=cache, use_cache=True, **seen
-        )
+        return self.step(self.embed(part), cache, seen)
+
+    def step(
+        self, embedded: torch.Tensor, cache: Any, seen: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, Any]:
+        """Return the logits of what `embed` returns, run on a cache, and the cache.
+
+        seen: further arguments of FMS's model.
+        """
+        logits, cache = self.model(embedded, past_key_value_states=cache, use_cache=True, **seen)
         return logits, cache
 
     def new_tokens(
@@ -188,7 +196,11 @@ class DecoderCalls(FmsCalls):
             do_sample=False,
             use_cache=True,
             eos_token_id=end,
-            extra_kwargs={**self.images(inputs), **self.padding(inputs)},
+            extra_kwargs={
+                **self.images(inputs),
+                **self.padding(inputs),
+                **self.generation_options,
+            },
             **hooks,
         )
         return ids[:, length:]

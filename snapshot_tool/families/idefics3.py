@@ -109,8 +109,32 @@ class _Calls(DecoderCalls):
             raise PhaseUnsupported(
                 "FMS's forward takes no position_ids: it cannot go on from a key-value cache"
             )
-        given = {**self._arguments([part]), **seen, "attention_mask": None}
-        answer = self.model(**given, past_key_value_states=cache, use_cache=True)
+        return self._run_on_cache(self._arguments([part]), cache, seen)
+
+    def embed(self, inputs: CaseInputs) -> torch.Tensor:
+        if inputs.pixel_values is None:
+            return inputs.input_ids
+        hook = getattr(self.model, "prepare_inputs_for_generation", None)
+        if hook is None:
+            raise PhaseUnsupported(
+                "FMS's idefics3 has no prepare_inputs_for_generation, which embeds images"
+            )
+        given = self._arguments([inputs])
+        embedded: torch.Tensor = hook(0, inputs.input_ids, {**given, "use_cache": True})[0]
+        return embedded
+
+    def step(
+        self, embedded: torch.Tensor, cache: Any, seen: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, Any]:
+        return self._run_on_cache({"input_ids": embedded}, cache, seen)
+
+    def _run_on_cache(
+        self, given: Mapping[str, Any], cache: Any, seen: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, Any]:
+        """Return the logits and the cache; seen: the mask, positions, and other arguments."""
+        answer = self.model(
+            **{**given, **seen, "attention_mask": None}, past_key_value_states=cache, use_cache=True
+        )
         named = answer.get("past_key_value_states") if isinstance(answer, Mapping) else None
         cache = answer[1] if isinstance(answer, tuple | list) and len(answer) > 1 else named
         if cache is None:

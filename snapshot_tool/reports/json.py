@@ -31,6 +31,7 @@ from snapshot_tool.base.report import (
     ExploredKind,
     GoldenIdentity,
     Graft,
+    PathDifference,
     Shard,
     Transformers,
     WeightReport,
@@ -104,6 +105,8 @@ class CheckDocument(msgspec.Struct, kw_only=True):
     exploration: ExplorationSummary | None = None
     shard: Shard | None = None
     next: tuple[str, ...] = ()
+    path: str = "eager"
+    path_difference: PathDifference | None = None
 
 
 def write_json(document: object) -> str:
@@ -163,6 +166,8 @@ def run_to_json(report: CheckReport) -> str:
         exploration=_exploration_summary(report.exploration),
         shard=report.shard,
         next=report.next_commands,
+        path=report.path,
+        path_difference=report.path_difference,
     )
     return write_json(document)
 
@@ -252,6 +257,8 @@ def _report(document: CheckDocument) -> CheckReport:
         command=document.command,
         seconds=document.seconds,
         next_commands=document.next,
+        path=document.path,
+        path_difference=document.path_difference,
         weights=document.weights,
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from snapshot_tool.base.localisation import Localisation
+from snapshot_tool.base.paths import EAGER
 from snapshot_tool.base.phases import Phase, phase_order
 from snapshot_tool.base.protocol import CandidateInfo, Loading
 from snapshot_tool.base.report import CheckReport
@@ -57,6 +58,7 @@ def header_facts(report: CheckReport, *, base: str) -> list[tuple[str, str]]:
     facts: list[tuple[str, object]] = [
         ("golden", golden),
         ("candidate", candidate_text(candidate, base=base)),
+        *(("path", fact) for fact in path_facts(report)),
         *(("note", note) for note in candidate.notes),
     ]
     if candidate.loading is Loading.OWN:
@@ -82,6 +84,13 @@ def header_facts(report: CheckReport, *, base: str) -> list[tuple[str, str]]:
     facts += [("not covered", one.text) for one in report.coverage if not one.reached]
     facts += [("warning", warning) for warning in report.warnings]
     return [(name, str(fact)) for name, fact in facts]
+
+
+def path_facts(report: CheckReport) -> list[str]:
+    """Return the path on which FMS ran, unless it is the eager one, and its difference."""
+    difference = report.path_difference
+    facts = [] if report.path == str(EAGER) else [report.path]
+    return [*facts, *([f"difference from {difference.path}: {difference}"] if difference else [])]
 
 
 def candidate_text(info: CandidateInfo, *, base: str) -> str:

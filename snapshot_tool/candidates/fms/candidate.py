@@ -24,6 +24,7 @@ from snapshot_tool.base.errors import (
     UsageError,
     is_out_of_memory,
 )
+from snapshot_tool.base.paths import parse_path
 from snapshot_tool.base.places import describe_error
 from snapshot_tool.base.protocol import (
     Candidate,
@@ -45,6 +46,7 @@ from snapshot_tool.candidates.fms.configuration import (
 )
 from snapshot_tool.candidates.fms.importing import FmsSource, import_fms
 from snapshot_tool.candidates.fms.modules import PairedModules, split_modules
+from snapshot_tool.candidates.fms.paths import PathCalls, PieceObserver, calls_on_path
 from snapshot_tool.candidates.fms.weights import CheckpointWeights, stray_files
 from snapshot_tool.candidates.output_cache import OutputCache
 from snapshot_tool.families import family_of_config
@@ -75,7 +77,7 @@ class FmsCandidate(Candidate):
     """FMS's model of a family; `calls` calls it, phase by phase."""
 
     model: Any
-    calls: FmsCalls
+    calls: FmsCalls | PathCalls
     source: FmsSource
     family: Family
     request: CandidateRequest
@@ -134,7 +136,11 @@ class FmsCandidate(Candidate):
 
     def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:
         """Run forward and show the modules; return FMS's name of each, by Hugging Face's."""
+        if isinstance(self.calls, PathCalls):
+            observe = PieceObserver(observe, self.calls, self.family.fms.encoder)
         with self._paired.observed(observe) as names:
+            if isinstance(observe, PieceObserver):
+                observe.names = names
             if self.family.takes_text:
                 self.forward(inputs)
             elif inputs.pixel_values is not None:
@@ -230,7 +236,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
         loaded = LoadedFms(
             model.eval(), models, generation.generate, pad, request.checkpoint, request.config
         )
-        calls = port.calls(loaded)
+        calls = calls_on_path(port.calls(loaded), parse_path(request.path), family)
     except CandidateUnavailable as error:
         problems = [error.problem, *unmapped_fields(family, request)]
         raise CandidateUnavailable("; ".join(problems), error.remedy) from error

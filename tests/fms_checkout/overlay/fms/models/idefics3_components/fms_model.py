@@ -192,6 +192,14 @@ class Idefics3(nn.Module):
         logits = self.text_model.head(hidden)
         return (logits, cache) if use_cache else logits
 
+    def prepare_inputs_for_generation(self, iteration: int, input_ids, kwargs):
+        """Return the embeddings of a prompt with its images, or of new tokens."""
+        names = ("pixel_values", "pixel_attention_mask")
+        images = {name: kwargs.pop(name, None) for name in names}
+        if iteration > 0:
+            images = dict.fromkeys(names)
+        return self._embed(input_ids, **images), kwargs
+
     def generate(
         self,
         input_ids: torch.Tensor,

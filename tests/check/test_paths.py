@@ -1,0 +1,131 @@
+"""`snap check --path`: the same golden questions on the paths on which FMS runs in production."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import CHECKOUT, ROOT, Snap, error_lines, run_snap
+from tests.families.test_families import broken_fms
+from tests.mutants.mutant import Edit
+
+FAMILIES = ROOT / "tests" / "families"
+LLAMA = ("--goldens", FAMILIES / "goldens", "--checkpoint", "llama")
+PAGED_FILE = "fms/utils/spyre/paged.py"
+# The blocks of the cache are read from the last to the first.
+WRONG_BLOCKS = Edit(
+    PAGED_FILE,
+    """\
+        attn_kwargs["current_tkv_mask"],
+        attn_kwargs["left_padded_prompt_mask"],
+        attn_kwargs["block_table"],
+    )
+
+
+def __spyre_paged_compute_sinks_op(""",
+    """\
+        attn_kwargs["current_tkv_mask"],
+        attn_kwargs["left_padded_prompt_mask"],
+        attn_kwargs["block_table"].flip(1),
+    )
+
+
+def __spyre_paged_compute_sinks_op(""",
+)
+
+
+def check(snap: Snap, *options: object) -> Any:
+    """Check FMS; return the report."""
+    run = snap("check", *options, "--json", "-")
+    return run.report
+
+
+@pytest.mark.parametrize("path", ["static", "paged", "chunked", "chunked:5"])
+def test_a_right_llama_passes_on_every_path(snap: Snap, path: str) -> None:
+    """Forward, generate and derived questions: padding, batches, prompts in two parts."""
+    report = check(snap, *LLAMA, "--path", path, "--explore", 35, "--seed", 3, "--localise")
+    assert (report["verdict"], report["counts"]["skip"]) == ("pass", 0)
+    assert report["path"] == ("chunked:64" if path == "chunked" else path)
+    assert f"--path {path}" in report["command"]
+    layers = [module for module in report["modules"] if ".layers." in module["module"]]
+    assert all(module["output_error"] is not None for module in layers)
+
+
+@pytest.mark.parametrize("path", ["static", "paged", "chunked:50"])
+def test_a_right_idefics3_passes_on_every_path(snap: Snap, path: str) -> None:
+    """With images before and after the end of a chunk, and with padding of its own."""
+    cases = ("--case", "one-image,two-images,variant-01,variant-02")
+    report = check(snap, "--fms-path", CHECKOUT, "--path", path, *cases)
+    assert report["verdict"] == "pass"
+    ran = {result["phase"] for result in report["results"] if result["verdict"] == "pass"}
+    assert ran >= {"vision", "connector", "forward", "generate"}
+
+
+def test_a_fault_in_the_cache_is_found_on_its_paths_alone(tmp_path: Path) -> None:
+    """Each path has a line in the table, a report, and its difference from the first path."""
+    fms, reports = broken_fms(WRONG_BLOCKS, tmp_path / "fms"), tmp_path / "reports"
+    # In a process of its own: torch keeps the last operation of a name.
+    run = run_snap(
+        "check", *LLAMA, "--fms-path", fms, "--path", "eager,static,chunked:16", "--json", reports
+    )
+    assert run.code == 1
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in reports.iterdir()}
+    verdicts = {name: report["verdict"] for name, report in found.items()}
+    assert verdicts == {"eager": "pass", "static": "pass", "chunked-16": "fail"}
+    assert found["eager"]["path_difference"] is None
+    assert 0 < found["static"]["path_difference"]["share"] < 1
+    wrong = found["chunked-16"]
+    assert wrong["path_difference"]["share"] > 1
+    assert wrong["first_divergence"]["module"] == "model.layers.0.self_attn"
+    table = run.out.splitlines()[-5:]
+    assert [line.split()[0] for line in table] == ["path", "eager", "static", "chunked:16", "FAIL:"]
+    assert "forward / model.layers.0.self_attn" in table[3]
+    assert "from eager: " in table[3]
+
+
+def test_a_fault_of_a_module_has_the_same_name_on_a_path(tmp_path: Path) -> None:
+    """The pieces of a prompt are put together before they are compared."""
+    edit = Edit("fms/models/llama.py", "self.config.activation_fn", '"relu"')
+    fms = broken_fms(edit, tmp_path / "fms")
+    run = run_snap("check", *LLAMA, "--fms-path", fms, "--path", "chunked:7", "--json", "-")
+    assert run.report["first_divergence"]["module"] == "model.layers.0.mlp.act_fn"
+
+
+def test_what_a_family_cannot_do_is_a_skip_with_its_reason(snap: Snap) -> None:
+    """An encoder has no cache; a skip alone is not a success."""
+    options = ("--goldens", FAMILIES / "goldens", "--checkpoint", "roberta", "--json", "-")
+    run = snap("check", *options, "--path", "paged")
+    assert run.code == 3
+    reasons = {result["reason"] for result in run.report["results"]}
+    assert reasons == {"roberta is not a decoder: only --path eager runs it"}
+
+
+def test_an_fms_without_paged_attention_skips_the_path(tmp_path: Path) -> None:
+    """The static path needs nothing of it."""
+    edit = Edit(PAGED_FILE, "import math\nfrom typing", "raise ImportError\nfrom typing")
+    fms = broken_fms(edit, tmp_path / "fms")
+    run = run_snap("check", *LLAMA, "--fms-path", fms, "--path", "static", "--path", "paged")
+    assert run.code == 3
+    assert run.out.splitlines()[-1] == "PASS: 2 paths: 1 pass, 1 skip"
+    assert "FMS has no paged attention" in run.out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--path", "pages"),
+        ("--path", "chunked:0"),
+        ("--path", "static:64"),
+        ("--path", "paged", "--graft", "model.layers.0"),
+        ("--path", "paged", "--candidate", "tests.candidates:make"),
+        ("--path", "eager,paged", "--json", "-"),
+    ],
+)
+def test_a_path_that_cannot_be_checked_is_wrong_usage(snap: Snap, options: tuple[str, ...]) -> None:
+    """Nothing runs."""
+    run = snap("check", *LLAMA, *options)
+    assert (run.code, run.out) == (2, "")
+    error_lines(run)
