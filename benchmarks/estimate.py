@@ -43,7 +43,7 @@ class Decoder:
         return {
             "inputs": self.tokens * 16,
             "forward": self.vocabulary * 4 + self.sampled * 8 + self.tokens * position,
-            "generate": self.new_tokens * (8 + TOP_K * (4 + 8)),
+            "generate": self.new_tokens * (8 + TOP_K * (4 + 8) + 4),
             "taps": self.modules * (8 + 2 * side),
         }
 

@@ -38,6 +38,12 @@ TOPK_IDS, TOPK_LOGPROBS = "topk_ids", "topk_logprobs"
 # Of every position's logits: the greatest, their log-sum-exp, and a sample.
 POSITION_RECORDS = ("position_topk_values", "position_logsumexp", "position_sample")
 
+# Records of the greatest logits: TOP_K of them, and fewer in sets of manifest schema 1.
+TOPK_RECORDS = tuple(
+    f"{of}_topk_{part}" for of in ("position", "step") for part in ("values", "ids")
+)
+STEP_LOGSUMEXP = "step_logsumexp"  # not in manifest schema 1
+
 # The vocabulary ids of these records. Near-ties may change places; then their values are judged.
 PLACES = ("position_topk_ids", "position_sample_ids", "step_topk_ids")
 
@@ -110,7 +116,7 @@ def generate_tensors(generation: Generation) -> Tensors:
         TOKEN_IDS: generation.token_ids,
         "step_topk_values": top.values,
         "step_topk_ids": top.indices,
-        "step_logsumexp": widened(generation.logits).logsumexp(-1),
+        STEP_LOGSUMEXP: widened(generation.logits).logsumexp(-1),
     }
 
 

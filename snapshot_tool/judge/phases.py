@@ -306,8 +306,8 @@ def _step_logprobs(named: Mapping[str, torch.Tensor], case: RecordedCase) -> Pai
 
     What follows another token has another prompt.
     """
-    names = ("step_topk_ids", "step_topk_values", "step_logsumexp")
-    if "step_logsumexp" not in case.golden.tensor_names(case.name, Phase.GENERATE):
+    names = ("step_topk_ids", "step_topk_values", parts.STEP_LOGSUMEXP)
+    if parts.STEP_LOGSUMEXP not in case.golden.tensor_names(case.name, Phase.GENERATE):
         note = "the golden set has no log-sum-exp of steps: it was recorded by an older snap"
         return Pair(STEP_LOGPROBS, case.tensor(Phase.GENERATE, names[1]), None, note)
     golden = Best.of_logits(*(case.tensor(Phase.GENERATE, name) for name in names))

@@ -183,8 +183,9 @@ def test_isolation_names_each_fault_of_several_and_a_modules_own_code(
     assert wrong(llama) == {"model.layers.0.input_layernorm"}
 
 
-def test_a_set_without_probes_is_checked_as_before(golden: Golden, candidate: FmsCandidate) -> None:
+def test_a_set_without_probes_is_checked_as_before(candidate: FmsCandidate) -> None:
     """Nothing is tried, and a case for isolation is missing."""
+    golden = open_golden(set_folder(ROOT / "tests" / "compact-goldens"))
     assert golden.probes() == []
     assert probe_modules(candidate, golden, dtype="float32") is None
     with pytest.raises(GoldenNotFound) as refused:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.diagnose.diff import SetDiff, describe_diff, diff_folders
 from snapshot_tool.goldens.layout import INPUTS
-from snapshot_tool.goldens.manifest import load_manifest
+from snapshot_tool.goldens.manifest import SCHEMA_VERSION, load_manifest
+from snapshot_tool.goldens.parts import STEP_LOGSUMEXP
 from snapshot_tool.goldens.tensors import describe_file
 from snapshot_tool.goldens.verify import set_file
 from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_json, diff_to_markdown
@@ -193,3 +194,20 @@ def test_the_markdown_has_what_moved_by_part_and_by_case(tmp_path: Path) -> None
     assert "two-images" not in text
     same = diff_to_markdown(diff_after(tmp_path / "same", INPUTS, lambda _tensors: None))
     assert same.rstrip().endswith("every tensor has the same bytes.")
+
+
+def test_an_older_set_is_compared_in_what_it_keeps(tmp_path: Path) -> None:
+    """It has fewer of the greatest logits, and no log-sum-exp of steps."""
+
+    def as_before(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if "step_topk" in key]:
+            tensors[key] = tensors[key][:, :8].contiguous()
+        for key in [key for key in tensors if key.endswith(STEP_LOGSUMEXP)]:
+            del tensors[key]
+
+    file = "generate.safetensors"
+    found = diff_after(tmp_path, file, as_before, schema_version=SCHEMA_VERSION - 1)
+    assert found.within
+    assert any("schema" in line for line in found.files)
+    same_schema = diff_after(tmp_path / "again", file, as_before)
+    assert not same_schema.within
