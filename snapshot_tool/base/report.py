@@ -503,7 +503,9 @@ class CheckReport:
             return self.wrong_modules[0].module
         if found.first_bad is None and not found.between:
             # The forward pass agrees, module by module: it is what is done with it.
-            return _OUTSIDE.get(first.phase, first.phase.value)
+            is_compiled = self.path.startswith("compiled") and first.phase is not Phase.GENERATE
+            outside = _OUTSIDE.get(first.phase, first.phase.value)
+            return "the compiled code" if is_compiled else outside
         return found.module or _OUTSIDE[Phase.FORWARD]
 
     @property

@@ -34,18 +34,8 @@ if TYPE_CHECKING:
 # Options that mean nothing for answers from elsewhere.
 _OF_CANDIDATES = (
     *("fms_path", "candidate", "loading", "path", "checkpoint", "revision", "device"),
-    *(
-        "golden_device",
-        "dtype",
-        "shard",
-        "localise",
-        "isolate",
-        "quick",
-        "repeat",
-        "explore",
-        "replay",
-        "graft",
-    ),
+    *("golden_device", "dtype", "shard", "localise", "isolate", "quick", "repeat"),
+    *("explore", "replay", "graft"),
 )
 
 # The plugin reads these declarations in every pytest session, so only the functions that need torch
@@ -84,9 +74,9 @@ class CheckRequest:
     revision: str | None = option(None, "Revision of the golden set, or its first digits.")
     path: Sequence[str] = option(
         (),
-        "How FMS runs the model: eager, static (prompts padded to multiples of 64), paged (paged "
-        "attention) or chunked[:N] (the same, N tokens at a time). Several are compared.  "
-        "[default: eager]",
+        "How FMS runs the model: eager, static (prompts padded to multiples of 64), "
+        "compiled[:BACKEND] (the same, with torch.compile), paged (paged attention) or chunked[:N] "
+        "(the same, N tokens at a time). Several are compared.  [default: eager]",
         commas=True,
         metavar="PATH",
     )

@@ -23,7 +23,7 @@ from snapshot_tool.base.environment import (
 )
 from snapshot_tool.base.errors import PhaseUnsupported, SnapError, UsageError
 from snapshot_tool.base.localisation import Localisation, ModuleTrials
-from snapshot_tool.base.paths import EAGER
+from snapshot_tool.base.paths import EAGER, PathKind
 from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.places import describe_error, place_of_error, traceback_of
 from snapshot_tool.base.protocol import (
@@ -438,7 +438,10 @@ class Session:
             self.golden,
             name,
             dtype=self.judge.dtype,
-            failed=first is not None and first.phase is not Phase.GENERATE,
+            # Modules run eagerly while they are compared, so none shows what a compiler did.
+            failed=first is not None
+            and first.phase is not Phase.GENERATE
+            and self.request.paths[0].kind is not PathKind.COMPILED,
         )
 
     @property

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch._dynamo
 
 from tests.conftest import CHECKOUT, ROOT, Snap, error_lines, run_snap
 from tests.families.test_families import broken_fms
@@ -64,6 +69,38 @@ def test_a_right_idefics3_passes_on_every_path(snap: Snap, path: str) -> None:
     assert ran >= {"vision", "connector", "forward", "generate"}
 
 
+def test_a_compiled_llama_passes_and_says_what_was_compiled(snap: Snap) -> None:
+    """Cases of the same static shape need no further graph."""
+    options = ("--case", "one-sentence,left-padded", "--phase", "forward")
+    report = check(snap, *LLAMA, "--path", "compiled:eager", *options)
+    assert (report["verdict"], report["path"]) == ("pass", "compiled:eager")
+    (note,) = report["environment"]["candidate"]["notes"]
+    assert re.fullmatch(
+        r"torch.compile: [1-9]\d* graphs, 0 graph breaks, \d+ graphs compiled again after .*", note
+    )
+
+
+def test_a_fault_of_the_compiler_is_not_in_a_module(snap: Snap) -> None:
+    """Modules run eagerly while they are compared, and agree."""
+    options = ("--case", "one-sentence", "--phase", "forward")
+    with wrong_backend("doubling"):
+        report = check(snap, *LLAMA, "--path", "compiled:doubling", *options)
+    assert report["first_divergence"]["phase"] == "forward"
+    assert report["first_divergence"]["place"] == "the compiled code"
+
+
+@contextmanager
+def wrong_backend(name: str) -> Iterator[None]:
+    """Register a backend of torch.compile that doubles the first output of every graph."""
+
+    def double(module: torch.fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
+        return lambda *given: (2 * (found := module(*given))[0], *found[1:])
+
+    torch._dynamo.register_backend(double, name=name)
+    yield
+    torch.compiler.reset()
+
+
 def test_a_fault_in_the_cache_is_found_on_its_paths_alone(tmp_path: Path) -> None:
     """Each path has a line in the table, a report, and its difference from the first path."""
     fms, reports = broken_fms(WRONG_BLOCKS, tmp_path / "fms"), tmp_path / "reports"
@@ -100,7 +137,7 @@ def test_what_a_family_cannot_do_is_a_skip_with_its_reason(snap: Snap) -> None:
     run = snap("check", *options, "--path", "paged")
     assert run.code == 3
     reasons = {result["reason"] for result in run.report["results"]}
-    assert reasons == {"roberta is not a decoder: only --path eager runs it"}
+    assert reasons == {"roberta runs on the eager path only: it is not a decoder"}
 
 
 def test_an_fms_without_paged_attention_skips_the_path(tmp_path: Path) -> None:
@@ -119,6 +156,7 @@ def test_an_fms_without_paged_attention_skips_the_path(tmp_path: Path) -> None:
         ("--path", "pages"),
         ("--path", "chunked:0"),
         ("--path", "static:64"),
+        ("--path", "compiled:a b"),
         ("--path", "paged", "--graft", "model.layers.0"),
         ("--path", "paged", "--candidate", "tests.candidates:make"),
         ("--path", "eager,paged", "--json", "-"),

@@ -35,17 +35,22 @@ def calls_on_path(calls: FmsCalls, path: ExecutionPath, family: Family) -> FmsCa
     """Return the calls of a loaded model on a path."""
     if path.kind is PathKind.EAGER:
         return calls
-    if not isinstance(calls, DecoderCalls):
-        return UnsupportedCalls(calls, f"{family.name} is not a decoder: only --path eager runs it")
-    if family.recurrent:
-        return UnsupportedCalls(calls, f"padding affects the outputs of {family.name}")
-    if path.kind is PathKind.STATIC:
-        return StaticCalls(calls)
+    if not isinstance(calls, DecoderCalls) or family.recurrent:
+        reason = "padding affects its outputs" if family.recurrent else "it is not a decoder"
+        return UnsupportedCalls(calls, f"{family.name} runs on the eager path only: {reason}")
+    match path.kind:
+        case PathKind.STATIC:
+            return StaticCalls(calls)
+        case PathKind.COMPILED:
+            # Imported only here, because torch's compiler takes seconds.
+            from snapshot_tool.candidates.fms.compiled import CompiledCalls
+
+            return CompiledCalls(calls, path.argument, family.fms.encoder)
     try:
         importlib.import_module(_PAGED)
     except ImportError as error:
         return UnsupportedCalls(calls, f"FMS has no paged attention: {error}")
-    return PagedCalls(calls, chunk=path.chunk)
+    return PagedCalls(calls, chunk=int(path.argument or 0))
 
 
 @dataclass(frozen=True, slots=True)
