@@ -53,7 +53,7 @@ def scale_two(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     folder = tmp_path_factory.mktemp("scale-two")
     found = Recorded(folder / "checkpoint", folder / "goldens")
     for command in (
-        ("python", "tests/checkpoints/build_scale_two.py", found.checkpoint),
+        ("python", "tests/checkpoints/build_other_shapes.py", "scale-two", found.checkpoint),
         ("snap", "record", "--checkpoint", found.checkpoint, "--goldens", found.goldens,
          "--variants", "0"),
     ):  # fmt: skip

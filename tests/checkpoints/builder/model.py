@@ -28,13 +28,14 @@ class Shapes:
     """The shapes of an Idefics3, in the words of transformers' Idefics3Config.
 
     longest_edge is that of an image in pixels, before it is cut into tiles of the vision encoder's
-    image_size.
+    image_size. end_tokens are those that generation ends with.
     """
 
     vision: dict[str, Any]
     text: dict[str, Any]
     scale_factor: int
     longest_edge: int
+    end_tokens: tuple[str, ...] = (END_OF_UTTERANCE,)
 
     @property
     def image_tokens(self) -> int:
@@ -101,7 +102,7 @@ def _config(tokenizer: Any, shapes: Shapes) -> Idefics3Config:
         text_config=LlamaConfig(**shapes.text, **ids),
         scale_factor=shapes.scale_factor,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        tie_word_embeddings=False,
+        tie_word_embeddings=shapes.text["tie_word_embeddings"],
         torch_dtype="float32",
         **ids,
     )
@@ -143,9 +144,10 @@ def build_model(tokenizer: Any, shapes: Shapes = TINY, *, seed: int) -> Any:
     """Return the model with random weights."""
     config = _config(tokenizer, shapes)
     model = Idefics3ForConditionalGeneration(config)
+    ends = tokenizer.convert_tokens_to_ids(list(shapes.end_tokens))
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
         pad_token_id=config.pad_token_id,
     )
     _randomise(model, seed=seed)
