@@ -39,7 +39,8 @@ from tests.families.own_loading import (
 from tests.families.record import AGAIN, REFUSED, SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
-# The last parts of the page, which make versions and make real write.
+# The last parts of the page, which make questions, make versions and make real write.
+QUESTIONS = "## Derived questions"
 RELEASES = "## FMS's releases"
 REAL = "## Real weights"
 
@@ -271,7 +272,7 @@ def again_section(changed: list[Row], again: list[Row], refused: Mapping[str, st
 
 def replace_part(path: Path, text: str) -> None:
     """Write the first part of the page, or the one that a text's heading names; keep the rest."""
-    headings = ("", RELEASES, REAL)
+    headings = ("", QUESTIONS, RELEASES, REAL)
     page = path.read_text("utf-8") if path.exists() else ""
     later = "|".join(re.escape(heading) for heading in headings if heading)
     parts = {}
