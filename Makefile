@@ -16,7 +16,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help docs setup fms-checkout demo test check port goldens families versions history real drift schema pictures torture lowest package audit mutants mutants-compact bench clean
+.PHONY: help docs setup fms-checkout demo test check port goldens families versions history real drift schema pictures torture lowest package audit mutants mutants-compact benign questions bench clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -34,7 +34,9 @@ help:
 	@echo "make lowest        run the tests with the oldest versions that pyproject.toml allows; torch takes 5 GB"
 	@echo "make package       build wheel and sdist, install them elsewhere, run snap doctor"
 	@echo "make audit         run pip-audit on the pinned packages"
-	@echo "make mutants       plant every known fault, run every benign change; writes docs/detection.md"
+	@echo "make mutants       plant every known fault; writes docs/detection.md"
+	@echo "make benign        run a right port in 3,000 other ways, for hours; writes into docs/detection.md"
+	@echo "make questions     run 3,000 derived questions on each family; after make families"
 	@echo "make mutants-compact  compare what a compact and a full golden set detect"
 	@echo "make bench         measure time and memory; writes docs/performance.md"
 	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes, REDRAW=--redraw)"
@@ -149,6 +151,24 @@ audit:
 # One thread each: two processes run at a time.
 mutants: setup fms-checkout
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(CHECK)/bin/python -m tests.mutants.run
+
+# A checkpoint of other shapes than the embedded one, for some of the runs.
+BENIGN := build/benign
+$(BENIGN)/goldens: | $(RECORD)/.ready
+	$(RECORD)/bin/python tests/checkpoints/build_other_shapes.py one-key-head \
+		$(BENIGN)/checkpoints/one-key-head
+	$(RECORD)/bin/snap record --checkpoint $(BENIGN)/checkpoints/one-key-head --goldens $@.part \
+		--variants 8 --oracle
+	mv $@.part $@
+
+# What was run already is kept in $(BENIGN).
+benign: setup fms-checkout $(BENIGN)/goldens
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TORCHINDUCTOR_COMPILE_THREADS=1 \
+		$(CHECK)/bin/python -m tests.mutants.false_alarms --workers 2
+
+questions: export OMP_NUM_THREADS = 1
+questions: $(CHECK)/.ready fms-checkout
+	$(CHECK)/bin/python -m tests.families.questions --workers 2
 
 mutants-compact: setup fms-checkout
 	rm -rf build/compact

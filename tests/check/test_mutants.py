@@ -1,4 +1,4 @@
-"""The corpus of faults: each still applies, docs/detection.md is about all, a sample is found."""
+"""Faults and benign changes: each fault still applies, a sample is found, none is invented."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ import pytest
 import torch
 
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
-from tests.conftest import CHECKOUT, ROOT
+from tests.conftest import CHECKOUT, GOLDENS, ROOT
+from tests.mutants import benign as benign_module
+from tests.mutants.benign import Alarms, Benign, benign_runs, run_benign
 from tests.mutants.corpus import GROUPS, MUTANTS
+from tests.mutants.measure import Setup
 from tests.mutants.mutant import DERIVED, Change, Edit
+from tests.mutants.ways import OTHER_SHAPES, WAYS, Replaced, Way
 
 DETECTION = ROOT / "docs" / "detection.md"
 SEED = 1
 BENIGN = 2
+SETUP = Setup(GOLDENS, CHECKOUT)
+DRAWN = benign_runs(
+    400, names=[name for name, way in WAYS.items() if not way.compiles and name != OTHER_SHAPES]
+)
 
 
 def test_every_edit_of_the_corpus_still_applies() -> None:
@@ -111,8 +119,22 @@ def test_a_sample_of_the_corpus_is_found_and_named(sample: Any) -> None:
     assert wrong == {}
 
 
-def test_benign_changes_raise_no_alarm(sample: Any) -> None:
-    """Other thread counts."""
+def test_benign_runs_raise_no_alarm_by_any_rule(sample: Any) -> None:
+    """Neither by snap's rules nor by those of other projects."""
     assert len(sample["alarms"]) == BENIGN
     assert {run["alarm"] for run in sample["alarms"].values()} == {""}
     assert [run["outcome"]["rules"] for run in sample["alarms"].values()] == [[]] * BENIGN
+
+
+@pytest.mark.parametrize("benign", random.Random(SEED).sample(DRAWN, 12), ids=str)
+def test_another_way_to_compute_the_same_raises_no_alarm(benign: Benign) -> None:
+    """A sample of what `make benign` runs."""
+    assert run_benign(benign, SETUP) == Alarms()
+
+
+def test_a_way_that_computes_something_else_raises_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the others do take effect."""
+    relu = {torch.nn.functional.silu: torch.nn.functional.relu}
+    wrong = Way("elementwise", "wrong", within=lambda: Replaced(relu))
+    monkeypatch.setattr(benign_module, "WAYS", {**WAYS, "wrong": wrong})
+    assert run_benign(Benign(0, ("wrong",)), SETUP).table.startswith("forward")

@@ -22,12 +22,14 @@ class Planted:
         alter: returns the candidate that is checked.
         built: FMS's own candidate, once it is loaded.
         altered: what `alter` returned for it.
+        keeps: whether the one candidate serves every check.
     """
 
     checkout: Path
     alter: Callable[[FmsCandidate], Any] = lambda candidate: candidate
     built: FmsCandidate | None = None
     altered: Any = None
+    keeps: bool = False
 
 
 _planted: list[Planted] = []
@@ -41,6 +43,7 @@ def plant_candidate(planted: Planted) -> None:
 def build(request: CandidateRequest) -> Any:
     """Build what was planted, and keep it there."""
     (planted,) = _planted
-    planted.built = load_fms_candidate(request, fms_path=planted.checkout)
-    planted.altered = planted.alter(planted.built)
+    if planted.built is None or not planted.keeps:
+        planted.built = load_fms_candidate(request, fms_path=planted.checkout)
+        planted.altered = planted.alter(planted.built)
     return planted.altered

@@ -49,11 +49,7 @@ which differ from Hugging Face's by rounding. A stored signature is the unchange
 aiu-fms-testing-utils compares FMS on an accelerator with the same FMS on a CPU, so a fault of \
 the port is on both sides: its first row is the rule as it is used, the next three compare with \
 Hugging Face."""
-_BENIGN = """\
-The unchanged port was run in other ways that compute the same: 1, 2 or 4 threads; default, math, \
-flash or eager attention; fused and unfused weights; the encoder on 1, on 4 or on all tiles at \
-once; contiguous, channels-last or strided inputs; two of them with torch.compile. Each run is a \
-full check with `--localise` and derived questions from its own seed."""
+FALSE_ALARMS = "False alarms"  # the section that make benign writes
 
 
 class Fate(StrEnum):
@@ -98,6 +94,16 @@ def interval(some: int, of: int) -> str:
     half = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     low, high = ((middle + sign * half) / (1 + z * z / of) for sign in (-1, 1))
     return f"{100 * max(low, 0):.1f} to {100 * min(high, 1):.1f} %"
+
+
+def bound(some: int, of: int) -> str:
+    """Return what 95 % confidence allows a share to be: if there is none, exactly its most.
+
+    With none of `of`, that is close to 3 / of, by the rule of three.
+    """
+    if some or not of:
+        return interval(some, of)
+    return f"at most {100 * (1 - 0.05 ** (1 / of)):.2f} %"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +200,11 @@ def _from_stored(stored: dict[str, Any], result: type[Result]) -> Result | Crash
 
 
 def write_report(detection: Detection, path: Path) -> None:
-    """Write the page."""
-    alarms = [(way, _alarm(a)) for way, a in detection.alarms.items() if _alarm(a)]
+    """Write the page; keep its section of false alarms."""
+    alarms = [f"  - {way}: {_alarm(a)}" for way, a in detection.alarms.items() if _alarm(a)]
+    summary = [f"- {line}" for line in detection.summary()]
     sections = [
-        ("Detection", [_INTRODUCTION, "", *(f"- {line}" for line in detection.summary())]),
+        ("Detection", [_INTRODUCTION, "", *summary, *alarms]),
         ("By part of the port", _groups(detection)),
         ("First found by", _first_found(detection)),
         ("Missed", _misses(detection)),
@@ -205,10 +212,24 @@ def write_report(detection: Detection, path: Path) -> None:
         ("Not found by one rule on the recorded cases", _rules(detection)),
         ("The rules of other projects", _other_rules(detection)),
         ("Faults that change no output", [_EQUIVALENT, "", *_equivalents(detection)]),
-        ("False alarms", [_BENIGN, "", *_table(("run", "alarm"), alarms)]),
     ]
     pages = [f"# {title}\n" + "\n".join(lines) + "\n" for title, lines in sections]
-    path.write_text("\n#".join(pages), encoding="utf-8")
+    kept = _sections(path).get(FALSE_ALARMS)
+    path.write_text("\n#".join(pages) + (f"\n{kept}" if kept else ""), encoding="utf-8")
+
+
+def write_section(title: str, lines: Sequence[str], path: Path) -> None:
+    """Write one section of the page, at its end if there is none; keep the others."""
+    sections = _sections(path)
+    sections[title] = "\n".join([f"## {title}", *lines, ""])
+    path.write_text("\n".join(sections.values()), encoding="utf-8")
+
+
+def _sections(path: Path) -> dict[str, str]:
+    """Return the sections of the page by their titles, without the empty line between them."""
+    page = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = re.split(r"\n(?=## )", page)
+    return {text.partition("\n")[0].lstrip("# "): text for text in found if text}
 
 
 def _groups(detection: Detection) -> list[str]:
@@ -219,7 +240,7 @@ def _groups(detection: Detection) -> list[str]:
         found, named = len(detection.of(Fate.FOUND, names)), len(detection.named(names))
         rows.append((group, len(names), real, found, interval(found, real), named))
     header = ("part", "planted", "change an output", "found", "95 %", "named correctly")
-    return _table(header, rows)
+    return table_lines(header, rows)
 
 
 def _first_found(detection: Detection) -> list[str]:
@@ -227,7 +248,7 @@ def _first_found(detection: Detection) -> list[str]:
     counts = Counter(_found_by(outcome) for outcome in found if isinstance(outcome, Outcome))
     order = {name: place for place, name in enumerate(_FOUND_BY)}
     rows = sorted(counts.items(), key=lambda row: (order[re.split("[:,]", row[0])[0]], row[0]))
-    return _table(("phase", "faults"), rows)
+    return table_lines(("phase", "faults"), rows)
 
 
 def _found_by(outcome: Outcome) -> str:
@@ -249,7 +270,7 @@ def _misses(detection: Detection) -> list[str]:
         outcome = detection.outcomes[name]
         why = outcome.why.splitlines()[-1] if isinstance(outcome, Crash) else _why(outcome)
         rows.append((f"`{name}`", MUTANTS[name].what, why))
-    return _table(("fault", "what it is", "why"), rows)
+    return table_lines(("fault", "what it is", "why"), rows)
 
 
 def _why(outcome: Outcome) -> str:
@@ -268,7 +289,7 @@ def _wrong_names(detection: Detection) -> list[str]:
             named = outcome.place or ", ".join(outcome.derived) or "nothing"
             named += ", as a guess" if outcome.guess else ""
             rows.append((f"`{name}`", MUTANTS[name].places[0], named))
-    return _table(("fault", "place", "named"), rows)
+    return table_lines(("fault", "place", "named"), rows)
 
 
 def _rules(detection: Detection) -> list[str]:
@@ -281,7 +302,7 @@ def _rules(detection: Detection) -> list[str]:
         shown = set(detection.shown_by(shows))
         missed = [name for name in detection.of(Fate.FOUND) if name not in shown]
         rows.append((rule, len(missed), ", ".join(missed)))
-    return _table(("rule", "faults", "which"), rows)
+    return table_lines(("rule", "faults", "which"), rows)
 
 
 def _other_rules(detection: Detection) -> list[str]:
@@ -311,7 +332,7 @@ def _other_rules(detection: Detection) -> list[str]:
         counts = detection.counts(detection.shown_by(shows), named=True)
         rows.append((f"**{name}**", what, *counts, alarms))
     header = ("rule", "what must hold", "found", "95 %", "named correctly", "false alarms")
-    return [_OTHERS, "", *_table(header, rows)]
+    return [_OTHERS, "", *table_lines(header, rows)]
 
 
 def _found_by_rule(detection: Detection, rule: Rule) -> list[str]:
@@ -336,7 +357,8 @@ def _alarm(alarms: Alarms | Crash) -> str:
     return alarms.table or (f"{alarms.oracle}, by the oracle" if alarms.oracle else "")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return a table, or "None." if it has no rows."""
     lines = [f"| {' | '.join(header)} |", f"| {' | '.join('---' for _ in header)} |"]
     lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
     return lines if rows else ["None."]

@@ -37,6 +37,7 @@ from tests.mutants.measure import (
 )
 from tests.mutants.mutant import Mutant
 from tests.mutants.report import Detection, read_results, write_report
+from tests.mutants.ways import USUAL
 
 _SECONDS = 2400  # a compiled model takes more than twenty minutes on a busy machine
 
@@ -107,7 +108,7 @@ def main() -> None:
         names = arguments.mutants.split(",") if arguments.mutants else list(MUTANTS)
         detection = run_everything(
             [MUTANTS[name] for name in names],
-            benign_runs(arguments.benign),
+            benign_runs(arguments.benign, names=USUAL),
             Setup(arguments.goldens, arguments.checkout.resolve()),
             workers=arguments.workers,
         )

@@ -9,11 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.benign import Alarms
+from tests.mutants.benign import MOST_WAYS, Alarms, benign_runs
 from tests.mutants.corpus import MUTANTS
+from tests.mutants.false_alarms import Finished, blocks_of, section
 from tests.mutants.forked import Crash, run_forked
 from tests.mutants.measure import Outcome
-from tests.mutants.report import Detection, Fate, fate, is_named, write_report
+from tests.mutants.report import (
+    FALSE_ALARMS,
+    Detection,
+    Fate,
+    bound,
+    fate,
+    interval,
+    is_named,
+    write_report,
+    write_section,
+)
+from tests.mutants.ways import WAYS
 
 _UNTAKEN = "has 1 weights that nothing takes: lm_head.weight"
 
@@ -87,7 +99,7 @@ def test_misses_crashes_and_alarms_are_counted_apart(tmp_path: Path) -> None:
     missed = page.partition("Missed\n")[2].partition("\n#")[0]
     assert "`sampled`" in missed
     assert "it died" in missed
-    assert "| b | 1 of 9 differ |" in page
+    assert "b: 1 of 9 differ" in page
 
 
 def test_a_job_that_dies_raises_or_hangs_is_its_own_result() -> None:
@@ -108,3 +120,47 @@ def test_a_job_that_dies_raises_or_hangs_is_its_own_result() -> None:
     assert results["works"] == 3
     for name in ("dies", "fails", "hangs"):
         assert isinstance(results[name], Crash)
+
+
+def test_runs_draw_every_way_and_none_twice_about_one_part() -> None:
+    """Compiled ports serve runs of equal ways."""
+    runs = benign_runs(400)
+    assert len(set(runs)) == len(runs) == 400
+    assert {name for run in runs for name in run.names} == set(WAYS)
+    for run in runs:
+        parts = [way.part for way in run.ways]
+        assert len(set(parts)) == len(parts) <= MOST_WAYS
+        assert not {part for way in run.ways for part in way.excludes}.intersection(parts)
+    assert all(len({run.names for run in block}) == 1 for block in blocks_of(runs[-40:]))
+
+
+def test_the_section_of_false_alarms_counts_them_by_kind(tmp_path: Path) -> None:
+    """A run without a result does not count; the other sections stay."""
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Detection\nall\n\n## False alarms\nformer\n\n## More\nrest\n", encoding="utf-8"
+    )
+    found = [
+        Finished(0, ("2 threads",), 1.0, Alarms()),
+        Finished(1, ("2 threads", "quick"), 1.0, Alarms("forward one-image: differs")),
+        Finished(2, ("quick",), 1.0, Alarms(oracle="vision")),
+        Finished(3, ("quick",), 1.0, Alarms(), "it died"),
+    ]
+    write_section(FALSE_ALARMS, section(found), page)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# Detection\nall\n\n## False alarms\n")
+    assert text.endswith("|\n\n## More\nrest\n")
+    assert "former" not in text
+    assert "- 1 false alarms in 3 runs" in text
+    assert "| threads | 2 threads, 4 threads | 2 | 1 |" in text
+    for alarm in ("forward one-image: differs", "vision, by the oracle", "it died"):
+        assert f"| {alarm} |" in text
+    write_report(Detection(dict.fromkeys(MUTANTS, Crash("it died")), {}), page)
+    assert "- 1 false alarms in 3 runs" in page.read_text(encoding="utf-8")
+
+
+def test_no_alarm_bounds_the_share() -> None:
+    """By the rule of three, 3 / n."""
+    assert bound(0, 3000) == "at most 0.10 %"
+    assert bound(0, 300) == "at most 0.99 %"
+    assert bound(1, 100) == interval(1, 100)
