@@ -181,7 +181,8 @@ def _next_commands(session: Session, report: CheckReport) -> tuple[str, ...]:
     if report.verdict not in (Verdict.FAIL, Verdict.ERROR):
         return ()
     module = report.localisation.module if report.localisation else ""
-    if request.graft or request.paths != (EAGER,):
+    raises = report.divergence is not None and report.divergence.verdict is Verdict.ERROR
+    if raises or request.graft or request.paths != (EAGER,):
         module = ""
     if module and can_graft(session.candidate, session.golden, module):
         commands.append(f"{request.command} --graft {module}")

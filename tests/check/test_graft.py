@@ -16,7 +16,7 @@ from snapshot_tool.check.session import Session
 from snapshot_tool.goldens.golden import Golden
 from tests.conftest import CHECKOUT, GOLDENS, Snap, error_lines
 from tests.mutants.corpus import edit_of
-from tests.mutants.mutant import plant
+from tests.mutants.mutant import Edit, plant
 
 CASE = "variant-04"  # the committed set keeps its outputs whole
 TEXT = "text_model.base_model.layers"
@@ -124,3 +124,22 @@ def test_a_graft_that_cannot_be_made_says_why(snap: Snap) -> None:
     assert "cannot graft model.vision_model.embeddings.position_embedding" in otherwise.err
     candidate = ("check", "--candidate", "tests.candidates:StopsEarly", "--case", CASE)
     assert snap(*candidate, "--graft", "lm_head").code == 2
+
+
+@pytest.mark.parametrize(
+    ("edit", "offered"),
+    [
+        (edit_of("exact-gelu"), True),
+        (Edit("fms/models/siglip_vision.py", "probe = nn.Parameter(torch.randn(1, ",
+              "probe = nn.Parameter(torch.randn(2, "), False),
+    ],
+)  # fmt: skip
+def test_a_graft_is_proposed_after_a_difference_but_not_where_the_port_raises(
+    snap: Snap, tmp_path: Path, edit: Edit, *, offered: bool
+) -> None:
+    """An exception has a place, and a graft would prove nothing about it."""
+    plant(edit, checkout=CHECKOUT, out=tmp_path / "checkout")
+    options = ("--fms-path", tmp_path / "checkout", "--case", "one-image", "--phase", "vision")
+    run = snap("check", *options)
+    assert run.code == 1
+    assert ("--graft" in run.out) is offered
