@@ -9,11 +9,13 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from tests.conftest import CHECKOUT, GOLDENS, ROOT
@@ -132,9 +134,21 @@ def test_another_way_to_compute_the_same_raises_no_alarm(benign: Benign) -> None
     assert run_benign(benign, SETUP) == Alarms()
 
 
-def test_a_way_that_computes_something_else_raises_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the others do take effect."""
-    relu = {torch.nn.functional.silu: torch.nn.functional.relu}
-    wrong = Way("elementwise", "wrong", within=lambda: Replaced(relu))
+@pytest.mark.parametrize(
+    "function",
+    [
+        functional.scaled_dot_product_attention,
+        functional.linear,
+        functional.gelu,
+        functional.silu,
+        torch.rsqrt,
+    ],
+)
+def test_a_way_that_computes_something_else_raises_one(
+    monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]
+) -> None:
+    """So the others do replace these functions in the port."""
+    larger = {function: lambda *given, **named: 1.1 * function(*given, **named)}
+    wrong = Way("products", "wrong", within=lambda: Replaced(larger))
     monkeypatch.setattr(benign_module, "WAYS", {**WAYS, "wrong": wrong})
-    assert run_benign(Benign(0, ("wrong",)), SETUP).table.startswith("forward")
+    assert run_benign(Benign(0, ("wrong",)), SETUP).table

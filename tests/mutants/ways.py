@@ -222,19 +222,6 @@ def _in_float64(
 # Everything between the products.
 
 
-def _written_norm(
-    given: torch.Tensor,
-    shape: Sequence[int],
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
-    wide = given.float()
-    centred = wide - wide.mean(-1, keepdim=True)
-    deviation = (centred.square().mean(-1, keepdim=True) + eps).sqrt()
-    return (centred / deviation * weight + bias).to(given.dtype)
-
-
 def _written_gelu(given: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     if approximate == "none":
         return given * 0.5 * (1 + torch.erf(given * 0.5**0.5))
@@ -247,7 +234,6 @@ def _written_silu(given: torch.Tensor, inplace: bool = False) -> torch.Tensor:  
 
 
 _WRITTEN = _in_place_of(
-    (functional.layer_norm, _written_norm),
     (functional.gelu, _written_gelu),
     (functional.silu, _written_silu),
     (torch.rsqrt, lambda given: 1 / torch.sqrt(given)),
