@@ -26,6 +26,7 @@ import torch.distributed.checkpoint  # noqa: F401
 
 from tests.mutants.benign import (
     CASES,
+    EACH,
     LOCALISED,
     QUESTIONS,
     Alarms,
@@ -41,12 +42,12 @@ from tests.mutants.ways import OTHER, ROOT, WAYS
 RUNS = 3000
 _INTRODUCTION = f"""\
 `make benign` writes this section. It runs the unchanged port in other ways that compute the same \
-(`tests/mutants/ways.py`): every way in turn, together with up to three others that are drawn. One \
-run is a check of {CASES} drawn cases in all phases, with {QUESTIONS} derived questions on them, \
-and in {100 * LOCALISED:.0f} % of the runs with `--localise`. The golden set is the committed one \
-unless the kind says otherwise. A compiled port serves several runs with other cases and \
-questions; for every other run the port is loaded anew."""
-_BLOCK = 20  # runs in one process
+(`tests/mutants/ways.py`): every way in turn, together with up to three others that are drawn. A \
+run is a check of {CASES} drawn cases in all phases, with {QUESTIONS} derived questions on them \
+and the comparison of weights, and in {100 * LOCALISED:.0f} % of the runs with `--localise`. The \
+golden set is the committed one unless the kind says otherwise. A port is loaded for {EACH} runs \
+with other cases and questions; a compiled one serves more."""
+_PORTS = 5  # in one process
 _SECONDS = 2400  # of a block: a port takes minutes to compile on a busy machine
 
 
@@ -76,10 +77,17 @@ def run_block(runs: Sequence[Benign], setup: Setup) -> list[Finished]:
 
 def blocks_of(runs: Iterable[Benign]) -> list[list[Benign]]:
     """Return runs in blocks, each for a process; a compiled port has one of its own."""
-    blocks = []
-    for _, group in groupby(runs, lambda run: run.names if run.compiles else ()):
+    blocks: list[list[Benign]] = []
+    shared = 0  # ports that the last block has room for
+    for _, group in groupby(runs, lambda run: run.names):
         alike = list(group)
-        blocks += [alike[start : start + _BLOCK] for start in range(0, len(alike), _BLOCK)]
+        compiles = any(way.compiles for way in alike[0].ways)
+        if compiles or not shared:
+            blocks.append(alike)
+            shared = 0 if compiles else _PORTS - 1
+        else:
+            blocks[-1] += alike
+            shared -= 1
     return blocks
 
 

@@ -108,7 +108,7 @@ def main() -> None:
         names = arguments.mutants.split(",") if arguments.mutants else list(MUTANTS)
         detection = run_everything(
             [MUTANTS[name] for name in names],
-            benign_runs(arguments.benign, names=USUAL),
+            benign_runs(arguments.benign, names=USUAL, each=1),
             Setup(arguments.goldens, arguments.checkout.resolve()),
             workers=arguments.workers,
         )

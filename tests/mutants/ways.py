@@ -51,7 +51,7 @@ class Way:
         around: entered around the check, loading included.
         options: of the check.
         excludes: parts that it cannot be combined with.
-        compiles: whether the port is compiled: it then serves several checks.
+        compiles: whether the port is compiled.
     """
 
     part: str
