@@ -14,14 +14,15 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from snapshot_tool.base.protocol import Progress
+from snapshot_tool.base.report import ExploredKind
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
@@ -76,7 +77,11 @@ def choose_sets(found: list[tuple[str, Manifest]]) -> dict[str, Manifest]:
 
 
 def run_questions(name: str, manifest: Manifest, out: Path, count: int) -> Asked:
-    """Check one golden set with derived questions, in a process of its own."""
+    """Check one golden set with derived questions, in a process of its own.
+
+    Each kind gets an equal share of the questions. If some kinds have too few of them, more are
+    drawn, until there are `count` or no more.
+    """
     began = time.perf_counter()
     sys.path.insert(0, str(CHECKOUT))
     logging.disable(logging.WARNING)  # FMS's remarks on tied heads
@@ -92,18 +97,31 @@ def run_questions(name: str, manifest: Manifest, out: Path, count: int) -> Asked
         explore=count,
         seed=0,
     )
-    report = check(request, Progress())
-    assert report.exploration is not None
-    explored = report.exploration.kinds
-    ran = {k.kind: sum(r.verdict is not Verdict.SKIP for r in k.results) for k in explored}
+    before, explored = -1, _explore(request)
+    while before < _ran(explored) < count:
+        before = _ran(explored)
+        request = replace(request, explore=2 * (request.explore or count))
+        explored = _explore(request)
     return Asked(
         name,
         manifest.checkpoint.family,
         len(cases),
-        {kind: number for kind, number in ran.items() if number},
+        {kind.kind: _ran([kind]) for kind in explored if _ran([kind])},
         {k.failure.tensor: k.failure.reason for k in explored if k.failure},
         time.perf_counter() - began,
     )
+
+
+def _explore(request: CheckRequest) -> tuple[ExploredKind, ...]:
+    report = check(request, Progress())
+    assert report.exploration is not None
+    return report.exploration.kinds
+
+
+def _ran(kinds: Iterable[ExploredKind]) -> int:
+    """Return how many questions were run, not skipped."""
+    results = [result for kind in kinds for result in kind.results]
+    return sum(result.verdict is not Verdict.SKIP for result in results)
 
 
 def section(found: list[Asked], count: int) -> str:
@@ -119,11 +137,11 @@ def section(found: list[Asked], count: int) -> str:
     lines = [
         QUESTIONS,
         "",
-        f"`make questions` writes this section: up to {count:,} derived questions on one golden "
-        "set of each family, and which of them a right port fails. FMS is the tests' checkout: "
-        "1.13.1 without its fault in prompts of as many tokens as there are key/value heads. "
-        "mistral3 has only its cases with at most one image. Of some kinds, the cases of a set "
-        "allow few questions; heads that classify a text allow none.",
+        f"`make questions` writes this section: {count:,} derived questions on one golden set of "
+        "each family, and which of them a right port fails. FMS is the tests' checkout: 1.13.1 "
+        "without its fault in prompts of as many tokens as there are key/value heads. mistral3 has "
+        "only its cases with at most one image. Some sets allow fewer questions: encoders only "
+        "other padding and batches, and none if they have no logits of every token.",
         "",
         f"{alarms} false alarms in {total:,} questions ({bound(alarms, total)} at 95 %); "
         f"{hours:.1f} hours of one process on a busy machine.",
