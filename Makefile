@@ -16,7 +16,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help docs setup fms-checkout demo test check port goldens families versions history real drift schema pictures torture lowest package audit mutants mutants-compact benign questions bench clean
+.PHONY: help docs setup fms-checkout demo test check port goldens families versions history real llama-cpp aftu drift schema pictures torture lowest package audit mutants mutants-compact mutants-answers benign questions bench clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -29,6 +29,8 @@ help:
 	@echo "make versions      check FMS's releases and its main branch (FMS_REPO=...); after make families"
 	@echo "make history       check FMS's own fixes, and the commits before them (FMS_REPO=...); after make families"
 	@echo "make real          record and check SmolLM2-135M; takes minutes, and 700 MB in build/real"
+	@echo "make llama-cpp     judge what a server of llama-cpp-python answers; after make real"
+	@echo "make aftu          let aiu-fms-testing-utils read snap's files (AFTU=...)"
 	@echo "make drift         show what transformers 4.57 and 5 compute differently from 4.51"
 	@echo "make torture       run the long tests of faults and hostile files; writes docs/reliability.md"
 	@echo "make lowest        run the tests with the oldest versions that pyproject.toml allows; torch takes 5 GB"
@@ -38,6 +40,7 @@ help:
 	@echo "make benign        run a right port in 3,000 other ways, for hours; writes into docs/detection.md"
 	@echo "make questions     run 3,000 derived questions on each family; after make families"
 	@echo "make mutants-compact  compare what a compact and a full golden set detect"
+	@echo "make mutants-answers  compare snap judge with snap check on faults; writes docs/answers.md"
 	@echo "make bench         measure time and memory; writes docs/performance.md"
 	@echo "make goldens       record the committed golden set again (REASON=..., YES=--yes, REDRAW=--redraw)"
 	@echo "make docs          build the documentation as a site in build/site, and check its links"
@@ -170,6 +173,9 @@ questions: export OMP_NUM_THREADS = 1
 questions: $(CHECK)/.ready fms-checkout
 	$(CHECK)/bin/python -m tests.families.questions --workers 2
 
+mutants-answers: setup fms-checkout
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(CHECK)/bin/python -m tests.mutants.elsewhere
+
 mutants-compact: setup fms-checkout
 	rm -rf build/compact
 	$(RECORD)/bin/snap record --checkpoint $(EMBEDDED) --goldens build/compact --storage compact
@@ -231,6 +237,24 @@ real: setup
 	$(RECORD)/bin/snap record --checkpoint build/real/checkpoints/smollm2-135m-instruct \
 		--goldens build/real/goldens --variants 5
 	$(CHECK)/bin/python -m tests.families.real
+
+# AFTU: a clone of aiu-fms-testing-utils, whose reader imports transformers.
+aftu: setup
+	@test -n "$(AFTU)" || { echo "make aftu AFTU=<a clone of aiu-fms-testing-utils>" >&2; exit 1; }
+	bash tests/live/install.sh
+	PYTHONPATH=build/live $(CHECK)/bin/python -m tests.families.aftu $(AFTU)
+
+# llama-cpp-python builds llama.cpp from source. Its server answers for the golden set of make real.
+LLAMA_CPP := llama-cpp-python[server]==0.3.36
+llama-cpp: build/llama/.ready
+	@test -d build/real/goldens || { echo "make real comes first" >&2; exit 1; }
+	$(CHECK)/bin/python -m tests.families.llama_cpp build/llama/bin/python build/real/*.whl \
+		build/real/checkpoints/smollm2-135m-instruct build/real/goldens
+
+build/llama/.ready: Makefile
+	$(PYTHON) -m venv --clear build/llama
+	CMAKE_ARGS="-DGGML_NATIVE=OFF" build/llama/bin/python -m pip install --quiet "$(LLAMA_CPP)"
+	touch $@
 
 # The fixed cases of the embedded checkpoint on three releases; any may refuse a variant. The outputs
 # of 4.57 differ, so snap diff exits with 1.

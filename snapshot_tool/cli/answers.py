@@ -35,12 +35,34 @@ _LEFT_OUT = [name for name in options_of(CheckRequest) if name not in (*_JUDGES,
     metavar="DIR",
     help="Folder of the questions; it must be empty or missing.",
 )
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["snap", "aftu"]),
+    default="snap",
+    show_default=True,
+    help="Format of the files: snap's, or the validation information of aiu-fms-testing-utils.",
+)
+@click.option("--model-id", metavar="NAME", help="aftu: the model's name there.")
+@click.option("--attn-type", default="sdpa", show_default=True, help="aftu: kind of attention.")
+@click.option("--aftu-version", default="0.8.1", show_default=True, help="aftu: its version.")
 @goldens_option
-def ask_command(*, golden: str | None, out: Path, goldens: Path) -> int:
+def ask_command(
+    *,
+    golden: str | None,
+    out: Path,
+    kind: str,
+    model_id: str | None,
+    attn_type: str,
+    aftu_version: str,
+    goldens: Path,
+) -> int:
     """Write the inputs of a golden set as files, for an engine that snap cannot import.
 
     GOLDEN is its folder, a part of its path, or the checkpoint's name. The files are JSON,
     safetensors and PNG. docs/answers.md describes them, and the files that answer them.
+    With --format aftu, the recorded tokens and logits are written as aiu-fms-testing-utils reads
+    them, so that its tests compare a device with Hugging Face.
     """
     from snapshot_tool.check.ask import ask
     from snapshot_tool.check.sets import find_golden
@@ -48,6 +70,19 @@ def ask_command(*, golden: str | None, out: Path, goldens: Path) -> int:
     from snapshot_tool.goldens.golden import open_golden
 
     folder, manifest = find_golden(goldens, golden)
+    if kind == "aftu":
+        from snapshot_tool.check.ask_aftu import ask_aftu
+
+        batches = ask_aftu(
+            open_golden(folder, manifest),
+            out,
+            model_id=model_id or manifest.checkpoint.name,
+            attn_type=attn_type,
+            version=aftu_version,
+        )
+        for batch in batches:
+            click.echo(f"{batch.folder}: {', '.join(batch.cases)}, padded to {batch.length}")
+        return 0
     ask(open_golden(folder, manifest), out, TerminalProgress())
     click.echo(f"asked {len(manifest.cases)} cases of {manifest.title} in {out}")
     click.echo("judge the answers with: snap judge ANSWERS")

@@ -11,6 +11,7 @@ import click
 
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.results import Verdict
+from snapshot_tool.base.tolerance import Rule
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.cli.configuration import configured_options
 from snapshot_tool.cli.options import Outputs, report_options, request_options, write_files
@@ -188,21 +189,42 @@ _prompts_option = click.option(
     epilog="Example: snap report run.json --html report.html --goldens goldens",
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--tolerance",
+    type=click.Choice([rule.value for rule in Rule]),
+    help="Judge by the table of tolerances or by the oracle.  [default: as the check did]",
+)
+@click.option("--atol", type=click.FloatRange(0, 1e30), help="Judge by this absolute tolerance.")
+@click.option("--rtol", type=click.FloatRange(0, 1e30), help="Judge by this relative tolerance.")
 @report_options
 @_prompts_option
-def report_command(*, runs: tuple[Path, ...], goldens: Path | None, **options: Any) -> int:
+def report_command(
+    *,
+    runs: tuple[Path, ...],
+    tolerance: str | None,
+    atol: float | None,
+    rtol: float | None,
+    goldens: Path | None,
+    **options: Any,
+) -> int:
     """Show a check again from RUN, the file that `snap check --json` wrote.
 
     It is shown as text, or written as one file that opens offline in any browser. No model runs.
     Several RUNS are shown as a table, for example the history of a port. The exit code is that of
-    the last one.
+    the last one. With --tolerance, --atol or --rtol, the results are judged again. Exit code 3: the
+    kept figures do not decide.
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.cli.console import draw_table
+    from snapshot_tool.judge.again import judge_again
     from snapshot_tool.reports.json import read_run
 
     outputs = Outputs.taken_from(options)
-    found = [CheckRun(read_run(run), goldens) for run in runs]
+    reports = [read_run(run) for run in runs]
+    if (tolerance, atol, rtol) != (None, None, None):
+        rule = Rule(tolerance) if tolerance else None
+        reports = [judge_again(one, rule=rule, atol=atol, rtol=rtol) for one in reports]
+    found = [CheckRun(report, goldens) for report in reports]
     if len(found) == 1:
         return show_run(found[0], outputs)
     from snapshot_tool.reports.history import PastRun, history_table, history_to_html

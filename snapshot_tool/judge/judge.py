@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,11 +12,18 @@ from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import WeightPair
 from snapshot_tool.base.report import WeightDifference, WeightReport
 from snapshot_tool.base.results import Comparison, Result, Verdict
-from snapshot_tool.base.tolerance import OracleComparison, Rule, Tolerance, default_rule
+from snapshot_tool.base.tolerance import (
+    CAP,
+    OracleComparison,
+    Rule,
+    Tolerance,
+    default_rule,
+    error_multiplier,
+)
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.manifest import CaseEntry
-from snapshot_tool.goldens.oracle import Rows, oracle_tensor
-from snapshot_tool.judge.logprobs import STEP_LOGPROBS
+from snapshot_tool.goldens.oracle import NOISE, Rows, oracle_tensor, step_noise
+from snapshot_tool.judge.logprobs import POSITION_LOGPROBS, STEP_LOGPROBS
 from snapshot_tool.judge.phases import Pair
 from snapshot_tool.numerics.compare import compare_with_oracle, judge_tensor, map_errors
 
@@ -60,6 +67,9 @@ class Judge:
         """
         # Tokens are exact, their probabilities are not.
         of_phase = Phase.FORWARD if pair.tensor == STEP_LOGPROBS else phase
+        limits = self._logprob_limits(case, pair) if self.rule is Rule.ORACLE else None
+        if limits is not None:
+            pair = replace(pair, allowed=lambda _tolerance: limits)
         pair, tolerance = pair.in_units(self.tolerance(case, of_phase))
         expected, actual = pair.expected, pair.actual
         verdict, reason = Verdict.FAIL, "the candidate did not return this tensor"
@@ -83,7 +93,7 @@ class Judge:
                 figures = compare_with_oracle(oracle, actual, tolerance=tolerance, dtype=self.dtype)
                 if self.rule is Rule.ORACLE:
                     verdict = Verdict.PASS if figures.within else Verdict.FAIL
-                    reason = "" if figures.within else _describe(figures)
+                    reason = "" if figures.within else describe_limit(figures)
             if verdict is Verdict.FAIL:
                 errors = map_errors(expected, actual, tolerance)
         if verdict is not Verdict.PASS and pair.note:
@@ -103,6 +113,26 @@ class Judge:
             oracle=figures,
             agreement=pair.agreement,
         )
+
+    def _logprob_limits(self, case: CaseEntry, pair: Pair) -> torch.Tensor | None:
+        """Return the allowed error of log-probabilities in this dtype, (rows, 1); None for others.
+
+        A log-probability is the difference of two numbers, each with the error of a logit.
+        """
+        if pair.tensor == POSITION_LOGPROBS:
+            name = NOISE.format(Phase.FORWARD, "position_topk_values", self.dtype)
+            noise, cap = self.golden.oracle(case.name, name), CAP  # a root mean square
+        elif pair.tensor == STEP_LOGPROBS:
+            noise, cap = step_noise(self.golden, case.name, dtype=self.dtype), 1.0  # the greatest
+        else:
+            return None
+        if noise is None or getattr(pair.actual, "shape", None) != pair.expected.shape:
+            return None
+        rows = noise[: len(pair.expected)].double()
+        usual = float(rows.square().mean().sqrt())
+        multiplier = 2 * cap * error_multiplier(pair.expected.numel(), dtype=self.dtype)
+        room = self.tolerance(case, Phase.FORWARD).atol
+        return (multiplier * rows.clamp(min=usual) + room)[:, None]
 
     def tolerance(self, case: CaseEntry, phase: Phase) -> Tolerance:
         """Return the tolerance of the user or of the golden set; tokens must always be equal."""
@@ -131,7 +161,7 @@ def _used(
     return abs(worst.actual - worst.expected) / allowed if allowed else None
 
 
-def _describe(figures: OracleComparison) -> str:
+def describe_limit(figures: OracleComparison) -> str:
     """Return the limit that a tensor exceeds, as a reason."""
     if not figures.error <= figures.limit:
         return (

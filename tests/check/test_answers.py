@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from snapshot_tool.base.phases import Phase
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.goldens.golden import Golden
 from tests.conftest import GOLDENS, ROOT, Run, Snap, set_folder
@@ -212,6 +214,22 @@ def test_the_end_of_the_list_may_hold_other_tokens(
     assert snap("judge", changed(swap), "--case", CASE).code == 0
 
 
+@pytest.mark.parametrize(("error", "code"), [(0.01, 0), (3.0, 1)])
+def test_half_precision_is_judged_by_its_own_rounding(
+    snap: Snap, changed: Callable[[Change], Path], error: float, code: int
+) -> None:
+    """An error of bfloat16 passes, another does not."""
+
+    def in_half(tensors: Answers, header: dict[str, Any]) -> None:
+        header["dtype"] = "bfloat16"
+        for part in ("forward", "generate"):
+            tensors[f"{CASE}/{part}.topk_logprobs"] += error
+
+    run = snap("judge", changed(in_half), "--case", CASE, "--json", "-")
+    assert run.code == code, run.report["results"]
+    assert run.report["tolerance"] == "oracle"
+
+
 def test_token_ids_alone_are_judged_as_a_generation(
     snap: Snap, changed: Callable[[Change], Path]
 ) -> None:
@@ -326,3 +344,30 @@ def test_the_page_shows_the_script() -> None:
     """The script of docs/answers.md is the one that answers in these tests."""
     page = (ROOT / "docs" / "answers.md").read_text(encoding="utf-8")
     assert (ROOT / "tests" / "examples" / "answer.py").read_text(encoding="utf-8") in page
+
+
+def test_validation_information_of_aiu_fms_testing_utils(
+    snap: Snap, golden: Golden, tmp_path: Path
+) -> None:
+    """Tokens are padded to 64; the greatest logits and the log-sum-exp are the recorded ones."""
+    options = ("--format", "aftu", "--model-id", "owner/tiny", "--out", tmp_path / "info")
+    assert snap("ask", *options).code == 0
+    (folder,) = (tmp_path / "info").iterdir()
+    about = ("attn-type-sdpa", "batch-size-1", "dtype-fp32", "max-new-tokens-20")
+    name = "_".join((*about, "model-id-owner--tiny", "seq-length-64"))
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    assert folder.name == f"{digest}_0.8.1.cpu_validation_info.0.out"
+    for index, case in enumerate([CASE]):
+        found = torch.load(folder / f"{index}.pt", weights_only=True)
+        tokens, ids, values, logsumexp = (
+            golden.tensor(case, Phase.GENERATE, kept)
+            for kept in ("token_ids", "step_topk_ids", "step_topk_values", "step_logsumexp")
+        )
+        prompt = golden.text(case)
+        real = prompt.input_ids[prompt.attention_mask.bool()]
+        assert found["tokens"].tolist()[64 - len(real) :] == [*real.tolist(), *tokens.tolist()]
+        assert found["logits"].shape == (20, golden.tensor(case, Phase.FORWARD, "logits").shape[0])
+        best = found["logits"].topk(20)
+        assert torch.equal(best.values, values)
+        assert torch.equal(best.indices, ids)
+        assert torch.allclose(found["logits"].logsumexp(-1), logsumexp, atol=1e-4)

@@ -38,7 +38,7 @@ def test_a_compiled_port_passes(snap: Snap, tmp_path: Path, form: str) -> None:
     plant(Edit(MODEL, TEXT, FORMS[form]), checkout=CHECKOUT, out=tmp_path / "fms")
     report = check(snap, tmp_path / "fms", "--localise")
     assert report["verdict"] == "pass"
-    assert report["warnings"] == []
+    assert all(text.startswith("transformers warned: ") for text in report["warnings"])
     unset = report["weights"]["unset"]
     assert {name.partition(".head.")[0] for name in unset} == {"vision_tower"}
     assert report["weights"]["not_compared"] == []

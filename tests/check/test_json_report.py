@@ -219,3 +219,14 @@ def test_reading_and_drawing_a_report_imports_no_torch(written: Path, tmp_path: 
     command = [sys.executable, "-c", code, "report", str(written), "--html", str(page)]
     assert run_process(command, cwd=ROOT, check=False).returncode == 0
     assert page.stat().st_size > 0
+
+
+def test_a_finished_check_is_judged_again_without_running(written: Path, snap: Snap) -> None:
+    """By its own rule it is the same report; by a tolerance of nothing it fails."""
+    own = read_run(written)
+    rule = snap("report", written, "--tolerance", own.rule, "--json", "-")
+    assert rule.code == own.exit_code
+    assert [r["verdict"] for r in rule.report["results"]] == [r.verdict for r in own.results]
+    exact = ("--tolerance", "table", "--atol", 0, "--rtol", 0)
+    strict = snap("report", written, *exact, "--json", "-")
+    assert strict.code == 1
