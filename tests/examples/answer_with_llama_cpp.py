@@ -36,11 +36,13 @@ def answer(asked: Path, tokenizer: Path, out: Path, version: str) -> None:
     ids = {splitter.decode([i], skip_special_tokens=False): i for i in numbers}
     for case in questions["cases"]:
         own = [i for i, real in zip(case["input_ids"], case["attention_mask"], strict=True) if real]
-        if post("/extras/tokenize", {"input": case["prompt"]})["tokens"] != own:
+        prompt = splitter.decode(own, skip_special_tokens=False)
+        # This path puts a first token before the prompt's; completions do not.
+        if post("/extras/tokenize", {"input": prompt})["tokens"][-len(own) :] != own:
             print(f"{case['name']}: the server has other tokens")
             continue
         greedy = {"max_tokens": case["max_new_tokens"], "temperature": 0, "repeat_penalty": 1}
-        body = {"prompt": case["prompt"], "logprobs": FIRST, **greedy}
+        body = {"prompt": prompt, "logprobs": FIRST, **greedy}
         steps = post("/v1/completions", body)["choices"][0]["logprobs"]["top_logprobs"]
         ranked = [
             sorted(((v, ids[t]) for t, v in step.items() if t in ids))[::-1] for step in steps
