@@ -239,6 +239,13 @@ class Candidate:
         """
         _raise_unsupported("forward_in_parts")
 
+    def cache_layout(self, *, chunk: int, order: int) -> AbstractContextManager[None]:
+        """Return a context in which forward and generate use another layout of a paged cache.
+
+        chunk: tokens of a prompt that are run at once. order: seed of the order of the blocks.
+        """
+        _raise_unsupported("cache_layout")
+
     def weights(self) -> Iterator[WeightPair]:
         """Yield every weight of the checkpoint beside the candidate's own, as it is now."""
         _raise_unsupported("weights")

@@ -274,7 +274,12 @@ class Session:
         self.answers = candidate.header if isinstance(candidate, Answers) else None
         self.judge = judge or choose_judge(request, golden)
         dtype = self.judge.dtype
-        self.candidate = WatchedCandidate(candidate, dtype=dtype, settings=self.settings)
+        self.candidate = WatchedCandidate(
+            candidate,
+            dtype=dtype,
+            settings=self.settings,
+            sees_modules=request.paths[0].kind is not PathKind.COMPILED,
+        )
         # In half precision rounding often decides, so a correct port may choose another token.
         half = not {golden.manifest.dtype, dtype}.isdisjoint(HALF_DTYPES)
         self.allows_near_ties = request.allow_near_ties or half

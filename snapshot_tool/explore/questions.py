@@ -37,6 +37,7 @@ from snapshot_tool.judge.phases import Pair
 _MAX_PADS = 40
 _MAX_ROWS = 4
 _SHORT = 8
+_MAX_ORDER = 99
 
 Cases = Sequence[Capabilities]
 
@@ -50,6 +51,7 @@ class Question(ABC):
         method: the candidate's method that is called.
         example: a text form.
         pads: whether it pads prompts, so that only paddable cases can be used.
+        optional: whether it is left out, not skipped, if the candidate lacks the method.
         enough: whether a case that has the phase can be used for this kind.
     """
 
@@ -60,6 +62,7 @@ class Question(ABC):
     method: ClassVar[str]
     example: ClassVar[str]
     pads: ClassVar[bool] = False
+    optional: ClassVar[bool] = False
     enough: ClassVar[staticmethod[[Capabilities], bool]] = staticmethod(lambda _case: True)
 
     @classmethod
@@ -291,6 +294,64 @@ class Resumed(Shorter):
 
 
 @dataclass(frozen=True, slots=True)
+class Chunks(Question):
+    """Logits of a prompt on a paged cache, `chunk` tokens at a time, with blocks in any order."""
+
+    kind = "chunks"
+    phase = Phase.FORWARD
+    method = "cache_layout"
+    example = "chunks:one-image@12+3:5:0"
+    pads = True
+    optional = True
+    prompt: Prompt
+    chunk: int
+    order: int
+
+    @classmethod
+    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+        """Draw a prompt with any number of pads, the size of a chunk, and an order of blocks."""
+        prompt = draw(_prompts(cases, pads=(0, _MAX_PADS)))
+        return cls(prompt, *draw(_layouts(prompt.length)))
+
+    def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
+        """Run one forward pass."""
+        with candidate.cache_layout(chunk=self.chunk, order=self.order):
+            output = candidate.forward(recorded.inputs(self.prompt))
+        return recorded.logits([self.prompt], output)
+
+
+@dataclass(frozen=True, slots=True)
+class ResumedChunks(Resumed):
+    """A resumed generation on a paged cache, with the prompt in chunks and blocks in any order."""
+
+    kind = "resumed-chunks"
+    method = "cache_layout"
+    example = "resumed-chunks:one-image:5:7:0"
+    pads = True
+    optional = True
+    chunk: int
+    order: int
+
+    @classmethod
+    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+        """Draw where the generation is resumed, the size of a chunk, and an order of blocks."""
+        case = draw(st.sampled_from(cases))
+        cut = draw(st.integers(1, case.generated - 1))
+        return cls(case.case, cut, *draw(_layouts(case.length + cut)))
+
+    def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
+        """Generate from the prompt and the tokens before the cut."""
+        with candidate.cache_layout(chunk=self.chunk, order=self.order):
+            return Resumed.run(self, candidate, recorded)
+
+
+def _layouts(length: int) -> st.SearchStrategy[tuple[int, int]]:
+    """Return sizes of chunks and orders of blocks for a prompt; half of the chunks are short."""
+    sizes = st.one_of(st.integers(1, min(_SHORT, length)), st.integers(1, length))
+    return st.tuples(sizes, st.integers(0, _MAX_ORDER))
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationBatch(Question):
     """The first `tokens` new tokens of several cases in one batch, padded on the left."""
 
@@ -337,6 +398,7 @@ KINDS: Mapping[str, type[Question]] = {
         *(Prefix, Padding, Split, Batch),
         *(VisionTiles, ConnectorTiles),
         *(Shorter, Resumed, GenerationBatch),
+        *(Chunks, ResumedChunks),
     )
 }
 

@@ -140,7 +140,12 @@ def explore(
     recorded = Recorded.of(golden, cases)
     runner = QueryRunner(candidate, recorded, judge or Judge.of(golden), allow_near_ties)
     has = recorded.family.phases
-    kinds = [kind for kind in KINDS.values() if kind.phase in phases and kind.phase in has]
+    kinds = [
+        kind
+        for kind in KINDS.values()
+        if kind.phase in phases and kind.phase in has
+        if not (kind.optional and runner.why_unsupported(kind))
+    ]
     explored: list[ExploredKind] = []
     left = count
     for place, kind in enumerate(kinds):

@@ -79,13 +79,23 @@ class WatchedCandidate(Candidate):
         candidate: the implementation under test.
         dtype: the name of its expected dtype.
         settings: torch's precision settings before the candidate was loaded.
+        sees_modules: whether modules are inspected. It makes torch.compile compile them again at
+            each call, since every call has a new hook.
     """
 
-    def __init__(self, candidate: Candidate, *, dtype: str, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        candidate: Candidate,
+        *,
+        dtype: str,
+        settings: Mapping[str, str],
+        sees_modules: bool = True,
+    ) -> None:
         self.modules_run = 0
         self._candidate = candidate
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._settings = settings
+        self._sees_modules = sees_modules
         self._warnings: dict[str, None] = {}
         self._seen_modules: set[int] = set()
         self._first_outputs: dict[str, list[_Place]] = {}
@@ -156,6 +166,14 @@ class WatchedCandidate(Candidate):
     def _watching(self) -> Iterator[None]:
         """Inspect every module that runs inside the block."""
         self._check_settings()
+        if not self._sees_modules:
+            self.modules_run += 1
+        with self._inspecting() if self._sees_modules else nullcontext():
+            yield
+        self._check_settings()
+
+    @contextmanager
+    def _inspecting(self) -> Iterator[None]:
         handle = register_module_forward_pre_hook(self._look_at_module)
         try:
             with warnings.catch_warnings():
@@ -163,7 +181,6 @@ class WatchedCandidate(Candidate):
                 yield
         finally:
             handle.remove()
-        self._check_settings()
 
     def _check_settings(self) -> None:
         """Warn of torch's precision settings that changed."""

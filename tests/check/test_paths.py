@@ -16,6 +16,7 @@ import torch._dynamo
 from tests.conftest import CHECKOUT, ROOT, Snap, error_lines, run_snap
 from tests.families.test_families import broken_fms
 from tests.mutants.mutant import Edit
+from tests.mutants.paths import FAULTS, PATHS
 
 FAMILIES = ROOT / "tests" / "families"
 LLAMA = ("--goldens", FAMILIES / "goldens", "--checkpoint", "llama")
@@ -123,12 +124,41 @@ def test_a_fault_in_the_cache_is_found_on_its_paths_alone(tmp_path: Path) -> Non
     assert "from eager: " in table[3]
 
 
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_of_the_table_can_be_planted(name: str) -> None:
+    """`make paths` plants them; a file that changed is found here."""
+    fault = FAULTS[name].fault
+    assert isinstance(fault, Edit)
+    assert (CHECKOUT / fault.file).read_text("utf-8").count(fault.old) == 1
+    assert set(FAULTS[name].places) <= set(PATHS)
+
+
 def test_a_fault_of_a_module_has_the_same_name_on_a_path(tmp_path: Path) -> None:
     """The pieces of a prompt are put together before they are compared."""
     edit = Edit("fms/models/llama.py", "self.config.activation_fn", '"relu"')
     fms = broken_fms(edit, tmp_path / "fms")
     run = run_snap("check", *LLAMA, "--fms-path", fms, "--path", "chunked:7", "--json", "-")
     assert run.report["first_divergence"]["module"] == "model.layers.0.mlp.act_fn"
+
+
+def test_a_chunk_of_any_size_is_tried_and_the_failure_is_shrunk(tmp_path: Path) -> None:
+    """Recorded cases have chunks of one size; the smallest question that fails runs again."""
+    edit = Edit(
+        "fms/modules/positions.py",
+        "        if self.partial_rope != 1.0:\n            q_rope",
+        "        if 1 < q.shape[1] < 9:\n"
+        "            position_ids = position_ids - position_ids[:, :1]\n"
+        "        if self.partial_rope != 1.0:\n            q_rope",
+    )
+    options = (*LLAMA, "--fms-path", broken_fms(edit, tmp_path / "fms"), "--path", "paged")
+    run = run_snap("check", *options, "--explore", 150, "--phase", "forward", "--json", "-")
+    kinds = {kind["kind"]: kind for kind in run.report["exploration"]["kinds"]}
+    assert [result["verdict"] for result in run.report["results"][:1]] == ["pass"]
+    assert (kinds["prefix"]["verdict"], kinds["chunks"]["verdict"]) == ("pass", "fail")
+    smallest = kinds["chunks"]["smallest_failure"]
+    assert re.fullmatch(r"chunks:[\w-]+@\d+:[2-8]:0", smallest)
+    again = run_snap("check", *options, "--replay", smallest, "--json", "-")
+    assert again.report["first_divergence"]["tensor"] == smallest
 
 
 def test_what_a_family_cannot_do_is_a_skip_with_its_reason(snap: Snap) -> None:

@@ -9,12 +9,14 @@ from snapshot_tool.base.phases import Phase
 from snapshot_tool.explore.questions import (
     KINDS,
     Batch,
+    Chunks,
     ConnectorTiles,
     GenerationBatch,
     Padding,
     Prefix,
     Question,
     Resumed,
+    ResumedChunks,
     Shorter,
     Split,
     VisionTiles,
@@ -32,6 +34,8 @@ FORMS: dict[str, Question] = {
     "shorter:one-image:5": Shorter("one-image", 5),
     "resumed:one-image:5": Resumed("one-image", 5),
     "generation-batch:one-image,text:5": GenerationBatch(("one-image", "text"), 5),
+    "chunks:one-image@12+3:5:1": Chunks(Prompt("one-image", 12, 3), 5, 1),
+    "resumed-chunks:one-image:5:7:1": ResumedChunks("one-image", 5, 7, 1),
 }
 
 

@@ -46,7 +46,12 @@ from snapshot_tool.candidates.fms.configuration import (
 )
 from snapshot_tool.candidates.fms.importing import FmsSource, import_fms
 from snapshot_tool.candidates.fms.modules import PairedModules, split_modules
-from snapshot_tool.candidates.fms.paths import PathCalls, PieceObserver, calls_on_path
+from snapshot_tool.candidates.fms.paths import (
+    PagedCalls,
+    PathCalls,
+    PieceObserver,
+    calls_on_path,
+)
 from snapshot_tool.candidates.fms.weights import CheckpointWeights, stray_files
 from snapshot_tool.candidates.output_cache import OutputCache
 from snapshot_tool.families import family_of_config
@@ -110,8 +115,16 @@ class FmsCandidate(Candidate):
 
     def supports(self, method: str) -> bool:
         """Return whether there is such a method; without pairs, modules have no known names."""
+        if method == "cache_layout":
+            return isinstance(self.calls, PagedCalls)
         named = method in ("observe_forward", "run_module")
         return not named or bool(self.family.fms.module_pairs)
+
+    def cache_layout(self, *, chunk: int, order: int) -> AbstractContextManager[None]:
+        """Return a context in which a paged cache has another layout."""
+        if not isinstance(self.calls, PagedCalls):
+            return super().cache_layout(chunk=chunk, order=order)
+        return self.calls.cache_layout(chunk=chunk, order=order)
 
     def info(self) -> CandidateInfo:
         """Return which FMS this is."""

@@ -226,7 +226,17 @@ class PagedCalls(PathCalls):
 
     def __init__(self, own: DecoderCalls, *, chunk: int = 0) -> None:
         super().__init__(own)
-        self._chunk = chunk
+        self._chunk, self._order = chunk, 0
+
+    @contextmanager
+    def cache_layout(self, *, chunk: int, order: int) -> Iterator[None]:
+        """Run prompts in other chunks, on blocks in another order, inside the block."""
+        before = self._chunk, self._order
+        self._chunk, self._order = chunk, order
+        try:
+            yield
+        finally:
+            self._chunk, self._order = before
 
     def forward(self, inputs: CaseInputs) -> torch.Tensor:
         """Return the logits of every position, (1, length, vocabulary); zeros for padding.
@@ -304,7 +314,15 @@ class PagedCalls(PathCalls):
         end = length + -length % (self._chunk or BLOCK)
         pad_id = padding_id(self.own.loaded.config)
         longer = [padded(row, end - length, pad_id) for row in rows]
-        return PagedRun(self, longer, end, room=room, layers=self._layers, chunked=self._chunk > 0)
+        return PagedRun(
+            self,
+            longer,
+            end,
+            room=room,
+            layers=self._layers,
+            chunked=self._chunk > 0,
+            seed=self._order,
+        )
 
     def _ends(self, run: PagedRun) -> Sequence[int]:
         return range(self._chunk, run.end + 1, self._chunk) if self._chunk else [run.end]

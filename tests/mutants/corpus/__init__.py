@@ -30,7 +30,8 @@ _GROUPS = (
 )
 
 
-def _read(path: Path) -> Iterator[Mutant]:
+def read_mutants(path: Path) -> Iterator[Mutant]:
+    """Read the entries of a file."""
     comment, *entries = path.read_text(encoding="utf-8").rstrip("\n").split("\n\n")
     assert comment.startswith("#"), path
     for entry in entries:
@@ -49,7 +50,7 @@ def _read(path: Path) -> Iterator[Mutant]:
 
 
 GROUPS: Mapping[str, tuple[Mutant, ...]] = {
-    group: tuple(_read(Path(__file__).parent / f"{group}.txt")) for group in _GROUPS
+    group: tuple(read_mutants(Path(__file__).parent / f"{group}.txt")) for group in _GROUPS
 }
 
 MUTANTS: Mapping[str, Mutant] = {
