@@ -2,7 +2,8 @@
 
     .venv-check/bin/python -m tests.history.run --fms-repo CLONE [--out build/families]
 
-Golden sets come from tests/families/record.py, commits from fixes.csv, releases from tags.
+Golden sets come from tests/families/record.py, commits from fixes.csv, releases from tags. What the
+rules of other projects find is written to rules.json, for docs/detection.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import csv
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +37,7 @@ from tests.families.versions import (
     outcome_table,
     run_apart,
 )
+from tests.history.rules import Trial, rules_that_fail_on, write_trials
 from tests.mutants.report import interval
 
 # Tags of FMS before those that docs/families.md is about.
@@ -77,11 +79,15 @@ def read_fixes() -> list[Fix]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one check says: a cell of the table, what it names, how many tensors differ."""
+    """What one check says: a cell of the table, what it names, how many tensors differ.
+
+    `rules` are the rules of other projects that fail; None if they cannot be tried.
+    """
 
     cell: str
     said: str = ""
     failures: int = 0
+    rules: tuple[str, ...] | None = field(default=None, compare=False)
 
     @property
     def failed(self) -> bool:
@@ -121,10 +127,13 @@ class Row:
 def check_commit(fms: Path, fix: Fix, out: Path) -> Outcome:
     """Check the checkpoint of a fix with the FMS in a folder, which stays imported."""
     if fix.ranks > 1:
-        report, problem = _check_split(fms, fix, out)
-    else:
-        candidate = REPAIRS.get(fix.checkpoint, "fms")
-        report, problem = check_folder(fms, fix.checkpoint, out, candidate=candidate)
+        return _outcome(*_check_split(fms, fix, out), fms, out)
+    spec = REPAIRS.get(fix.checkpoint, "fms")
+    outcome = _outcome(*check_folder(fms, fix.checkpoint, out, candidate=spec), fms, out)
+    return replace(outcome, rules=rules_that_fail_on(fms, fix.checkpoint, out, spec=spec))
+
+
+def _outcome(report: Any, problem: str, fms: Path, out: Path) -> Outcome:
     if report is None:
         return Outcome(REFUSED, problem.replace(str(fms), "FMS").replace(f"{out}/", ""))
     if report["verdict"] == PASS:
@@ -187,6 +196,26 @@ def check_old_releases(
     }
     found = run_apart(finds)
     return check_releases([found[tag] for tag in RELEASES], families, out)
+
+
+def trials_of(rows: Sequence[Row]) -> list[Trial]:
+    """Return what the rules of other projects find, of the fixes that they can be tried on.
+
+    Not of one whose parent is refused for another reason than its fault.
+    """
+    return [
+        Trial(
+            row.fix.commit,
+            row.found,
+            row.found and row.named,
+            row.after.cell == PASS,
+            row.before.rules,
+            row.after.rules,
+        )
+        for row in rows
+        if row.before.rules is not None and row.after.rules is not None
+        if row.found or row.before.cell != REFUSED
+    ]
 
 
 def page(rows: Sequence[Row], releases: Mapping[str, Sequence[versions.Outcome]]) -> str:
@@ -266,6 +295,7 @@ def main() -> int:
     if missing := {fix.checkpoint for fix in fixes} - has:
         parser.error(f"{out} lacks {', '.join(sorted(missing))}: run make families first")
     rows = check_fixes(arguments.fms_repo, fixes, out, folder)
+    write_trials(trials_of(rows))
     releases = check_old_releases(arguments.fms_repo, families, out, folder)
     text = page(rows, releases).replace(f"{out}/", "").replace(f"{folder}/", "")
     arguments.docs.write_text(text, encoding="utf-8")

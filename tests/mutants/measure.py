@@ -148,14 +148,20 @@ def rules_that_fail(
 ) -> tuple[str, ...] | None:
     """Return the rules of other projects that do not pass the port that a check just built.
 
+    None if there are no references for its checkpoint and dtype.
+
     is_right: it is the unchanged port, run in another way: rules that compare a port with itself
     on a CPU compare it with the usual way.
     """
     if setup.references is None:
         return None
-    if plan.altered is None:  # it cannot be loaded, which every project's test would show
+    if plan.built is None:  # it cannot be loaded, which every project's test would show
         return tuple(rule.name for rule in RULES)
-    answers = read_answers(plan.altered, setup.golden())
+    golden = setup.golden()
+    port, recorded = plan.built.request, golden.manifest
+    if port.dtype != recorded.dtype or port.config != recorded.checkpoint.config:
+        return None
+    answers = read_answers(plan.altered, golden)
     on_cpu = setup.references.port if is_right else answers
     return tuple(failing_rules(answers, setup.references, on_cpu=on_cpu))
 

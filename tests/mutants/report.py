@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from tests.history.rules import APPLICABLE, Trial, read_trials
 from tests.mutants.benign import Alarms
 from tests.mutants.corpus import GROUPS, MUTANTS
 from tests.mutants.forked import Crash
@@ -38,17 +39,24 @@ These are not counted as faults. In float64, no output differs by more than floa
 was measured on every recorded input, on batches of two cases, on a prompt of every token and on \
 ten more images."""
 _OTHERS = """\
-The same faults and benign runs, judged by each rule with its project's thresholds. All rules are \
-given the recorded cases, the parity suite's first row only the two that are its own. Only the \
-parity suite and `snap` run the port's preprocessing, and only `snap` names a place. A port that \
-raises is found by every rule that runs it.
+The same faults, and benign runs of the ways below that take the committed set in float32, judged \
+by each rule with its project's thresholds. All rules are given the recorded cases, the parity \
+suite's first row only the two that are its own; in benign runs `snap` checks three of the cases, \
+and derived questions. Only the parity suite and `snap` run the port's preprocessing, and only \
+`snap` names a place. A port that raises is found by every rule that runs it.
 
 What Hugging Face answers is the recorded golden set. It keeps whole logits of the last token \
 only: for other tokens and for steps of the generation those of the unchanged port are taken, \
 which differ from Hugging Face's by rounding. A stored signature is the unchanged port's. \
 aiu-fms-testing-utils compares FMS on an accelerator with the same FMS on a CPU, so a fault of \
 the port is on both sides: its first row is the rule as it is used, the next three compare with \
-Hugging Face."""
+Hugging Face.
+
+History: the parents of {trials} commits of [history.md](history.md), those with a language model \
+in one process, and the fixes among these that `snap` passes. Their golden sets keep whole logits \
+of the last token only, so other rules are left out, and MaxText's reads that token alone. A \
+parent that `snap` refuses to load counts as found by every rule; one that is refused for another \
+reason than its fault is left out."""
 FALSE_ALARMS = "False alarms"  # the section that make benign writes
 
 
@@ -190,7 +198,7 @@ def read_results(files: Iterable[Path]) -> Detection:
             outcomes[name] = _from_stored(one["outcome"], Outcome)
         for way, one in stored["alarms"].items():
             alarms[way] = _from_stored(one["outcome"], Alarms)
-    return Detection(outcomes, alarms)
+    return Detection({name: outcomes[name] for name in MUTANTS if name in outcomes}, alarms)
 
 
 def _from_stored(stored: dict[str, Any], result: type[Result]) -> Result | Crash:
@@ -307,32 +315,52 @@ def _rules(detection: Detection) -> list[str]:
 
 def _other_rules(detection: Detection) -> list[str]:
     finished = [a for a in detection.alarms.values() if isinstance(a, Alarms)]
+    tried = [a for a in finished if a.rules is not None]
+    trials = read_trials()
     rows: list[tuple[str, ...]] = []
     for rule in RULES:
         counts = detection.counts(_found_by_rule(detection, rule), named=False)
-        tried = [alarms.rules for alarms in finished if alarms.rules is not None]
-        alarms = f"{sum(rule.name in rules for rules in tried)} of {len(tried)}"
-        rows.append((f"[{rule.name}]({rule.source})", rule.what, *counts, alarms))
+        alarms = sum(rule.name in (a.rules or ()) for a in tried)
+        past = _history(trials, rule.name) if rule.name in APPLICABLE else ("-", "-")
+        rows.append((_link(rule), rule.what, *counts, f"{alarms} of {len(tried)}", *past))
     by_table, by_oracle = (
-        f"{sum(map(bool, alarms))} of {len(finished)}"
-        for alarms in ([a.table for a in finished], [a.oracle for a in finished])
+        f"{sum(map(bool, alarms))} of {len(tried)}"
+        for alarms in ([a.table for a in tried], [a.oracle for a in tried])
     )
     own: tuple[tuple[str, str, Callable[[Outcome], object], str], ...] = (
         ("snap, table", "each phase within the table of tolerances", lambda o: o.table, by_table),
         (
             "snap, oracle",
-            "each phase within the reference's rounding",
+            "each phase within Hugging Face's rounding",
             lambda o: o.oracle,
             by_oracle,
         ),
-        ("snap, derived questions", "both of these, and derived questions", _is_shown, by_table),
+        ("snap, derived questions", "table, oracle and derived questions", _is_shown, by_table),
         ("snap", "all of these, weights, and modules by themselves", _is_found, by_table),
     )
-    for name, what, shows, alarms in own:
+    for name, what, shows, false_alarms in own:
         counts = detection.counts(detection.shown_by(shows), named=True)
-        rows.append((f"**{name}**", what, *counts, alarms))
-    header = ("rule", "what must hold", "found", "95 %", "named correctly", "false alarms")
-    return [_OTHERS, "", *table_lines(header, rows)]
+        past = _history(trials, None) if name == "snap" else ("-", "-")
+        rows.append((f"**{name}**", what, *counts, false_alarms, *past))
+    header = (
+        *("rule", "what must hold", "found", "95 %", "named", "false alarms"),
+        *("history: found", "history: false alarms"),
+    )
+    return [_OTHERS.format(trials=len(trials)), "", *table_lines(header, rows)]
+
+
+def _link(rule: Rule) -> str:
+    return f"[{rule.name}]({rule.source})"
+
+
+def _history(trials: Sequence[Trial], rule: str | None) -> tuple[str, str]:
+    """Return how many parents a rule finds, and how many right fixes it fails; None for snap."""
+    right = [trial for trial in trials if trial.passes]
+    alarms = f"{sum(rule in trial.after for trial in right)} of {len(right)}"
+    if rule is not None:
+        return f"{sum(rule in trial.before for trial in trials)} of {len(trials)}", alarms
+    found, named = sum(t.found for t in trials), sum(t.named for t in trials)
+    return f"{found} of {len(trials)}, {named} named", alarms
 
 
 def _found_by_rule(detection: Detection, rule: Rule) -> list[str]:

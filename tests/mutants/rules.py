@@ -163,7 +163,7 @@ def signatures_of_two_models(expected: Answers, actual: Answers) -> bool:
 
 
 _FAILURE_RATE = 0.01
-_CROSS_ENTROPY, _MEAN_DIFFERENCE = 3.0, 0.001
+_CROSS_ENTROPY, _MEAN_DIFFERENCE = 3.0, 0.001  # for models without thresholds of their own
 _TOP_LOGITS = 20
 
 
@@ -199,7 +199,7 @@ def aiu_levels_0_and_1(expected: Answers, actual: Answers) -> bool:
     return aiu_level_0(expected, actual) or aiu_level_1(expected, actual)
 
 
-_TOP_LOGPROBS = 5
+_TOP_LOGPROBS = 5  # tests/models/multimodal/generation/vlm_utils/types.py: for SmolVLM, too
 
 
 def vllm_logprobs(expected: Answers, actual: Answers) -> bool:
@@ -266,7 +266,7 @@ def llama_cpp_nmse(expected: Answers, actual: Answers) -> bool:
     return True
 
 
-_KL = 0.015
+_KL = 0.015  # docs/guides/checkpointing_solutions/convert_checkpoint.md
 
 
 def maxtext_kl(expected: Answers, actual: Answers) -> bool:
@@ -278,7 +278,7 @@ def maxtext_kl(expected: Answers, actual: Answers) -> bool:
     return True
 
 
-_SAME = 1e-3
+_SAME = 1e-3  # benchmarks/dynamo/huggingface.py: for inference
 _FEW = 1000
 
 
@@ -331,8 +331,8 @@ _LLAMA_CPP = (
     "/examples/model-conversion/scripts/utils/check-nmse.py"
 )
 _MAXTEXT = (
-    f"{_GITHUB}/AI-Hypercomputer/maxtext/blob/03cabc3a18c73634330ceb24ac577d6493580baa"
-    "/docs/guides/checkpointing_solutions/convert_checkpoint.md"
+    f"{_GITHUB}/AI-Hypercomputer/maxtext/blob/00a1eaaa77a605c74bd1ce45bbc112279db23484"
+    "/tests/utils/forward_pass_logit_checker.py"
 )
 _TORCH = f"{_GITHUB}/pytorch/pytorch/blob/v2.13.0/torch/_dynamo/utils.py"
 

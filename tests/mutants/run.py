@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--checkout", type=Path, default=Path("build/fms-checkout"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--benign", type=int, default=202)
-    parser.add_argument("--mutants", help="names with commas between (default: all)")
+    parser.add_argument("--mutants", help="names with commas between, '' for none (default: all)")
     parser.add_argument("--json", type=Path, help="write the results here, and no report")
     parser.add_argument(
         "--from", type=Path, action="append", dest="files", help="read results, run nothing"
@@ -105,7 +105,9 @@ def main() -> None:
     if arguments.files:
         detection = read_results(arguments.files)
     else:
-        names = arguments.mutants.split(",") if arguments.mutants else list(MUTANTS)
+        names = list(MUTANTS)
+        if arguments.mutants is not None:
+            names = [name for name in arguments.mutants.split(",") if name]
         detection = run_everything(
             [MUTANTS[name] for name in names],
             benign_runs(arguments.benign, names=USUAL, each=1),
