@@ -83,6 +83,20 @@ def test_the_report_is_about_every_mutant() -> None:
     assert counts.items() >= {**expected, "all": str(len(MUTANTS))}.items()
 
 
+def test_the_readme_has_the_figures_of_the_report() -> None:
+    """For each rule that it names: found, named, false alarms."""
+    page = DETECTION.read_text(encoding="utf-8").partition("## The rules of other projects")[2]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("| rule |")[2]
+    figures = {}
+    for line in page.splitlines():
+        if found := re.match(r"\| (?:\[|\*\*)([^]*]+)(?:\]\(\S+\)|\*\*) \| .*", line):
+            _, _, count, _, named, alarms, *_ = line.strip("| ").split(" | ")
+            figures[found[1]] = (count, named, alarms)
+    rows = re.findall(r"^\| (.+?) \| (\S+) \| (\S+) \| (\d+ of \d+) \|$", readme, re.MULTILINE)
+    assert 5 <= len(rows) <= 8
+    assert {name.strip("*"): tuple(row) for name, *row in rows}.items() <= figures.items()
+
+
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Run mutants of three groups, one that only derived questions show, and benign changes."""
