@@ -202,8 +202,9 @@ class DistributedCandidate(Candidate):
 
     def supports(self, method: str) -> bool:
         """Return whether the leader's candidate has a method of this name."""
-        # A module by itself would run on the leader alone.
-        return method == "info" or (method != "run_module" and self._own.supports(method))
+        # A module by itself, or another layout of the cache, would be on the leader alone.
+        alone = method in ("run_module", "cache_layout")
+        return method == "info" or (not alone and self._own.supports(method))
 
     def info(self) -> CandidateInfo:
         """Return which implementation this is, and over how many ranks it is split."""

@@ -141,6 +141,16 @@ def test_a_fault_of_a_module_has_the_same_name_on_a_path(tmp_path: Path) -> None
     assert run.report["first_divergence"]["module"] == "model.layers.0.mlp.act_fn"
 
 
+def test_an_exception_on_a_path_is_placed_in_the_module_that_raised(tmp_path: Path) -> None:
+    """Also if it is raised before the prompt has been run to its end."""
+    call = "    return torch.ops.spyre.paged_attn_compute("
+    edit = Edit(PAGED_FILE, call, f"    raise RuntimeError\n{call}")
+    options = ("--fms-path", broken_fms(edit, tmp_path / "fms"), "--case", "variant-04")
+    run = run_snap("check", *LLAMA, *options, "--path", "chunked:7", "--json", "-")
+    assert run.report["first_divergence"]["verdict"] == "error"
+    assert run.report["first_divergence"]["module"] == "model.layers.0.self_attn"
+
+
 def test_a_chunk_of_any_size_is_tried_and_the_failure_is_shrunk(tmp_path: Path) -> None:
     """Recorded cases have chunks of one size; the smallest question that fails runs again."""
     edit = Edit(

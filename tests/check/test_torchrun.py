@@ -69,6 +69,12 @@ def test_a_split_llama_has_the_verdicts_of_a_whole_one(snap: Snap, tmp_path: Pat
     assert note.startswith("on 2 ranks (gloo); modules are compared where a rank has the whole")
 
 
+def test_a_split_llama_passes_with_paged_attention(tmp_path: Path) -> None:
+    """Each rank has the heads of its own keys and values in its cache."""
+    run = launch(tmp_path, *LLAMA, "--path", "chunked:16", "--explore", 7)
+    assert (run.code, run.report["path"], run.report["counts"]["skip"]) == (0, "chunked:16", 0)
+
+
 def test_a_split_idefics3_passes_and_its_shards_are_not_compared(tmp_path: Path) -> None:
     """Blocks, attention and MLP agree with the reference; what is inside of them is listed."""
     run = launch(tmp_path, "--fms-path", CHECKOUT, *IDEFICS3, "--localise")

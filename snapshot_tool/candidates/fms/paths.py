@@ -136,6 +136,9 @@ class PieceObserver:
         pieces.append(tensor[:, piece.pads :].clone())
         if piece.is_last:
             self._observe(module, side, torch.cat(self._pieces.pop((module, side)), dim=1))
+        else:
+            # Nothing to compare, but a module that is entered and raises is known then.
+            self._observe(module, side, tensor[:, :0])
         return None
 
 
