@@ -134,6 +134,8 @@ def section(found: Sequence[Finished]) -> list[str]:
         f"({bound(len(raised), len(finished))} at 95 %); {len(by_oracle)} by the oracle.",
         f"- They took {hours:.1f} hours of one process on a busy machine of two cores.",
     ]
+    if len(found) < RUNS:
+        lines.append(f"- {RUNS:,} runs are drawn; the others were not run yet.")
     if without:
         lines.append(f"- {len(without)} more runs gave no result.")
     reasons = [
