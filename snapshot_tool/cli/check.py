@@ -216,12 +216,13 @@ def report_command(
     """
     from snapshot_tool.check.run import CheckRun
     from snapshot_tool.cli.console import draw_table
-    from snapshot_tool.judge.again import judge_again
     from snapshot_tool.reports.json import read_run
 
     outputs = Outputs.taken_from(options)
     reports = [read_run(run) for run in runs]
     if (tolerance, atol, rtol) != (None, None, None):
+        from snapshot_tool.judge.again import judge_again  # it imports torch
+
         rule = Rule(tolerance) if tolerance else None
         reports = [judge_again(one, rule=rule, atol=atol, rtol=rtol) for one in reports]
     found = [CheckRun(report, goldens) for report in reports]

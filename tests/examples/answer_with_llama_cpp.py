@@ -43,18 +43,21 @@ def answer(asked: Path, tokenizer: Path, out: Path, version: str) -> None:
             continue
         greedy = {"max_tokens": case["max_new_tokens"], "temperature": 0, "repeat_penalty": 1}
         body = {"prompt": prompt, "logprobs": FIRST, **greedy}
-        steps = post("/v1/completions", body)["choices"][0]["logprobs"]["top_logprobs"]
+        choice = post("/v1/completions", body)["choices"][0]
+        steps = choice["logprobs"]["top_logprobs"]
         ranked = [
             sorted(((v, ids[t]) for t, v in step.items() if t in ids))[::-1] for step in steps
         ]
         new = [step[0][1] for step in ranked]
         ends = [n for n, token in enumerate(new, 1) if token in case["eos_token_ids"]]
         new, ranked = new[: ends[0] if ends else None], ranked[: ends[0] if ends else None]
-        best = [step[:20] for step in ranked]
-        name = f"{case['name']}/generate"
+        name, best = f"{case['name']}/generate", [step[:20] for step in ranked]
+        if choice["finish_reason"] == "stop":  # the server leaves the end token out
+            new += case["eos_token_ids"][:1]
+        else:
+            found[f"{name}.topk_ids"] = torch.tensor([[i for _, i in step] for step in best])
+            found[f"{name}.topk_logprobs"] = torch.tensor([[v for v, _ in step] for step in best])
         found[f"{name}.token_ids"] = torch.tensor(new)
-        found[f"{name}.topk_ids"] = torch.tensor([[i for _, i in step] for step in best])
-        found[f"{name}.topk_logprobs"] = torch.tensor([[v for v, _ in step] for step in best])
     out.mkdir(parents=True)
     save_file(found, out / "answers.safetensors")
     who = {"engine": "llama.cpp", "version": version, "device": "cpu", "dtype": "q4_1"}
