@@ -1,19 +1,20 @@
 """`make paths`: plant faults in FMS's caches and paths, and write the table of docs/paths.md.
 
-    python -m tests.mutants.paths [--out docs/paths.md] [--workers 2] [--faults NAME,NAME]
+    python -m tests.mutants.paths [--out docs/paths.md] [--workers 2] [--results build/paths.json]
 
 Each fault of paths.txt is checked on every path, in a process forked from this one. Then a right
-FMS is given 1,000 derived questions on its paths.
+FMS is given 1,000 derived questions on its paths. What was run already is kept in --results.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -115,11 +116,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/paths.md"))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--faults", default=",".join(FAULTS))
+    parser.add_argument("--results", type=Path, default=Path("build/paths.json"))
     arguments = parser.parse_args()
-    names = arguments.faults.split(",")
-    jobs = {name: partial(check_fault, FAULTS[name]) for name in names}
-    results: dict[str, Found] = {}
+    file: Path = arguments.results
+    kept = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    results = {name: Found(**found) for name, found in kept.items()}
+    jobs = {n: partial(check_fault, fault) for n, fault in FAULTS.items() if n not in results}
     crashed = False
     for name, result in run_forked(jobs, workers=arguments.workers, seconds=_SECONDS):
         if isinstance(result, Crash):
@@ -127,6 +129,7 @@ def main() -> int:
             print(f"{name}: {result.why}", flush=True)
             continue
         results[name] = result
+        file.write_text(json.dumps({n: asdict(found) for n, found in results.items()}), "utf-8")
         word = "found" if result.shows(FAULTS[name]) else "MISSED"
         print(f"{word} {name}: {dict(result.phases)} {dict(result.places)}", flush=True)
     paths = (*PATHS[1:], "chunked:5")
@@ -138,8 +141,8 @@ def main() -> int:
             crashed = True
             continue
         asked, alarms = asked + counted[0], alarms + counted[1]
-    found = {name: results[name] for name in names if name in results}
-    if set(found) == set(FAULTS):
+    found = {name: results[name] for name in FAULTS if name in results}
+    if not crashed:
         write_table(arguments.out, found, asked, alarms)
     missed = [name for name, one in found.items() if not one.shows(FAULTS[name])]
     return int(crashed or bool(missed) or alarms > 0)
