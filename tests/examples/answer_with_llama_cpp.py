@@ -34,6 +34,8 @@ def answer(asked: Path, tokenizer: Path, out: Path, version: str) -> None:
     splitter = Tokenizer.from_file(str(tokenizer))
     numbers = range(splitter.get_vocab_size())
     ids = {splitter.decode([i], skip_special_tokens=False): i for i in numbers}
+    # The server has no text for special tokens. The only likely one is the end token.
+    ids[""] = questions["config"]["eos_token_id"]
     for case in questions["cases"]:
         own = [i for i, real in zip(case["input_ids"], case["attention_mask"], strict=True) if real]
         prompt = splitter.decode(own, skip_special_tokens=False)
@@ -52,7 +54,7 @@ def answer(asked: Path, tokenizer: Path, out: Path, version: str) -> None:
         ends = [n for n, token in enumerate(new, 1) if token in case["eos_token_ids"]]
         new, ranked = new[: ends[0] if ends else None], ranked[: ends[0] if ends else None]
         name, best = f"{case['name']}/generate", [step[:20] for step in ranked]
-        if choice["finish_reason"] == "stop":  # the server leaves the end token out
+        if choice["finish_reason"] == "stop" and not ends:  # the server leaves the end token out
             new += case["eos_token_ids"][:1]
         else:
             found[f"{name}.topk_ids"] = torch.tensor([[i for _, i in step] for step in best])
