@@ -14,6 +14,7 @@ from snapshot_tool.base import __version__ as __version__
 if TYPE_CHECKING:
     from snapshot_tool.api import check, diff, record, verify
     from snapshot_tool.base.errors import (
+        AnswersInvalid,
         CandidateUnavailable,
         CheckpointUnavailable,
         DeviceUnavailable,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from snapshot_tool.record.workflow import RecordOutcome
 
 __all__ = [
+    "AnswersInvalid",
     "CandidateUnavailable",
     "CheckRun",
     "CheckpointUnavailable",
