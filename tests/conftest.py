@@ -100,16 +100,18 @@ def snap() -> Snap:
     return run
 
 
+# The version that snap's finder gives a plain checkout.
+_PLAIN = "0+checkout"
+
+
 def fms_of(arguments: list[str]) -> Path | None:
     """Return the folder of the FMS that a command imports; None if there is none."""
     if "--fms-path" in arguments:
         return Path(arguments[arguments.index("--fms-path") + 1]).resolve()
     if "--candidate" in arguments:
         return CHECKOUT.resolve()
-    try:
-        return Path(str(metadata.distribution("ibm-fms").locate_file("")))
-    except metadata.PackageNotFoundError:
-        return None
+    installed = [d for d in metadata.distributions(name="ibm-fms") if d.version != _PLAIN]
+    return Path(str(installed[0].locate_file(""))) if installed else None
 
 
 # FMS's modules by their folder, of the two that many tests use: the checkout, and the installed.
@@ -125,15 +127,16 @@ def imported_fms(folder: Path | None) -> Iterator[None]:
         yield
         return
     sys.modules.update(_FMS.get(folder, {}))
-    path = list(sys.path)
-    # A test that loaded another FMS by a function of snap leaves its folder in front.
+    path, finders = list(sys.path), list(sys.meta_path)
+    # A test that loaded another FMS by a function of snap leaves its folder and a finder.
     wanted = (folder, fms_of([]))
     others = [entry for entry in path if Path(entry, "fms").is_dir() and Path(entry) not in wanted]
     sys.path[:] = [entry for entry in path if entry not in others]
+    sys.meta_path[:] = [f for f in finders if not type(f).__module__.startswith("snapshot_tool.")]
     try:
         yield
     finally:
-        sys.path[:] = path
+        sys.path[:], sys.meta_path[:] = path, finders
         inside = _pop_fms()
         if folder in (CHECKOUT.resolve(), fms_of([])):
             _FMS[folder] = inside

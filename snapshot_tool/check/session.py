@@ -327,7 +327,7 @@ class Session:
             run_again=lambda: self.run_once(case, phase),
         )
 
-    def run_once(
+    def run_once(  # noqa: C901 - one phase, read from top to bottom
         self, case: CaseEntry, phase: Phase, *, judge: Judge | None = None
     ) -> list[Result]:
         """Run a phase once and judge it; an exception of the candidate is an error of the phase.
@@ -340,7 +340,8 @@ class Session:
         if self._case is None or self._case.name != case.name:
             self._case = None  # first, because memory may not suffice for two cases
             self._case = RecordedCase.read(self.golden, case.name)
-        candidate = self.candidate
+        judge, candidate = judge or self.judge, self.candidate
+        results: list[Result] = []
         one_pass = self.request.quick and Phase.GENERATE in {*case.phases} & {*self.request.phases}
         began = time.perf_counter()
         try:
@@ -353,9 +354,15 @@ class Session:
                     pairs = run_phase(candidate, self._case, phase)
             seconds = time.perf_counter() - began
             self._keep(case, phase, pairs)
-            results = [
-                self._judge(case, phase, pair, seconds=seconds, judge=judge) for pair in pairs
-            ]
+            for pair in pairs:
+                if pair.actual is None and self.answers:
+                    reason = pair.note or "not answered"
+                    results.append(Result(case.name, phase, pair.tensor, Verdict.SKIP, reason))
+                    continue
+                result = judge.judge(case, phase, pair, seconds=seconds)
+                if pair.tensor == parts.TOKEN_IDS:
+                    result = self._explainer.explain(result, pair.actual, candidate)
+                results.append(result)
         except PhaseUnsupported as unsupported:
             return [Result(case.name, phase, "", Verdict.SKIP, str(unsupported))]
         except SnapError:
@@ -375,17 +382,6 @@ class Session:
                 )
             ]
         return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
-
-    def _judge(
-        self, case: CaseEntry, phase: Phase, pair: Pair, *, seconds: float, judge: Judge | None
-    ) -> Result:
-        if pair.actual is None and self.answers:
-            reason = pair.note or "not answered"
-            return Result(case.name, phase, pair.tensor, Verdict.SKIP, reason)
-        result = (judge or self.judge).judge(case, phase, pair, seconds=seconds)
-        if pair.tensor == parts.TOKEN_IDS:
-            return self._explainer.explain(result, pair.actual, self.candidate)
-        return result
 
     def _keep(self, case: CaseEntry, phase: Phase, pairs: Sequence[Pair]) -> None:
         """Keep the outputs of forward and generate if `outputs` is set."""

@@ -97,8 +97,8 @@ def test_a_run_without_goldens_imports_nothing_slow(golden_tests: pytest.Pyteste
             assert "snapshot_tool.pytest_plugin" in sys.modules
             mine = {name for name in sys.modules if name.startswith("snapshot_tool.")}
             assert {name.removeprefix("snapshot_tool.") for name in mine} == {
-                *("base", "base.errors", "base.options", "base.phases", "base.tolerance"),
-                *("check", "check.request", "pytest_plugin", "record"),
+                *("base", "base.errors", "base.options", "base.paths", "base.phases"),
+                *("base.tolerance", "check", "check.request", "pytest_plugin", "record"),
             }
             assert not {"torch", "numpy", "msgspec", "transformers"} & sys.modules.keys()
         """

@@ -86,6 +86,7 @@ def test_what_is_required_must_be_reached_by_a_case(snap: Snap, case: str, code:
     """A generation that the number of tokens stops meets no end token; the report says so."""
     options = ("--case", case, "--phase", "generate", "--quick", "--require", END_TOKEN)
     run = snap("check", "--fms-path", CHECKOUT, *options, "--json", "-")
+    assert run.out, run.err
     (found,) = (one for one in run.report["coverage"] if one["name"] == END_TOKEN)
     assert run.code == code
     assert found["reached"] is (code == 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ BLOCK = 64  # tokens in a block of the cache; prompts are padded to a multiple o
 # The last tokens of a prompt that forward runs one by one on a paged cache, as generation does.
 _DECODED = 8
 _SPARE = 4  # blocks that no prompt needs
-_PAGED = "fms.utils.spyre.paged"
 _OPTIONAL = ("forward_batch", "generate_batch", "forward_in_parts")
 
 
@@ -47,7 +45,7 @@ def calls_on_path(calls: FmsCalls, path: ExecutionPath, family: Family) -> FmsCa
 
             return CompiledCalls(calls, path.argument, family.fms.encoder)
     try:
-        importlib.import_module(_PAGED)
+        import fms.utils.spyre.paged  # noqa: F401 - it registers the operators
     except ImportError as error:
         return UnsupportedCalls(calls, f"FMS has no paged attention: {error}")
     return PagedCalls(calls, chunk=int(path.argument or 0))
