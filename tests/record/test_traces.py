@@ -18,7 +18,7 @@ from snapshot_tool.traces.workflow import (
     trace_candidate,
     trace_reference,
 )
-from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Snap
+from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Snap, run_snap
 
 pytestmark = pytest.mark.record
 
@@ -98,13 +98,16 @@ def test_modules_without_names_are_matched_by_what_they_compute(tmp_path: Path) 
 
 def test_a_faulty_module_is_the_first_row_that_differs(tmp_path: Path) -> None:
     """One weight of an encoder layer off by a hundredth, with the partners inferred."""
-    candidate = "tests.candidates:UnnamedAndFaulty"
-    hf, other = trace_both(tmp_path, "variant-04", FORWARD, candidate=candidate)
-    found = compare(hf, other)
-    assert found.exit_code == 1
-    first = found.differing[0]
-    assert first.module == "model.vision_model.encoder.layers.1.mlp.fc2"
-    assert first.partner == "vision_tower.base_model.encoder.layers.1.mlp.w2"
+    hf, other = tmp_path / "hf.safetensors", tmp_path / "other.safetensors"
+    faulty = ("--candidate", "tests.candidates:UnnamedAndFaulty")
+    for implementation, out in ((("--impl", "hf"), hf), (faulty, other)):
+        run = run_snap("trace", *implementation, "--case", "variant-04", "--out", out)
+        assert run.code == 0, run.err
+    run = run_snap("compare-traces", hf, other, "--json", "-")
+    assert run.code == 1, run.out + run.err
+    first = next(row for row in run.report["rows"] if row["beyond"])
+    assert first["module"] == "model.vision_model.encoder.layers.1.mlp.fc2"
+    assert first["partner"] == "vision_tower.base_model.encoder.layers.1.mlp.w2"
 
 
 def test_a_prompt_traced_with_hugging_face_is_traced_again_without(
