@@ -294,16 +294,14 @@ class Resumed(Shorter):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunks(Question):
+class Chunks(Prefix):
     """Logits of a prompt on a paged cache, `chunk` tokens at a time, with blocks in any order."""
 
     kind = "chunks"
-    phase = Phase.FORWARD
     method = "cache_layout"
     example = "chunks:one-image@12+3:5:0"
     pads = True
     optional = True
-    prompt: Prompt
     chunk: int
     order: int
 
@@ -316,8 +314,7 @@ class Chunks(Question):
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
         """Run one forward pass."""
         with candidate.cache_layout(chunk=self.chunk, order=self.order):
-            output = candidate.forward(recorded.inputs(self.prompt))
-        return recorded.logits([self.prompt], output)
+            return Prefix.run(self, candidate, recorded)
 
 
 @dataclass(frozen=True, slots=True)
