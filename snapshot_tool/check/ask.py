@@ -29,12 +29,17 @@ _CASES = "cases.part"
 
 def ask(golden: Golden, out: Path, progress: Progress) -> None:
     """Write questions.json, questions.safetensors and the images; see docs/answers.md."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not an empty folder", "name another folder")
+    require_empty(out)
     try:
         _write(golden, out, progress)
     except OSError as error:
         raise SnapError(f"cannot write {out}: {error.strerror}", "name another folder") from error
+
+
+def require_empty(out: Path) -> None:
+    """Raise UsageError unless a folder is empty or missing."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not an empty folder", "name another folder")
 
 
 def _write(golden: Golden, out: Path, progress: Progress) -> None:

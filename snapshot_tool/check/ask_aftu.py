@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from snapshot_tool.base.errors import GoldenNotFound, UsageError
+from snapshot_tool.base.errors import GoldenNotFound
 from snapshot_tool.base.phases import Phase
+from snapshot_tool.check.ask import require_empty
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden
 
@@ -46,8 +47,7 @@ def ask_aftu(
         attn_type: the kind of attention in the name of the folder.
         version: of aiu-fms-testing-utils: "0.8.1".
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not an empty folder", "name another folder")
+    require_empty(out)
     new = golden.manifest.generation.max_new_tokens
     by_length: dict[int, list[str]] = {}
     for case in golden.manifest.cases:
