@@ -96,6 +96,9 @@ demo: setup fms-checkout
 # In the order of tests/conftest.py, not by the number of tests in a file.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
+# One thread for each of the two workers.
+test: export OMP_NUM_THREADS = 1
+test: export OMP_WAIT_POLICY = PASSIVE
 test: setup fms-checkout
 	.ci/browser
 	$(CHECK)/bin/python -m pytest -m "not record and not live" $(WORKERS)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,12 +27,6 @@ QUICK_BOMBS = (
 )
 # Above what the process has: a manifest's values become objects, and one file is mapped at a time.
 MEMORY = 900 * 10**6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    """Have no threads where processes are forked."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.torture.kill_points import (
     RECORDING,
@@ -32,7 +31,6 @@ def test_what_fails_anywhere_leaves_old_or_new_sets(
     make: Callable[[Path], Scenario], tmp_path: Path
 ) -> None:
     """And going on completes them, to the bytes of an undisturbed run."""
-    torch.set_num_threads(1)  # processes are forked
     scenario = make(tmp_path / "start")
     whole = run_undisturbed(scenario, tmp_path)
     last = len(whole.operations)
