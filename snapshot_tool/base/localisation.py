@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from snapshot_tool.base.places import Place
+from snapshot_tool.base.errors import Place
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,12 @@
-"""What a candidate and a reference must offer, and what they are given."""
+"""What a candidate and a reference must offer, and what they are given.
+
+The phases of a run, and the paths on which FMS runs, are declared here, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,12 +14,40 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from snapshot_tool.base.errors import PhaseUnsupported
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.errors import PhaseUnsupported, UsageError
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+
+class Phase(StrEnum):
+    """One stage of a run, whose output is recorded and compared on its own."""
+
+    PREPROCESSING = "preprocessing"
+    VISION = "vision"
+    CONNECTOR = "connector"
+    FORWARD = "forward"
+    GENERATE = "generate"
+
+
+PHASES: tuple[Phase, ...] = tuple(Phase)
+
+# What a model does only for some inputs, besides its phases: `snap check --require` takes both.
+END_TOKEN, ALL_END_TOKENS = "end-token", "all-end-tokens"
+WINDOW, ROPE = "sliding-window", "rope-length"
+LEFT, RIGHT, TOKEN_TYPES = "left-padding", "right-padding", "token-types"
+COVERAGE_NAMES = (END_TOKEN, ALL_END_TOKENS, WINDOW, ROPE, LEFT, RIGHT, TOKEN_TYPES)
+
+
+def phase_order(phase: Phase) -> int:
+    """Return the phase's place in the order of execution, from 0."""
+    return PHASES.index(phase)
+
+
+def named_phases(names: Collection[str]) -> tuple[Phase, ...]:
+    """Return the phases that are named, in the order of execution; "all" names all of them."""
+    return tuple(phase for phase in PHASES if "all" in names or phase in names)
 
 
 class Side(StrEnum):
@@ -64,6 +96,54 @@ class Loading(StrEnum):
 
     SNAP = "snap"
     OWN = "own"
+
+
+class PathKind(StrEnum):
+    """How FMS runs a model.
+
+    eager: as it is written, prompts as they are.
+    static: prompts padded on the left to a multiple of 64 tokens.
+    compiled: the same, compiled by torch.compile.
+    paged: with paged attention.
+    chunked: the same, with prompts in chunks.
+    """
+
+    EAGER = "eager"
+    STATIC = "static"
+    COMPILED = "compiled"
+    PAGED = "paged"
+    CHUNKED = "chunked"
+
+
+_PATH = re.compile(r"eager|static|compiled(:\w+)?|paged|chunked(:[1-9]\d{0,5})?")
+_DEFAULTS = {PathKind.COMPILED: "inductor", PathKind.CHUNKED: "64"}
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionPath:
+    """A path; `argument` is the backend of a compiled one, the tokens of a chunk, or ""."""
+
+    kind: PathKind = PathKind.EAGER
+    argument: str = ""
+
+    def __str__(self) -> str:
+        """Return its name."""
+        return f"{self.kind}:{self.argument}" if self.argument else str(self.kind)
+
+
+EAGER = ExecutionPath()
+
+
+def parse_path(text: str) -> ExecutionPath:
+    """Return the path with a name; raise UsageError for an unknown one."""
+    if _PATH.fullmatch(text) is None:
+        raise UsageError(
+            f"--path {text} is not a valid path",
+            "valid paths: eager, static, compiled[:BACKEND], paged, chunked[:N]",
+        )
+    name, _, argument = text.partition(":")
+    kind = PathKind(name)
+    return ExecutionPath(kind, argument or _DEFAULTS.get(kind, ""))
 
 
 @dataclass(frozen=True, slots=True)

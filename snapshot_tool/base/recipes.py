@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 - a placeholder in prompts, no secret
 IMAGE_KINDS = ("gradient", "inverse-gradient", "flat", "noise", "checkerboard", "shapes")

@@ -13,8 +13,7 @@ from typing import TypeVar
 
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.localisation import Localisation, ModuleTrial, ModuleTrials
-from snapshot_tool.base.phases import PHASES, Phase, phase_order
-from snapshot_tool.base.protocol import CandidateInfo, FieldDifference
+from snapshot_tool.base.protocol import PHASES, CandidateInfo, FieldDifference, Phase, phase_order
 from snapshot_tool.base.results import (
     Judgement,
     Result,

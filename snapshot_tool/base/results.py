@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from snapshot_tool.base.phases import Phase, phase_order
-from snapshot_tool.base.places import Place
+from snapshot_tool.base.errors import Place
+from snapshot_tool.base.protocol import Phase, phase_order
 from snapshot_tool.base.tolerance import OracleComparison
 
 # Bounds of the sizes that are counted: four to a decade, from 1e-4 to 1e4 times the tolerance.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 
 if TYPE_CHECKING:
     import torch

@@ -13,10 +13,10 @@ from snapshot_tool.base.errors import (
     EndedProcess,
     SnapError,
     UsageError,
+    describe_error,
     is_out_of_memory,
 )
 from snapshot_tool.base.foreign_code import foreign_code
-from snapshot_tool.base.places import describe_error
 from snapshot_tool.base.protocol import (
     CANDIDATE_METHODS,
     Candidate,

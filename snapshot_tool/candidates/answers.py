@@ -19,8 +19,14 @@ from PIL import Image
 from snapshot_tool.base.checkpoint import is_small_file
 from snapshot_tool.base.errors import AnswersInvalid, PhaseUnsupported, RevisionMismatch, suggest
 from snapshot_tool.base.files import open_plain, require_bounded_json
-from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.protocol import Candidate, CandidateInfo, CaseInputs, KeepOutputs
+from snapshot_tool.base.protocol import (
+    PHASES,
+    Candidate,
+    CandidateInfo,
+    CaseInputs,
+    KeepOutputs,
+    Phase,
+)
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.compact import connector_input

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.base.environment import make_deterministic
-from snapshot_tool.base.errors import CandidateUnavailable, PhaseUnsupported
-from snapshot_tool.base.places import describe_error
+from snapshot_tool.base.errors import CandidateUnavailable, PhaseUnsupported, describe_error
 from snapshot_tool.base.protocol import (
     Candidate,
     CandidateInfo,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.memory import fingerprint
+from snapshot_tool.numerics.compare import fingerprint
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]
 

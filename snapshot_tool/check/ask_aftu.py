@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from snapshot_tool.base.errors import GoldenNotFound
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.check.ask import require_empty
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.explore.questions import (
     ConnectorTiles,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.results import Result, Verdict
 
 # A case and a phase.

@@ -7,16 +7,14 @@ from collections.abc import Callable
 import msgspec
 import torch
 
-from snapshot_tool.base.errors import GoldenNotFound, UsageError
+from snapshot_tool.base.errors import GoldenNotFound, UsageError, place_of_class
 from snapshot_tool.base.localisation import (
     ERROR_LIMIT,
     ERROR_LIMIT_ULPS,
     Localisation,
     ModuleTrials,
 )
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.places import place_of_class
-from snapshot_tool.base.protocol import Candidate, Side
+from snapshot_tool.base.protocol import Candidate, Phase, Side
 from snapshot_tool.base.report import Graft
 from snapshot_tool.base.results import Judgement, Result, Verdict
 from snapshot_tool.base.taps import TapRecorder, shapes_of

@@ -9,8 +9,7 @@ import torch
 
 from snapshot_tool.base.environment import rank_here
 from snapshot_tool.base.errors import SnapError, UsageError
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Progress
+from snapshot_tool.base.protocol import Phase, Progress
 from snapshot_tool.base.report import CheckReport, PathDifference
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.base.tolerance import Rule

@@ -19,8 +19,15 @@ from snapshot_tool.base.options import (
     option,
     options_of,
 )
-from snapshot_tool.base.paths import EAGER, ExecutionPath, parse_path
-from snapshot_tool.base.phases import COVERAGE_NAMES, PHASES, Phase, named_phases
+from snapshot_tool.base.protocol import (
+    COVERAGE_NAMES,
+    EAGER,
+    PHASES,
+    ExecutionPath,
+    Phase,
+    named_phases,
+    parse_path,
+)
 from snapshot_tool.base.tolerance import ORACLE_DTYPES, Rule, default_rule
 
 if TYPE_CHECKING:

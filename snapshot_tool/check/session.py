@@ -21,17 +21,25 @@ from snapshot_tool.base.environment import (
     package_versions,
     require_device,
 )
-from snapshot_tool.base.errors import PhaseUnsupported, SnapError, UsageError
+from snapshot_tool.base.errors import (
+    PhaseUnsupported,
+    SnapError,
+    UsageError,
+    describe_error,
+    place_of_error,
+    traceback_of,
+)
 from snapshot_tool.base.localisation import Localisation, ModuleTrials
-from snapshot_tool.base.paths import EAGER, PathKind
-from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.places import describe_error, place_of_error, traceback_of
 from snapshot_tool.base.protocol import (
+    EAGER,
+    PHASES,
     Candidate,
     CandidateInfo,
     CandidateRequest,
     KeepOutputs,
     Loading,
+    PathKind,
+    Phase,
     Progress,
     keep_nothing,
 )

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from snapshot_tool.base.errors import GoldenDamaged
-from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.protocol import PHASES, Phase
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.base.tolerance import EXACT
 from snapshot_tool.goldens.compact import QUESTION

@@ -29,8 +29,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
 from snapshot_tool.base.errors import UsageError
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs
+from snapshot_tool.base.protocol import CaseInputs, Phase
 from snapshot_tool.explore.recorded import Answer, Capabilities, Prompt, Recorded, some_tiles
 from snapshot_tool.judge.phases import Pair
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from snapshot_tool.base.errors import UsageError
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs
+from snapshot_tool.base.protocol import CaseInputs, Phase
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import PADDING, UNSEEN, Family
 from snapshot_tool.goldens import parts

@@ -11,9 +11,14 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.errors import PhaseUnsupported, SnapError
-from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.places import describe_error, place_of_error, traceback_of
+from snapshot_tool.base.errors import (
+    PhaseUnsupported,
+    SnapError,
+    describe_error,
+    place_of_error,
+    traceback_of,
+)
+from snapshot_tool.base.protocol import PHASES, Phase
 from snapshot_tool.base.report import Exploration, ExploredKind
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.explore.questions import KINDS, Question, find_smallest_failure, questions_of

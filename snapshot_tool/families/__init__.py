@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from snapshot_tool.base.errors import FamilyInvalid, UsageError
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs, Side
+from snapshot_tool.base.protocol import CaseInputs, Phase, Side
 from snapshot_tool.families.bamba import BAMBA
 from snapshot_tool.families.family import PAGE, Capture, Family, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import (

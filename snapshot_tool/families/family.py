@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Side
+from snapshot_tool.base.protocol import Phase, Side
 from snapshot_tool.families.fms_calls import FmsCalls
 
 Config = Mapping[str, Any]  # Hugging Face's

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from snapshot_tool.base.errors import PhaseUnsupported
-from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.protocol import CaseInputs, Side
+from snapshot_tool.base.protocol import PHASES, CaseInputs, Phase, Side
 from snapshot_tool.families.family import Capture, Config, Family, Fields, FmsPort, ModulePair
 from snapshot_tool.families.fms_calls import DecoderCalls, EndToken, cut_after_end
 from snapshot_tool.families.llama import decoder_pairs, llama_config

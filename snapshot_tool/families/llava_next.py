@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.protocol import Side
+from snapshot_tool.base.protocol import PHASES, Phase, Side
 from snapshot_tool.families.family import (
     Capture,
     Config,

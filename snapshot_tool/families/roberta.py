@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs, Side
+from snapshot_tool.base.protocol import CaseInputs, Phase, Side
 from snapshot_tool.families.family import (
     Capture,
     Config,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Side
+from snapshot_tool.base.protocol import Phase, Side
 from snapshot_tool.families.family import (
     Capture,
     Config,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from snapshot_tool.base.errors import GoldenDamaged
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import phase_file
 from snapshot_tool.numerics.compact import LARGE, CompactTensor, compact

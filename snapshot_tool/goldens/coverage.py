@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from snapshot_tool.base.errors import GoldenDamaged
-from snapshot_tool.base.phases import (
+from snapshot_tool.base.protocol import (
     ALL_END_TOKENS,
     END_TOKEN,
     LEFT,

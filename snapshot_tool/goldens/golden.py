@@ -11,8 +11,7 @@ from PIL import Image
 
 from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound
 from snapshot_tool.base.images import IMAGE_PARTS, from_arrays
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs, Side
+from snapshot_tool.base.protocol import CaseInputs, Phase, Side
 from snapshot_tool.base.taps import Tap
 from snapshot_tool.goldens.layout import (
     INPUTS,

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 
 SHORT_REVISION = 12
 MANIFEST = "manifest.json"

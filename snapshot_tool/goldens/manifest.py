@@ -23,7 +23,7 @@ from snapshot_tool.base.files import (
     open_plain,
     require_bounded_json,
 )
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.recipes import NamedRecipe
 from snapshot_tool.base.tolerance import PhaseTolerance
 from snapshot_tool.families.family import FILE

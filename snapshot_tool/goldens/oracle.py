@@ -12,7 +12,7 @@ import torch
 
 from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.localisation import noise_limit
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.tolerance import OracleTensor
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import ORACLE

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 import torch
 from PIL import Image
 
-from snapshot_tool.base.memory import equal_bytes
 from snapshot_tool.goldens.layout import PNG
+from snapshot_tool.numerics.compare import equal_bytes
 
 LEVELS, SHAPE = ".levels", ".shape"
 PIXEL_VALUES = "pixel_values"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from snapshot_tool.base.errors import GoldenDamaged, SnapError
 from snapshot_tool.base.files import leaves_root
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.goldens.layout import (
     INPUTS,
     MODULE_INPUTS,

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Candidate, CaseInputs
+from snapshot_tool.base.protocol import Candidate, CaseInputs, Phase
 from snapshot_tool.base.results import DivergenceKind, Result, TokenDivergence, Verdict
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden

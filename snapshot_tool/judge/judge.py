@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from snapshot_tool.base.memory import equal_bytes
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import WeightPair
+from snapshot_tool.base.protocol import Phase, WeightPair
 from snapshot_tool.base.report import WeightDifference, WeightReport
 from snapshot_tool.base.results import Comparison, Result, Verdict
 from snapshot_tool.base.tolerance import (
@@ -25,7 +23,12 @@ from snapshot_tool.goldens.manifest import CaseEntry
 from snapshot_tool.goldens.oracle import NOISE, Rows, oracle_tensor, step_noise
 from snapshot_tool.judge.logprobs import POSITION_LOGPROBS, STEP_LOGPROBS
 from snapshot_tool.judge.phases import Pair
-from snapshot_tool.numerics.compare import compare_with_oracle, judge_tensor, map_errors
+from snapshot_tool.numerics.compare import (
+    compare_with_oracle,
+    equal_bytes,
+    judge_tensor,
+    map_errors,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ from typing import Any, cast
 import torch
 
 from snapshot_tool.base.errors import PhaseUnsupported
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Candidate, CaseInputs
+from snapshot_tool.base.protocol import Candidate, CaseInputs, Phase
 from snapshot_tool.base.results import Agreement
 from snapshot_tool.base.tolerance import Tolerance
 from snapshot_tool.families import family_of

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snapshot_tool.base.environment import precision_settings
 from snapshot_tool.base.errors import GoldenDamaged, PhaseUnsupported, SnapError, is_out_of_memory
 from snapshot_tool.base.foreign_code import foreign_code
-from snapshot_tool.base.memory import fingerprint
 from snapshot_tool.base.protocol import CANDIDATE_METHODS, Candidate
+from snapshot_tool.numerics.compare import fingerprint
 
 _RAISED = "_raised_by_snaps_candidate"
 _WHO = "the candidate"

@@ -14,8 +14,7 @@ import pytest
 
 from snapshot_tool.base.errors import SnapError, UsageError
 from snapshot_tool.base.localisation import Localisation
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Candidate, Progress
+from snapshot_tool.base.protocol import Candidate, Phase, Progress
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.candidates import PlainCandidate
 from snapshot_tool.check.request import CheckRequest, select_cases

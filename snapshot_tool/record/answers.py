@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from snapshot_tool.base.errors import ReferenceUnavailable, ReferenceWrong
-from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import (
     CaseInputs,
     Generation,
+    Phase,
     Progress,
     Side,
 )

@@ -15,8 +15,7 @@ import msgspec
 from snapshot_tool.base import __version__
 from snapshot_tool.base.checkpoint import Checkpoint, is_folder_name
 from snapshot_tool.base.errors import GoldenExists, printable
-from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.protocol import ReferenceInfo
+from snapshot_tool.base.protocol import PHASES, Phase, ReferenceInfo
 from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES
 from snapshot_tool.diagnose.diff import Review, describe_diff, diff_goldens
 from snapshot_tool.families.family import ANSWERS

@@ -24,8 +24,7 @@ from snapshot_tool.base.errors import (
     printable,
 )
 from snapshot_tool.base.images import render
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs, Generation, Progress
+from snapshot_tool.base.protocol import CaseInputs, Generation, Phase, Progress
 from snapshot_tool.base.recipes import (
     END_PROMPTS,
     FIXED_CASES,

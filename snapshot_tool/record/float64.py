@@ -14,8 +14,7 @@ import torch
 
 from snapshot_tool.base.errors import ReferenceUnavailable
 from snapshot_tool.base.localisation import NO_NOISE
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Progress, ReferenceInfo, Side
+from snapshot_tool.base.protocol import Phase, Progress, ReferenceInfo, Side
 from snapshot_tool.base.taps import Sketch, Tap, TapRecorder, relative_error
 from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES
 from snapshot_tool.diagnose.modules import Isolator

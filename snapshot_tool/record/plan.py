@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save
 
 from snapshot_tool.base.environment import Processes
 from snapshot_tool.base.errors import GoldenDamaged, GoldenExists, SnapError, UsageError
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import LoadSettings
+from snapshot_tool.base.protocol import LoadSettings, Phase
 from snapshot_tool.base.recipes import NamedRecipe
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import TAPS, phase_file

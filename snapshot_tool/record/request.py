@@ -17,7 +17,7 @@ from snapshot_tool.base.options import (
     normalise_options,
     option,
 )
-from snapshot_tool.base.phases import PHASES, Phase, named_phases
+from snapshot_tool.base.protocol import PHASES, Phase, named_phases
 from snapshot_tool.base.tolerance import ORACLE_DTYPES
 
 DEFAULT_SEED = 42

@@ -28,9 +28,10 @@ from snapshot_tool.base.environment import (
     require_device,
 )
 from snapshot_tool.base.errors import GoldenExists, SnapError, UsageError, suggest
-from snapshot_tool.base.phases import PHASES, Phase
 from snapshot_tool.base.protocol import (
+    PHASES,
     LoadSettings,
+    Phase,
     Progress,
     ReferenceInfo,
 )

@@ -33,13 +33,13 @@ from snapshot_tool.base.errors import (
     ReferenceUnavailable,
     TemplateRefused,
 )
-from snapshot_tool.base.phases import Phase
 from snapshot_tool.base.protocol import (
     CaseInputs,
     ForwardPass,
     Generation,
     LoadSettings,
     Observer,
+    Phase,
     PreparedCase,
     ReferenceInfo,
     Side,

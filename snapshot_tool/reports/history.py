@@ -8,7 +8,7 @@ from importlib import resources
 
 from markupsafe import Markup
 
-from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.protocol import PHASES, Phase
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.reports import text
 from snapshot_tool.reports.html import page_environment

@@ -14,7 +14,7 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, overall_verdict
 from snapshot_tool.reports import plots, text

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Iterator
 
-from snapshot_tool.base.places import Place
+from snapshot_tool.base.errors import Place
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.reports import text

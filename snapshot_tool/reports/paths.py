@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from snapshot_tool.base.phases import PHASES
+from snapshot_tool.base.protocol import PHASES
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.reports import text
 

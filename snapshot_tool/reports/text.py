@@ -9,9 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from snapshot_tool.base.localisation import Localisation
-from snapshot_tool.base.paths import EAGER
-from snapshot_tool.base.phases import Phase, phase_order
-from snapshot_tool.base.protocol import CandidateInfo, Loading
+from snapshot_tool.base.protocol import EAGER, CandidateInfo, Loading, Phase, phase_order
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.base.tolerance import Rule

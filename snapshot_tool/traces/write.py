@@ -9,12 +9,12 @@ import msgspec
 import torch
 
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.memory import tensor_bytes
 from snapshot_tool.base.protocol import CaseInputs, Side
 from snapshot_tool.base.taps import MAX_DIMENSIONS, Sketch, sketch, without_padding
 from snapshot_tool.goldens.parts import stack_sketches
 from snapshot_tool.goldens.tensors import TORCH_DTYPES, Span, write_file
 from snapshot_tool.goldens.transaction import sync_folder
+from snapshot_tool.numerics.compare import tensor_bytes
 from snapshot_tool.taps.hooks import named_modules, named_tensors, run_eagerly, watch_modules
 from snapshot_tool.traces.format import (
     INPUT_NAMES,

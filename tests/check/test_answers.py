@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.goldens.golden import Golden
 from tests.conftest import GOLDENS, ROOT, Run, Snap, set_folder

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.goldens.compact import connector_input, recorded
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.goldens.layout import INPUTS

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from snapshot_tool.base.errors import PhaseUnsupported, UsageError
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs, Phase
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.explore.questions import KINDS, Batch, Prefix, parse_question, questions_of

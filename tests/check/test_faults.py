@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from snapshot_tool.base.localisation import ERROR_LIMIT
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.results import first_divergence
 from snapshot_tool.base.taps import TapRecorder, shapes_of
 from snapshot_tool.candidates.fms.candidate import FmsCandidate

@@ -13,8 +13,7 @@ import torch
 
 from snapshot_tool.base.environment import make_deterministic
 from snapshot_tool.base.errors import GoldenDamaged
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CaseInputs
+from snapshot_tool.base.protocol import CaseInputs, Phase
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.candidates import PlainCandidate
 from snapshot_tool.candidates.fms.candidate import FmsCandidate

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Progress
+from snapshot_tool.base.protocol import Phase, Progress
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates import output_cache
 from snapshot_tool.candidates.output_cache import OutputCache

@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import save_file
 
 import snapshot_tool.pytest_plugin.nodes  # noqa: F401
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.candidates.answers import AskedGolden, weight_digests
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.goldens.golden import Golden
@@ -29,7 +29,7 @@ from tests.mutants.mutant import plant
 
 OWN_TESTS = """
 import torch
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 
 def test_vision_of_ones_own(snap_golden, snap_case, snap_candidate, snap_compare):
     pixels = snap_golden.inputs(snap_case).pixel_values
@@ -97,7 +97,7 @@ def test_a_run_without_goldens_imports_nothing_slow(golden_tests: pytest.Pyteste
             assert "snapshot_tool.pytest_plugin" in sys.modules
             mine = {name for name in sys.modules if name.startswith("snapshot_tool.")}
             assert {name.removeprefix("snapshot_tool.") for name in mine} == {
-                *("base", "base.errors", "base.options", "base.paths", "base.phases"),
+                *("base", "base.errors", "base.options", "base.protocol"),
                 *("base.tolerance", "check", "check.request", "pytest_plugin", "record"),
             }
             assert not {"torch", "numpy", "msgspec", "transformers"} & sys.modules.keys()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.parts import TOKEN_IDS

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from snapshot_tool.base.phases import PHASES
-from snapshot_tool.base.places import Place
+from snapshot_tool.base.errors import Place
+from snapshot_tool.base.protocol import PHASES
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, Verdict, Worst
 from snapshot_tool.cli.commands import cli

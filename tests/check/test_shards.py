@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from snapshot_tool.base.errors import SnapError, UsageError
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.report import CheckReport, Share, parse_share
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.check.shards import merge_reports

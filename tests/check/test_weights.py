@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.base.protocol import PHASES, CandidateRequest, Phase
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session

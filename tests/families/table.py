@@ -22,8 +22,7 @@ from typing import Any
 
 from snapshot_tool.base.environment import package_version
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.phases import PHASES
-from snapshot_tool.base.protocol import Progress
+from snapshot_tool.base.protocol import PHASES, Progress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import check
 from snapshot_tool.goldens.find import find_goldens

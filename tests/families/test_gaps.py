@@ -14,8 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.errors import CandidateUnavailable
-from snapshot_tool.base.phases import END_TOKEN, ROPE, WINDOW
-from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import (
+    END_TOKEN,
+    ROPE,
+    WINDOW,
+    Candidate,
+    CandidateRequest,
+    CaseInputs,
+)
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.candidates.fms.weights import CheckpointWeights

@@ -16,8 +16,7 @@ import msgspec
 import torch
 
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Candidate, CandidateRequest
+from snapshot_tool.base.protocol import Candidate, CandidateRequest, Phase
 from snapshot_tool.candidates import load_candidate
 from snapshot_tool.goldens.find import find_goldens, named_sets
 from snapshot_tool.goldens.golden import Golden, open_golden

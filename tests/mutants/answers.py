@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.families.idefics3 import CONNECTOR_OUTPUT
 from snapshot_tool.families.siglip_vision import VISION_OUTPUT

@@ -17,8 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from snapshot_tool.base.errors import CandidateUnavailable
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import Progress
+from snapshot_tool.base.protocol import Phase, Progress
 from snapshot_tool.candidates.answers import weight_digests
 from snapshot_tool.check.ask import ask
 from snapshot_tool.check.request import CheckRequest

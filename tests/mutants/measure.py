@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from snapshot_tool.base.errors import CandidateUnavailable
-from snapshot_tool.base.phases import phase_order
-from snapshot_tool.base.protocol import Progress
+from snapshot_tool.base.protocol import Progress, phase_order
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.base.tolerance import Rule

@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CandidateRequest
+from snapshot_tool.base.protocol import CandidateRequest, Phase
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens.find import open_checkpoint_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from snapshot_tool.base.errors import UsageError
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.conftest import Snap, error_lines
 from tests.record.checkpoints import (

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import snapshot_tool
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from tests.conftest import (
     CHECKPOINT,
     GOLDENS,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.errors import GoldenExists, UsageError
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.goldens.layout import INPUTS, phase_file
 from snapshot_tool.goldens.manifest import Storage
 from snapshot_tool.goldens.tensors import describe_file

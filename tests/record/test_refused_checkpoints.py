@@ -11,7 +11,7 @@ import pytest
 
 from snapshot_tool.base.checkpoint import is_small_file
 from snapshot_tool.base.errors import ReferenceUnavailable, SnapError, UsageError
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.goldens.manifest import case_recipe
 from tests.conftest import Snap
 from tests.record.checkpoints import (

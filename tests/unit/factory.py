@@ -14,8 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from snapshot_tool.base.images import render
-from snapshot_tool.base.phases import PHASES, Phase
-from snapshot_tool.base.protocol import CaseInputs, Generation, PreparedCase
+from snapshot_tool.base.protocol import PHASES, CaseInputs, Generation, Phase, PreparedCase
 from snapshot_tool.base.recipes import CaseRecipe, ImageRecipe, NamedRecipe
 from snapshot_tool.base.taps import Tap, sketch
 from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES

@@ -12,7 +12,7 @@ from safetensors.torch import load, save_file
 
 from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound, ManifestInvalid, UsageError
 from snapshot_tool.base.images import render
-from snapshot_tool.base.phases import PHASES, Phase
+from snapshot_tool.base.protocol import PHASES, Phase
 from snapshot_tool.check.sets import verify_goldens
 from snapshot_tool.goldens.find import Selection, find_goldens, select_golden
 from snapshot_tool.goldens.golden import open_golden

@@ -7,8 +7,7 @@ import math
 import pytest
 
 from snapshot_tool.base.errors import SnapError
-from snapshot_tool.base.phases import Phase
-from snapshot_tool.base.protocol import CandidateInfo
+from snapshot_tool.base.protocol import CandidateInfo, Phase
 from snapshot_tool.base.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.base.results import Result, Verdict, Worst
 from snapshot_tool.base.tolerance import OracleComparison, Rule

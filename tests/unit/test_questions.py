@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from snapshot_tool.base.errors import UsageError
-from snapshot_tool.base.phases import Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.explore.questions import (
     KINDS,
     Batch,

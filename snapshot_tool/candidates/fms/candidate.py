@@ -22,10 +22,9 @@ from snapshot_tool.base.errors import (
     PhaseUnsupported,
     SnapError,
     UsageError,
+    describe_error,
     is_out_of_memory,
 )
-from snapshot_tool.base.paths import parse_path
-from snapshot_tool.base.places import describe_error
 from snapshot_tool.base.protocol import (
     Candidate,
     CandidateInfo,
@@ -37,6 +36,7 @@ from snapshot_tool.base.protocol import (
     Observer,
     WeightPair,
     keep_nothing,
+    parse_path,
 )
 from snapshot_tool.candidates.distributed import joined_ranks
 from snapshot_tool.candidates.fms.configuration import (

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.errors import CandidateUnavailable
-from snapshot_tool.base.places import describe_error
+from snapshot_tool.base.errors import CandidateUnavailable, describe_error
 from snapshot_tool.base.protocol import CandidateRequest, FieldDifference
 from snapshot_tool.families.family import PAGE, Config, Family, FmsPort
 

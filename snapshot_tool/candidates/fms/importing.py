@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from snapshot_tool.base.environment import package_version
-from snapshot_tool.base.errors import CandidateUnavailable, is_out_of_memory
+from snapshot_tool.base.errors import CandidateUnavailable, describe_error, is_out_of_memory
 from snapshot_tool.base.foreign_code import foreign_code
-from snapshot_tool.base.places import describe_error
 
 DISTRIBUTION = "ibm-fms"
 

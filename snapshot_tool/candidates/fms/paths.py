@@ -17,8 +17,7 @@ import torch
 from torch.nn.functional import pad as pad_tensor
 
 from snapshot_tool.base.errors import PhaseUnsupported
-from snapshot_tool.base.paths import ExecutionPath, PathKind
-from snapshot_tool.base.protocol import CaseInputs, Observer, Side
+from snapshot_tool.base.protocol import CaseInputs, ExecutionPath, Observer, PathKind, Side
 from snapshot_tool.families.family import Config, Family, text_config
 from snapshot_tool.families.fms_calls import DecoderCalls, FmsCalls, cut_after_end
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from snapshot_tool.base.memory import equal_bytes, fingerprint
+from snapshot_tool.numerics.compare import equal_bytes, fingerprint
 
 
 @pytest.mark.parametrize("size", [0, 1, 8, 4099])
