@@ -193,6 +193,7 @@ class WeightDifference:
         mismatched: how many elements differ at all.
         numel: of how many.
         max_abs: the greatest |actual - expected|; NaN if either is.
+        rank: the rank of torchrun that has it; None: there is one process.
     """
 
     name: str
@@ -200,12 +201,14 @@ class WeightDifference:
     mismatched: int
     numel: int
     max_abs: float
+    rank: int | None = None
 
     def __str__(self) -> str:
         """Return how far it is off, and its modules."""
         share = f"{self.mismatched} of {self.numel} elements differ"
         belongs = f" ({', '.join(self.modules)})" if self.modules else ""
-        return f"{self.name}{belongs}: {share} from the checkpoint's, by up to {self.max_abs:.3g}"
+        name = self.name if self.rank is None else f"{self.name} on rank {self.rank}"
+        return f"{name}{belongs}: {share} from the checkpoint's, by up to {self.max_abs:.3g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,7 @@ class WeightReport:
 
     Args:
         compared: how many were compared.
-        differing: those that are not the checkpoint's, in the checkpoint's order.
+        differing: those that are not the checkpoint's, by rank, in the checkpoint's order.
         not_compared: those without a partner in the candidate.
         unset: the candidate's weights that the checkpoint leaves unset, by its own names.
         harmful: those of them from which NaN came; None if that is not known.
@@ -228,9 +231,10 @@ class WeightReport:
 
     def __str__(self) -> str:
         """Return the numbers in words."""
-        equal = self.compared - len(self.differing)
+        differing = len({weight.name for weight in self.differing})
+        equal = self.compared - differing
         left = f", {len(self.not_compared)} not compared" if self.not_compared else ""
-        off = f", {len(self.differing)} not" if self.differing else ""
+        off = f", {differing} not" if differing else ""
         return f"{equal} as in the checkpoint{off}{left}"
 
     @property

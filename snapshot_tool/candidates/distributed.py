@@ -7,7 +7,7 @@ import datetime as dt
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,10 @@ from snapshot_tool.base.protocol import (
     CandidateRequest,
     CaseInputs,
     Observer,
+    WeightPair,
 )
+from snapshot_tool.base.report import WeightReport
+from snapshot_tool.numerics.compare import compare_weights
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +122,32 @@ class Ranks:
             raise raised
         return output
 
+    def compare_weights(self, weights: Callable[[], Iterable[WeightPair]]) -> list[WeightReport]:
+        """Let each rank compare its weights; return all reports on the leader, none elsewhere.
+
+        weights: returns this rank's.
+        """
+        import torch.distributed as dist
+
+        own = self.run("weights", lambda: compare_weights(weights()))
+        reports: list[Any] = [] if self.rank else [None] * self.size
+        if own is not None:  # else it raised on the leader
+            dist.gather_object(own, reports or None, group=self.control)
+        return reports
+
+
+def join_weight_reports(reports: Sequence[WeightReport]) -> WeightReport:
+    """Return the report of all ranks; each weight that differs has its rank."""
+    return WeightReport(
+        min(report.compared for report in reports),
+        tuple(
+            replace(weight, rank=rank)
+            for rank, report in enumerate(reports)
+            for weight in report.differing
+        ),
+        tuple(dict.fromkeys(name for report in reports for name in report.not_compared)),
+    )
+
 
 def _outline(output: Any) -> str:
     """Return the shape and dtype of an output, and the values of token ids.
@@ -181,6 +210,7 @@ _RUN_EVERYWHERE = (
 )
 _RUN_BY_LEADER = ("preprocess", "weights", "unset_weights", "modules", "twin_outputs")
 _END_GRAFT = "end of graft"
+_WEIGHTS = "compare weights"
 
 
 class DistributedCandidate(Candidate):
@@ -222,6 +252,11 @@ class DistributedCandidate(Candidate):
             "observe_forward", self._own.observe_forward, inputs, observe
         )
         return names
+
+    def compare_weights(self, weights: Callable[[], Iterable[WeightPair]]) -> WeightReport:
+        """Compare every rank's weights with the checkpoint's; `weights` returns the leader's."""
+        self._ranks.send((_WEIGHTS, (), {}))
+        return join_weight_reports(self._ranks.compare_weights(weights))
 
     @contextmanager
     def graft(self, module: str, output: torch.Tensor) -> Iterator[str]:
@@ -275,5 +310,7 @@ def run_follower(ranks: Ranks, load: Load) -> None:
                     grafts.enter_context(own.graft(*given))
                 elif name == _END_GRAFT:
                     grafts.close()
+                elif name == _WEIGHTS:
+                    ranks.compare_weights(own.weights)
                 else:
                     ranks.run(name, getattr(own, name), *given, **options)

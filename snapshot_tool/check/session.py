@@ -59,6 +59,7 @@ from snapshot_tool.base.results import Result, Verdict, first_divergence
 from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES, Rule
 from snapshot_tool.candidates import load_candidate
 from snapshot_tool.candidates.answers import Answers, open_answers
+from snapshot_tool.candidates.distributed import DistributedCandidate
 from snapshot_tool.check.copied import fail_if_copied
 from snapshot_tool.check.last_failed import keep_failed, read_failed
 from snapshot_tool.check.localise import (
@@ -86,9 +87,10 @@ from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import ORACLE, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, environment_differences
 from snapshot_tool.judge.generation import GenerationExplainer
-from snapshot_tool.judge.judge import Judge, compare_weights
+from snapshot_tool.judge.judge import Judge
 from snapshot_tool.judge.phases import OnePass, Pair, RecordedCase, run_phase
 from snapshot_tool.judge.watch import WatchedCandidate, require_raised_by_candidate
+from snapshot_tool.numerics.compare import compare_weights
 
 # By case, phase and tensor.
 Outputs = dict[tuple[str, Phase, str], Pair]
@@ -300,6 +302,7 @@ class Session:
         )
         self._transformers_before = transformers_before
         self._keep_outputs = keep_outputs
+        self._distributed = candidate if isinstance(candidate, DistributedCandidate) else None
         self._case: RecordedCase | None = None
         self._one_pass = OnePass()
         self.outputs: Outputs | None = None
@@ -470,7 +473,11 @@ class Session:
             return None
         unset = tuple(self.candidate.unset_weights())
         harmful = find_harmful(unset, results, localisation)
-        return compare_weights(self.candidate.weights(), unset=unset, harmful=harmful)
+        if self._distributed:
+            report = self._distributed.compare_weights(self.candidate.weights)
+        else:
+            report = compare_weights(self.candidate.weights())
+        return replace(report, unset=unset, harmful=harmful)
 
     def probe(self) -> ModuleTrials | None:
         """Run the candidate's modules one by one on the inputs of the reference's."""

@@ -1,14 +1,12 @@
-"""Verdicts on the tensors of a phase and on weights."""
+"""Verdicts on the tensors of a phase."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 
-from snapshot_tool.base.protocol import Phase, WeightPair
-from snapshot_tool.base.report import WeightDifference, WeightReport
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.results import Comparison, Result, Verdict
 from snapshot_tool.base.tolerance import (
     CAP,
@@ -25,7 +23,6 @@ from snapshot_tool.judge.logprobs import POSITION_LOGPROBS, STEP_LOGPROBS
 from snapshot_tool.judge.phases import Pair
 from snapshot_tool.numerics.compare import (
     compare_with_oracle,
-    equal_bytes,
     judge_tensor,
     map_errors,
 )
@@ -175,33 +172,3 @@ def describe_limit(figures: OracleComparison) -> str:
         f"its error against the oracle at position {list(figures.position)} is "
         f"{figures.position_error:.3g} ({figures.position_limit:.3g} allowed)"
     )
-
-
-def compare_weights(
-    pairs: Iterable[WeightPair],
-    *,
-    unset: tuple[str, ...] = (),
-    harmful: tuple[str, ...] | None = (),
-) -> WeightReport:
-    """Compare weights pair by pair, holding one pair at a time.
-
-    The checkpoint's weights are cast to the candidate's dtype, as on loading. Weights are equal if
-    every element is; NaN equals NaN.
-    """
-    compared, differing, left = 0, [], []
-    for pair in pairs:
-        if pair.actual is None or pair.actual.shape != pair.expected.shape:
-            left.append(pair.name)
-            continue
-        compared += 1
-        actual = pair.actual.detach()
-        expected = pair.expected.to(actual.device, actual.dtype)
-        if equal_bytes(expected, actual):  # it takes no memory
-            continue
-        mismatched = int(((expected != actual) & ~(expected.isnan() & actual.isnan())).sum())
-        if mismatched:
-            largest = float((actual.double() - expected.double()).abs().max())
-            differing.append(
-                WeightDifference(pair.name, pair.modules(), mismatched, actual.numel(), largest)
-            )
-    return WeightReport(compared, tuple(differing), tuple(left), unset, harmful)

@@ -7,12 +7,14 @@ Integers are exact below 2**53.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 import xxhash
 
+from snapshot_tool.base.protocol import WeightPair
+from snapshot_tool.base.report import WeightDifference, WeightReport
 from snapshot_tool.base.results import SIZE_BOUNDS, Comparison, ErrorMap, Verdict, Worst
 from snapshot_tool.base.tolerance import (
     CAP,
@@ -281,3 +283,28 @@ def _flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
     # One element is contiguous with any stride, but can be viewed as bytes only with stride 1.
     plain = flat.as_strided(flat.shape, (1,)) if flat.numel() <= 1 else flat
     return plain.view(torch.uint8)
+
+
+def compare_weights(pairs: Iterable[WeightPair]) -> WeightReport:
+    """Compare weights pair by pair, holding one pair at a time.
+
+    The checkpoint's weights are cast to the candidate's dtype, as on loading. Weights are equal if
+    every element is; NaN equals NaN.
+    """
+    compared, differing, left = 0, [], []
+    for pair in pairs:
+        if pair.actual is None or pair.actual.shape != pair.expected.shape:
+            left.append(pair.name)
+            continue
+        compared += 1
+        actual = pair.actual.detach()
+        expected = pair.expected.to(actual.device, actual.dtype)
+        if equal_bytes(expected, actual):  # it takes no memory
+            continue
+        mismatched = int(((expected != actual) & ~(expected.isnan() & actual.isnan())).sum())
+        if mismatched:
+            largest = float((actual.double() - expected.double()).abs().max())
+            differing.append(
+                WeightDifference(pair.name, pair.modules(), mismatched, actual.numel(), largest)
+            )
+    return WeightReport(compared, tuple(differing), tuple(left))

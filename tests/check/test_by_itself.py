@@ -19,7 +19,7 @@ from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candid
 from snapshot_tool.check.localise import isolate_modules, probe_modules
 from snapshot_tool.diagnose.modules import Isolator, can_isolate, isolate
 from snapshot_tool.goldens.golden import Golden, open_golden
-from snapshot_tool.judge.judge import compare_weights
+from snapshot_tool.numerics.compare import compare_weights
 from tests.candidates import CHECKOUT
 from tests.conftest import ROOT, set_folder
 from tests.mutants.corpus import MUTANTS

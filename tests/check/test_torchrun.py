@@ -62,6 +62,7 @@ def test_a_split_llama_has_the_verdicts_of_a_whole_one(snap: Snap, tmp_path: Pat
     assert split.code == whole["exit_code"] == 0
     recorded = [verdict for verdict in verdicts(split.report) if ":" not in verdict[2]]
     assert recorded == verdicts(whole)
+    assert split.report["weights"] == whole["weights"]
     assert {k["verdict"] for k in split.report["exploration"]["kinds"]} == {"pass"}
     assert split.out.count("PASS: ") == 1
     assert split.out.startswith("golden ")
@@ -93,6 +94,35 @@ def test_a_fault_is_found_in_the_module_in_which_one_process_finds_it(tmp_path: 
     first = run.report["first_divergence"]
     assert (run.code, run.report["exit_code"], first["phase"]) == (1, 1, "vision")
     assert first["module"] == "model.vision_model.encoder.layers.0.mlp.activation_fn"
+
+
+SHARD = "self.rank // max(1, self.world_size // replication)"
+JOINED = "tensor = torch.cat(tensors_to_cat, dim=dim)\n"
+FUSED = {"attn.in_proj.qkv_fused", "ff_sub_layer.wg1_fused"}
+SPLIT = FUSED | {"attn.dense", "ff_sub_layer.w2"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "weights", "ranks", "phase"),
+    [
+        ((SHARD, "0"), SPLIT, {1}, "forward"),
+        ((SHARD, "(self.rank + (weight_i > 0)) % 2"), FUSED, {0, 1}, "forward"),
+        ((JOINED, f"{JOINED}            tensor += 1e-7 * self.rank\n"), SPLIT, {1}, None),
+    ],
+    ids=["the shards of rank 0", "keys and values of the other rank", "nearly the same numbers"],
+)
+def test_a_wrong_shard_is_found_and_its_rank_is_named(
+    tmp_path: Path, edit: tuple[str, str], weights: set[str], ranks: set[int], phase: str | None
+) -> None:
+    """Each rank compares its own shards exactly, whether or not they change an output."""
+    fms = tmp_path / "fms"
+    plant(Edit("fms/modules/tp.py", *edit), checkout=CHECKOUT, out=fms)
+    run = launch(tmp_path, "--fms-path", fms, *LLAMA, "--case", "one-sentence")
+    first, found = run.report["first_divergence"], run.report["weights"]
+    assert (run.code, first and first["phase"], found["not_compared"]) == (1, phase, [])
+    expected = {f"base_model.layers.{layer}.{name}.weight" for layer in (0, 1) for name in weights}
+    assert {weight["name"] for weight in found["differing"]} == expected
+    assert {weight["rank"] for weight in found["differing"]} == ranks
 
 
 def test_a_model_that_fms_does_not_split_is_refused_in_one_line(tmp_path: Path) -> None:

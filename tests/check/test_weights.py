@@ -16,7 +16,7 @@ from snapshot_tool.check.session import Session
 from snapshot_tool.explore.questions import Prefix
 from snapshot_tool.explore.recorded import Prompt
 from snapshot_tool.goldens.golden import open_golden
-from snapshot_tool.judge.judge import compare_weights
+from snapshot_tool.numerics.compare import compare_weights
 from tests.candidates import CHECKOUT
 from tests.conftest import CHECKPOINT, GOLDENS, Snap, set_folder
 from tests.mutants.corpus import edit_of

@@ -9,7 +9,7 @@ import torch
 
 from snapshot_tool.base.protocol import WeightPair
 from snapshot_tool.base.report import WeightDifference, WeightReport
-from snapshot_tool.judge.judge import compare_weights
+from snapshot_tool.numerics.compare import compare_weights
 
 WEIGHT = torch.arange(1, 13, dtype=torch.float32).reshape(3, 4) / 1024 + 1
 

@@ -45,13 +45,14 @@ from snapshot_tool.candidates.fms.configuration import (
     unmapped_fields,
 )
 from snapshot_tool.candidates.fms.importing import FmsSource, import_fms
-from snapshot_tool.candidates.fms.modules import PairedModules, split_modules
+from snapshot_tool.candidates.fms.modules import PairedModules
 from snapshot_tool.candidates.fms.paths import (
     PagedCalls,
     PathCalls,
     PieceObserver,
     calls_on_path,
 )
+from snapshot_tool.candidates.fms.shards import split_modules
 from snapshot_tool.candidates.fms.weights import CheckpointWeights, stray_files
 from snapshot_tool.candidates.output_cache import OutputCache
 from snapshot_tool.families import family_of_config

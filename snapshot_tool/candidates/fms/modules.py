@@ -13,6 +13,7 @@ import torch
 
 from snapshot_tool.base.errors import CandidateUnavailable
 from snapshot_tool.base.protocol import Observer, Side
+from snapshot_tool.candidates.fms.shards import split_modules
 from snapshot_tool.families.family import ModulePair, pairs_of
 from snapshot_tool.taps.hooks import (
     first_tensor,
@@ -21,15 +22,6 @@ from snapshot_tool.taps.hooks import (
     run_eagerly,
     watch_modules,
 )
-
-
-def split_modules(model: torch.nn.Module) -> list[str]:
-    """Return the names of the tensor-parallel modules, inside of which every rank has a shard."""
-    from fms.modules.tp import TPModule
-
-    modules = plain_modules(model)
-    return [name for name, module in modules.items() if isinstance(module, TPModule)]
-
 
 _PLAIN = inspect.Parameter.POSITIONAL_OR_KEYWORD
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from snapshot_tool.base import checkpoint as checkpoint_files
 from snapshot_tool.base.errors import CandidateUnavailable, CheckpointUnavailable
 from snapshot_tool.base.protocol import CandidateRequest, WeightPair
-from snapshot_tool.candidates.distributed import joined_ranks
 from snapshot_tool.candidates.fms.configuration import fields_of_shape, whole_numbers
+from snapshot_tool.candidates.fms.shards import Shards
 from snapshot_tool.families.family import FmsPort, pairs_of
 from snapshot_tool.taps.hooks import plain_names
 
@@ -109,9 +109,9 @@ class CheckpointWeights:
                 f"{fields_of_shape(self._config, shape[:1], (0,))}",
                 _SIZES,
             ) from error
-        own = plain_names(model.state_dict().items())
+        own, shards = plain_names(model.state_dict().items()), Shards(model)
         for name, weight in adapted.items():
-            if name in own and not takes_weight(own[name].shape, weight.shape):
+            if name in own and own[name].shape != shards.of(name, adapted, own[name]).shape:
                 fields = fields_of_shape(self._config, weight.shape, own[name].shape)
                 raise CandidateUnavailable(
                     f"{name} is {tuple(weight.shape)} in {self._checkpoint}, "
@@ -197,8 +197,11 @@ class CheckpointWeights:
         return {name: sorted(keys) for name, keys in found.items() if len(keys) > 1}
 
     def pair(self, model: torch.nn.Module) -> Iterator[WeightPair]:
-        """Yield the used weights, adapted as on loading, beside the model's, by layers."""
-        own = plain_names(model.state_dict().items())
+        """Yield the used weights, adapted as on loading, beside the model's, by layers.
+
+        Of a split weight, yield the shard that this rank should have.
+        """
+        own, shards = plain_names(model.state_dict().items()), Shards(model)
         layers: dict[str, list[str]] = {}  # FMS's adapters join weights of one layer
         for name in self.used:
             numbered = re.match(r".*?\.\d+\.", name)
@@ -207,10 +210,15 @@ class CheckpointWeights:
             # Opened again: what was read of mapped files stays in memory until they are closed.
             with _open_weights(self._checkpoint) as files:
                 layer = {key: files[key].get_tensor(key) for key in keys}
-                for name, adapted in self._adapt(model, layer).items():
-                    expected = self._only_renamed(name, layer, adapted)
+                adapted = {
+                    name: self._only_renamed(name, layer, weight)
+                    for name, weight in self._adapt(model, layer).items()
+                }
+                for name in adapted:
+                    actual = _own_weight(own, name)
+                    expected = shards.of(name, adapted, actual)
                     modules = partial(self._reference_modules, name)
-                    yield WeightPair(name, expected, _own_weight(own, name), modules)
+                    yield WeightPair(name, expected, actual, modules)
 
     def _only_renamed(
         self, name: str, layer: Mapping[str, torch.Tensor], adapted: torch.Tensor
@@ -233,16 +241,6 @@ class CheckpointWeights:
         around = module.rpartition(".")[0]
         pairs = self._port.module_pairs
         return tuple(hf for hf, _ in pairs_of(module, pairs) or pairs_of(around, pairs))
-
-
-def takes_weight(own: Sequence[int], whole: Sequence[int]) -> bool:
-    """Return, by their shapes, whether a parameter takes a weight, or this rank's shard of one."""
-    ranks = joined_ranks()
-    if ranks is None or len(own) != len(whole):
-        return list(own) == list(whole)
-    split = [(part, length) for part, length in zip(own, whole, strict=True) if part != length]
-    # FMS cuts one dimension; heads fewer than ranks are on several of them.
-    return len(split) <= 1 and all(part < length <= part * ranks.size for part, length in split)
 
 
 def _own_weight(own: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:
