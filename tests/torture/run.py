@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.conftest import ROOT
+from tests.torture.conftest import memory_folder
 
 FIGURES = ROOT / "build" / "torture"
 BATCH = 250
@@ -68,7 +68,7 @@ def kill_points(makers: Sequence[Callable[[Path], Any]], *, every: int = 1) -> F
     rows: list[Figures] = []
     failures: list[str] = []
     for make in makers:
-        with TemporaryDirectory(dir=_memory_folder()) as folder:
+        with TemporaryDirectory(dir=memory_folder()) as folder:
             workplace = Path(folder)
             scenario = make(workplace / "start")
             whole = run_undisturbed(scenario, workplace)
@@ -105,7 +105,7 @@ def concurrency() -> Figures:
     """Let a recorder replace a set under its readers."""
     from tests.torture.concurrency import meet
 
-    with TemporaryDirectory(dir=_memory_folder()) as folder:
+    with TemporaryDirectory(dir=memory_folder()) as folder:
         meeting = meet(Path(folder), readers=READERS, rounds=ROUNDS)
     reads = sum(meeting.versions.values())
     row = {"what": f"reads while a set was replaced {meeting.replaced} times", "tried": reads}
@@ -125,7 +125,7 @@ def hostile() -> Figures:
     def try_all(what: str, jobs: Sequence[Callable[[Path], Outcome]]) -> None:
         outcome = Outcome()
         with (
-            TemporaryDirectory(dir=_memory_folder()) as folder,
+            TemporaryDirectory(dir=memory_folder()) as folder,
             ThreadPoolExecutor(os.cpu_count()) as pool,
         ):
             for one in pool.map(lambda n: jobs[n](Path(folder) / str(n)), range(len(jobs))):
@@ -178,12 +178,6 @@ def _page(figures: Sequence[Mapping[str, Any]]) -> str:
 
 
 PARTS = {p.__name__: p for p in (hostile, sharing, recording, concurrency, report)}
-
-
-def _memory_folder() -> str | None:
-    """Return a folder in memory, if there is one with room: nothing here needs a disk."""
-    shared = Path("/dev/shm")
-    return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 2**30 else None
 
 
 def main(names: Sequence[str]) -> int:
