@@ -14,10 +14,10 @@ from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.protocol import Progress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.run import CheckRun
-from snapshot_tool.check.session import check as run_check
 from snapshot_tool.check.sets import Verification, diff_goldens, verify_goldens
+from snapshot_tool.check.workflow import check as run_check
 from snapshot_tool.diagnose.diff import SetDiff
-from snapshot_tool.families.own import name_families
+from snapshot_tool.families import name_families
 from snapshot_tool.record.request import RecordRequest
 from snapshot_tool.record.workflow import RecordOutcome
 from snapshot_tool.record.workflow import record as run_record

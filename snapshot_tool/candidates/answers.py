@@ -142,12 +142,7 @@ def read_header(folder: Path) -> AnswersHeader:
 
 
 class Answers(Candidate):
-    """The answers of a folder.
-
-    Args:
-        header: who answered.
-        file: the tensors, by <case>/<phase>.<tensor>.
-    """
+    """The answers of a folder; `file` has the tensors, by <case>/<phase>.<tensor>."""
 
     def __init__(self, header: AnswersHeader, file: TensorFile) -> None:
         self.header = header

@@ -144,15 +144,10 @@ _LEFT = re.compile(r"^# possible first bad commit: \[([0-9a-f]+)\]", re.MULTILIN
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One commit that was checked.
+    """One commit that was checked, with its mark for git bisect: skip if it could not be.
 
-    Args:
-        commit: the commit.
-        mark: its mark for git bisect: good, bad, or skip if it could not be checked.
-        reason: why it is bad or was skipped.
-        phase, case: the first ones that differ; empty unless it is bad.
-        module: the first bad module, by its name in the reference and the candidate; empty if none
-            is known.
+    Of a bad one, phase and case are the first that differ. `module` is the first bad module, by its
+    name in the reference and the candidate; "" if none is known.
     """
 
     commit: Commit
@@ -170,13 +165,9 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class BisectOutcome:
-    """The result of a search.
+    """The first bad commit, or None and the suspects, if it is among some that cannot be checked.
 
-    Args:
-        first_bad: the commit that broke the port; None if it is among commits that cannot be
-            checked.
-        suspects: the possible commits if `first_bad` is None.
-        trials: how many commits were checked.
+    `trials` is the number of commits that were checked.
     """
 
     first_bad: Trial | None

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snapshot_tool.base.errors import GoldenNotFound, UsageError, suggest
+from snapshot_tool.base.errors import UsageError, suggest
 from snapshot_tool.base.options import (
     DEVICES,
     command_line,
@@ -28,15 +28,13 @@ from snapshot_tool.base.protocol import (
     named_phases,
     parse_path,
 )
-from snapshot_tool.base.tolerance import ORACLE_DTYPES, Rule, default_rule
+from snapshot_tool.base.tolerance import ORACLE_DTYPES, Rule
 
 if TYPE_CHECKING:
     from snapshot_tool.base.report import Shard, Share
     from snapshot_tool.explore.questions import Question
     from snapshot_tool.goldens.find import GoldenChoice
-    from snapshot_tool.goldens.golden import Golden
     from snapshot_tool.goldens.manifest import CaseEntry, Manifest
-    from snapshot_tool.judge.judge import Judge
 
 # Options that mean nothing for answers from elsewhere.
 _OF_CANDIDATES = (
@@ -349,42 +347,3 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
     cases = tuple(case.name for case in select_cases(manifest, request))
     all_cases = len(matching_cases(manifest, request))
     return Shard(request.share.index, request.share.count, cases, all_cases, asked)
-
-
-def choose_judge(request: CheckRequest, golden: Golden, computed: str | None = None) -> Judge:
-    """Return what judges the candidate: the rule, and the dtype that it computes in.
-
-    computed: that dtype; None: as the request says.
-
-    Raises UsageError if the table would judge half precision, and GoldenNotFound if the oracle is
-    missing or too coarse.
-    """
-    from snapshot_tool.goldens.layout import ORACLE
-    from snapshot_tool.goldens.manifest import Storage
-    from snapshot_tool.goldens.oracle import has_coarse_oracle
-    from snapshot_tool.judge.judge import Judge
-
-    own = golden.manifest.dtype
-    dtype = computed or request.dtype or own
-    rule = request.rule or default_rule(own, dtype)
-    own_tolerance = request.atol is not None and request.rtol is not None
-    if rule is Rule.TABLE and default_rule(own, dtype) is Rule.ORACLE and not own_tolerance:
-        raise UsageError(
-            f"the table of tolerances is for float32 only, not for {dtype} against {own}",
-            "leave out --tolerance table, or pass --atol and --rtol",
-        )
-    needed = rule is Rule.ORACLE or request.allow_near_ties
-    if needed and ORACLE not in golden.manifest.files:
-        use = f"judging {dtype}" if rule is Rule.ORACLE else "--allow-near-ties"
-        compact = golden.manifest.storage is Storage.COMPACT
-        storage = " --storage full" if compact else ""
-        raise GoldenNotFound(
-            f"{golden.manifest.title} has no oracle, which is needed for {use}",
-            f"record it with: snap record ... --update --reason TEXT{storage} --oracle",
-        )
-    if rule is Rule.ORACLE and own != dtype == "float32" and has_coarse_oracle(golden.manifest):
-        raise GoldenNotFound(
-            f"the oracle of {golden.manifest.title} is too coarse to judge {dtype}",
-            "record the set again: snap record ... --update --reason TEXT --oracle",
-        )
-    return Judge(golden, dtype, rule, request.atol, request.rtol)

@@ -15,10 +15,8 @@ from snapshot_tool.base.results import Result, Verdict
 class CheckRun:
     """A finished check.
 
-    Args:
-        report: all figures.
-        goldens: the folder of the golden sets, for prompts and images in the HTML page; None: the
-            page has none.
+    goldens: the folder of the golden sets, for prompts and images in the HTML page; None: the page
+    has none.
     """
 
     report: CheckReport
@@ -61,10 +59,8 @@ class CheckRun:
     def to_html(self, path: str | Path | None = None) -> str:
         """Return the report as one HTML page, and write it to a file if a path is given."""
         from snapshot_tool.reports.html import run_to_html
-        from snapshot_tool.reports.plots import require_plotting
         from snapshot_tool.reports.preview import find_previews
 
-        require_plotting()
         previews = find_previews(self.report, self.goldens) if self.goldens else {}
         text = run_to_html(self.report, previews, base=str(Path.cwd()))
         if path is not None:

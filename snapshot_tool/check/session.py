@@ -1,18 +1,15 @@
-"""Check a candidate against a golden set, case by case and phase by phase."""
+"""A candidate that is loaded for a golden set: it runs and judges any phase of any case."""
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from snapshot_tool.base import __version__
 from snapshot_tool.base.environment import (
     describe_machine,
     device_name,
@@ -22,6 +19,7 @@ from snapshot_tool.base.environment import (
     require_device,
 )
 from snapshot_tool.base.errors import (
+    GoldenNotFound,
     PhaseUnsupported,
     SnapError,
     UsageError,
@@ -29,10 +27,8 @@ from snapshot_tool.base.errors import (
     place_of_error,
     traceback_of,
 )
-from snapshot_tool.base.localisation import Localisation, ModuleTrials
+from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.protocol import (
-    EAGER,
-    PHASES,
     Candidate,
     CandidateInfo,
     CandidateRequest,
@@ -44,48 +40,29 @@ from snapshot_tool.base.protocol import (
     keep_nothing,
 )
 from snapshot_tool.base.report import (
-    CheckReport,
-    Coverage,
     Exploration,
-    GoldenIdentity,
     Graft,
     Transformers,
     WeightReport,
     find_harmful,
-    name_harmful,
-    unmet_requirements,
 )
 from snapshot_tool.base.results import Result, Verdict, first_divergence
-from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES, Rule
+from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES, Rule, default_rule
 from snapshot_tool.candidates import load_candidate
 from snapshot_tool.candidates.answers import Answers, open_answers
 from snapshot_tool.candidates.distributed import DistributedCandidate
-from snapshot_tool.check.copied import fail_if_copied
-from snapshot_tool.check.last_failed import keep_failed, read_failed
-from snapshot_tool.check.localise import (
-    can_graft,
-    graft_module,
-    isolate_modules,
-    localise_case,
-    probe_modules,
-)
-from snapshot_tool.check.request import (
-    CheckRequest,
-    choose_judge,
-    matching_cases,
-    require_phases,
-    select_cases,
-    shard_of,
-)
+from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.diagnose.localise import localise_case
+from snapshot_tool.diagnose.modules import graft_module
 from snapshot_tool.explore.questions import Question
-from snapshot_tool.explore.run import explore, replay
+from snapshot_tool.explore.run import explore, fail_if_copied, replay
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
-from snapshot_tool.goldens.coverage import coverage
 from snapshot_tool.goldens.find import open_checkpoint_of
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import ORACLE, phase_file
-from snapshot_tool.goldens.manifest import CaseEntry, environment_differences
+from snapshot_tool.goldens.manifest import CaseEntry, Storage
+from snapshot_tool.goldens.oracle import has_coarse_oracle
 from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge
 from snapshot_tool.judge.phases import OnePass, Pair, RecordedCase, run_phase
@@ -96,112 +73,6 @@ from snapshot_tool.numerics.compare import compare_weights
 Outputs = dict[tuple[str, Phase, str], Pair]
 
 
-def check(
-    request: CheckRequest, progress: Progress, *, outputs: Outputs | None = None
-) -> CheckReport:
-    """Run the candidate on the recorded inputs and judge every recorded tensor.
-
-    outputs: filled with the outputs of forward and generate, beside the golden's.
-    """
-    require_device(request.device)
-    date, began = datetime.now(UTC), time.perf_counter()
-    golden = request.golden_choice.open()
-    require_phases(golden.manifest, request)
-    cases = select_cases(golden.manifest, request)
-    session = open_session(request, golden, progress)
-    session.outputs = outputs
-    found: list[Result] = []
-    ran: list[tuple[str, Phase]] = []
-    left_out: tuple[str, ...] = ()
-    if not request.replay:  # a replay runs only its questions
-        runs = [(c, p) for c in cases for p in PHASES if p in request.phases and p in c.phases]
-        chosen = _choose_runs(golden, request, runs)
-        with progress.stage("checking", len(chosen)) as steps:
-            for case, phase in chosen:
-                progress.now(f"{case.name} / {phase.value}")
-                found += session.run(case, phase)
-                ran.append((case.name, phase))
-                next(steps)
-                if request.fail_fast and first_divergence(tuple(found)):
-                    break
-        if not request.answers:
-            keep_failed(golden.folder, ran, found)
-        if len(ran) < len(runs):
-            why = "--fail-fast" if request.fail_fast else "--last-failed"
-            left_out = (f"{len(runs) - len(ran)} of {len(runs)} runs were left out ({why})",)
-        found += _skips_of_empty_phases(golden, request, {phase for _, phase in runs})
-    results = tuple(found)
-    exploration = session.explore(cases, progress)
-    localisation = session.localise(results)
-    # Last, to detect weights that change while the candidate runs.
-    weights = session.compare_weights(results, localisation)
-    results = name_harmful(results, (weights.harmful if weights else ()) or ())
-    graft = session.graft(results) if request.graft else None
-    isolated = session.isolate() if request.isolate else None
-    probes = session.probe()
-    environment = session.environment()
-    manifest, reached = golden.manifest, _coverage(golden, request)
-    report = CheckReport(
-        snap=__version__,
-        date=date.isoformat(timespec="seconds"),
-        seconds=round(time.perf_counter() - began, 3),
-        command=request.command,
-        golden=GoldenIdentity(
-            manifest.checkpoint.name,
-            manifest.checkpoint.revision,
-            manifest.device,
-            manifest.dtype,
-            manifest.golden_version,
-            str(golden.folder),
-        ),
-        device=session.device,
-        candidate=session.info,
-        answered=bool(request.answers),
-        transformers=session.transformers(),
-        quick=request.quick,
-        environment=environment,
-        dtype=session.judge.dtype,
-        rule=session.judge.rule,
-        near_ties_allowed=session.allows_near_ties,
-        graft=graft,
-        probes=probes,
-        isolated=isolated,
-        results=results,
-        coverage=reached,
-        unmet=unmet_requirements(
-            _of_whole_phases(results) + (exploration.results if exploration else ()),
-            reached,
-            request.required,
-        ),
-        localisation=localisation,
-        exploration=exploration,
-        weights=weights,
-        warnings=(*left_out, *manifest.reference_warnings, *session.candidate.warnings),
-        environment_differences=environment_differences(manifest.environment, environment),
-        shard=shard_of(manifest, request),
-        path=str(request.paths[0]),
-    )
-    return replace(report, next_commands=_next_commands(session, report))
-
-
-def _next_commands(session: Session, report: CheckReport) -> tuple[str, ...]:
-    """Return commands after a failure: to test the module, and to find the commit."""
-    request = session.request
-    commands: list[str] = []
-    if report.verdict not in (Verdict.FAIL, Verdict.ERROR):
-        return ()
-    module = report.localisation.module if report.localisation else ""
-    raises = report.divergence is not None and report.divergence.verdict is Verdict.ERROR
-    if raises or request.graft or request.paths != (EAGER,):
-        module = ""
-    if module and can_graft(session.candidate, session.golden, module):
-        commands.append(f"{request.command} --graft {module}")
-    if request.fms_path and report.candidate.commit:
-        path = shlex.quote(str(request.fms_path))
-        commands.append(f"snap bisect --fms-path {path} --good COMMIT --bad HEAD")
-    return tuple(commands)
-
-
 def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> Session:
     """Verify the checkpoint of the golden set, then load the candidate from it.
 
@@ -209,11 +80,7 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
     """
     require_device(request.device)
     if request.answers:
-        answers = open_answers(Path(request.answers), golden)
-        computed = answers.header.dtype
-        judge = choose_judge(request, golden, computed if computed in ORACLE_DTYPES else None)
-        keep_outputs = answers.output_cache()
-        return Session(request, golden, answers, judge=judge, keep_outputs=keep_outputs)
+        return AnswersSession(request, golden, open_answers(Path(request.answers), golden))
     if len(request.paths) > 1:
         raise UsageError("this checks one path at a time", "name one path")
     judge = choose_judge(request, golden)
@@ -252,14 +119,45 @@ def open_session(request: CheckRequest, golden: Golden, progress: Progress) -> S
     )
 
 
+def choose_judge(request: CheckRequest, golden: Golden, computed: str | None = None) -> Judge:
+    """Return what judges the candidate: the rule, and the dtype that it computes in.
+
+    computed: that dtype; None: as the request says.
+
+    Raises UsageError if the table would judge half precision, and GoldenNotFound if the oracle is
+    missing or too coarse.
+    """
+    own = golden.manifest.dtype
+    dtype = computed or request.dtype or own
+    rule = request.rule or default_rule(own, dtype)
+    own_tolerance = request.atol is not None and request.rtol is not None
+    if rule is Rule.TABLE and default_rule(own, dtype) is Rule.ORACLE and not own_tolerance:
+        raise UsageError(
+            f"the table of tolerances is for float32 only, not for {dtype} against {own}",
+            "leave out --tolerance table, or pass --atol and --rtol",
+        )
+    needed = rule is Rule.ORACLE or request.allow_near_ties
+    if needed and ORACLE not in golden.manifest.files:
+        use = f"judging {dtype}" if rule is Rule.ORACLE else "--allow-near-ties"
+        compact = golden.manifest.storage is Storage.COMPACT
+        storage = " --storage full" if compact else ""
+        raise GoldenNotFound(
+            f"{golden.manifest.title} has no oracle, which is needed for {use}",
+            f"record it with: snap record ... --update --reason TEXT{storage} --oracle",
+        )
+    if rule is Rule.ORACLE and own != dtype == "float32" and has_coarse_oracle(golden.manifest):
+        raise GoldenNotFound(
+            f"the oracle of {golden.manifest.title} is too coarse to judge {dtype}",
+            "record the set again: snap record ... --update --reason TEXT --oracle",
+        )
+    return Judge(golden, dtype, rule, request.atol, request.rtol)
+
+
 class Session:
     """A loaded candidate and its golden set; runs any phase of any case.
 
     Args:
-        request: the options of the check.
-        golden: the golden set.
-        candidate: the implementation under test; it is watched.
-        judge: compares its outputs; None: as the request says.
+        judge: compares the outputs; None: as the request says.
         checkpoint: the checkpoint's folder; None: tokens are shown without their text.
         settings: the settings for determinism.
         transformers_before: whether transformers was imported before the candidate was loaded.
@@ -281,7 +179,7 @@ class Session:
         self.request = request
         self.golden = golden
         self.settings = dict(settings or {})
-        self.answers = candidate.header if isinstance(candidate, Answers) else None
+        self.device = request.device
         self.judge = judge or choose_judge(request, golden)
         dtype = self.judge.dtype
         self.candidate = WatchedCandidate(
@@ -293,13 +191,7 @@ class Session:
         # In half precision rounding often decides, so a correct port may choose another token.
         half = not {golden.manifest.dtype, dtype}.isdisjoint(HALF_DTYPES)
         self.allows_near_ties = request.allow_near_ties or half
-        self._explainer = GenerationExplainer(
-            golden,
-            checkpoint,
-            dtype,
-            allow_near_ties=self.allows_near_ties,
-            runs=self.answers is None,
-        )
+        self._explainer = GenerationExplainer(golden, checkpoint, dtype, self.allows_near_ties)
         self._transformers_before = transformers_before
         self._keep_outputs = keep_outputs
         self._distributed = candidate if isinstance(candidate, DistributedCandidate) else None
@@ -326,8 +218,6 @@ class Session:
                 if all(result.verdict is Verdict.PASS for result in results):
                     results = again
         candidate.end_runs()
-        if self.answers:
-            return results
         return fail_if_copied(
             candidate,
             self.golden,
@@ -338,7 +228,7 @@ class Session:
             run_again=lambda: self.run_once(case, phase),
         )
 
-    def run_once(  # noqa: C901 - one phase, read from top to bottom
+    def run_once(
         self, case: CaseEntry, phase: Phase, *, judge: Judge | None = None
     ) -> list[Result]:
         """Run a phase once and judge it; an exception of the candidate is an error of the phase.
@@ -350,7 +240,7 @@ class Session:
             return [Result(case.name, phase, "", Verdict.SKIP, reason)]
         if self._case is None or self._case.name != case.name:
             self._case = None  # first, because memory may not suffice for two cases
-            self._case = RecordedCase.read(self.golden, case.name)
+            self._case = RecordedCase(self.golden, case.name, self.golden.inputs(case.name))
         judge, candidate = judge or self.judge, self.candidate
         results: list[Result] = []
         one_pass = self.request.quick and Phase.GENERATE in {*case.phases} & {*self.request.phases}
@@ -366,14 +256,7 @@ class Session:
             seconds = time.perf_counter() - began
             self._keep(case, phase, pairs)
             for pair in pairs:
-                if pair.actual is None and self.answers:
-                    reason = pair.note or "not answered"
-                    results.append(Result(case.name, phase, pair.tensor, Verdict.SKIP, reason))
-                    continue
-                result = judge.judge(case, phase, pair, seconds=seconds)
-                if pair.tensor == parts.TOKEN_IDS:
-                    result = self._explainer.explain(result, pair.actual, candidate)
-                results.append(result)
+                results.append(self._judge(judge, case, phase, pair, seconds))
         except PhaseUnsupported as unsupported:
             return [Result(case.name, phase, "", Verdict.SKIP, str(unsupported))]
         except SnapError:
@@ -393,6 +276,15 @@ class Session:
                 )
             ]
         return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
+
+    def _judge(
+        self, judge: Judge, case: CaseEntry, phase: Phase, pair: Pair, seconds: float
+    ) -> Result:
+        """Return the verdict on one tensor; that on tokens names the first that differs."""
+        result = judge.judge(case, phase, pair, seconds=seconds)
+        if pair.tensor == parts.TOKEN_IDS:
+            return self._explainer.explain(result, pair.actual, self.candidate)
+        return result
 
     def _keep(self, case: CaseEntry, phase: Phase, pairs: Sequence[Pair]) -> None:
         """Keep the outputs of forward and generate if `outputs` is set."""
@@ -458,7 +350,7 @@ class Session:
         )
 
     @property
-    def _judges_model(self) -> bool:
+    def judges_model(self) -> bool:
         """Whether weights and single modules are judged: a replay runs only its questions."""
         return self.request.needs_weights and not self.request.replay
 
@@ -469,7 +361,7 @@ class Session:
 
         results, localisation: used to find the unset weights that caused NaN.
         """
-        if not self._judges_model or not self.candidate.supports("weights"):
+        if not self.judges_model or not self.candidate.supports("weights"):
             return None
         unset = tuple(self.candidate.unset_weights())
         harmful = find_harmful(unset, results, localisation)
@@ -478,16 +370,6 @@ class Session:
         else:
             report = compare_weights(self.candidate.weights())
         return replace(report, unset=unset, harmful=harmful)
-
-    def probe(self) -> ModuleTrials | None:
-        """Run the candidate's modules one by one on the inputs of the reference's."""
-        if not self._judges_model:
-            return None
-        return probe_modules(self.candidate, self.golden, dtype=self.judge.dtype)
-
-    def isolate(self) -> ModuleTrials:
-        """Run every module on the reference's own input."""
-        return isolate_modules(self.candidate, self.golden, dtype=self.judge.dtype)
 
     def graft(self, results: tuple[Result, ...]) -> Graft:
         """Replace the output of the module of --graft by the recorded one.
@@ -507,11 +389,6 @@ class Session:
         )
 
     @property
-    def device(self) -> str:
-        """Where the candidate runs, or the answers were computed."""
-        return self.answers.device if self.answers else self.request.device
-
-    @property
     def info(self) -> CandidateInfo:
         """The implementation; by default its name in the request."""
         if self.candidate.supports("info"):
@@ -524,9 +401,7 @@ class Session:
         return Transformers(is_importable("transformers"), imported)
 
     def environment(self) -> dict[str, str]:
-        """Return versions and settings of this process; of answers, only their device."""
-        if self.answers:
-            return {"device": self.answers.device}
+        """Return versions and settings of this process."""
         return {
             **describe_machine(),
             **package_versions(),
@@ -536,46 +411,30 @@ class Session:
         }
 
 
-def _of_whole_phases(results: tuple[Result, ...]) -> tuple[Result, ...]:
-    """Return results without single tensors that were skipped: others of the phase were judged."""
-    return tuple(r for r in results if r.verdict is not Verdict.SKIP or not r.tensor)
+class AnswersSession(Session):
+    """Answers from elsewhere in place of a candidate: nothing runs, and tensors may be missing."""
 
+    def __init__(self, request: CheckRequest, golden: Golden, answers: Answers) -> None:
+        computed = answers.header.dtype
+        judge = choose_judge(request, golden, computed if computed in ORACLE_DTYPES else None)
+        keep_outputs = answers.output_cache()
+        super().__init__(request, golden, answers, judge=judge, keep_outputs=keep_outputs)
+        self.device = answers.header.device
+        self._explainer = replace(self._explainer, runs=False)
 
-def _choose_runs(
-    golden: Golden, request: CheckRequest, runs: list[tuple[CaseEntry, Phase]]
-) -> list[tuple[CaseEntry, Phase]]:
-    """Return the runs that failed last time if --last-failed is set and there are any, else all."""
-    if not request.last_failed:
-        return runs
-    failed = read_failed(golden.folder)
-    return [(case, phase) for case, phase in runs if (case.name, phase) in failed] or runs
+    def run(self, case: CaseEntry, phase: Phase) -> list[Result]:
+        """Judge the answers of one phase; equal bits are no sign that they were copied."""
+        with self._keep_outputs(case.name):
+            return self.run_once(case, phase)
 
+    def _judge(
+        self, judge: Judge, case: CaseEntry, phase: Phase, pair: Pair, seconds: float
+    ) -> Result:
+        if pair.actual is None:
+            reason = pair.note or "not answered"
+            return Result(case.name, phase, pair.tensor, Verdict.SKIP, reason)
+        return super()._judge(judge, case, phase, pair, seconds)
 
-def _skips_of_empty_phases(
-    golden: Golden, request: CheckRequest, compared: set[Phase]
-) -> list[Result]:
-    """Return a skip for each requested phase that no case has.
-
-    A phase that the family does not have is skipped only if the request names it.
-    """
-    skips = []
-    for phase in request.phases:
-        lacking = phase not in golden.manifest.tolerances
-        if phase in compared or (lacking and phase not in request.phase):
-            continue
-        reason = "no selected case has this phase"
-        if lacking:
-            reason = f"the family {golden.manifest.checkpoint.family} has no such phase"
-        skips.append(Result(request.case_text, phase, "", Verdict.SKIP, reason))
-    return skips
-
-
-def _coverage(golden: Golden, request: CheckRequest) -> tuple[Coverage, ...]:
-    """Return the coverage of the cases, from the open files: the set may have been replaced."""
-    cases = matching_cases(golden.manifest, request)
-    generated = {
-        case.name: golden.tensor(case.name, Phase.GENERATE, parts.TOKEN_IDS).tolist()
-        for case in cases
-        if parts.TOKEN_IDS in golden.tensor_names(case.name, Phase.GENERATE)
-    }
-    return coverage(golden.manifest, cases, generated)
+    def environment(self) -> dict[str, str]:
+        """Return only the device."""
+        return {"device": self.device}

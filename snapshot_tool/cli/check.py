@@ -1,4 +1,4 @@
-"""`snap check`, and the commands around it: `report`, `merge` and `bisect`."""
+"""`snap check`, and the commands around it: `judge`, `report`, `merge` and `bisect`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,37 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from snapshot_tool.base.errors import UsageError
+from snapshot_tool.base.options import options_of
+from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.base.tolerance import Rule
+from snapshot_tool.check.bisect import bisect
 from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.run import CheckRun
 from snapshot_tool.cli.configuration import configured_options
+from snapshot_tool.cli.console import (
+    TerminalProgress,
+    draw_checks,
+    draw_combined,
+    draw_report,
+    draw_table,
+    draw_verdict,
+)
 from snapshot_tool.cli.options import Outputs, report_options, request_options, write_files
+from snapshot_tool.families import name_families
+from snapshot_tool.reports.json import read_run
+from snapshot_tool.reports.markdown import annotation_lines
+from snapshot_tool.reports.plots import require_plotting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from snapshot_tool.base.report import CheckReport
-    from snapshot_tool.check.every import SetCheck
-    from snapshot_tool.check.run import CheckRun
+    from snapshot_tool.check.workflow import SetCheck
 
 _CANNOT_RUN = 3
-
-
+# The options of `snap judge`, where nothing runs.
+_JUDGES = ("goldens", "family", "phase", "case", "tolerance", "atol", "rtol", "allow_near_ties")
+_LEFT_OUT = [name for name in options_of(CheckRequest) if name not in (*_JUDGES, "require")]
 _GROUPS = {
     "Golden set": ("goldens", "checkpoint", "revision", "golden_device", "every"),
     "Candidate": ("fms_path", "candidate", "loading", "family", "path", "device", "dtype"),
@@ -65,37 +80,61 @@ def check_command(*, every: bool, **options: Any) -> int:
     or raised; 3: the check could not run, or nothing was compared. With --all, --json, --html and
     --markdown name folders, with a file for each golden set.
     """
-    from snapshot_tool.check.run import CheckRun
-    from snapshot_tool.check.session import check
     from snapshot_tool.check.shards import follow_leader, is_follower, leading
-    from snapshot_tool.families.own import name_families
-    from snapshot_tool.reports.plots import require_plotting
+    from snapshot_tool.check.workflow import check
 
-    outputs = Outputs.taken_from(options)
-    request = CheckRequest(**options)
-    name_families(request.family)
+    request, outputs = _prepare(options)
     if is_follower():
         follow_leader(request.device)
         return 0
-    if outputs.html_path is not None:
-        require_plotting()  # before the check, which may take an hour
     if every:
         return _check_all(request, outputs)
     if len(request.paths) > 1:
         return _check_paths(request, outputs)
     with leading(request.device):
-        report = with_configuration(check(request, outputs.progress))
-    return show_run(CheckRun(report, Path(request.goldens)), outputs)
+        report = _with_configuration(check(request, outputs.progress))
+    return _show_run(CheckRun(report, Path(request.goldens)), outputs)
 
 
-def show_run(run: CheckRun, outputs: Outputs) -> int:
+@click.command(
+    "judge",
+    short_help="Judge answers to the questions of snap ask.",
+    epilog="Example: snap judge answers --html report.html",
+)
+@click.argument("answers", type=click.Path(path_type=Path))
+@request_options(CheckRequest, *_LEFT_OUT)
+@report_options
+def judge_command(*, answers: Path, **options: Any) -> int:
+    """Judge the answers in a folder as `snap check` judges a candidate. Nothing runs.
+
+    Neither FMS nor the checkpoint is needed. A phase that was not answered is skipped. Exit code 3:
+    the answers are of another checkpoint or golden version, or nothing was answered.
+    """
+    from snapshot_tool.check.workflow import check
+
+    request, outputs = _prepare({"answers": answers, **options})
+    report = _with_configuration(check(request, outputs.progress))
+    return _show_run(CheckRun(report, Path(request.goldens)), outputs)
+
+
+def _prepare(options: dict[str, Any]) -> tuple[CheckRequest, Outputs]:
+    """Return the request and the outputs; raise now what would end a check of an hour."""
+    outputs = Outputs.taken_from(options)
+    request = CheckRequest(**options)
+    name_families(request.family)
+    if outputs.html_path is not None:
+        require_plotting()
+    return request, outputs
+
+
+def _show_run(run: CheckRun, outputs: Outputs) -> int:
     """Print a finished check, write its files, and return its exit code."""
     _print(run, outputs)
     _write(run, outputs)
     return run.exit_code
 
 
-def with_configuration(report: CheckReport) -> CheckReport:
+def _with_configuration(report: CheckReport) -> CheckReport:
     """Return the report with the options that come from variables or pyproject.toml."""
     options = configured_options(click.get_current_context())
     if not options:
@@ -105,8 +144,7 @@ def with_configuration(report: CheckReport) -> CheckReport:
 
 def _check_all(request: CheckRequest, outputs: Outputs) -> int:
     """Check all golden sets, and print a table of their verdicts."""
-    from snapshot_tool.check.every import check_all, exit_code_of_all
-    from snapshot_tool.cli.console import draw_checks, draw_combined
+    from snapshot_tool.check.workflow import check_all, exit_code_of_all
 
     checks = _each_written(check_all(request, outputs.progress), request, outputs)
     draw_checks(checks)
@@ -116,10 +154,8 @@ def _check_all(request: CheckRequest, outputs: Outputs) -> int:
 
 def _check_paths(request: CheckRequest, outputs: Outputs) -> int:
     """Check a golden set on several paths, and print a table of them."""
-    from snapshot_tool.check.every import exit_code_of_all
-    from snapshot_tool.check.paths import check_paths
-    from snapshot_tool.cli.console import draw_checks, draw_combined, draw_table
-    from snapshot_tool.reports.paths import paths_table
+    from snapshot_tool.check.workflow import check_paths, exit_code_of_all
+    from snapshot_tool.reports.history import paths_table
 
     checks = _each_written(check_paths(request, outputs.progress), request, outputs)
     draw_table(paths_table([one.report for one in checks if one.report]))
@@ -132,15 +168,13 @@ def _each_written(
     found: Iterator[SetCheck], request: CheckRequest, outputs: Outputs
 ) -> list[SetCheck]:
     """Print each check and write its files; return all."""
-    from snapshot_tool.check.run import CheckRun
-
     if str(outputs.json_path) == "-":
         raise UsageError("several checks write a file each", "name a folder: --json DIR")
     checks = []
     for one in found:
         checks.append(one)
         if one.report:
-            run = CheckRun(with_configuration(one.report), Path(request.goldens))
+            run = CheckRun(_with_configuration(one.report), Path(request.goldens))
             own = outputs.in_folders(one.name.replace("/", "_").replace(":", "-"))
             if not outputs.quiet:
                 _print(run, own)
@@ -153,9 +187,6 @@ def _each_written(
 
 def _print(run: CheckRun, outputs: Outputs) -> None:
     """Print a finished check, unless a file is printed instead."""
-    from snapshot_tool.cli.console import draw_report, draw_verdict
-    from snapshot_tool.reports.markdown import annotation_lines
-
     if outputs.annotations:
         for line in annotation_lines(run.report):
             click.echo(line)
@@ -214,26 +245,21 @@ def report_command(
     the last one. With --tolerance, --atol or --rtol, the results are judged again. Exit code 3: the
     kept figures do not decide.
     """
-    from snapshot_tool.check.run import CheckRun
-    from snapshot_tool.cli.console import draw_table
-    from snapshot_tool.reports.json import read_run
-
     outputs = Outputs.taken_from(options)
     reports = [read_run(run) for run in runs]
     if (tolerance, atol, rtol) != (None, None, None):
-        from snapshot_tool.judge.again import judge_again  # it imports torch
+        from snapshot_tool.judge.judge import judge_again  # it imports torch
 
         rule = Rule(tolerance) if tolerance else None
         reports = [judge_again(one, rule=rule, atol=atol, rtol=rtol) for one in reports]
-    found = [CheckRun(report, goldens) for report in reports]
-    if len(found) == 1:
-        return show_run(found[0], outputs)
-    from snapshot_tool.reports.history import PastRun, history_table, history_to_html
+    if len(reports) == 1:
+        return _show_run(CheckRun(reports[0], goldens), outputs)
+    from snapshot_tool.reports.history import history_table, history_to_html
 
-    past = [PastRun(str(path), run.report) for path, run in zip(runs, found, strict=True)]
+    past = [(str(path), report) for path, report in zip(runs, reports, strict=True)]
     draw_table(history_table(past))
     write_files((outputs.html_path, partial(history_to_html, past)))
-    return found[-1].exit_code
+    return reports[-1].exit_code
 
 
 @click.command(
@@ -250,13 +276,11 @@ def merge_command(*, runs: tuple[Path, ...], goldens: Path | None, **options: An
     Report and exit code are those of one check of all cases. Exit code 3: a shard is missing or
     duplicate, or two shards belong to different checks.
     """
-    from snapshot_tool.check.run import CheckRun
     from snapshot_tool.check.shards import merge_reports
-    from snapshot_tool.reports.json import read_run
 
     outputs = Outputs.taken_from(options)
     report = merge_reports([(str(run), read_run(run)) for run in runs])
-    return show_run(CheckRun(report, goldens), outputs)
+    return _show_run(CheckRun(report, goldens), outputs)
 
 
 @click.command(
@@ -280,9 +304,6 @@ def bisect_command(*, fms_path: Path, good: str, bad: str, check_options: tuple[
     Commits that cannot be imported are skipped. Exit code 0: found; 3: not found, because of
     commits that cannot be checked.
     """
-    from snapshot_tool.check.bisect import bisect
-    from snapshot_tool.cli.console import TerminalProgress
-
     outcome = bisect(fms_path, good, bad, options=check_options, progress=TerminalProgress())
     found = outcome.first_bad
     if found is None:

@@ -22,8 +22,8 @@ from snapshot_tool.cli.configuration import read_defaults
 _COMMANDS = {
     "record": ("record", "Record a golden set from the Hugging Face reference."),
     "check": ("check", "Check an FMS model against a golden set."),
-    "ask": ("answers", "Write the questions of a golden set, to be answered anywhere."),
-    "judge": ("answers", "Judge answers to the questions of snap ask."),
+    "ask": ("goldens", "Write the questions of a golden set, to be answered anywhere."),
+    "judge": ("check", "Judge answers to the questions of snap ask."),
     "report": ("check", "Show a finished check again, as text or as HTML."),
     "merge": ("check", "Merge the reports of the shards of a check into one."),
     "list": ("goldens", "List the golden sets."),
@@ -35,9 +35,9 @@ _COMMANDS = {
     "bisect": ("check", "Find the commit of FMS that broke a port."),
     "trace": ("trace", "Write the inputs and outputs of every module of a model."),
     "compare-traces": ("trace", "Compare two traces, module by module."),
-    "demo": ("demo", "Check a correct and a faulty port of a tiny model, offline."),
-    "init": ("init", "Write [tool.snap] and a workflow file into a repository."),
-    "doctor": ("doctor", "Report what works in this environment, and what does not."),
+    "demo": ("start", "Check a correct and a faulty port of a tiny model, offline."),
+    "init": ("start", "Write [tool.snap] and a workflow file into a repository."),
+    "doctor": ("start", "Report what works in this environment, and what does not."),
 }
 _CANNOT_RUN = 3
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it

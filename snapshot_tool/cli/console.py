@@ -21,7 +21,7 @@ from snapshot_tool.reports import text as run_text
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from snapshot_tool.check.every import SetCheck
+    from snapshot_tool.check.workflow import SetCheck
 
 
 class TerminalProgress(protocol.Progress):

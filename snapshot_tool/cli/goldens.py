@@ -1,14 +1,16 @@
-"""Commands on golden sets that run no model: list, show, verify, diff, push, pull."""
+"""Commands on golden sets that run no model: list, show, verify, diff, ask, push, pull."""
 
 from __future__ import annotations
 
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from snapshot_tool.check.sets import find_golden, locate_difference, verify_goldens
+from snapshot_tool.cli.console import TerminalProgress
 from snapshot_tool.cli.options import (
     golden_argument,
     goldens_option,
@@ -17,11 +19,12 @@ from snapshot_tool.cli.options import (
     markdown_option,
     write_files,
 )
-
-if TYPE_CHECKING:
-    from snapshot_tool.goldens.find import FoundSet
-    from snapshot_tool.goldens.manifest import Manifest
-
+from snapshot_tool.goldens.coverage import coverage, generated_tokens
+from snapshot_tool.goldens.find import FoundSet, how_to_get, iterate_goldens
+from snapshot_tool.goldens.layout import lock_path
+from snapshot_tool.goldens.manifest import Manifest, Storage, encode
+from snapshot_tool.reports.json import write_json
+from snapshot_tool.reports.text import localisation_lines, remarks
 
 _DAMAGED = 3
 
@@ -34,8 +37,6 @@ def list_command(*, as_json: bool, goldens: Path) -> int:
 
     Only manifests are read. snap verify finds damage in other files.
     """
-    from snapshot_tool.goldens.find import how_to_get, iterate_goldens
-
     # One at a time: a thousand manifests take hundreds of megabytes.
     found = [_summary(one) for one in iterate_goldens(goldens)]
     if as_json:
@@ -83,10 +84,6 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
     GOLDEN is its folder, a part of its path, or the checkpoint's name. It is not needed if there is
     only one golden set.
     """
-    from snapshot_tool.check.sets import find_golden
-    from snapshot_tool.goldens.coverage import coverage, generated_tokens
-    from snapshot_tool.goldens.manifest import encode
-
     folder, manifest = find_golden(goldens, golden)
     if as_json:
         click.echo(encode(manifest).decode(), nl=False)
@@ -102,8 +99,6 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
 
 
 def _show_facts(manifest: Manifest) -> None:
-    from snapshot_tool.goldens.manifest import Storage
-    from snapshot_tool.reports.text import remarks
 
     environment = manifest.environment
     if manifest.storage is not Storage.FULL:
@@ -164,8 +159,6 @@ def verify_command(*, golden: str | None, goldens: Path) -> int:
 
     No model runs, and no file is changed. Exit code 3: a file is missing or damaged.
     """
-    from snapshot_tool.check.sets import verify_goldens
-
     verifications = verify_goldens(goldens, golden)
     for verification in verifications:
         if not verification.damage:
@@ -203,15 +196,12 @@ def diff_command(
     revisions, transformers versions or devices. Exit code 0: all differences are within ONE's
     tolerances; 1: some are not.
     """
-    from snapshot_tool.check.sets import find_golden, locate_difference
     from snapshot_tool.diagnose.diff import diff_folders
     from snapshot_tool.reports.diff import (
         diff_lines,
         diff_to_html,
-        diff_to_json,
         diff_to_markdown,
     )
-    from snapshot_tool.reports.text import localisation_lines
 
     folders = [find_golden(goldens, spec)[0] for spec in (one, other)]
     diff = diff_folders(*folders)
@@ -219,11 +209,75 @@ def diff_command(
         for line in (*diff_lines(diff), *localisation_lines(locate_difference(*folders))):
             click.echo(line)
     write_files(
-        (json_path, partial(diff_to_json, diff)),
+        (json_path, partial(write_json, diff)),
         (html_path, partial(diff_to_html, diff)),
         (markdown_path, partial(diff_to_markdown, diff)),
     )
     return 0 if diff.within else 1
+
+
+@click.command(
+    "ask",
+    short_help="Write the questions of a golden set.",
+    epilog="Example: snap ask cpu-float32 --out questions",
+)
+@golden_argument("golden", required=False)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder of the questions; it must be empty or missing.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["snap", "aftu"]),
+    default="snap",
+    show_default=True,
+    help="Format of the files: snap's, or the validation information of aiu-fms-testing-utils.",
+)
+@click.option("--model-id", metavar="NAME", help="aftu: the model's name there.")
+@click.option("--attn-type", default="sdpa", show_default=True, help="aftu: kind of attention.")
+@click.option("--aftu-version", default="0.8.1", show_default=True, help="aftu: its version.")
+@goldens_option
+def ask_command(
+    *,
+    golden: str | None,
+    out: Path,
+    kind: str,
+    model_id: str | None,
+    attn_type: str,
+    aftu_version: str,
+    goldens: Path,
+) -> int:
+    """Write the inputs of a golden set as files, for an engine that snap cannot import.
+
+    GOLDEN is its folder, a part of its path, or the checkpoint's name. The files are JSON,
+    safetensors and PNG. docs/answers.md describes them, and the files that answer them.
+    With --format aftu, the recorded tokens and logits are written as aiu-fms-testing-utils reads
+    them, so that its tests compare a device with Hugging Face.
+    """
+    from snapshot_tool.check.ask import ask, ask_aftu
+    from snapshot_tool.goldens.golden import open_golden
+
+    folder, manifest = find_golden(goldens, golden)
+    opened = open_golden(folder, manifest)
+    if kind == "aftu":
+        batches = ask_aftu(
+            opened,
+            out,
+            model_id=model_id or manifest.checkpoint.name,
+            attn_type=attn_type,
+            version=aftu_version,
+        )
+        for batch in batches:
+            click.echo(f"{batch.folder}: {', '.join(batch.cases)}, padded to {batch.length}")
+        return 0
+    ask(opened, out, TerminalProgress())
+    click.echo(f"asked {len(manifest.cases)} cases of {manifest.title} in {out}")
+    click.echo("judge the answers with: snap judge ANSWERS")
+    return 0
 
 
 remote_argument = click.argument("remote", required=False)
@@ -259,8 +313,6 @@ def push_command(
     REMOTE is hf://datasets/OWNER/NAME, s3://BUCKET/PREFIX or file:///FOLDER, by default the one in
     goldens.lock beside the goldens folder. Commit this file: snap pull reads it.
     """
-    from snapshot_tool.cli.console import TerminalProgress
-    from snapshot_tool.goldens.layout import lock_path
     from snapshot_tool.goldens.signature import read_private_key, sign
     from snapshot_tool.goldens.sync import push
 
@@ -298,8 +350,6 @@ def pull_command(
     REMOTE is by default the one in goldens.lock. Every byte is compared with the digests in the
     lock. If any differs, the exit code is 3 and no set is changed.
     """
-    from snapshot_tool.cli.console import TerminalProgress
-    from snapshot_tool.goldens.layout import lock_path
     from snapshot_tool.goldens.signature import require_signed
     from snapshot_tool.goldens.sync import pull
 

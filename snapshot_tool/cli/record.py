@@ -36,7 +36,7 @@ def record_command(*, yes: bool, **options: Any) -> int:
     """
     from snapshot_tool.base.environment import rank_here
     from snapshot_tool.cli.console import TerminalProgress
-    from snapshot_tool.families.own import name_families
+    from snapshot_tool.families import name_families
     from snapshot_tool.goldens.find import check_line, find_goldens
     from snapshot_tool.record.workflow import help_to_record, record
     from snapshot_tool.reports.text import remarks

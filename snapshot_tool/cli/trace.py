@@ -96,7 +96,7 @@ def trace_command(
     set's --case, of another trace (--inputs), or, for --impl hf, a --prompt with --image files.
     """
     from snapshot_tool.cli.console import TerminalProgress
-    from snapshot_tool.families.own import name_families
+    from snapshot_tool.families import name_families
     from snapshot_tool.goldens.find import GoldenChoice
     from snapshot_tool.traces.workflow import (
         Mode,
@@ -193,8 +193,9 @@ def compare_traces_command(
     """
     from snapshot_tool.base.localisation import ERROR_LIMIT, Metric
     from snapshot_tool.base.protocol import Side
-    from snapshot_tool.families.own import name_families
-    from snapshot_tool.reports.traces import comparison_lines, comparison_to_json
+    from snapshot_tool.families import name_families
+    from snapshot_tool.reports.json import write_json
+    from snapshot_tool.reports.traces import comparison_lines
     from snapshot_tool.traces.compare import compare_traces
 
     name_families(family)
@@ -209,5 +210,5 @@ def compare_traces_command(
         for line in comparison_lines(found, metric=Metric(metric), limit=limit):
             click.echo(line)
     if json_path is not None:
-        write_text(json_path, comparison_to_json(found))
+        write_text(json_path, write_json(found))
     return found.exit_code

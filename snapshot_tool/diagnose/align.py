@@ -26,8 +26,6 @@ class Pair:
     """Two modules that are matched.
 
     Args:
-        golden: the reference's module.
-        other: the candidate's.
         same: whether the outputs have the same sketch.
         reordered: whether they have only the same moments: the same values in another order.
         same_input: whether the inputs have the same sketch.

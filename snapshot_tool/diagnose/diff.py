@@ -37,8 +37,6 @@ class TensorDiff(msgspec.Struct, frozen=True):
 
     Args:
         part: "inputs" or the phase.
-        case: the case's name.
-        tensor: the tensor's name.
         verdict: pass if the difference is within the first set's tolerance.
         reason: what differs, in words.
         max_abs: the largest |difference|.
@@ -105,10 +103,7 @@ class SetDiff(msgspec.Struct, frozen=True, kw_only=True):
     """The differences between two golden sets; the file that `snap diff --json` writes.
 
     Args:
-        schema: name and version of the file's format.
         same: whether every tensor has the same bytes.
-        one: the first set.
-        other: the second set.
         environment: versions and flags that differ.
         parts: the parts that moved, in the order of phases.
         tokens: the generations whose tokens differ.

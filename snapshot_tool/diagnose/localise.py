@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+import msgspec
+import torch
+
+from snapshot_tool.base.errors import place_of_class
 from snapshot_tool.base.localisation import (
     ERROR_LIMIT,
     HIDDEN_BY_RESIDUAL,
@@ -21,12 +24,58 @@ from snapshot_tool.base.localisation import (
     ModuleMapping,
 )
 from snapshot_tool.base.protocol import Candidate, CaseInputs, Side
-from snapshot_tool.base.taps import Sketch, Tap, TapRecorder, relative_error
+from snapshot_tool.base.taps import Sketch, Tap, TapRecorder, relative_error, shapes_of
 from snapshot_tool.diagnose.align import enclosing, pair_modules
+from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.oracle import tap_limits
 from snapshot_tool.taps.hooks import tap_modules
 
-if TYPE_CHECKING:
-    import torch
+
+def localise_case(
+    candidate: Candidate, golden: Golden, case: str, *, dtype: str, failed: bool = False
+) -> Localisation | None:
+    """Compare the modules of a case; return None if the set or the candidate has none.
+
+    dtype: the candidate's, which selects the oracle's limits. failed: see `localise`.
+    """
+    golden_taps = golden.taps(case)
+    if not golden_taps:
+        return None
+    limits = tap_limits(golden, case, dtype=dtype)
+    inputs = golden.inputs(case)
+    recorder = TapRecorder(golden.manifest.taps.seed, inputs.attention_mask, shapes_of(golden_taps))
+    try:
+        with torch.inference_mode():
+            seen = observe(candidate, inputs, golden_taps, recorder)
+    except Exception:  # the results already have it as an error of its phase
+        if not candidate.supports("observe_forward"):
+            return None
+        unfinished = recorder.unfinished()
+        return localise(
+            case, golden_taps, recorder.by_module(), {}, unfinished=unfinished, limits=limits
+        )
+    if seen is None:
+        return None
+    found = localise(case, golden_taps, seen.taps, seen.mapping.names, failed=failed, limits=limits)
+    mapping = seen.mapping.summary(found.not_compared)
+    return _with_source(msgspec.structs.replace(found, mapping=mapping), candidate)
+
+
+def _with_source(found: Localisation, candidate: Candidate) -> Localisation:
+    """Add the class of the first bad module and its source line."""
+    bad = found.first_bad_module
+    if bad is None or not bad.candidate or not candidate.supports("modules"):
+        return found
+    modules = dict(candidate.modules().named_modules())
+    parts = bad.candidate.partition("[")[0].split(".")  # [0:64] is a part of an output
+    around = [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
+    kinds = [type(modules[name]) for name in around if name in modules]
+    places = [place for kind in kinds if (place := place_of_class(kind))]
+    return msgspec.structs.replace(
+        found,
+        module_class=kinds[0].__name__ if kinds else "",
+        source=next(iter(places), None),
+    )
 
 
 @dataclass(frozen=True, slots=True)

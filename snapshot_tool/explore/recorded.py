@@ -128,11 +128,8 @@ class Prompt:
 class Answer:
     """A recorded tensor and the object that the candidate returned for it.
 
-    Args:
-        case: the case of the tensor.
-        pair: both tensors.
-        rows: the rows of the recorded tensor in the pair; None: all.
-        step: the step of the recorded generation at which the new tokens begin.
+    rows: the rows of the recorded tensor in the pair; None: all. step: the step of the recorded
+    generation at which the new tokens begin.
     """
 
     case: str

@@ -1,4 +1,8 @@
-"""Run derived questions on a candidate: `explore` draws them, `replay` runs given ones."""
+"""Run derived questions on a candidate: `explore` draws them, `replay` runs given ones.
+
+One such question also tells outputs that were copied from the golden set from computed ones: a
+candidate that copies outputs is wrong for other inputs.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,22 @@ from snapshot_tool.base.errors import (
 from snapshot_tool.base.protocol import PHASES, Phase
 from snapshot_tool.base.report import Exploration, ExploredKind
 from snapshot_tool.base.results import Result, Verdict
-from snapshot_tool.explore.questions import KINDS, Question, find_smallest_failure, questions_of
-from snapshot_tool.explore.recorded import Answer, Recorded
+from snapshot_tool.explore.questions import (
+    KINDS,
+    ConnectorTiles,
+    Prefix,
+    Question,
+    Resumed,
+    VisionTiles,
+    find_smallest_failure,
+    questions_of,
+)
+from snapshot_tool.explore.recorded import Answer, Capabilities, Prompt, Recorded
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge
-from snapshot_tool.judge.watch import require_raised_by_candidate
+from snapshot_tool.judge.watch import WatchedCandidate, require_raised_by_candidate
 
 _BAD = (Verdict.FAIL, Verdict.ERROR)
 
@@ -36,11 +49,8 @@ _BAD = (Verdict.FAIL, Verdict.ERROR)
 class QueryRunner:
     """Runs questions on a candidate and judges the outputs like those of a check.
 
-    Args:
-        candidate: a candidate; questions whose method it lacks are not supported.
-        recorded: the recorded outputs.
-        judge: compares the outputs.
-        allow_near_ties: whether new tokens may differ from the golden's at near-ties.
+    Questions whose method the candidate lacks are not supported. allow_near_ties: whether new
+    tokens may differ from the golden's at near-ties.
     """
 
     candidate: Any
@@ -130,16 +140,8 @@ def explore(
 ) -> Exploration:
     """Run `count` derived questions, an equal number of each kind as far as possible.
 
-    Args:
-        candidate: a loaded candidate.
-        golden: the golden set.
-        count: how many questions to draw; shrinking runs more.
-        seed: the seed of the draws; by default that of the golden set.
-        cases: names of the cases; by default all.
-        phases: the phases.
-        judge: compares the outputs; by default for a candidate in the golden set's dtype.
-        allow_near_ties: whether new tokens may differ at near-ties.
-        on_question: called with every question before it runs.
+    Shrinking runs more. By default the seed is that of the golden set, all cases are used, and the
+    candidate computes in the golden set's dtype. on_question: called before a question runs.
     """
     seed = golden.manifest.seed if seed is None else seed
     recorded = Recorded.of(golden, cases)
@@ -212,3 +214,68 @@ def replay(
     return Exploration(
         tuple(ExploredKind(kind, len(found), tuple(found)) for kind, found in results.items())
     )
+
+
+def fail_if_copied(
+    candidate: WatchedCandidate,
+    golden: Golden,
+    results: list[Result],
+    *,
+    phase: Phase,
+    judge: Judge,
+    ran: bool,
+    run_again: Callable[[], object],
+) -> list[Result]:
+    """Return the results of a phase of a case, as failures if the outputs were copied.
+
+    A candidate that does not support the question, or raises, passes: it may be compiled for one
+    shape. ran: whether a torch module ran for the outputs. run_again: runs the phase again.
+    """
+    if phase is Phase.PREPROCESSING or not results or not all(map(_is_equal, results)):
+        return results
+    if not ran and phase is not Phase.GENERATE:
+        # Rounding differs between implementations, so equal bits without any product are a copy.
+        with candidate.counting_products() as products:
+            run_again()
+        if not products.count:
+            return _failures(results, "and nothing was computed")
+    # Equal tokens are normal if a model ran; numbers that are equal to the last bit are not.
+    if (ran and phase is Phase.GENERATE) or judge.dtype != golden.manifest.dtype:
+        return results
+    case = results[0].case
+    recorded = Recorded.of(golden, [case])
+    question = _question(recorded.case(case), phase)
+    if question is None:
+        return results
+    answer = QueryRunner(candidate, recorded, judge).run(question)
+    if answer.verdict is not Verdict.FAIL:
+        return results
+    return _failures(results, f"but wrong for {question} ({answer.reason})")
+
+
+def _is_equal(result: Result) -> bool:
+    return result.verdict is Verdict.PASS and result.max_abs == 0
+
+
+def _failures(results: list[Result], why: str) -> list[Result]:
+    reason = f"equal to the golden set bit for bit, {why}: the output was copied, not computed"
+    return [dataclasses.replace(r, verdict=Verdict.FAIL, reason=reason) for r in results]
+
+
+def _question(able: Capabilities, phase: Phase) -> Question | None:
+    """Return a question with other inputs than the case's own; None if there is none."""
+    if phase not in able.phases:
+        return None
+    # The last tile first, then the first one: two rows even if there is only one tile.
+    tiles = (max(able.tiles - 1, 0), 0)
+    match phase:
+        case Phase.VISION if able.tiles:
+            return VisionTiles(able.case, tiles)
+        case Phase.CONNECTOR if able.tiles:
+            return ConnectorTiles(able.case, tiles)
+        case Phase.FORWARD if len(able.cuts) > 1:
+            return Prefix(Prompt(able.case, sorted(able.cuts)[-2]))
+        case Phase.GENERATE if able.generated > 1:
+            return Resumed(able.case, 1)
+        case _:
+            return None

@@ -1,12 +1,21 @@
 """Model families as data, for the reference and for FMS alike.
 
-A family of the user's own is declared with what is exported here; see docs/adding-a-family.md.
+A family of the user's own is declared with what is exported here; see docs/adding-a-family.md. It
+stands in a Python file or an installed package, whose code runs. So the user names it (`--family`);
+a golden set names a family and never a file.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import importlib.util
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from snapshot_tool.base.errors import FamilyInvalid, UsageError
@@ -34,10 +43,10 @@ from snapshot_tool.families.llama import (
     QWEN3,
     decoder_config,
     decoder_pairs,
+    undeclared_family,
 )
 from snapshot_tool.families.llava_next import LLAVA_NEXT
 from snapshot_tool.families.mistral3 import MINISTRAL3, MISTRAL3
-from snapshot_tool.families.own import OWN, load_named
 from snapshot_tool.families.roberta import (
     BERT,
     BERT_CLASSIFICATION,
@@ -47,7 +56,6 @@ from snapshot_tool.families.roberta import (
     ROBERTA_QUESTION_ANSWERING,
 )
 from snapshot_tool.families.siglip_vision import SIGLIP_VISION
-from snapshot_tool.families.undeclared import undeclared_family
 
 __all__ = [
     "FAMILIES",
@@ -68,8 +76,11 @@ __all__ = [
     "decoder_pairs",
     "family_of",
     "family_of_config",
+    "name_families",
     "register",
 ]
+
+ENTRY_POINTS = "snapshot_tool.families"
 
 # Those that snap declares.
 FAMILIES: dict[str, Family] = {
@@ -82,6 +93,10 @@ FAMILIES: dict[str, Family] = {
         *(SIGLIP_VISION, LLAVA_NEXT, MISTRAL3, MINISTRAL3),
     )
 }
+# The user's own, by name.
+_OWN: dict[str, Family] = {}
+# Named and not yet run.
+_NAMED: list[str] = []
 
 
 def register(family: Family) -> None:
@@ -113,7 +128,75 @@ def register(family: Family) -> None:
             problem = f"the FMS name {pair.fms!r} of a module pair is not a pattern: {error}"
     if problem:
         raise FamilyInvalid(f"family {family.name!r}: {problem}", f"correct it; see {PAGE}")
-    OWN[family.name] = family
+    _OWN[family.name] = family
+
+
+def name_families(names: Iterable[str]) -> None:
+    """Take the values of `--family`, files or entry points; raise FamilyInvalid for others.
+
+    Their code runs when a family is first looked up. A check looks none up before golden set and
+    checkpoint are verified. What an earlier run in this process named is forgotten.
+    """
+    _NAMED.clear()
+    for family in [family for family in _OWN.values() if family.digest]:
+        del _OWN[family.name]
+    for name in names:
+        if name.endswith(".py"):
+            if not Path(name).is_file():
+                raise FamilyInvalid(f"--family {name} is not a file", f"see {PAGE}")
+        else:
+            _find_entry_point(name)
+        _NAMED.append(name)
+
+
+def _register_named() -> None:
+    """Run the code that was named and not yet run; register the families that it declares."""
+    while _NAMED:
+        name = _NAMED.pop(0)
+        try:
+            if name.endswith(".py"):
+                module = _run_file(Path(name))
+            else:
+                entry = _find_entry_point(name)
+                entry.load()
+                module = sys.modules[entry.module]
+            digest = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+        except Exception as error:  # the user's code may raise anything
+            raise FamilyInvalid(
+                f"--family {name} cannot be used: {type(error).__name__}: {error}", f"see {PAGE}"
+            ) from error
+        declared = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, Family) and not any(value is own for own in FAMILIES.values())
+        ]
+        if not declared:
+            raise FamilyInvalid(f"--family {name} declares no Family", f"see {PAGE}")
+        for family in declared:
+            register(replace(family, digest=digest))
+
+
+def _run_file(path: Path) -> ModuleType:
+    """Run a file as a module under a name that no other module has."""
+    name = f"snap_family_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _find_entry_point(name: str) -> importlib.metadata.EntryPoint:
+    installed = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    if name not in installed.names:
+        known = ", ".join([*sorted(installed.names), "FILE.py"])
+        raise FamilyInvalid(
+            f"--family {name} is none of {known}",
+            f"name a Python file, or an entry point of {ENTRY_POINTS}",
+        )
+    return installed[name]
 
 
 def family_of(name: str) -> Family:
@@ -127,7 +210,7 @@ def family_of(name: str) -> Family:
 def find_family(name: str) -> Family | None:
     """Return the family of a name; None for an unknown one."""
     _register_named()
-    return OWN.get(name) or FAMILIES.get(name) or undeclared_family(name)
+    return _OWN.get(name) or FAMILIES.get(name) or undeclared_family(name)
 
 
 def family_of_config(config: Mapping[str, Any]) -> Family:
@@ -138,7 +221,7 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
     classes = named if isinstance(named, list) else []
     text = config.get("text_config")
     text_type = text.get("model_type") if isinstance(text, Mapping) else None
-    for family in (*OWN.values(), *FAMILIES.values()):
+    for family in (*_OWN.values(), *FAMILIES.values()):
         fits = not family.language_model or text_type == family.language_model
         if family.hf_class in classes and fits:
             return family
@@ -147,11 +230,6 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
         return undeclared
     model_type = f"model_type {str(config.get('model_type'))!r}"
     raise _unknown(f"{model_type} with architectures {classes}" if classes else model_type)
-
-
-def _register_named() -> None:
-    for family in load_named(FAMILIES.values()):
-        register(family)
 
 
 def _unknown(what: str) -> UsageError:

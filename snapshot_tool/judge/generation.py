@@ -52,7 +52,6 @@ class GenerationExplainer:
     """Finds the first step at which a generation differs, and its kind.
 
     Args:
-        golden: the set.
         checkpoint: the checkpoint's folder, for the tokens' text; None: only ids.
         dtype: the candidate's dtype, whose rounding errors count.
         allow_near_ties: whether a generation passes if it differs only at near-ties.

@@ -18,17 +18,11 @@ from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.compact import connector_input, recorded
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.judge.generation import greedy_tokens, step_logits, with_golden_tokens
-from snapshot_tool.judge.logprobs import (
-    POSITION_LOGPROBS,
-    STEP_LOGPROBS,
-    Best,
-    align,
-    measure_agreement,
-)
 from snapshot_tool.numerics.compact import CompactTensor, compact
 
-# A family may capture this from its vision encoder; see families/idefics3.py.
-POSITION_IDS = "position_ids"
+# Names of what servers return in place of logits.
+POSITION_LOGPROBS, STEP_LOGPROBS = "position_logprobs", "step_logprobs"
+_LEAST = 1e-9  # probability; sums of float32 probabilities exceed 1 by less
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +30,6 @@ class Pair:
     """A golden tensor and the object that the candidate returned for it.
 
     Args:
-        tensor: its name.
-        expected: the golden's.
-        actual: the candidate's.
         note: a possible cause of a mismatch that the figures do not show, or "".
         agreement: of log-probabilities.
         allowed: returns the allowed error of each element for the phase's tolerance; None: the
@@ -99,11 +90,6 @@ class RecordedCase:
     golden: Golden
     name: str
     inputs: CaseInputs
-
-    @classmethod
-    def read(cls, golden: Golden, name: str) -> RecordedCase:
-        """Read the inputs of a case."""
-        return cls(golden, name, golden.inputs(name))
 
     @property
     def family(self) -> Family:
@@ -218,9 +204,10 @@ def _vision(candidate: Candidate, case: RecordedCase) -> list[Pair]:
 def _odd_positions(case: RecordedCase) -> str:
     """Return a note if the reference did not number a whole tile's patches 0, 1, 2 …, else ""."""
     golden, mask = case.golden, case.inputs.pixel_attention_mask
-    if POSITION_IDS not in golden.tensor_names(case.name, Phase.VISION):
+    name = "position_ids"  # a family may capture them: see families/idefics3.py
+    if name not in golden.tensor_names(case.name, Phase.VISION):
         return ""
-    ids = case.tensor(Phase.VISION, POSITION_IDS)
+    ids = case.tensor(Phase.VISION, name)
     whole = ids if mask is None else ids[mask.flatten(1).all(dim=1)]
     odd = whole[(whole != torch.arange(ids.shape[-1])).any(dim=1)]
     if not len(odd):
@@ -282,6 +269,53 @@ def _logits(answer: object, case: RecordedCase) -> list[Pair]:
     for name in parts.POSITION_RECORDS:
         pairs.append(Pair(name, case.tensor(Phase.FORWARD, name), records[name]))
     return pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best tokens of some positions.
+
+    Args:
+        ids: (rows, k) int64.
+        logprobs: (rows, k) float64.
+    """
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+
+    @classmethod
+    def of_logits(cls, ids: torch.Tensor, logits: torch.Tensor, logsumexp: torch.Tensor) -> Best:
+        """Return recorded logits (rows, k) as log-probabilities."""
+        return cls(ids, logits.double() - logsumexp.double()[:, None])
+
+
+def align(golden: Best, answer: Best) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return expected and actual log-probabilities, (rows, golden's k + answer's k) float64.
+
+    Both lists are cut off after k tokens. A token that only one side lists is at most as probable
+    as the last token of the other list: this bound takes the place of its value if it is violated.
+    """
+    same = golden.ids[:, :, None] == answer.ids[:, None, :]
+    listed, known = same.any(2), same.any(1)
+    found = answer.logprobs.gather(1, same.int().argmax(2))
+    bound = torch.minimum(golden.logprobs, answer.logprobs.amin(1, keepdim=True))
+    own_bound = torch.minimum(answer.logprobs, golden.logprobs.amin(1, keepdim=True))
+    expected = torch.cat([golden.logprobs, answer.logprobs.where(known, own_bound)], 1)
+    actual = torch.cat([found.where(listed, bound), answer.logprobs], 1)
+    return expected, actual
+
+
+def measure_agreement(golden: Best, answer: Best) -> Agreement:
+    """Return how far two lists of best tokens agree, over all positions."""
+    size = golden.ids.shape[1]
+    expected, actual = (side[:, :size] for side in align(golden, answer))
+    rest, own_rest = ((1 - side.exp().sum(1)).clamp(min=_LEAST) for side in (expected, actual))
+    divergence = (expected.exp() * (expected - actual)).sum(1) + rest * (rest / own_rest).log()
+    best = golden.ids.gather(1, golden.logprobs.argmax(1, keepdim=True))
+    own_best = answer.ids.gather(1, answer.logprobs.argmax(1, keepdim=True))
+    return Agreement(
+        len(best), int((best == own_best).sum()), float(divergence.clamp(min=0).mean())
+    )
 
 
 def _position_logprobs(named: Mapping[str, torch.Tensor], case: RecordedCase) -> Pair:

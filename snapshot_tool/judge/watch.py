@@ -30,11 +30,6 @@ _PRODUCTS = ("mm", "matmul", "linear", "conv", "attention", "dot", "einsum")
 _DESCRIBING = ("info", "output_cache")
 
 
-def raised_by_candidate(error: BaseException) -> bool:
-    """Return whether a watched candidate's own code raised an error."""
-    return bool(getattr(error, _RAISED, False))
-
-
 def require_raised_by_candidate(error: BaseException, *, case: str, phase: str) -> None:
     """Return if a phase failed in the candidate's own code.
 
@@ -43,7 +38,7 @@ def require_raised_by_candidate(error: BaseException, *, case: str, phase: str) 
     """
     if is_out_of_memory(error):
         raise error
-    if not raised_by_candidate(error):
+    if not getattr(error, _RAISED, False):
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise GoldenDamaged(
             f"{phase} of case {case}: tensors of the golden set do not fit together ({what})",
@@ -76,7 +71,6 @@ class WatchedCandidate(Candidate):
     precision settings change; and if outputs differ between runs.
 
     Args:
-        candidate: the implementation under test.
         dtype: the name of its expected dtype.
         settings: torch's precision settings before the candidate was loaded.
         sees_modules: whether modules are inspected. It makes torch.compile compile them again at
@@ -166,21 +160,18 @@ class WatchedCandidate(Candidate):
     def _watching(self) -> Iterator[None]:
         """Inspect every module that runs inside the block."""
         self._check_settings()
-        if not self._sees_modules:
+        if self._sees_modules:
+            handle = register_module_forward_pre_hook(self._look_at_module)
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message=".*global hooks on modules.*")
+                    yield
+            finally:
+                handle.remove()
+        else:
             self.modules_run += 1
-        with self._inspecting() if self._sees_modules else nullcontext():
             yield
         self._check_settings()
-
-    @contextmanager
-    def _inspecting(self) -> Iterator[None]:
-        handle = register_module_forward_pre_hook(self._look_at_module)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*global hooks on modules.*")
-                yield
-        finally:
-            handle.remove()
 
     def _check_settings(self) -> None:
         """Warn of torch's precision settings that changed."""

@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the families that --snap-family names, in every process that runs tests."""
     if config.getoption(_GOLDENS) and config.getoption("--snap-family"):
         from snapshot_tool.base.errors import SnapError
-        from snapshot_tool.families.own import name_families
+        from snapshot_tool.families import name_families
         from snapshot_tool.pytest_plugin.nodes import make_request
 
         try:

@@ -1,9 +1,8 @@
-"""Differences between two golden sets as text, JSON and HTML."""
+"""Differences between two golden sets as text, Markdown and HTML."""
 
 from __future__ import annotations
 
-from snapshot_tool.diagnose.diff import PartDiff, SetDiff, TextDiff
-from snapshot_tool.reports.json import write_json
+from snapshot_tool.diagnose.diff import PartDiff, SetDiff
 from snapshot_tool.reports.markdown import escape
 from snapshot_tool.reports.text import wrap_worst
 
@@ -31,7 +30,11 @@ def diff_lines(diff: SetDiff) -> list[str]:
     lines += [_part_line(diff, part) for part in diff.parts]
     lines += ["0.5x: the worst element moved by half of its tolerance", ""]
     for text in diff.tokens:
-        lines += _text_lines(text)
+        lines += [
+            f"tokens of {text.case} change from step {text.step}:",
+            f"  - {_short(text.one, text.other)}",
+            f"  + {_short(text.other, text.one)}",
+        ]
     lines += [
         f"{found.part} / {found.case} / {found.tensor}: {wrap_worst(found.reason)}"
         for found in diff.beyond[:_SHOWN]
@@ -52,14 +55,6 @@ def _used(tolerances: float | None) -> str:
     return "" if tolerances is None else f"{tolerances:.2g}x"
 
 
-def _text_lines(text: TextDiff) -> list[str]:
-    return [
-        f"tokens of {text.case} change from step {text.step}:",
-        f"  - {_short(text.one, text.other)}",
-        f"  + {_short(text.other, text.one)}",
-    ]
-
-
 def _short(text: str, other: str) -> str:
     """Return a text in quotes, cut around the first difference to the other text."""
     same = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), None)
@@ -67,11 +62,6 @@ def _short(text: str, other: str) -> str:
     part = text[start : start + _TEXT_WIDTH]
     before, after = "…" if start else "", "…" if start + _TEXT_WIDTH < len(text) else ""
     return f"{before}{part!r}{after}"
-
-
-def diff_to_json(diff: SetDiff) -> str:
-    """Return the JSON text, with a newline at its end."""
-    return write_json(diff)
 
 
 def diff_to_markdown(diff: SetDiff) -> str:

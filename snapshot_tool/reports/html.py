@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 
 import jinja2
 from markupsafe import Markup
 
+from snapshot_tool.base.localisation import ERROR_LIMIT, Localisation, ModuleErrors
 from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Result, overall_verdict
 from snapshot_tool.reports import plots, text
-from snapshot_tool.reports.modules import build_tree, draw_curve
 from snapshot_tool.reports.preview import CasePreview
 
 _COLUMNS = (
     *("differ", "of", "max abs", "max rel", "rms", "cosine", "tolerance used", "atol", "rtol"),
     *("error, oracle", "reference's own", "allowed"),
 )
+# The area of the curve, in percent of the picture; the rest is for the labels of the axis.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 11.0, 99.0, 4.0, 96.0
+_MOST_LABELS = 7
 
 
 def page_environment() -> jinja2.Environment:
@@ -44,8 +50,7 @@ def run_to_html(report: CheckReport, previews: Mapping[str, CasePreview], *, bas
     previews: prompts and images of the cases, by name. base: paths below this folder are shortened.
     """
     plots.require_plotting()
-    templates = resources.files("snapshot_tool.reports") / "templates"
-    style, script = ((templates / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    script = (resources.files("snapshot_tool.reports") / "templates/report.js").read_text("utf-8")
     cases = text.grid(report)
     first, found = report.divergence, report.localisation
     anchor = "exploration"
@@ -75,9 +80,8 @@ def run_to_html(report: CheckReport, previews: Mapping[str, CasePreview], *, bas
         conclusion=_conclusion(report),
         summary=text.summary_line(report).partition(" ")[2],
         candidate=text.candidate_text(report.candidate, base=base),
-        curve=draw_curve(found) if found else None,
-        modules=build_tree(found) if found else None,
-        style=Markup(style),  # noqa: S704 - our own style
+        curve=_draw_curve(found) if found else None,
+        modules=_build_tree(found) if found else None,
         script=Markup(script),  # noqa: S704 - our own script
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -126,3 +130,104 @@ def _plot_errors(result: Result) -> dict[str, str]:
         "columns": columns,
         "note": note,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """A module on the curve, by its index in the order of execution.
+
+    x is in percent of the picture's width. y, the error of its output, and the limit of this error
+    are in percent of its height from the top.
+    """
+
+    index: int
+    module: ModuleErrors
+    x: float
+    y: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The errors of all compared modules, on a logarithmic scale, in order of execution.
+
+    labels: text and position on the axis, like `CurvePoint.y`.
+    """
+
+    points: tuple[CurvePoint, ...]
+    labels: tuple[tuple[str, float], ...]
+
+    @property
+    def pairs(self) -> Iterator[tuple[CurvePoint, CurvePoint]]:
+        """Pairs of consecutive points."""
+        return itertools.pairwise(self.points)
+
+
+def _draw_curve(found: Localisation) -> Curve:
+    """Return the curve; NaN and infinite errors are drawn at its upper end."""
+    compared = [(i, m) for i, m in enumerate(found.modules) if m.output_error is not None]
+    values = [m.output_error or 0.0 for _, m in compared] + [m.output_limit for _, m in compared]
+    known = [value for value in values if 0 < value < math.inf] or [ERROR_LIMIT]
+    low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known))) + 1
+
+    def height(value: float) -> float:
+        if not value < 10.0**high:
+            return _TOP
+        above = high - max(math.log10(value) if value > 0 else low, low)
+        return round(_TOP + above / (high - low) * (_BOTTOM - _TOP), 2)
+
+    across = (_RIGHT - _LEFT) / max(len(compared) - 1, 1)
+    points = tuple(
+        CurvePoint(
+            index,
+            module,
+            round(_LEFT + place * across, 2),
+            height(module.output_error or 0.0),
+            height(module.output_limit),
+        )
+        for place, (index, module) in enumerate(compared)
+    )
+    step = math.ceil((high - low) / _MOST_LABELS)
+    labels = tuple((f"1e{power}", height(10.0**power)) for power in range(low, high, step))
+    return Curve(points, labels)
+
+
+@dataclass(slots=True)
+class ModuleNode:
+    """A module in the tree, or a list of them, by the last part of its name.
+
+    index: its place in the order of execution; None if it has no errors of its own.
+    holds_first_bad: whether the first bad module is inside. children: by the next part of their
+    names.
+    """
+
+    name: str
+    index: int | None = None
+    errors: ModuleErrors | None = None
+    holds_first_bad: bool = False
+    children: dict[str, ModuleNode] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """The colour: "fail" if its output, or one inside, is wrong; "pass"; "" if not compared."""
+        states = {child.state for child in self.children.values()}
+        if self.errors is not None and self.errors.output_error is not None:
+            states.add("fail" if self.errors.output_beyond else "pass")
+        return "fail" if "fail" in states else "pass" if "pass" in states else ""
+
+
+def _build_tree(found: Localisation) -> ModuleNode:
+    """Return the modules by the parts of their names; the root has no name."""
+    root = ModuleNode("")
+    for index, errors in enumerate(found.modules):
+        node = root
+        for part in errors.module.split("."):
+            node = node.children.setdefault(part, ModuleNode(part))
+        node.index, node.errors = index, errors
+    node, root.holds_first_bad = root, True
+    for part in found.module.split(".") if found.module else []:
+        if part not in node.children:
+            break
+        node = node.children[part]
+        node.holds_first_bad = True
+    return root

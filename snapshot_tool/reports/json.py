@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,10 +109,19 @@ class CheckDocument(msgspec.Struct, kw_only=True):
     path_difference: PathDifference | None = None
 
 
+# Parts that are written with other names or in another form.
+_OTHER = ("environment", "exploration", "localisation", "results")
+_SAME = tuple(
+    field.name
+    for field in fields(CheckReport)
+    if field.name in CheckDocument.__struct_fields__ and field.name not in _OTHER
+)
+
+
 def write_json(document: object) -> str:
     """Return the JSON text of a report."""
-    fields = _spell_figures(msgspec.to_builtins(document))
-    return json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    figures = _spell_figures(msgspec.to_builtins(document))
+    return json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _spell_figures(value: Any) -> Any:
@@ -130,19 +139,11 @@ def run_to_json(report: CheckReport) -> str:
     """Return the report as JSON text."""
     found = report.localisation
     document = CheckDocument(
-        snap=report.snap,
-        date=report.date,
-        command=report.command,
-        seconds=report.seconds,
+        **{name: getattr(report, name) for name in _SAME},
         verdict=report.verdict,
         exit_code=report.exit_code,
         counts=report.counts,
-        quick=report.quick,
-        answered=report.answered,
-        dtype=report.dtype,
         tolerance=report.rule,
-        near_ties_allowed=report.near_ties_allowed,
-        golden=report.golden,
         environment={
             **report.environment,
             _CANDIDATE: report.candidate,
@@ -150,24 +151,15 @@ def run_to_json(report: CheckReport) -> str:
             _IMPORTED: report.transformers.imported_by_candidate,
             _DEVICE: report.device,
         },
-        warnings=report.warnings,
         recorded_elsewhere=report.environment_differences,
         results=report.all_results,
-        weights=report.weights,
         unmet_requirements=report.unmet,
-        coverage=report.coverage,
         first_divergence=_first_divergence(report),
-        graft=report.graft,
-        probes=report.probes,
-        isolated=report.isolated,
         modules=found.modules if found else None,
         module_mapping=found.mapping if found else None,
         localisation=msgspec.convert(found, Finding, from_attributes=True) if found else None,
         exploration=_exploration_summary(report.exploration),
-        shard=report.shard,
         next=report.next_commands,
-        path=report.path,
-        path_difference=report.path_difference,
     )
     return write_json(document)
 
@@ -231,35 +223,18 @@ def _report(document: CheckDocument) -> CheckReport:
     exploration = _exploration(document.exploration, document.results)
     asked = {id(result) for result in exploration.results} if exploration else set()
     return CheckReport(
-        golden=document.golden,
+        **{name: getattr(document, name) for name in _SAME},
         device=str(environment.pop(_DEVICE, "")),
         candidate=candidate,
         transformers=Transformers(importable, imported),
         environment=msgspec.convert(environment, dict[str, str]),
         results=tuple(result for result in document.results if id(result) not in asked),
         unmet=document.unmet_requirements,
-        coverage=document.coverage,
         localisation=_localisation(document),
-        quick=document.quick,
-        answered=document.answered,
-        warnings=document.warnings,
         environment_differences=document.recorded_elsewhere,
         exploration=exploration,
-        dtype=document.dtype,
         rule=document.tolerance,
-        near_ties_allowed=document.near_ties_allowed,
-        graft=document.graft,
-        probes=document.probes,
-        isolated=document.isolated,
-        shard=document.shard,
-        snap=document.snap,
-        date=document.date,
-        command=document.command,
-        seconds=document.seconds,
         next_commands=document.next,
-        path=document.path,
-        path_difference=document.path_difference,
-        weights=document.weights,
     )
 
 

@@ -79,13 +79,12 @@ def annotation_lines(report: CheckReport) -> Iterator[str]:
 
 
 def _annotation(place: Place | None, message: str) -> str:
-    where = f" file={_property(place.file)},line={place.line}" if place else ""
+    where = ""
+    if place:
+        file = _data(place.file).replace(":", "%3A").replace(",", "%2C")
+        where = f" file={file},line={place.line}"
     return f"::error{where}::{_data(message)}"
 
 
 def _data(value: str) -> str:
     return value.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(value: str) -> str:
-    return _data(value).replace(":", "%3A").replace(",", "%2C")

@@ -24,14 +24,7 @@ _SIDE = 192  # pixels, so that a report with many cases stays small
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image for a page.
-
-    Args:
-        data: a small version, as a data: address.
-        width: the original width in pixels.
-        height: the original height in pixels.
-        caption: its kind and mode.
-    """
+    """A small version of an image as a data: address, with the original size in pixels."""
 
     data: str
     width: int
@@ -43,12 +36,8 @@ class Picture:
 class CasePreview:
     """A case for a page.
 
-    Args:
-        text: the tokenizer's input, before image placeholders were expanded.
-        generated: the reference's new tokens as text.
-        tokens: the length of the prompt.
-        tiles: the number of tiles of all images.
-        pictures: the images, in order.
+    text: the tokenizer's input, before image placeholders were expanded. generated: the reference's
+    new tokens as text. tokens: the length of the prompt. tiles: those of all images.
     """
 
     text: str

@@ -44,7 +44,9 @@ def remarks(manifest: Manifest) -> list[str]:
     return lines
 
 
-def header_facts(report: CheckReport, *, base: str) -> list[tuple[str, str]]:
+def header_facts(  # noqa: C901 - one fact after the other
+    report: CheckReport, *, base: str
+) -> list[tuple[str, str]]:
     """Return names and values that describe the check.
 
     base: a folder; paths below it are shortened.
@@ -56,9 +58,12 @@ def header_facts(report: CheckReport, *, base: str) -> list[tuple[str, str]]:
     facts: list[tuple[str, object]] = [
         ("golden", golden),
         ("candidate", candidate_text(candidate, base=base)),
-        *(("path", fact) for fact in path_facts(report)),
-        *(("note", note) for note in candidate.notes),
     ]
+    if report.path != str(EAGER):
+        facts.append(("path", report.path))
+    if difference := report.path_difference:
+        facts.append(("path", f"difference from {difference.path}: {difference}"))
+    facts += [("note", note) for note in candidate.notes]
     if candidate.loading is Loading.OWN:
         facts.append(("loading", 'by FMS: get_model("hf_pretrained")'))
     facts += [("loading", field) for field in candidate.mapping if field.harmless]
@@ -78,17 +83,10 @@ def header_facts(report: CheckReport, *, base: str) -> list[tuple[str, str]]:
         facts.append(("probes", report.probes))
     if report.isolated:
         facts.append(("isolated", report.isolated))
-    facts += [("recorded on", difference) for difference in report.environment_differences]
+    facts += [("recorded on", other) for other in report.environment_differences]
     facts += [("not covered", one.text) for one in report.coverage if not one.reached]
     facts += [("warning", warning) for warning in report.warnings]
     return [(name, str(fact)) for name, fact in facts]
-
-
-def path_facts(report: CheckReport) -> list[str]:
-    """Return the path on which FMS ran, unless it is the eager one, and its difference."""
-    difference = report.path_difference
-    facts = [] if report.path == str(EAGER) else [report.path]
-    return [*facts, *([f"difference from {difference.path}: {difference}"] if difference else [])]
 
 
 def candidate_text(info: CandidateInfo, *, base: str) -> str:
@@ -248,7 +246,8 @@ def problem_lines(report: CheckReport, *, verbose: bool = False) -> list[str]:
     if not verbose:
         fields, weights = _first_few(fields), _first_few(weights)
         modules = modules if report.isolated else _first_few(modules)  # --isolate lists all
-        problems = [next(r for r in problems if r.phase is p) for p in _phases_of(problems)]
+        phases = dict.fromkeys(result.phase for result in problems)
+        problems = [next(r for r in problems if r.phase is phase) for phase in phases]
     lines = [*fields, *weights, *modules, *map(problem_text, problems)]
     if left := len(report.bad) - len(problems):
         lines.append(f"     … and {left} more: --verbose or --json FILE")
@@ -260,10 +259,6 @@ def problem_lines(report: CheckReport, *, verbose: bool = False) -> list[str]:
         several = f"SKIP {phase}, {len(found)} times: {reason}"
         lines.append(several if len(found) > 1 else problem_text(found[0]))
     return lines
-
-
-def _phases_of(results: Sequence[Result]) -> list[Phase]:
-    return list(dict.fromkeys(result.phase for result in results))
 
 
 def _first_few(lines: list[str]) -> list[str]:

@@ -1,9 +1,8 @@
-"""A comparison of two traces as text and JSON; docs/json.md lists the fields."""
+"""A comparison of two traces as text."""
 
 from __future__ import annotations
 
 from snapshot_tool.base.localisation import Metric, TraceComparison, TraceRow
-from snapshot_tool.reports.json import write_json
 from snapshot_tool.reports.text import list_names
 
 _BEFORE = 5  # rows shown before the first one that differs
@@ -71,8 +70,3 @@ def _summary(found: TraceComparison) -> str:
         f"FAIL: {len(found.differing)} of {len(found.rows)} tensors differ (relative error above "
         f"{found.limit:.0e}); the first is {first.module} {first.tensor}"
     )
-
-
-def comparison_to_json(found: TraceComparison) -> str:
-    """Return the comparison as JSON text."""
-    return write_json(found)

@@ -16,8 +16,13 @@ from snapshot_tool.base.errors import GoldenNotFound
 from snapshot_tool.base.localisation import ModuleTrials
 from snapshot_tool.base.protocol import CandidateRequest, Side
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
-from snapshot_tool.check.localise import isolate_modules, probe_modules
-from snapshot_tool.diagnose.modules import Isolator, can_isolate, isolate
+from snapshot_tool.diagnose.modules import (
+    Isolator,
+    can_isolate,
+    isolate,
+    isolate_modules,
+    probe_modules,
+)
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.numerics.compare import compare_weights
 from tests.candidates import CHECKOUT

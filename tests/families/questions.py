@@ -25,7 +25,7 @@ from snapshot_tool.base.protocol import Progress
 from snapshot_tool.base.report import ExploredKind
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.check.request import CheckRequest
-from snapshot_tool.check.session import check
+from snapshot_tool.check.workflow import check
 from snapshot_tool.goldens.manifest import Manifest
 from tests.families.findings import FINDINGS, REPAIRS
 from tests.families.table import QUESTIONS, ROOT, recorded, replace_part

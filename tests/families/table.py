@@ -24,7 +24,7 @@ from snapshot_tool.base.environment import package_version
 from snapshot_tool.base.errors import SnapError
 from snapshot_tool.base.protocol import PHASES, Progress
 from snapshot_tool.check.request import CheckRequest
-from snapshot_tool.check.session import check
+from snapshot_tool.check.workflow import check
 from snapshot_tool.goldens.find import find_goldens
 from snapshot_tool.goldens.manifest import Manifest, load_manifest
 from snapshot_tool.reports.json import run_to_json

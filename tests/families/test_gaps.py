@@ -25,7 +25,7 @@ from snapshot_tool.base.protocol import (
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.candidates.fms.weights import CheckpointWeights
-from snapshot_tool.check.localise import localise_case
+from snapshot_tool.diagnose.localise import localise_case
 from snapshot_tool.explore.run import explore
 from snapshot_tool.families.family import ModulePair
 from snapshot_tool.families.llama import LLAMA

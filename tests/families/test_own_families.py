@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from snapshot_tool.base.errors import FamilyInvalid
-from snapshot_tool.families import find_family
-from snapshot_tool.families.own import name_families
+from snapshot_tool.families import find_family, name_families
 from tests.check.test_bisect import History
 from tests.check.test_torchrun import launch
 from tests.conftest import CHECKOUT, CHECKPOINT, ROOT, Run, Snap, error_lines

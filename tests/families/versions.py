@@ -29,7 +29,7 @@ from snapshot_tool.base.errors import SnapError
 from snapshot_tool.base.protocol import Progress
 from snapshot_tool.candidates.fms.importing import import_fms
 from snapshot_tool.check.request import CheckRequest
-from snapshot_tool.check.session import check
+from snapshot_tool.check.workflow import check
 from snapshot_tool.families import FAMILIES
 from snapshot_tool.reports.json import run_to_json
 from tests.families.findings import FINDINGS, REPAIRS

@@ -15,7 +15,7 @@ from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.check.request import CheckRequest
-from snapshot_tool.check.session import check
+from snapshot_tool.check.workflow import check
 from tests.mutants.candidates import SPEC, Planted, plant_candidate
 from tests.mutants.measure import Setup, fails_by_oracle, rules_that_fail
 from tests.mutants.ways import USUAL, WAYS, Way, with_calls

@@ -16,7 +16,7 @@ from pathlib import Path
 from snapshot_tool.base.errors import CandidateUnavailable
 from snapshot_tool.base.protocol import Progress
 from snapshot_tool.check.request import CheckRequest
-from snapshot_tool.check.session import check
+from snapshot_tool.check.workflow import check
 from tests.mutants.candidates import SPEC
 from tests.mutants.corpus import MUTANTS
 from tests.mutants.forked import Crash

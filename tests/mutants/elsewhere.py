@@ -21,7 +21,7 @@ from snapshot_tool.base.protocol import Phase, Progress
 from snapshot_tool.candidates.answers import weight_digests
 from snapshot_tool.check.ask import ask
 from snapshot_tool.check.request import CheckRequest
-from snapshot_tool.check.session import check
+from snapshot_tool.check.workflow import check
 from tests.examples.answer import answer
 from tests.mutants.candidates import SPEC
 from tests.mutants.corpus import MUTANTS

@@ -16,7 +16,7 @@ from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.base.tolerance import Rule
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.check.request import CheckRequest
-from snapshot_tool.check.session import check
+from snapshot_tool.check.workflow import check
 from snapshot_tool.goldens.find import find_goldens
 from snapshot_tool.goldens.golden import Golden, open_golden
 from tests.mutants.answers import float64_logits, hugging_face_answers, read_answers

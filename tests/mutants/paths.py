@@ -23,8 +23,8 @@ import torch._dynamo
 import torch.distributed.checkpoint  # noqa: F401
 
 from snapshot_tool.base.protocol import Progress
-from snapshot_tool.check.paths import check_paths
 from snapshot_tool.check.request import CheckRequest
+from snapshot_tool.check.workflow import check_paths
 from tests.conftest import CHECKOUT, GOLDENS, ROOT
 from tests.mutants.corpus import read_mutants
 from tests.mutants.forked import Crash, run_forked

@@ -20,7 +20,8 @@ from snapshot_tool.goldens.manifest import SCHEMA_VERSION, load_manifest
 from snapshot_tool.goldens.parts import STEP_LOGSUMEXP
 from snapshot_tool.goldens.tensors import describe_file
 from snapshot_tool.goldens.verify import set_file
-from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_json, diff_to_markdown
+from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_markdown
+from snapshot_tool.reports.json import write_json
 from tests.unit.factory import write_golden, write_manifest
 
 Change = Callable[[dict[str, torch.Tensor]], object]
@@ -117,7 +118,7 @@ def test_an_infinity_is_worse_than_any_number(tmp_path: Path) -> None:
     found = diff_after(tmp_path, "forward.safetensors", change)
     (part,) = found.parts
     assert found.worst(part).case == "text-only"
-    report = json.loads(diff_to_json(found), parse_constant=pytest.fail)
+    report = json.loads(write_json(found), parse_constant=pytest.fail)
     assert report["parts"][0]["largest"] == "inf"
     assert "1 Inf" in "\n".join(diff_lines(found))
 
@@ -146,7 +147,7 @@ def test_tokens_that_moved_are_shown_as_text(tmp_path: Path) -> None:
     assert lines[place + 1 : place + 3] == ["  - 'größer'", "  + 'kleiner'"]
     assert "       torch: 2.6.0 -> 2.13.0" in lines
     assert describe_diff(found)[-1] == "tokens of text-only change from step 1"
-    report = json.loads(diff_to_json(found))
+    report = json.loads(write_json(found))
     assert report["tokens"] == [
         {"case": "text-only", "step": 1, "one": "größer", "other": "kleiner"}
     ]

@@ -11,7 +11,7 @@ from snapshot_tool.base.protocol import CandidateInfo, Phase
 from snapshot_tool.base.report import CheckReport, GoldenIdentity, Transformers
 from snapshot_tool.base.results import Result, Verdict, Worst
 from snapshot_tool.base.tolerance import OracleComparison, Rule
-from snapshot_tool.judge.again import judge_again
+from snapshot_tool.judge.judge import judge_again
 
 
 def result(max_abs: float, max_rel: float, worst: Worst, **changes: object) -> Result:

@@ -30,10 +30,7 @@ _PLAIN = inspect.Parameter.POSITIONAL_OR_KEYWORD
 class PairedModules:
     """FMS's modules and the Hugging Face modules that they correspond to.
 
-    Args:
-        model: FMS's model.
-        pairs: how modules are named on both sides.
-        head_dim: elements of one head of the text model, for FMS's rotary order.
+    head_dim: elements of one head of the text model, for FMS's rotary order.
     """
 
     model: torch.nn.Module
