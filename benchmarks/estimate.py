@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from snapshot_tool.base.taps import MAX_DIMENSIONS, MOMENTS, PROJECTION_SIZE, SAMPLE_SIZE
 from snapshot_tool.goldens.parts import TOP_K
+from snapshot_tool.taps.sketches import MAX_DIMENSIONS, MOMENTS, PROJECTION_SIZE, SAMPLE_SIZE
 
 MANIFEST_CASE = 5_100  # bytes of a text case's entries, in a set of 1,000 cases of a tiny llama
 # One H100: float32 without TF32, and its memory's bandwidth.

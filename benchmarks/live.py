@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.images import render
 from snapshot_tool.base.recipes import FIXED_CASES, NamedRecipe
+from snapshot_tool.goldens.images import render
 
 NEW_TOKENS = 20
 

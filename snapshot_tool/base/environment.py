@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
 
 from snapshot_tool.base.errors import DeviceUnavailable
 
@@ -135,20 +134,3 @@ def precision_settings() -> dict[str, str]:
         ).lower(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
-
-
-class Processes:
-    """The processes that record together. This class stands for one process alone.
-
-    index: which one this is, from 0. count: how many there are.
-    """
-
-    index = 0
-    count = 1
-
-    def share(self, value: Any) -> Any:
-        """Return the first process's value in every process."""
-        return value
-
-    def wait(self) -> None:
-        """Return when all processes have come here."""

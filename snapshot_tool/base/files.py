@@ -1,8 +1,13 @@
-"""Opening files that may be a stranger's: only regular files, and JSON of bounded size."""
+"""Files: reading those that may be a stranger's, and writing so that nothing is lost.
 
+Only regular files are opened, and only JSON of bounded size.
+"""
+
+import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import stat
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -83,3 +88,42 @@ def write_report(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise SnapError(f"cannot write {path}: {error.strerror}", "name another file") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents; raise SnapError if that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SnapError(f"cannot create {folder}: {error.strerror}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it holds all of `data` or what it held before."""
+    partial = path.with_name(f".{path.name}.partial")
+    # A killed write may have left one. "x" follows no link that was put there.
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, if the system can sync folders."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Give a file a second place by a hard link, or copy it if that is not possible."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -131,11 +131,6 @@ class ModuleErrors(msgspec.Struct, frozen=True, rename={"candidate": "candidate_
         """The part of its limit that the output's error uses; 0 if it is not known."""
         return (self.output_error or 0.0) / self.output_limit
 
-    @property
-    def is_first_bad(self) -> bool:
-        """Whether the error arises between its input and its output."""
-        return self.input_within and self.output_beyond
-
 
 class Finding(
     msgspec.Struct,

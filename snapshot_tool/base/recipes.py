@@ -42,7 +42,7 @@ class ImageRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what `images.render` cannot draw."""
+        """Refuse what `render` cannot draw."""
         if self.kind not in IMAGE_KINDS:
             raise ValueError(f"image kind {self.kind!r} is none of {', '.join(IMAGE_KINDS)}")
         if self.mode not in IMAGE_MODES:

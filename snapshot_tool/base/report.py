@@ -14,13 +14,7 @@ from typing import TypeVar
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.localisation import Localisation, ModuleTrial, ModuleTrials
 from snapshot_tool.base.protocol import PHASES, CandidateInfo, FieldDifference, Phase, phase_order
-from snapshot_tool.base.results import (
-    Judgement,
-    Result,
-    Verdict,
-    first_divergence,
-    overall_verdict,
-)
+from snapshot_tool.base.results import Judgement, Result, Verdict, first_divergence, overall_verdict
 from snapshot_tool.base.tolerance import Rule
 
 

@@ -29,8 +29,7 @@ from snapshot_tool.base.protocol import (
 )
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
-from snapshot_tool.goldens.compact import connector_input
-from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.golden import Golden, connector_input
 from snapshot_tool.goldens.layout import phase_file
 from snapshot_tool.goldens.manifest import (
     CheckpointName,

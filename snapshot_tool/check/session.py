@@ -59,10 +59,9 @@ from snapshot_tool.explore.run import explore, fail_if_copied, replay
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.find import open_checkpoint_of
-from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.golden import Golden, has_coarse_oracle
 from snapshot_tool.goldens.layout import ORACLE, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, Storage
-from snapshot_tool.goldens.oracle import has_coarse_oracle
 from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge
 from snapshot_tool.judge.phases import OnePass, Pair, RecordedCase, run_phase

@@ -21,7 +21,7 @@ from snapshot_tool.cli.options import (
 )
 from snapshot_tool.goldens.coverage import coverage, generated_tokens
 from snapshot_tool.goldens.find import FoundSet, how_to_get, iterate_goldens
-from snapshot_tool.goldens.layout import lock_path
+from snapshot_tool.goldens.lock import lock_path
 from snapshot_tool.goldens.manifest import Manifest, Storage, encode
 from snapshot_tool.reports.json import write_json
 from snapshot_tool.reports.text import localisation_lines, remarks
@@ -313,7 +313,7 @@ def push_command(
     REMOTE is hf://datasets/OWNER/NAME, s3://BUCKET/PREFIX or file:///FOLDER, by default the one in
     goldens.lock beside the goldens folder. Commit this file: snap pull reads it.
     """
-    from snapshot_tool.goldens.signature import read_private_key, sign
+    from snapshot_tool.goldens.lock import read_private_key, sign
     from snapshot_tool.goldens.sync import push
 
     private = read_private_key(key) if key else None  # before anything is uploaded
@@ -350,7 +350,7 @@ def pull_command(
     REMOTE is by default the one in goldens.lock. Every byte is compared with the digests in the
     lock. If any differs, the exit code is 3 and no set is changed.
     """
-    from snapshot_tool.goldens.signature import require_signed
+    from snapshot_tool.goldens.lock import require_signed
     from snapshot_tool.goldens.sync import pull
 
     if key:

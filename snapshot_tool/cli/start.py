@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from snapshot_tool.cli.options import family_option, fms_path_option, goldens_option
-from snapshot_tool.goldens.layout import lock_path
+from snapshot_tool.goldens.lock import lock_path
 
 _DATA = Path(__file__).parent.parent / "demo"
 _CANNOT_RUN = 3

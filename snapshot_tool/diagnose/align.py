@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from snapshot_tool.base.localisation import ERROR_LIMIT
-from snapshot_tool.base.taps import Sketch, Tap
+from snapshot_tool.taps.sketches import Sketch, Tap
 
 # The score of a pair: any pair is better than none, then values count, then the kind.
 _SHAPE, _KIND, _INPUT, _REORDERED, _OUTPUT = 1.0, 0.5, 2.0, 2.0, 4.0

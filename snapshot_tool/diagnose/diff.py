@@ -13,18 +13,11 @@ from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.protocol import PHASES, Phase
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.base.tolerance import EXACT
-from snapshot_tool.goldens.compact import QUESTION
 from snapshot_tool.goldens.golden import Golden, open_golden
-from snapshot_tool.goldens.layout import (
-    INPUTS,
-    MODULE_INPUTS,
-    ORACLE,
-    OUTPUTS,
-    PROBES,
-    phase_file,
-)
+from snapshot_tool.goldens.layout import INPUTS, MODULE_INPUTS, ORACLE, OUTPUTS, PROBES, phase_file
 from snapshot_tool.goldens.manifest import TensorEntry
 from snapshot_tool.goldens.parts import PLACES, STEP_LOGSUMEXP, TOKEN_IDS, TOPK_RECORDS
+from snapshot_tool.numerics.compact import QUESTION
 from snapshot_tool.numerics.compare import judge_tensor
 
 INPUTS_PART = "inputs"

@@ -24,11 +24,10 @@ from snapshot_tool.base.localisation import (
     ModuleMapping,
 )
 from snapshot_tool.base.protocol import Candidate, CaseInputs, Side
-from snapshot_tool.base.taps import Sketch, Tap, TapRecorder, relative_error, shapes_of
 from snapshot_tool.diagnose.align import enclosing, pair_modules
-from snapshot_tool.goldens.golden import Golden
-from snapshot_tool.goldens.oracle import tap_limits
+from snapshot_tool.goldens.golden import Golden, tap_limits
 from snapshot_tool.taps.hooks import tap_modules
+from snapshot_tool.taps.sketches import Sketch, Tap, TapRecorder, relative_error, shapes_of
 
 
 def localise_case(

@@ -22,15 +22,20 @@ from snapshot_tool.base.localisation import (
 from snapshot_tool.base.protocol import Candidate, CaseInputs, Phase, Side
 from snapshot_tool.base.report import Graft
 from snapshot_tool.base.results import Judgement, Result, Verdict
-from snapshot_tool.base.taps import MAX_DIMENSIONS, relative_error, sketch, without_padding
 from snapshot_tool.candidates.distributed import joined_ranks
 from snapshot_tool.diagnose.align import enclosing
 from snapshot_tool.diagnose.localise import localise_case
 from snapshot_tool.families import family_of
-from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.golden import Golden, tap_limits
 from snapshot_tool.goldens.manifest import CaseEntry, Storage
-from snapshot_tool.goldens.oracle import tap_limits
-from snapshot_tool.taps.probes import Probe, probe_input
+from snapshot_tool.taps.sketches import (
+    MAX_DIMENSIONS,
+    Probe,
+    probe_input,
+    relative_error,
+    sketch,
+    without_padding,
+)
 
 ModuleSide = tuple[str, Side]
 

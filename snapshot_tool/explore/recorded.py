@@ -12,10 +12,8 @@ from snapshot_tool.base.protocol import CaseInputs, Phase
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import PADDING, UNSEEN, Family
 from snapshot_tool.goldens import parts
-from snapshot_tool.goldens.compact import connector_input, recorded, recorded_shape
-from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.golden import Golden, Rows, connector_input, recorded, recorded_shape
 from snapshot_tool.goldens.layout import phase_file
-from snapshot_tool.goldens.oracle import Rows
 from snapshot_tool.judge.phases import Pair, pairs_with
 from snapshot_tool.numerics.compact import CompactTensor
 

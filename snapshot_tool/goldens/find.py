@@ -29,7 +29,8 @@ from snapshot_tool.base.errors import (
 )
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import ANSWERS, PAGE
-from snapshot_tool.goldens.layout import lock_path, set_folders
+from snapshot_tool.goldens.layout import set_folders
+from snapshot_tool.goldens.lock import lock_path
 from snapshot_tool.goldens.manifest import Manifest, load_manifest
 from snapshot_tool.goldens.transaction import committed_revisions, read_undisturbed, replaced_sets
 

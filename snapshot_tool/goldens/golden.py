@@ -1,7 +1,8 @@
-"""A golden set, opened for reading."""
+"""A golden set, opened for reading: its inputs, its outputs, whole or compact, and its oracle."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,17 @@ import torch
 from PIL import Image
 
 from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound
-from snapshot_tool.base.images import IMAGE_PARTS, from_arrays
+from snapshot_tool.base.localisation import noise_limit
 from snapshot_tool.base.protocol import CaseInputs, Phase, Side
-from snapshot_tool.base.taps import Tap
+from snapshot_tool.base.tolerance import OracleTensor
+from snapshot_tool.goldens.images import (
+    IMAGE_PARTS,
+    LEVELS,
+    PIXEL_VALUES,
+    SHAPE,
+    from_arrays,
+    unpack,
+)
 from snapshot_tool.goldens.layout import (
     INPUTS,
     MODULE_INPUTS,
@@ -24,11 +33,29 @@ from snapshot_tool.goldens.layout import (
     phase_file,
 )
 from snapshot_tool.goldens.manifest import CaseEntry, Manifest, Storage, case_recipe
-from snapshot_tool.goldens.packed import LEVELS, PIXEL_VALUES, SHAPE, unpack
-from snapshot_tool.goldens.parts import read_probes, read_taps
+from snapshot_tool.goldens.parts import (
+    DELTA,
+    MODULE_NOISE,
+    NOISE,
+    STEP_NOISE,
+    TAP_NOISE,
+    TOKEN_IDS,
+    read_probes,
+    read_taps,
+)
 from snapshot_tool.goldens.tensors import TensorFile, open_tensors
 from snapshot_tool.goldens.verify import open_set, refuse_damage, set_file
-from snapshot_tool.taps.probes import Probe
+from snapshot_tool.numerics.compact import (
+    PARTS,
+    QUESTION,
+    CompactTensor,
+    make_question,
+    read_compact,
+)
+from snapshot_tool.taps.sketches import Probe, Tap
+
+# Which rows of a recorded tensor are judged; None: all.
+Rows = slice | list[int] | None
 
 
 @dataclass(frozen=True)  # without slots: cached_property needs a dictionary
@@ -137,11 +164,9 @@ class Golden:
         if name + SHAPE not in names:
             return None
         parts = [part for part in (PNG, LEVELS, SHAPE) if name + part in names]
-        try:
-            return unpack({p: self.read_file(INPUTS, f"{case}/{name}{p}") for p in parts})
-        except ValueError as error:
-            path = set_file(self.folder, INPUTS)
-            raise GoldenDamaged(f"{path}: {case}/{name}: {error}") from error
+        stored = {part: self.read_file(INPUTS, f"{case}/{name}{part}") for part in parts}
+        with self.decoding(INPUTS, f"{case}/{name}"):
+            return unpack(stored)
 
     def image_input_shape(self, case: str, name: str) -> tuple[int, ...]:
         """Return the shape of such an input without reading it; () if there is none."""
@@ -155,7 +180,7 @@ class Golden:
         return self._find(OUTPUTS, f"{case}/{module}")
 
     def oracle(self, case: str, name: str) -> torch.Tensor | None:
-        """Return what the oracle has of a case under a name; see `oracle.py`."""
+        """Return what the oracle has of a case under a name; see `parts.DELTA`."""
         return self._find(ORACLE, f"{case}/{name}")
 
     def _find(self, file: str, key: str) -> torch.Tensor | None:
@@ -166,33 +191,39 @@ class Golden:
         """Return whole inputs and outputs of modules, if both are kept; nothing otherwise."""
         if (MODULE_INPUTS, case) not in self._names:
             return {}
+        files = ((Side.INPUT, MODULE_INPUTS), (Side.OUTPUT, OUTPUTS))
         return {
-            (module, side): self.read_file(file, f"{case}/{module}")
-            for side, file in ((Side.INPUT, MODULE_INPUTS), (Side.OUTPUT, OUTPUTS))
-            for module in self._names.get((file, case), ())
+            (module, side): tensor
+            for side, file in files
+            for module, tensor in self.read_case(file, case).items()
         }
 
     def probes(self) -> list[Probe]:
         """Return the probes of single modules, with the reference's outputs."""
-        for case in self.manifest.cases:
-            if names := self._names.get((PROBES, case.name)):
-                tensors = {n: self.read_file(PROBES, f"{case.name}/{n}") for n in names}
-                try:
-                    return read_probes(tensors, self.manifest.taps.modules)
-                except (ValueError, IndexError, KeyError, RuntimeError) as error:
-                    raise GoldenDamaged(f"{self.folder / PROBES}: {error}") from error
+        for case in self.cases:
+            if stored := self.read_case(PROBES, case):
+                with self.decoding(PROBES, "probes"):
+                    return read_probes(stored, self.manifest.taps.modules)
         return []
 
     def taps(self, case: str) -> list[Tap]:
         """Return the sketches of the reference's modules on a case, in order of execution."""
-        names = self._names.get((TAPS, case))
-        if not names:
+        stored = self.read_case(TAPS, case)
+        if not stored:
             return []
-        tensors = {name: self.read_file(TAPS, f"{case}/{name}") for name in names}
+        with self.decoding(TAPS, f"taps of {case}"):
+            return read_taps(stored, self.manifest.taps.modules)
+
+    @contextmanager
+    def decoding(self, file: str, what: str) -> Iterator[None]:
+        """Raise GoldenDamaged if tensors of one of the set's files do not fit each other."""
         try:
-            return read_taps(tensors, self.manifest.taps.modules)
+            yield
         except (ValueError, IndexError, KeyError, RuntimeError) as error:
-            raise GoldenDamaged(f"{self.folder / TAPS}: taps of {case}: {error}") from error
+            path = set_file(self.folder, file)
+            raise GoldenDamaged(
+                f"{path}: {what} cannot be decoded: {error}", "record the set again"
+            ) from error
 
 
 def open_golden(folder: Path, manifest: Manifest | None = None) -> Golden:
@@ -203,3 +234,108 @@ def open_golden(folder: Path, manifest: Manifest | None = None) -> Golden:
     manifest, files, damage = open_set(folder, manifest)
     refuse_damage(damage)
     return Golden(folder, manifest, files)
+
+
+def recorded(golden: Golden, case: str, phase: Phase, name: str) -> torch.Tensor | CompactTensor:
+    """Return a recorded output, whole if it is kept whole."""
+    if f"{name}.{PARTS[0]}" not in golden.tensor_names(case, phase):
+        return golden.tensor(case, phase, name)
+    parts = {part: golden.tensor(case, phase, f"{name}.{part}") for part in PARTS}
+    with golden.decoding(phase_file(phase), f"{name} of {case}"):
+        return read_compact(parts, seed=golden.manifest.seed)
+
+
+def recorded_shape(golden: Golden, case: str, phase: Phase, name: str) -> tuple[int, ...]:
+    """Return the shape of a recorded output; raise GoldenNotFound if there is none."""
+    if name in golden.tensor_names(case, phase):
+        return golden.manifest.files[phase_file(phase)].tensors[f"{case}/{name}"].shape
+    return tuple(recorded(golden, case, phase, name).shape)
+
+
+def connector_input(golden: Golden, case: str, vision: str) -> torch.Tensor | None:
+    """Return the input of the connector's recorded output; None if it is not kept.
+
+    vision: the name of the encoder's output, which is the input in a set that keeps it whole.
+    """
+    names = golden.tensor_names(case, Phase.CONNECTOR)
+    question = [name for name in names if name.partition(".")[0] == QUESTION]
+    if question:
+        kept = {name: golden.tensor(case, Phase.CONNECTOR, name) for name in question}
+        with golden.decoding(phase_file(Phase.CONNECTOR), f"the input of {case}"):
+            return make_question(kept, seed=golden.manifest.seed)
+    if vision in golden.tensor_names(case, Phase.VISION):
+        return golden.tensor(case, Phase.VISION, vision)
+    return None
+
+
+def oracle_tensor(
+    golden: Golden,
+    case: str,
+    phase: Phase,
+    tensor: str,
+    *,
+    reference: torch.Tensor,
+    dtype: str,
+    rows: Rows = None,
+) -> OracleTensor | None:
+    """Return a recorded tensor's float64 reference; None if the set has none for it.
+
+    reference: the recorded tensor, or only those rows of it.
+    """
+    delta = golden.oracle(case, DELTA.format(phase, tensor))
+    noise = golden.oracle(case, NOISE.format(phase, tensor, dtype))
+    if delta is None or noise is None:
+        return None
+    if rows is not None:
+        delta = delta[rows]
+        # A tensor without a width has one number for all rows.
+        noise = noise[rows] if noise.dim() else noise
+    _require(
+        delta.shape == reference.shape and noise.shape == reference.shape[:-1],
+        f"{case} {phase.value} {tensor}",
+    )
+    return OracleTensor(reference, delta, noise)
+
+
+def has_coarse_oracle(manifest: Manifest) -> bool:
+    """Return whether a half-precision set keeps distances to the oracle in bfloat16.
+
+    In a float32 set three digits are enough. In a half-precision set the distances are as large as
+    its rounding, and three digits of them are coarser than float32 rounds.
+    """
+    entries = manifest.files[ORACLE].tensors.items()
+    deltas = [entry.dtype for key, entry in entries if key.endswith(".delta")]
+    return manifest.dtype != "float32" and "BF16" in deltas
+
+
+def step_noise(golden: Golden, case: str, *, dtype: str) -> torch.Tensor | None:
+    """Return the greatest error of a logit at each generation step, (new,) float32, or None."""
+    noise = golden.oracle(case, STEP_NOISE.format(dtype))
+    tokens = golden.tensor(case, Phase.GENERATE, TOKEN_IDS)
+    _require(noise is None or noise.shape == tokens.shape, f"{case} generate")
+    return noise
+
+
+def tap_limits(
+    golden: Golden, case: str, *, dtype: str, by_itself: bool = False
+) -> Mapping[str, tuple[float, float]]:
+    """Return how far off rounding may put each module's input and output, by name.
+
+    Empty without an oracle. by_itself: for each module on the recorded inputs.
+    """
+    key = MODULE_NOISE if by_itself else TAP_NOISE
+    rows = golden.oracle(case, key.format(dtype))
+    if rows is None:
+        return {}
+    taps = golden.taps(case)
+    _require(rows.shape == (len(taps), 2), f"{case} taps")
+    eps = torch.finfo(getattr(torch, dtype)).eps
+    return {
+        tap.module: (noise_limit(given, eps=eps), noise_limit(returned, eps=eps))
+        for tap, (given, returned) in zip(taps, rows.tolist(), strict=True)
+    }
+
+
+def _require(fits: bool, what: str) -> None:  # noqa: FBT001 - the condition itself
+    if not fits:
+        raise GoldenDamaged(f"{ORACLE} does not fit the recorded {what}", "record the set again")

@@ -82,12 +82,6 @@ class SetLocation:
         return f"{self.checkpoint} at {self.revision[:SHORT_REVISION]} ({self.set_name})"
 
 
-def lock_path(goldens: Path) -> Path:
-    """Return the path of a goldens folder's lock: beside it, so that git can keep it alone."""
-    folder = goldens if goldens.name else goldens.resolve()
-    return folder.with_name(f"{folder.name}.lock")
-
-
 def revision_folders(root: Path) -> list[Path]:
     """Return the folders of all revisions below a goldens folder, sorted by name."""
     return [revision for checkpoint in _folders(root) for revision in _folders(checkpoint)]

@@ -12,20 +12,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from snapshot_tool.base.images import to_arrays
 from snapshot_tool.base.protocol import CaseInputs, Generation, PreparedCase, Side
-from snapshot_tool.base.taps import (
+from snapshot_tool.goldens.images import to_arrays, unpack_inputs
+from snapshot_tool.taps.sketches import (
     MAX_DIMENSIONS,
     MOMENTS,
     PROJECTION_SIZE,
     SAMPLE_SIZE,
+    Probe,
     Sketch,
     Tap,
     sample_indices,
 )
-from snapshot_tool.base.taps import without_padding as text_without_padding
-from snapshot_tool.goldens.packed import unpack_inputs
-from snapshot_tool.taps.probes import Probe
+from snapshot_tool.taps.sketches import without_padding as text_without_padding
 
 TOP_K = 20
 _INPUTS = tuple(field.name for field in fields(CaseInputs))
@@ -46,6 +45,16 @@ STEP_LOGSUMEXP = "step_logsumexp"  # not in manifest schema 1
 
 # The vocabulary ids of these records. Near-ties may change places; then their values are judged.
 PLACES = ("position_topk_ids", "position_sample_ids", "step_topk_ids")
+
+# Of oracle.safetensors, by phase, tensor and dtype: the difference from a float64 run of the
+# reference, and the reference's own error in a dtype at each position.
+DELTA = "{}.{}.delta"
+NOISE = "{}.{}.noise.{}"
+# Its error of each step's logits, of each module's input and output (relative), and the same of
+# each module by itself, on recorded inputs.
+STEP_NOISE = "generate.step_noise.{}"
+TAP_NOISE = "taps.noise.{}"
+MODULE_NOISE = "modules.noise.{}"
 
 Tensors = dict[str, torch.Tensor]
 

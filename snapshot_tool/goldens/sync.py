@@ -16,44 +16,26 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import msgspec
 from fsspec.callbacks import Callback
 
 from snapshot_tool.base.errors import (
     GoldenDamaged,
     GoldenExists,
     GoldenNotFound,
-    LockInvalid,
     RemoteUnavailable,
     SnapError,
     UsageError,
 )
-from snapshot_tool.base.files import file_sha256
+from snapshot_tool.base.files import file_sha256, link_or_copy, make_folder, write_atomically
 from snapshot_tool.base.protocol import Progress
 from snapshot_tool.goldens.find import find_goldens, read_revision
-from snapshot_tool.goldens.layout import INPUTS, MANIFEST, SetLocation, lock_path
-from snapshot_tool.goldens.manifest import (
-    CheckpointName,
-    Count,
-    Device,
-    Digest,
-    Dtype,
-    Manifest,
-    Positive,
-    Revision,
-    encode,
-    load_manifest,
-)
-from snapshot_tool.goldens.transaction import (
-    commit,
-    link_or_copy,
-    make_folder,
-    recording_lock,
-    write_atomically,
-)
-from snapshot_tool.goldens.verify import find_damage, require_whole, set_file
+from snapshot_tool.goldens.layout import INPUTS, MANIFEST, SetLocation
+from snapshot_tool.goldens.lock import Lock, LockedFile, LockedSet, load_lock, lock_path, lock_set
+from snapshot_tool.goldens.manifest import Manifest, encode, load_manifest
+from snapshot_tool.goldens.transaction import commit, recording_lock
+from snapshot_tool.goldens.verify import find_damage, refuse_damage, set_file
 
 _BLOCK = 8 * 2**20  # bytes
 _MEGABYTE = 10**6
@@ -65,99 +47,7 @@ _REMOTES = (
     # Any folder without "..", control characters, or what URLs give a meaning.
     re.compile(r"file:///(?!(.*/)?\.\.(/|\Z))[^\x00-\x1f\x7f:?#]*"),
 )
-# A name in the set's own folder (or inputs beside it): no folders, nothing hidden.
-FileName = Annotated[
-    str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]*\.(json|safetensors)\Z", max_length=64)
-]
 Advance = Callable[[int], None]
-
-
-class LockedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One file: its size in bytes and the SHA-256 of them all."""
-
-    size: Count
-    sha256: Digest
-
-    def object_name(self, name: str) -> str:
-        """Return the file's name on a remote: its digest, and the suffix of its name here."""
-        return self.sha256 + Path(name).suffix
-
-
-class LockedSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One golden set; `files` includes its manifest."""
-
-    checkpoint: CheckpointName
-    revision: Revision
-    device: Device
-    dtype: Dtype
-    golden_version: Positive
-    files: dict[FileName, LockedFile]
-
-    def __post_init__(self) -> None:
-        """Refuse a set without the files that every set has."""
-        for name in (MANIFEST, INPUTS):
-            if name not in self.files:
-                raise ValueError(f"a set without {name}")
-
-    @property
-    def identity(self) -> tuple[str, str, str, str]:
-        """What distinguishes the set from all others, in any version."""
-        return self.checkpoint, self.revision, self.device, self.dtype
-
-    @property
-    def title(self) -> str:
-        """The set's name for messages."""
-        return f"{self.location(Path())}, golden version {self.golden_version}"
-
-    def location(self, root: Path) -> SetLocation:
-        """Return where the set lies below a goldens folder."""
-        return SetLocation(root, *self.identity)
-
-    def is_meant(self, part: str) -> bool:
-        """Return whether the set's name, owner/name/revision/device-dtype, contains `part`."""
-        return part in f"{self.checkpoint}/{self.revision}/{self.device}-{self.dtype}"
-
-
-class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole of goldens.lock."""
-
-    schema: Literal["snap-lock/1"] = "snap-lock/1"
-    remote: str
-    sets: tuple[LockedSet, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse a set that is named twice."""
-        if len({item.identity for item in self.sets}) < len(self.sets):
-            raise ValueError("a set is named twice")
-
-
-def lock_set(folder: Path, manifest: Manifest) -> LockedSet:
-    """Return the entry of a set whose files are known to be as recorded."""
-    if INPUTS not in manifest.files:
-        raise GoldenDamaged(f"the manifest in {folder} names no {INPUTS}")
-    path, checkpoint = folder / MANIFEST, manifest.checkpoint
-    own = LockedFile(size=path.stat().st_size, sha256=file_sha256(path))
-    files = {n: LockedFile(size=e.size, sha256=e.sha256) for n, e in manifest.files.items()}
-    return LockedSet(
-        checkpoint=checkpoint.name,
-        revision=checkpoint.revision,
-        device=manifest.device,
-        dtype=manifest.dtype,
-        golden_version=manifest.golden_version,
-        files={MANIFEST: own, **files},
-    )
-
-
-def load_lock(path: Path) -> Lock:
-    """Read and validate a lock; raise LockInvalid, naming the field, if it breaks the schema."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Lock)
-    except FileNotFoundError:
-        raise GoldenNotFound(f"{path} is missing", "snap push writes it; keep it in git") from None
-    except (OSError, msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise LockInvalid(
-            f"{path} is not a valid lock: {error}", "restore it from version control"
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +267,7 @@ def _pull_revision(
     fetched += _fetch(wanted, store, remote, progress)
     for item in sets:
         folder = _place(item, list(item.files), store=store, tree=tree)
-        require_whole(folder, load_manifest(folder))
+        refuse_damage(find_damage(folder, load_manifest(folder)))
     commit(tree, location)
     shutil.rmtree(work, ignore_errors=True)
     return fetched
@@ -523,7 +413,7 @@ def _whole_sets(goldens: Path, only: str, held: ExitStack) -> dict[Path, LockedS
             held.enter_context(recording_lock(location))
             revisions.add(location.revision_folder)
         manifest = load_manifest(found.folder)  # again, since it is locked only now
-        require_whole(found.folder, manifest)
+        refuse_damage(find_damage(found.folder, manifest))
         sets[found.folder] = lock_set(found.folder, manifest)
     if not sets:
         raise GoldenNotFound(

@@ -68,12 +68,6 @@ def read_header(path: Path) -> dict[str, Span]:
         return _read_header(file, path)[0]
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file; raise GoldenDamaged if it is not a valid one."""
-    with open_plain(path) as file:
-        return _read_header(file, path)[1]
-
-
 def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, Span], dict[str, str]]:
     """Return the spans and the metadata of an open file, from its start."""
     size = file_size(file)
@@ -136,7 +130,7 @@ def open_tensors(path: Path, *, size: int | None = None) -> TensorFile:
     file = open_plain(path)
     if size is not None and file_size(file) != size:
         raise GoldenDamaged(f"{path} has {file_size(file)} bytes, recorded were {size}")
-    return TensorFile(path, file, _read_header(file, path)[0])
+    return TensorFile(path, file, *_read_header(file, path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +143,7 @@ class TensorFile:
     path: Path
     file: BufferedReader
     spans: Mapping[str, Span]
+    metadata: Mapping[str, str]
 
     def describe(self) -> FileEntry:
         """Return the file's manifest entry: one pass feeds the digests of file and tensors."""

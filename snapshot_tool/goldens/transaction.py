@@ -21,7 +21,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from snapshot_tool.base.errors import GoldenDamaged, GoldenLocked, SnapError
-from snapshot_tool.base.files import leaves_root, open_plain
+from snapshot_tool.base.files import leaves_root, link_or_copy, make_folder, open_plain, sync_folder
 from snapshot_tool.goldens.layout import (
     WORK_FOLDER,
     SetLocation,
@@ -151,45 +151,6 @@ def _recorders_held_off(lock: Path) -> Iterator[None]:
                 except OSError:
                     time.sleep(0.005)
         yield
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder and its parents; raise SnapError if that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SnapError(f"cannot create {folder}: {error.strerror}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it holds all of `data` or what it held before."""
-    partial = path.with_name(f".{path.name}.partial")
-    # A killed write may have left one. "x" follows no link that was put there.
-    partial.unlink(missing_ok=True)
-    with partial.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut, if the system can sync folders."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def link_or_copy(source: Path | str, target: Path | str) -> None:
-    """Give a file a second place by a hard link, or copy it if that is not possible."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _is_away(revision_folder: Path) -> bool:

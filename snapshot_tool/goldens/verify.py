@@ -197,11 +197,6 @@ def _difference(found: FileEntry, entry: FileEntry) -> str:
     return f"tensor {keys[0]} is not the one recorded{more}"
 
 
-def require_whole(folder: Path, manifest: Manifest) -> None:
-    """Raise GoldenDamaged, naming the first damaged file, unless the set is whole."""
-    refuse_damage(find_damage(folder, manifest))
-
-
 def refuse_damage(damage: list[str]) -> None:
     """Raise GoldenDamaged, naming the first damaged file, if there is one."""
     if damage:

@@ -11,8 +11,7 @@ import torch
 from snapshot_tool.base.protocol import Candidate, CaseInputs, Phase
 from snapshot_tool.base.results import DivergenceKind, Result, TokenDivergence, Verdict
 from snapshot_tool.goldens import parts
-from snapshot_tool.goldens.golden import Golden
-from snapshot_tool.goldens.oracle import step_noise
+from snapshot_tool.goldens.golden import Golden, step_noise
 
 
 def with_golden_tokens(golden: Golden, case: str) -> CaseInputs:

@@ -18,9 +18,9 @@ from snapshot_tool.base.tolerance import (
     default_rule,
     error_multiplier,
 )
-from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.golden import Golden, Rows, oracle_tensor, step_noise
 from snapshot_tool.goldens.manifest import CaseEntry
-from snapshot_tool.goldens.oracle import NOISE, Rows, oracle_tensor, step_noise
+from snapshot_tool.goldens.parts import NOISE
 from snapshot_tool.judge.phases import POSITION_LOGPROBS, STEP_LOGPROBS, Pair
 from snapshot_tool.numerics.compare import compare_with_oracle, judge_tensor, map_errors
 

@@ -15,8 +15,7 @@ from snapshot_tool.base.tolerance import Tolerance
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
 from snapshot_tool.goldens import parts
-from snapshot_tool.goldens.compact import connector_input, recorded
-from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.golden import Golden, connector_input, recorded
 from snapshot_tool.judge.generation import greedy_tokens, step_logits, with_golden_tokens
 from snapshot_tool.numerics.compact import CompactTensor, compact
 

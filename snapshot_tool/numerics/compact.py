@@ -12,19 +12,24 @@ elements are within `t = atol + rtol * |expected|`, these are within the followi
 
 The sample detects widespread faults. The sums detect faults in few elements, exchanged elements and
 wrong signs. NaN or Inf in any element is in every sum.
+
+Of `<tensor>` a compact golden set keeps `<tensor>.shape`, `.sample`, `.moments` and `.sums`. The
+vision features are not kept, so the connector gets others of the same shape: each patch is one of
+64 that the reference's encoder made of this case, at a seeded place. Kept are these, `input.rows`,
+and `input.shape`; the reference's connector had the same input.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from snapshot_tool.base.taps import MOMENTS
 from snapshot_tool.base.tolerance import Tolerance
+from snapshot_tool.taps.sketches import MOMENTS
 
 LARGE = 2**12  # elements; smaller tensors are kept whole
 MAX_SAMPLE, MIN_SAMPLE, SAMPLED = 2048, 64, 8  # elements of a block: one in eight, within limits
@@ -33,6 +38,13 @@ SUMS = 16  # signed sums of a block
 _DEVIATIONS = 8.0
 _ROUNDING = 1e-9  # of float64 sums on another machine, in units of the rms
 _COLUMNS = 2**14  # of all blocks at once, so that float64 copies stay small
+PARTS = ("shape", "sample", "moments", "sums")
+_MAX_SIDE = 2**20
+QUESTION = "input"
+QUESTION_ROWS = 64
+_MAX_QUESTION = 2**28  # elements, since a file of a few bytes may name any shape
+
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,26 +132,19 @@ def compact(
     rows = tensor.detach().to("cpu").reshape(count, -1)
     blocks = tuple(range(count)) if blocks is None else tuple(blocks)
     sampled = sample_size(rows.shape[1], count) if sampled is None else sampled
-    places = sample_places(rows.shape[1], blocks, seed=seed, size=sampled)
     moments, sums = _summaries(rows, seed=seed)
-    sample = torch.stack([row[place] for row, place in zip(rows, places, strict=True)])
-    return CompactTensor(tuple(tensor.shape), seed, sample, moments, sums, blocks)
+    sample = []
+    for row, block in zip(rows, blocks, strict=True):
+        # RandomState: NumPy promises that its stream never changes, unlike Generator's.
+        state = np.random.RandomState([seed, block])
+        places = np.sort(state.randint(0, len(row), size=sampled, dtype=np.int64))
+        sample.append(row[torch.from_numpy(places)])
+    return CompactTensor(tuple(tensor.shape), seed, torch.stack(sample), moments, sums, blocks)
 
 
 def sample_size(numel: int, blocks: int) -> int:
     """Return the number of elements in a block's sample."""
     return max(MIN_SAMPLE, min(MAX_SAMPLE, MAX_SAMPLES // blocks, numel // SAMPLED))
-
-
-def sample_places(numel: int, blocks: Sequence[int], *, seed: int, size: int) -> list[torch.Tensor]:
-    """Return the sorted places of each block's sample, (size,) int64."""
-    places = []
-    for block in blocks:
-        # RandomState: NumPy promises that its stream never changes, unlike Generator's.
-        state = np.random.RandomState([seed, block])
-        drawn = np.sort(state.randint(0, numel, size=size, dtype=np.int64))
-        places.append(torch.from_numpy(drawn))
-    return places
 
 
 def _summaries(rows: torch.Tensor, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,3 +170,68 @@ def _signs(length: int, *, seed: int, part: int) -> torch.Tensor:
     drawn = np.random.RandomState([seed, part, SUMS]).bytes(length * SUMS // 8)
     bits = np.unpackbits(np.frombuffer(drawn, dtype=np.uint8)).reshape(length, SUMS)
     return torch.from_numpy(bits).to(torch.float64) * 2 - 1
+
+
+def is_large(tensor: torch.Tensor) -> bool:
+    """Return whether a compact golden set keeps a tensor in its compact form."""
+    return (
+        tensor.is_floating_point()
+        and tensor.numel() > LARGE
+        and tensor.dim() > 1
+        and bool(tensor.isfinite().all())
+    )
+
+
+def compacted(tensors: Mapping[str, torch.Tensor], *, seed: int) -> Tensors:
+    """Return what is kept of some tensors: large ones compact, the others as they are.
+
+    Many integers, such as every patch's position, are kept in 16 bits if they fit.
+    """
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        if is_large(tensor):
+            kept = compact(tensor, seed=seed)
+            parts = (torch.tensor(kept.shape), kept.sample, kept.moments, kept.sums)
+            found |= {f"{name}.{part}": value for part, value in zip(PARTS, parts, strict=True)}
+            continue
+        are_many = tensor.dtype is torch.int64 and tensor.numel() > LARGE
+        narrow = tensor.to(torch.int16) if are_many else tensor
+        found[name] = narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
+    return found
+
+
+def read_compact(parts: Mapping[str, torch.Tensor], *, seed: int) -> CompactTensor:
+    """Return what `compacted` laid out, by the names of the parts; ValueError if they do not fit.
+
+    seed: that of the golden set.
+    """
+    shape = tuple(parts["shape"].tolist())
+    sample, moments, sums = (parts[name] for name in PARTS[1:])
+    kept = CompactTensor(shape, seed, sample, moments, sums, tuple(range(len(sample))))
+    if not all(0 < side < _MAX_SIDE for side in shape) or not kept.is_consistent:
+        raise ValueError("its parts do not fit each other")
+    return kept
+
+
+def question_tensors(features: torch.Tensor, *, seed: int) -> Tensors:
+    """Return what is kept of the connector's input for large features (…, width)."""
+    rows = features.reshape(-1, features.shape[-1])
+    places = _draw(len(rows), QUESTION_ROWS, seed=seed)
+    shape = torch.tensor(features.shape)
+    return {f"{QUESTION}.rows": rows[places], f"{QUESTION}.shape": shape}
+
+
+def make_question(kept: Mapping[str, torch.Tensor], *, seed: int) -> torch.Tensor:
+    """Return the features that `question_tensors` describes; ValueError if they do not fit."""
+    rows, shape = kept[f"{QUESTION}.rows"], tuple(kept[f"{QUESTION}.shape"].tolist())
+    bounded = all(0 < side <= _MAX_QUESTION for side in shape)
+    bounded = bounded and len(shape) > 1 and math.prod(shape) <= _MAX_QUESTION
+    if not bounded or rows.shape[1:] != shape[-1:] or not len(rows):
+        raise ValueError(f"no features of {shape} can be made of {tuple(rows.shape)}")
+    return rows[_draw(len(rows), math.prod(shape[:-1]), seed=seed)].reshape(shape)
+
+
+def _draw(below: int, count: int, *, seed: int) -> torch.Tensor:
+    """Return (count,) int64 numbers, the same for the same seed."""
+    drawn = np.random.RandomState([seed, below, count]).randint(0, below, size=count)
+    return torch.from_numpy(drawn.astype(np.int64))

@@ -12,28 +12,23 @@ import torch
 from safetensors.torch import load_file
 
 from snapshot_tool.base.errors import ReferenceUnavailable, ReferenceWrong
-from snapshot_tool.base.protocol import (
-    CaseInputs,
-    Generation,
-    Phase,
-    Progress,
-    Side,
-)
-from snapshot_tool.base.taps import TapRecorder, relative_error, sketch
+from snapshot_tool.base.protocol import CaseInputs, Generation, Phase, Progress, Side
 from snapshot_tool.base.tolerance import ORACLE_DTYPES
 from snapshot_tool.diagnose.modules import can_isolate
 from snapshot_tool.goldens import parts
-from snapshot_tool.goldens.compact import (
-    compacted,
-    is_large,
-    make_question,
-    question_tensors,
-)
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import INPUTS, MODULE_INPUTS, OUTPUTS, PROBES, TAPS, phase_file
 from snapshot_tool.goldens.manifest import Storage
+from snapshot_tool.numerics.compact import compacted, is_large, make_question, question_tensors
 from snapshot_tool.record.plan import Plan, PlannedCase, Recording, Settings, Staging
-from snapshot_tool.taps.probes import Probe, probe_input, probe_shapes
+from snapshot_tool.taps.sketches import (
+    Probe,
+    TapRecorder,
+    probe_input,
+    probe_shapes,
+    relative_error,
+    sketch,
+)
 
 if TYPE_CHECKING:
     from snapshot_tool.reference.huggingface import HuggingFaceReference
@@ -105,15 +100,10 @@ def stage_answers(
 def keep_answers(
     staging: Staging, plan: Plan, replaced: Golden, accepted: Sequence[str]
 ) -> list[str]:
-    """Stage the recorded answers of all cases that are not accepted, and return their names.
+    """Stage the replaced set's answers of all cases that are not accepted, and return their names.
 
-    Their inputs are those of the replaced set.
-
-    Args:
-        staging: where they are staged, in place of what is there.
-        plan: the cases.
-        replaced: the set that has the answers.
-        accepted: globs of the cases whose new answers are recorded.
+    They take the place of what is staged. accepted: globs of the cases whose new answers are
+    recorded.
     """
     kept = []
     for name in (case.name for case in plan.cases):

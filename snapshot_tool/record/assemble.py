@@ -15,6 +15,7 @@ import msgspec
 from snapshot_tool.base import __version__
 from snapshot_tool.base.checkpoint import Checkpoint, is_folder_name
 from snapshot_tool.base.errors import GoldenExists, printable
+from snapshot_tool.base.files import make_folder, write_atomically
 from snapshot_tool.base.protocol import PHASES, Phase, ReferenceInfo
 from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES
 from snapshot_tool.diagnose.diff import Review, describe_diff, diff_goldens
@@ -43,7 +44,7 @@ from snapshot_tool.goldens.manifest import (
     encode_readable,
 )
 from snapshot_tool.goldens.tensors import describe_file, join_files
-from snapshot_tool.goldens.transaction import commit, make_folder, write_atomically
+from snapshot_tool.goldens.transaction import commit
 from snapshot_tool.record.answers import FORWARD_PASS, GENERATED_TEXT, read_notes
 from snapshot_tool.record.plan import Earlier, Plan, PlannedCase, Staging
 
@@ -105,19 +106,20 @@ class Assembly:
 
         The float64 reference belongs to all phases and is never carried over.
         """
-        phases = self.plan.settings.phases
-        names = [INPUTS, *(phase_file(phase) for phase in PHASES if phase in phases)]
-        if FORWARD_PASS & set(phases):
-            settings = self.plan.settings
-            names += [TAPS, *([OUTPUTS] if settings.whole_outputs or settings.modules else [])]
-            names += [*([MODULE_INPUTS] if settings.modules else []), *self._probes()]
-        names += [ORACLE] if self.plan.settings.oracle else []
+        settings = self.plan.settings
+        names = [INPUTS, *(phase_file(phase) for phase in PHASES if phase in settings.phases)]
+        if FORWARD_PASS & set(settings.phases):
+            names += [TAPS, OUTPUTS] if settings.whole_outputs or settings.modules else [TAPS]
+            names += [MODULE_INPUTS, PROBES] if settings.modules else [PROBES]
+        names += [ORACLE] if settings.oracle else []
         files = {}
         for name in names:
             target = (self.staging.tree if name == INPUTS else folder) / name
             staged = {case.name: self.staging.part(case.name, name) for case in self.plan.cases}
-            join_files({case: part for case, part in staged.items() if part.exists()}, target)
-            files[name] = describe_file(target)
+            there = {case: part for case, part in staged.items() if part.exists()}
+            if there or name != PROBES:  # not every model has probes
+                join_files(there, target)
+                files[name] = describe_file(target)
         replaced = self.earlier.replaced
         if replaced is None:
             return files
@@ -136,11 +138,6 @@ class Assembly:
             shutil.copy2(replaced.folder / name, folder / name)
             files[name] = old.files[name]
         return files
-
-    def _probes(self) -> list[str]:
-        """Return the file of the probes, if they were staged."""
-        staged = (self.staging.part(case.name, PROBES) for case in self.plan.cases)
-        return [PROBES] if any(path.exists() for path in staged) else []
 
     def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
         settings, info, replaced = self.plan.settings, self.info, self.earlier.replaced

@@ -16,14 +16,13 @@ import msgspec
 import torch
 
 from snapshot_tool.base.errors import (
-    GoldenDamaged,
     InputRefused,
     ReferenceUnavailable,
     TemplateRefused,
     UsageError,
     printable,
 )
-from snapshot_tool.base.images import render
+from snapshot_tool.base.files import write_atomically
 from snapshot_tool.base.protocol import CaseInputs, Generation, Phase, Progress
 from snapshot_tool.base.recipes import (
     END_PROMPTS,
@@ -36,10 +35,9 @@ from snapshot_tool.base.recipes import (
 )
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden
+from snapshot_tool.goldens.images import pack_inputs, render, unpack_inputs
 from snapshot_tool.goldens.layout import INPUTS, phase_file
 from snapshot_tool.goldens.manifest import CaseEntry, Draws, Storage, case_recipe
-from snapshot_tool.goldens.packed import pack_inputs, unpack_inputs
-from snapshot_tool.goldens.transaction import write_atomically
 from snapshot_tool.record.answers import save_generation
 from snapshot_tool.record.plan import (
     Earlier,
@@ -152,12 +150,8 @@ class _CaseMaker:
     def _take_over_inputs(self, template: Golden, case: CaseEntry) -> parts.Tensors:
         """Stage a case's recorded inputs and grids; return the inputs, unpacked."""
         stored = template.read_case(INPUTS, case.name)
-        try:
+        with template.decoding(INPUTS, f"inputs of {case.name}"):
             recorded = unpack_inputs(stored)
-        except ValueError as error:
-            raise GoldenDamaged(
-                f"{template.folder}: inputs of case {case.name}: {error}"
-            ) from error
         recipe = case_recipe(case).recipe
         images = [render(image) for image in recipe.images]
         try:

@@ -15,16 +15,16 @@ import torch
 from snapshot_tool.base.errors import ReferenceUnavailable
 from snapshot_tool.base.localisation import NO_NOISE
 from snapshot_tool.base.protocol import Phase, Progress, ReferenceInfo, Side
-from snapshot_tool.base.taps import Sketch, Tap, TapRecorder, relative_error
 from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES
 from snapshot_tool.diagnose.modules import Isolator
 from snapshot_tool.families import family_of
 from snapshot_tool.families.family import Family
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.layout import INPUTS, MODULE_INPUTS, ORACLE, OUTPUTS, TAPS, phase_file
-from snapshot_tool.goldens.oracle import DELTA, MODULE_NOISE, NOISE, STEP_NOISE, TAP_NOISE
+from snapshot_tool.goldens.parts import DELTA, MODULE_NOISE, NOISE, STEP_NOISE, TAP_NOISE
 from snapshot_tool.numerics.compare import position_noise
 from snapshot_tool.record.plan import Plan, Recording, Staging
+from snapshot_tool.taps.sketches import Sketch, Tap, TapRecorder, relative_error
 
 if TYPE_CHECKING:
     from snapshot_tool.reference.huggingface import HuggingFaceReference

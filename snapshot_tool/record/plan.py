@@ -12,15 +12,14 @@ import msgspec
 import torch
 from safetensors.torch import load_file, save
 
-from snapshot_tool.base.environment import Processes
 from snapshot_tool.base.errors import GoldenDamaged, GoldenExists, SnapError, UsageError
+from snapshot_tool.base.files import make_folder, sync_folder, write_atomically
 from snapshot_tool.base.protocol import LoadSettings, Phase
 from snapshot_tool.base.recipes import NamedRecipe
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import TAPS, phase_file
 from snapshot_tool.goldens.manifest import Draws, Manifest, Storage
-from snapshot_tool.goldens.transaction import make_folder, sync_folder, write_atomically
-from snapshot_tool.reference import load_reference
+from snapshot_tool.reference import Processes, load_reference
 
 if TYPE_CHECKING:
     from snapshot_tool.reference.huggingface import HuggingFaceReference

@@ -117,10 +117,7 @@ class RecordRequest:
         metavar="N",
     )
     drop_phase: Sequence[str] = option(
-        (),
-        "With --update: phases to remove from the set.",
-        commas=True,
-        choices=PHASES,
+        (), "With --update: phases to remove from the set.", commas=True, choices=PHASES
     )
     allow_nan: bool = option(False, "Accept outputs with NaN or Inf.")
     trust_remote_code: bool = option(

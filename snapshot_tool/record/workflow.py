@@ -28,13 +28,8 @@ from snapshot_tool.base.environment import (
     require_device,
 )
 from snapshot_tool.base.errors import GoldenExists, SnapError, UsageError, suggest
-from snapshot_tool.base.protocol import (
-    PHASES,
-    LoadSettings,
-    Phase,
-    Progress,
-    ReferenceInfo,
-)
+from snapshot_tool.base.files import make_folder
+from snapshot_tool.base.protocol import PHASES, LoadSettings, Phase, Progress, ReferenceInfo
 from snapshot_tool.base.tolerance import HALF_DTYPES
 from snapshot_tool.diagnose.diff import Review
 from snapshot_tool.goldens.find import read_revision
@@ -48,7 +43,7 @@ from snapshot_tool.goldens.layout import (
     phase_file,
 )
 from snapshot_tool.goldens.manifest import Manifest, Storage
-from snapshot_tool.goldens.transaction import make_folder, recording_lock
+from snapshot_tool.goldens.transaction import recording_lock
 from snapshot_tool.record.answers import keep_answers, stage_answers, stage_probes
 from snapshot_tool.record.assemble import Assembly
 from snapshot_tool.record.cases import changes_inputs, make_plan

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snapshot_tool.base.environment import Processes, rank_here
+from snapshot_tool.base.environment import rank_here
 from snapshot_tool.base.errors import ReferenceUnavailable
 from snapshot_tool.base.protocol import LoadSettings
 
@@ -36,6 +36,23 @@ def join_processes(device: str) -> Processes:
         return _LaunchedProcesses(device)
     except ImportError as error:
         raise _lacking(error) from error
+
+
+class Processes:
+    """The processes that record together. This class stands for one process alone.
+
+    index: which one this is, from 0. count: how many there are.
+    """
+
+    index = 0
+    count = 1
+
+    def share(self, value: Any) -> Any:
+        """Return the first process's value in every process."""
+        return value
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
 
 
 class _LaunchedProcesses(Processes):

@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 import transformers
 from packaging.version import Version
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snapshot_tool.base.checkpoint import (
     CONFIG,
@@ -48,22 +49,30 @@ from snapshot_tool.base.recipes import CaseRecipe
 from snapshot_tool.families import family_of_config
 from snapshot_tool.families.family import PADDING, PAGE, UNSEEN, Family
 from snapshot_tool.goldens.parts import widened
-from snapshot_tool.reference.float64 import float64_throughout, widen_rotary_frequencies
 from snapshot_tool.reference.loading import (
+    Warned,
     changed_fields,
+    find_model_class,
+    loading,
+    loading_settings,
+    log_to_handlers_alone,
+    pad_token_id,
+    placement,
+    public_fields,
+    raised_as,
     require_computed,
     require_filled,
+    special_token,
     unknown_fields,
     unused_weights,
 )
-from snapshot_tool.reference.messages import Warned, log_to_handlers_alone, raised_as
 from snapshot_tool.reference.preparation import Preparation
 from snapshot_tool.taps.hooks import (
     capture_tensors,
     first_tensor,
-    keep_calls,
     module_name,
     tap_modules,
+    watch_modules,
 )
 
 _LOGITS = 3  # dimensions: rows, length, vocabulary
@@ -101,17 +110,17 @@ class HuggingFaceReference:
         config = read_json(checkpoint / CONFIG)
         family = family_of_config(config)
         warned = Warned(checkpoint)
-        model_class = _model_class(family, config, trusts_code=settings.trusts_code)
+        model_class = find_model_class(family, config, trusts_code=settings.trusts_code)
         is_auto = getattr(model_class, "config_class", None) is None
         # transformers warns of this argument unless the class is an Auto class.
         trust = {"trust_remote_code": settings.trusts_code} if is_auto else {}
         config_class = transformers.AutoConfig if is_auto else model_class.config_class
-        with _loading("the configuration", warned, settings):
+        with loading("the configuration", warned, settings):
             known = config_class.from_pretrained(checkpoint, local_files_only=True, **trust)
             require_computed(config, known, checkpoint / CONFIG)
-        with _loading("the processor", warned, settings):
+        with loading("the processor", warned, settings):
             processor = Preparation.load(family, checkpoint, trusts_code=settings.trusts_code)
-        with _loading("the model", warned, settings):
+        with loading("the model", warned, settings):
             # transformers 4.56 changed the name.
             is_new = Version(transformers.__version__) >= Version("4.56")
             model, report = model_class.from_pretrained(
@@ -122,21 +131,21 @@ class HuggingFaceReference:
                 output_loading_info=True,
                 **{"dtype" if is_new else "torch_dtype": getattr(torch, dtype)},
                 **trust,
-                **_placement(settings),
+                **placement(settings),
             )
             require_filled(model, report, checkpoint)
             # A model that accelerate placed stays where it is.
             model = model.eval() if settings.device_map else model.to(settings.device).eval()
             if dtype == "float64":
                 widen_rotary_frequencies(model)
-            eos = _special_token(model, "eos_token_id")
+            eos = special_token(model, "eos_token_id")
             ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
-            pad = _pad_token_id(model, family)
+            pad = pad_token_id(model, family)
             info = ReferenceInfo(
                 family=family.name,
                 phases=family.phases,
-                config=_public_fields(json.loads(model.config.to_json_string(use_diff=False))),
-                environment=_environment(model, family, settings),
+                config=public_fields(json.loads(model.config.to_json_string(use_diff=False))),
+                environment=loading_settings(model, family, settings),
                 eos_token_ids=tuple(map(int, ends)),
                 pad_token_id=pad,
                 modules=tuple(name for name, _ in model.named_modules() if name),
@@ -228,23 +237,29 @@ class HuggingFaceReference:
             arguments |= self._positions(arguments["attention_mask"])
         connectors = [c for c in self.family.captures if c.phase is Phase.CONNECTOR]
         connector = next((c for c in connectors if c.side is Side.OUTPUT), None)
-        watched = self.model
+        repeated = []  # modules that run again
         if connector and connector_input:
-            watched = self.model.get_submodule(module_name(self.model, connector))
+            repeated = [self.model.get_submodule(module_name(self.model, connector))]
+        calls: list[tuple[Sequence[Any], Mapping[str, Any]]] = []
+
+        def keep_call(_name: str, side: Side, given: Any) -> None:
+            if side is Side.INPUT:
+                calls.append(given)
+
         precision = float64_throughout() if self.dtype == "float64" else nullcontext()
         with self._running(), torch.inference_mode(), precision:
             with (
                 capture_tensors(self.model, self.family.captures) as captured,
-                keep_calls(watched) as calls,
+                watch_modules([("", module) for module in repeated], keep_call),
                 tap_modules(self.model, observe),
             ):
                 answer = self.model(**arguments)
             if connector and connector_input and calls:
+                given, keywords = calls[0]
                 name = self.family.compared[Phase.VISION]
                 vision = {c.name: t for c, t in captured.items() if c.phase is Phase.VISION}
                 features = self._cast(connector_input(widened(vision[name].cpu())))
-                again = calls[0].module(features, *calls[0].arguments[1:], **calls[0].keywords)
-                output = first_tensor(again)
+                output = first_tensor(repeated[0](features, *given[1:], **keywords))
                 if output is not None:
                     captured[connector] = output
             logits = self._logits(answer) if self.family.logits else None
@@ -318,11 +333,7 @@ class HuggingFaceReference:
             yield
 
     def generate(
-        self,
-        inputs: CaseInputs,
-        *,
-        max_new_tokens: int,
-        eos_token_ids: Sequence[int] | None = None,
+        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int] | None = None
     ) -> Generation:
         """Generate by argmax, without the checkpoint's sampling or penalty settings."""
         ends = self.loaded.eos_token_ids if eos_token_ids is None else eos_token_ids
@@ -388,86 +399,6 @@ class HuggingFaceReference:
         return {name: self._cast(tensor) for name, tensor in given.items() if tensor is not None}
 
 
-@contextmanager
-def _loading(what: str, warned: Warned, settings: LoadSettings) -> Iterator[None]:
-    """Collect warnings; raise CheckpointUnavailable for the errors of transformers."""
-    remedy = (
-        "install what it names as missing, or see that the checkpoint is whole and for "
-        f"transformers {transformers.__version__}"
-    )
-    if settings.max_memory:  # transformers 4.51 takes no map that has everything on disk
-        remedy = "allow more with --max-memory"
-
-    def make(why: str) -> CheckpointUnavailable:
-        return CheckpointUnavailable(
-            f"transformers cannot load {what} of {warned.checkpoint}: {why}", remedy
-        )
-
-    with raised_as(make), warned.listening():
-        yield
-
-
-def _placement(settings: LoadSettings) -> dict[str, Any]:
-    if not settings.device_map:
-        return {}
-    most = {int(k) if k.isdigit() else k: size for k, size in settings.max_memory.items()}
-    return {
-        "device_map": settings.device_map,
-        "max_memory": most or None,
-        "offload_folder": settings.offload,
-    }
-
-
-def _special_token(model: Any, name: str) -> Any:
-    """Return a special token's id: generation's own, else the configuration's."""
-    own = getattr(getattr(model, "generation_config", None), name, None)
-    return own if own is not None else getattr(model.config, name, None)
-
-
-def _pad_token_id(model: Any, family: Family) -> int:
-    """Return the id that pads prompts: the checkpoint's own if it has an embedding, else 0."""
-    pad = _special_token(model, "pad_token_id")
-    rows = len(model.get_input_embeddings().weight) if family.takes_text else 0
-    return int(pad) if pad is not None and 0 <= int(pad) < rows else 0
-
-
-def _model_class(family: Family, config: Mapping[str, Any], *, trusts_code: bool) -> Any:
-    """Return transformers' class of a family, or the one that a trusted checkpoint brings."""
-    found = getattr(transformers, family.hf_class, None)
-    brought = config.get("auto_map") or {} if trusts_code else {}
-    for auto, name in brought.items():
-        if found is None and str(name).endswith(f".{family.hf_class}"):
-            found = getattr(transformers, auto, None)
-    if found is None:
-        raise ReferenceUnavailable(
-            f"transformers {transformers.__version__} has no {family.hf_class}",
-            "record with a release that has it; if the checkpoint brings it: --trust-remote-code",
-        )
-    return found
-
-
-def _environment(model: Any, family: Family, settings: LoadSettings) -> dict[str, str]:
-    """Return what a manifest keeps of the way in which a model was loaded."""
-    most = sorted(settings.max_memory.items())
-    found = {
-        "attention": str(model.config._attn_implementation),  # noqa: SLF001 - no other name
-        **family.environment,
-        "remote_code": "trusted" if settings.trusts_code else "",
-        "device_map": settings.device_map,
-        "max_memory": ", ".join(f"{device}={size}" for device, size in most),
-    }
-    return {name: text for name, text in found.items() if text}
-
-
-def _public_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """Leave out transformers' own notes, such as the path that a model was loaded from."""
-    return {
-        name: _public_fields(value) if isinstance(value, dict) else value
-        for name, value in config.items()
-        if not name.startswith("_")
-    }
-
-
 def _try_decoder(reference: HuggingFaceReference, checkpoint: Path) -> dict[str, str]:
     """Return whether padding changes logits, for the environment; derived questions depend on it.
 
@@ -489,3 +420,37 @@ def _try_decoder(reference: HuggingFaceReference, checkpoint: Path) -> dict[str,
             f"set is_decoder in config.json, or declare a family without generate; see {PAGE}",
         )
     return {PADDING: UNSEEN} if alike(plain, logits(3, 4, pads=3)) else {}
+
+
+class _Float64Throughout(TorchDispatchMode):  # type: ignore[no-untyped-call] # untyped in torch
+    """Replaces float32 by float64 in every operation."""
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run one operation with float64 instead of float32."""
+
+        def widened(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        named = {name: widened(value) for name, value in (kwargs or {}).items()}
+        return func(*map(widened, args), **named)
+
+
+def float64_throughout() -> AbstractContextManager[Any]:
+    """Return a context in which torch operations use float64 where float32 was requested."""
+    context: AbstractContextManager[Any] = _Float64Throughout()  # type: ignore[no-untyped-call]
+    return context
+
+
+def widen_rotary_frequencies(model: torch.nn.Module) -> None:
+    """Compute rotary frequencies again, which are float32 buffers whatever dtype a model has."""
+    for module in model.modules():
+        initialise = getattr(module, "rope_init_fn", None)
+        if callable(initialise) and isinstance(getattr(module, "inv_freq", None), torch.Tensor):
+            with float64_throughout():
+                module.inv_freq, _ = initialise(module.config, module.inv_freq.device)

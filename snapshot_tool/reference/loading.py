@@ -1,10 +1,13 @@
-"""Checks of configuration and weights as transformers loaded them."""
+"""Loading a checkpoint with transformers: its class, checks of what is loaded, errors, warnings."""
 
 from __future__ import annotations
 
 import inspect
+import logging
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,24 @@ from packaging.version import InvalidVersion, Version
 from safetensors import safe_open
 
 from snapshot_tool.base.checkpoint import weight_files
-from snapshot_tool.base.errors import CheckpointUnavailable, printable
+from snapshot_tool.base.errors import (
+    CheckpointUnavailable,
+    InputRefused,
+    ReferenceUnavailable,
+    SnapError,
+    is_out_of_memory,
+    printable,
+)
+from snapshot_tool.base.protocol import LoadSettings
+from snapshot_tool.families.family import Family
 
+_LONGEST_ERROR = 300  # characters
+_LONGEST_WARNING = 400
+_MOST = 100
+_LOGGER = "transformers"
+_PACKAGE = Path(transformers.__file__).parent
+# About the use of Python interfaces, not about what is computed.
+_ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 # Some files hold these, which models compute.
 _BUFFERS = ("inv_freq", "masked_bias", "position_ids")
 
@@ -200,3 +219,151 @@ def _known_fields(kind: type) -> set[str]:
 def _listed(names: Mapping[str, Any]) -> str:
     shown = sorted(map(printable, names))
     return ", ".join(shown[:_SHOWN]) + (" …" if len(shown) > _SHOWN else "")
+
+
+def placement(settings: LoadSettings) -> dict[str, Any]:
+    """Return the arguments with which accelerate places a model; none without a device map."""
+    if not settings.device_map:
+        return {}
+    most = {int(k) if k.isdigit() else k: size for k, size in settings.max_memory.items()}
+    return {
+        "device_map": settings.device_map,
+        "max_memory": most or None,
+        "offload_folder": settings.offload,
+    }
+
+
+def special_token(model: Any, name: str) -> Any:
+    """Return a special token's id: generation's own, else the configuration's."""
+    own = getattr(getattr(model, "generation_config", None), name, None)
+    return own if own is not None else getattr(model.config, name, None)
+
+
+def pad_token_id(model: Any, family: Family) -> int:
+    """Return the id that pads prompts: the checkpoint's own if it has an embedding, else 0."""
+    pad = special_token(model, "pad_token_id")
+    rows = len(model.get_input_embeddings().weight) if family.takes_text else 0
+    return int(pad) if pad is not None and 0 <= int(pad) < rows else 0
+
+
+def find_model_class(family: Family, config: Mapping[str, Any], *, trusts_code: bool) -> Any:
+    """Return transformers' class of a family, or the one that a trusted checkpoint brings."""
+    found = getattr(transformers, family.hf_class, None)
+    brought = config.get("auto_map") or {} if trusts_code else {}
+    for auto, name in brought.items():
+        if found is None and str(name).endswith(f".{family.hf_class}"):
+            found = getattr(transformers, auto, None)
+    if found is None:
+        raise ReferenceUnavailable(
+            f"transformers {transformers.__version__} has no {family.hf_class}",
+            "record with a release that has it; if the checkpoint brings it: --trust-remote-code",
+        )
+    return found
+
+
+def loading_settings(model: Any, family: Family, settings: LoadSettings) -> dict[str, str]:
+    """Return what a manifest keeps of the way in which a model was loaded."""
+    most = sorted(settings.max_memory.items())
+    found = {
+        "attention": str(model.config._attn_implementation),  # noqa: SLF001 - no other name
+        **family.environment,
+        "remote_code": "trusted" if settings.trusts_code else "",
+        "device_map": settings.device_map,
+        "max_memory": ", ".join(f"{device}={size}" for device, size in most),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def public_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out transformers' own notes, such as the path that a model was loaded from."""
+    return {
+        name: public_fields(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if not name.startswith("_")
+    }
+
+
+@contextmanager
+def raised_as(make: Callable[[str], Exception]) -> Iterator[None]:
+    """Raise what `make` returns, given one line of text, in place of a library's error."""
+    try:
+        yield
+    except (SnapError, InputRefused, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        # BaseException: a panic in tokenizers is not an Exception, and code of the checkpoint
+        # may call sys.exit.
+        if is_out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())[:_LONGEST_ERROR]
+        kind = type(error).__name__
+        raise make(f"{kind}: {text}" if text else kind) from error
+
+
+class Warned(logging.Handler):
+    """Collects warnings, each once. The path of `checkpoint` is left out of their text."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(logging.WARNING)
+        # Its cache drops what an earlier recording in this process was warned of.
+        transformers.utils.logging.warning_once.cache_clear()
+        self.checkpoint = checkpoint
+        self._texts: set[str] = set()
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the warnings, sorted: a resumed recording meets them in another order."""
+        return tuple(sorted(self._texts))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Collect the warnings of transformers inside the block, logged or raised."""
+        logger = logging.getLogger(_LOGGER)
+        logger.addHandler(self)
+        try:
+            with warnings.catch_warnings(record=True) as raised:
+                warnings.simplefilter("always")
+                yield
+        finally:
+            logger.removeHandler(self)
+            for warning in raised:
+                of_transformers = Path(warning.filename).is_relative_to(_PACKAGE)
+                if of_transformers and not issubclass(warning.category, _ABOUT_CODE):
+                    self._add(str(warning.message))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Collect a logged warning."""
+        self._add(record.getMessage())
+
+    def _add(self, text: str) -> None:
+        """Keep a warning on one line, without the folder's path, which differs by machine."""
+        line = " ".join(text.replace(str(self.checkpoint), self.checkpoint.name).split())
+        short = line if len(line) <= _LONGEST_WARNING else line[: _LONGEST_WARNING - 1] + "…"
+        if len(self._texts) < _MOST:
+            self._texts.add(printable(short))
+
+
+def log_to_handlers_alone() -> None:
+    """Make transformers log its warnings to our handlers, and nothing to the terminal."""
+    transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.disable_propagation()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def loading(what: str, warned: Warned, settings: LoadSettings) -> Iterator[None]:
+    """Collect warnings; raise CheckpointUnavailable for the errors of transformers."""
+    remedy = (
+        "install what it names as missing, or see that the checkpoint is whole and for "
+        f"transformers {transformers.__version__}"
+    )
+    if settings.max_memory:  # transformers 4.51 takes no map that has everything on disk
+        remedy = "allow more with --max-memory"
+
+    def make(why: str) -> CheckpointUnavailable:
+        return CheckpointUnavailable(
+            f"transformers cannot load {what} of {warned.checkpoint}: {why}", remedy
+        )
+
+    with raised_as(make), warned.listening():
+        yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -151,27 +150,3 @@ def module_name(model: torch.nn.Module, capture: Capture) -> str:
     """Return the name that a capture's module has in this model, or ""."""
     names = {name for name, _ in model.named_modules()}
     return next((name for name in (capture.module, capture.formerly) if name in names), "")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call of a module, to repeat it."""
-
-    module: torch.nn.Module
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any]
-
-
-@contextmanager
-def keep_calls(module: torch.nn.Module) -> Iterator[list[Call]]:
-    """Collect the calls of a module, with their arguments."""
-    calls: list[Call] = []
-
-    def keep(module: torch.nn.Module, arguments: Any, keywords: Mapping[str, Any]) -> None:
-        calls.append(Call(module, arguments, keywords))
-
-    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +17,8 @@ import torch
 
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.files import open_plain
-from snapshot_tool.base.localisation import (
-    ERROR_LIMIT,
-    ModuleMapping,
-    TraceComparison,
-    TraceRow,
-)
+from snapshot_tool.base.localisation import ERROR_LIMIT, ModuleMapping, TraceComparison, TraceRow
 from snapshot_tool.base.protocol import Side
-from snapshot_tool.base.taps import (
-    MAX_DIMENSIONS,
-    Sketch,
-    Tap,
-    moments_error,
-    relative_error,
-    sketch,
-)
 from snapshot_tool.base.tolerance import Tolerance
 from snapshot_tool.diagnose.localise import (
     FusedWidths,
@@ -43,7 +31,15 @@ from snapshot_tool.diagnose.localise import (
 from snapshot_tool.families import find_family
 from snapshot_tool.families.family import pairs_of
 from snapshot_tool.numerics.compare import compare_tensors
-from snapshot_tool.traces.format import Call, Trace, TracedTensor, open_trace
+from snapshot_tool.taps.sketches import (
+    MAX_DIMENSIONS,
+    Sketch,
+    Tap,
+    moments_error,
+    relative_error,
+    sketch,
+)
+from snapshot_tool.traces.trace import Call, Trace, TracedTensor, open_trace
 
 _MAX_MAP = 2**20  # bytes
 _TEXT_DIMENSIONS = 3  # (batch, length, width)
@@ -59,12 +55,8 @@ def compare_traces(
 ) -> TraceComparison:
     """Compare two traces of the same inputs; that of the reference comes first, if there is one.
 
-    Args:
-        one: a trace.
-        two: another one.
-        map_path: a JSON object of module prefixes.
-        side: whether to compare inputs or outputs.
-        limit: the greatest relative error that counts as equal.
+    map_path: a file with a JSON object of module prefixes. limit: the greatest relative error that
+    counts as equal.
 
     Raises UsageError for a map that matches nothing and for traces of different inputs.
     """
@@ -113,15 +105,13 @@ def compare_traces(
 
 def _require_comparable(one: Trace, two: Trace) -> None:
     """Raise UsageError if the inputs or the seeds of the sketches differ."""
-    inputs, other_inputs = one.inputs(), two.inputs()
     problem = "" if one.header.seed == two.header.seed else "have sketches of different seeds"
+    inputs, others = one.inputs(), two.inputs()
     for name in ("input_ids", "attention_mask", "pixel_values"):
-        mine, theirs = getattr(inputs, name), getattr(other_inputs, name)
-        if mine is None or theirs is None:
-            equal = mine is theirs
-        else:
-            equal = mine.shape == theirs.shape and bool((mine == theirs).all())
-        problem = problem if equal else "are of different inputs"
+        mine, theirs = getattr(inputs, name), getattr(others, name)
+        both = mine is not None and theirs is not None
+        if not (torch.equal(mine, theirs) if both else mine is theirs):
+            problem = "are of different inputs"
     if problem:
         raise UsageError(
             f"{one.path} and {two.path} {problem}",
@@ -132,11 +122,10 @@ def _require_comparable(one: Trace, two: Trace) -> None:
 def _calls(trace: Trace) -> dict[tuple[str, int, int], Call]:
     """Return the calls by module, pass, and number in the pass, in order of execution."""
     found: dict[tuple[str, int, int], Call] = {}
+    counts: Counter[tuple[str, int]] = Counter()
     for call in trace.header.calls:
-        number = 0
-        while (call.module, call.run, number) in found:
-            number += 1
-        found[call.module, call.run, number] = call
+        found[call.module, call.run, counts[call.module, call.run]] = call
+        counts[call.module, call.run] += 1
     return found
 
 

@@ -40,18 +40,18 @@ from snapshot_tool.base.errors import (
     UsageError,
 )
 from snapshot_tool.base.foreign_code import foreign_code
-from snapshot_tool.base.protocol import (
-    CandidateRequest,
-    CaseInputs,
-    LoadSettings,
-    Progress,
-)
+from snapshot_tool.base.protocol import CandidateRequest, CaseInputs, LoadSettings, Progress
 from snapshot_tool.base.recipes import CaseRecipe, ImageRecipe
 from snapshot_tool.candidates import FMS, load_candidate
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens.find import GoldenChoice, open_checkpoint_of
-from snapshot_tool.traces.format import SCHEMA, TracedCheckpoint, TraceHeader, open_trace
-from snapshot_tool.traces.write import write_trace
+from snapshot_tool.traces.trace import (
+    SCHEMA,
+    TracedCheckpoint,
+    TraceHeader,
+    open_trace,
+    write_trace,
+)
 
 if TYPE_CHECKING:
     from snapshot_tool.reference.huggingface import HuggingFaceReference
@@ -72,12 +72,9 @@ class TraceOptions:
     """How a model is run and what is kept.
 
     Args:
-        mode: one forward pass, or a generation.
         first_pass_only: whether a generation ends after one token.
         max_elements: tensors of up to this size are kept whole, and a sketch of larger ones.
         max_new_tokens: replaces the subject's; None: not.
-        device: "cpu" or "cuda".
-        dtype: a torch dtype's name.
     """
 
     mode: Mode = Mode.FORWARD

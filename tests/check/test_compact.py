@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound
 from snapshot_tool.base.protocol import Phase
-from snapshot_tool.goldens.compact import connector_input, recorded
-from snapshot_tool.goldens.golden import Golden, open_golden
+from snapshot_tool.goldens.golden import Golden, connector_input, open_golden, recorded
 from snapshot_tool.goldens.layout import INPUTS
 from snapshot_tool.goldens.manifest import load_manifest
 from snapshot_tool.goldens.tensors import describe_file

@@ -10,13 +10,12 @@ import torch
 from snapshot_tool.base.localisation import ERROR_LIMIT
 from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.results import first_divergence
-from snapshot_tool.base.taps import TapRecorder, shapes_of
 from snapshot_tool.candidates.fms.candidate import FmsCandidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.session import Session
 from snapshot_tool.diagnose.localise import localise
-from snapshot_tool.goldens.golden import Golden
-from snapshot_tool.goldens.oracle import tap_limits
+from snapshot_tool.goldens.golden import Golden, tap_limits
+from snapshot_tool.taps.sketches import TapRecorder, shapes_of
 from tests.conftest import CHECKOUT, GOLDENS, Snap
 from tests.mutants.corpus import MUTANTS, edit_of
 from tests.mutants.mutant import plant

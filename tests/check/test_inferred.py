@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs
-from snapshot_tool.base.taps import TapRecorder
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.diagnose.localise import Observation, localise, observe
 from snapshot_tool.goldens.find import open_checkpoint_of
 from snapshot_tool.goldens.golden import Golden, open_golden
+from snapshot_tool.taps.sketches import TapRecorder
 from tests.check.test_faults import module_of, scaled_weights
 from tests.conftest import CHECKOUT, ROOT, Snap
 

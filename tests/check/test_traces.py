@@ -18,7 +18,7 @@ from snapshot_tool.base.localisation import ERROR_LIMIT, TraceComparison
 from snapshot_tool.base.protocol import Progress
 from snapshot_tool.goldens.find import GoldenChoice
 from snapshot_tool.traces.compare import compare_traces, read_map
-from snapshot_tool.traces.format import TraceHeader, open_trace
+from snapshot_tool.traces.trace import TraceHeader, open_trace
 from snapshot_tool.traces.workflow import Mode, TraceOptions, subject_of_golden, trace_candidate
 from tests.check.test_cli import loaded_modules
 from tests.conftest import CHECKOUT, GOLDENS, Snap, error_lines

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from snapshot_tool.goldens.golden import open_golden
-from snapshot_tool.reference.float64 import float64_throughout
+from snapshot_tool.reference.huggingface import float64_throughout
 from tests.conftest import CHECKPOINT, Snap, error_lines, set_folder
 from tests.record.checkpoints import manifest_of, record_here
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from snapshot_tool.base.images import render
 from snapshot_tool.base.recipes import IMAGE_KINDS, IMAGE_MODES, ImageRecipe
+from snapshot_tool.goldens.images import render
 from tests.conftest import CHECKPOINT, ROOT
 
 pytestmark = pytest.mark.record

@@ -25,9 +25,10 @@ from snapshot_tool.base.errors import (
     UsageError,
 )
 from snapshot_tool.base.protocol import Progress
-from snapshot_tool.goldens.layout import SetLocation, lock_path
+from snapshot_tool.goldens.layout import SetLocation
+from snapshot_tool.goldens.lock import load_lock, lock_path
 from snapshot_tool.goldens.manifest import HistoryEntry, load_manifest
-from snapshot_tool.goldens.sync import Remote, clean_remote, load_lock, pull, push
+from snapshot_tool.goldens.sync import Remote, clean_remote, pull, push
 from snapshot_tool.goldens.tensors import describe_file
 from snapshot_tool.goldens.transaction import recording_lock
 from snapshot_tool.goldens.verify import find_damage

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshot_tool.goldens.layout import lock_path
-from snapshot_tool.goldens.signature import signature_path
+from snapshot_tool.goldens.lock import lock_path, signature_path
 from tests.conftest import Snap, error_lines
 from tests.unit.factory import write_golden
 

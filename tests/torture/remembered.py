@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from snapshot_tool import reference
-from snapshot_tool.base import taps
+from snapshot_tool.taps import sketches
 
 Seen = tuple[Any, ...]
 
@@ -92,7 +92,7 @@ def remember_references() -> None:
     """
     if _LOADED:
         return
-    load, draw = reference.load_reference, vars(taps)["sketch"]
+    load, draw = reference.load_reference, vars(sketches)["sketch"]
 
     def sketch_remembered(tensor: torch.Tensor, *, seed: int) -> Any:
         key = f"{seed} {_fingerprint(tensor)}"
@@ -107,4 +107,4 @@ def remember_references() -> None:
         return _LOADED[key]
 
     reference.load_reference = load_remembered
-    setattr(taps, "sketch", sketch_remembered)  # noqa: B010 - mypy knows its type
+    setattr(sketches, "sketch", sketch_remembered)  # noqa: B010 - mypy knows its type

@@ -13,12 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from snapshot_tool.base.images import render
 from snapshot_tool.base.protocol import PHASES, CaseInputs, Generation, Phase, PreparedCase
 from snapshot_tool.base.recipes import CaseRecipe, ImageRecipe, NamedRecipe
-from snapshot_tool.base.taps import Tap, sketch
 from snapshot_tool.base.tolerance import DEFAULT_TOLERANCES
 from snapshot_tool.goldens import parts
+from snapshot_tool.goldens.images import render
 from snapshot_tool.goldens.layout import INPUTS, MANIFEST, TAPS, SetLocation, phase_file
 from snapshot_tool.goldens.manifest import (
     SCHEMA_VERSION,
@@ -33,6 +32,7 @@ from snapshot_tool.goldens.manifest import (
     encode,
 )
 from snapshot_tool.goldens.tensors import describe_file, join_files
+from snapshot_tool.taps.sketches import Tap, sketch
 
 CHECKPOINT = "local/tiny"
 REVISION = "0123456789abcdef" * 4

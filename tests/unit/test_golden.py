@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load, save_file
 
 from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound, ManifestInvalid, UsageError
-from snapshot_tool.base.images import render
 from snapshot_tool.base.protocol import PHASES, Phase
 from snapshot_tool.check.sets import verify_goldens
 from snapshot_tool.goldens.find import Selection, find_goldens, select_golden
 from snapshot_tool.goldens.golden import open_golden
+from snapshot_tool.goldens.images import render
 from snapshot_tool.goldens.layout import INPUTS, MANIFEST, TAPS, phase_file
 from snapshot_tool.goldens.manifest import FileEntry, load_manifest
 from snapshot_tool.goldens.verify import find_damage, set_file

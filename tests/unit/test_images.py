@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snapshot_tool.base.images import from_arrays, render, to_arrays
 from snapshot_tool.base.recipes import (
     FIXED_CASES,
     IMAGE_KINDS,
@@ -16,6 +15,7 @@ from snapshot_tool.base.recipes import (
     CaseRecipe,
     ImageRecipe,
 )
+from snapshot_tool.goldens.images import from_arrays, render, to_arrays
 
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 3), (17, 33), (160, 5)]
 CHANNELS = {"RGB": 3, "RGBA": 4, "L": 1, "LA": 2, "P": 1, "1": 1, "CMYK": 4}

@@ -9,9 +9,9 @@ import torch
 
 from snapshot_tool.base.localisation import ERROR_LIMIT, NO_NOISE, Localisation, noise_limit
 from snapshot_tool.base.protocol import Side
-from snapshot_tool.base.taps import Tap, TapRecorder, shapes_of, sketch
 from snapshot_tool.diagnose.localise import localise
 from snapshot_tool.reports.text import localisation_lines
+from snapshot_tool.taps.sketches import Tap, TapRecorder, shapes_of, sketch
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
 

@@ -11,10 +11,9 @@ import torch
 
 from snapshot_tool.base.localisation import ModuleTrials
 from snapshot_tool.base.protocol import Candidate, CaseInputs, Observer, Side
-from snapshot_tool.base.taps import relative_error, sketch
 from snapshot_tool.diagnose.modules import Isolator, isolate, run_probes
 from snapshot_tool.taps.hooks import tap_modules
-from snapshot_tool.taps.probes import Probe, probe_input, probe_shapes
+from snapshot_tool.taps.sketches import Probe, probe_input, probe_shapes, relative_error, sketch
 
 _WIDTH = 12
 _NOISE = {"float32": 1e-7}

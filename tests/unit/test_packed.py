@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from snapshot_tool.goldens.packed import pack_inputs, unpack_inputs
+from snapshot_tool.goldens.images import pack_inputs, unpack_inputs
 
 BYTES = torch.randint(0, 256, (3, 3, 24, 20), generator=torch.Generator().manual_seed(3))
 MEAN = torch.tensor([0.48, 0.46, 0.41])[:, None, None]

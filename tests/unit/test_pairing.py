@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from snapshot_tool.base.taps import Sketch, Tap, sketch
 from snapshot_tool.diagnose.align import Pair, pair_modules
 from snapshot_tool.diagnose.localise import fused_widths, infer
+from snapshot_tool.taps.sketches import Sketch, Tap, sketch
 
 
 def values(seed: int, *shape: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from snapshot_tool.base.localisation import ERROR_LIMIT
-from snapshot_tool.base.taps import (
+from snapshot_tool.taps.sketches import (
     MOMENTS,
     moments_error,
     project,

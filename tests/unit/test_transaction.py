@@ -14,15 +14,11 @@ from threading import Timer
 import pytest
 
 from snapshot_tool.base.errors import GoldenLocked, SnapError
+from snapshot_tool.base.files import make_folder, write_atomically
 from snapshot_tool.goldens.find import Selection, find_goldens, select_golden
 from snapshot_tool.goldens.layout import SetLocation
 from snapshot_tool.goldens.manifest import load_manifest
-from snapshot_tool.goldens.transaction import (
-    commit,
-    make_folder,
-    recording_lock,
-    write_atomically,
-)
+from snapshot_tool.goldens.transaction import commit, recording_lock
 from snapshot_tool.goldens.verify import find_damage, verify_set
 from tests.unit.factory import CHECKPOINT, REVISION, write_golden
 

@@ -1,15 +1,17 @@
-"""Taps: a sketch of the input and one of the output of each module of a run.
+"""Taps: a sketch of the input and one of the output of each module of a run; and probes.
 
 A sketch is small enough to commit, and sensitive to order and sign. Norms and ranges do not change
 with a permutation or a negation; a seeded sample and a seeded random projection do. The projection
 is a tensor product of random signs, one vector for each dimension, and costs one small matrix
 product (tensorised Johnson-Lindenstrauss).
+
+Probes are seeded inputs of many sizes for single modules, which no recorded input has.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,12 +43,12 @@ class Sketch:
     projection: torch.Tensor
 
 
-def sample_indices(numel: int, *, seed: int, size: int = SAMPLE_SIZE) -> torch.Tensor:
-    """Return `size` sorted flat indices, (at most numel,) int64, the same for the same seed."""
-    if numel <= size:
+def sample_indices(numel: int, *, seed: int) -> torch.Tensor:
+    """Return sorted flat indices, (at most 64,) int64, the same for the same seed."""
+    if numel <= SAMPLE_SIZE:
         return torch.arange(numel)
     # RandomState: NumPy promises that its stream never changes, unlike Generator's.
-    draws = np.random.RandomState(seed).randint(0, numel, size=size, dtype=np.int64)
+    draws = np.random.RandomState(seed).randint(0, numel, size=SAMPLE_SIZE, dtype=np.int64)
     return torch.from_numpy(np.sort(draws))
 
 
@@ -105,15 +107,9 @@ def relative_error(golden: Sketch, other: Sketch) -> float:
     """
     if golden.shape != other.shape:
         return float("inf")
-    scale = float(golden.moments[MOMENTS.index("rms")])
-    differences = [
-        float((other.sample.double() - golden.sample.double()).square().mean().sqrt()),
-        float((other.projection - golden.projection).square().mean().sqrt()),
-    ]
-    if not all(map(math.isfinite, differences)):
-        return float("inf")
-    greatest = max(differences)
-    return greatest / scale if scale else (float("inf") if greatest else 0.0)
+    sample = (other.sample.double() - golden.sample.double()).square().mean().sqrt()
+    projection = (other.projection - golden.projection).square().mean().sqrt()
+    return _relative(torch.maximum(sample, projection), golden)
 
 
 def moments_error(golden: Sketch, other: Sketch) -> float:
@@ -121,11 +117,15 @@ def moments_error(golden: Sketch, other: Sketch) -> float:
 
     Moments do not depend on the order of the values.
     """
-    scale = float(golden.moments[MOMENTS.index("rms")])
-    gap = float((other.moments - golden.moments).abs().max())
+    return _relative((other.moments - golden.moments).abs().max(), golden)
+
+
+def _relative(difference: torch.Tensor, golden: Sketch) -> float:
+    """Return a difference in units of the golden's rms; infinite if it is not finite."""
+    gap, scale = float(difference), float(golden.moments[MOMENTS.index("rms")])
     if not math.isfinite(gap):
-        return float("inf")
-    return gap / scale if scale else (float("inf") if gap else 0.0)
+        return math.inf
+    return gap / scale if scale else (math.inf if gap else 0.0)
 
 
 def without_padding(tensor: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -226,3 +226,66 @@ def _has_numbers(tensor: torch.Tensor) -> bool:
 
 def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+# Small inputs show epsilons and biases, large ones the tails of activations.
+SIZES = (1e-4, 1e-2, 1.0, 10.0, 1e3)
+_IDS = 0.0  # the size of an input of ids, for a table
+_MOST_IDS = 2**14
+_ROWS = 4
+_WIDTH = 256  # of the input of a module without weights
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """An input for one module, and what the reference's returned.
+
+    Args:
+        module: the reference's name.
+        shape: of the input.
+        size: standard deviation of the input; 0: the ids of the first rows of a table, (1, rows).
+        answer: sketch of the output.
+        noise: how far the reference's own output in a dtype is off the exact one, relative.
+    """
+
+    module: str
+    shape: tuple[int, ...]
+    size: float
+    answer: Sketch
+    noise: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return the input in words."""
+        return f"output for inputs of size {self.size:g}" if self.size else "rows"
+
+
+def probe_input(shape: tuple[int, ...], size: float, *, seed: int) -> torch.Tensor:
+    """Return the input of a probe, float32 of a standard deviation; int64 ids for size 0."""
+    if size == _IDS:
+        return torch.arange(shape[-1]).expand(shape)
+    # RandomState: NumPy promises that its stream never changes.
+    values = np.random.RandomState(seed).standard_normal(shape) * size
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def probe_shapes(module: torch.nn.Module) -> Iterator[tuple[tuple[int, ...], float]]:
+    """Yield shape and size of each input for a module; none for one of an unknown kind.
+
+    Known are tables, linear layers, convolutions, norms and activations.
+    """
+    if isinstance(module, torch.nn.Embedding):
+        yield (1, min(module.num_embeddings, _MOST_IDS)), _IDS
+        return
+    weight = getattr(module, "weight", None)
+    state = [*module.parameters(), *module.buffers()]
+    if isinstance(module, torch.nn.Linear):
+        shape: tuple[int, ...] = (1, _ROWS, module.in_features)
+    elif isinstance(module, torch.nn.Conv2d):
+        shape = (_ROWS, module.in_channels, *module.kernel_size)
+    elif isinstance(weight, torch.Tensor) and weight.dim() == 1:
+        shape = (1, _ROWS, len(weight))
+    elif not state and not isinstance(module, torch.nn.Dropout | torch.nn.Identity):
+        shape = (1, _ROWS, _WIDTH)
+    else:
+        return
+    yield from ((shape, size) for size in SIZES)
