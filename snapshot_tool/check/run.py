@@ -51,10 +51,7 @@ class CheckRun:
         """Return the report as JSON (docs/json.md), and write it to a file if a path is given."""
         from snapshot_tool.reports.json import run_to_json
 
-        text = run_to_json(self.report)
-        if path is not None:
-            write_report(Path(path), text)
-        return text
+        return _written(run_to_json(self.report), path)
 
     def to_html(self, path: str | Path | None = None) -> str:
         """Return the report as one HTML page, and write it to a file if a path is given."""
@@ -62,16 +59,16 @@ class CheckRun:
         from snapshot_tool.reports.preview import find_previews
 
         previews = find_previews(self.report, self.goldens) if self.goldens else {}
-        text = run_to_html(self.report, previews, base=str(Path.cwd()))
-        if path is not None:
-            write_report(Path(path), text)
-        return text
+        return _written(run_to_html(self.report, previews, base=str(Path.cwd())), path)
 
     def to_markdown(self, path: str | Path | None = None) -> str:
         """Return the report as Markdown for a summary or a comment, and write it to a file."""
         from snapshot_tool.reports.markdown import run_to_markdown
 
-        text = run_to_markdown(self.report, base=str(Path.cwd()))
-        if path is not None:
-            write_report(Path(path), text)
-        return text
+        return _written(run_to_markdown(self.report, base=str(Path.cwd())), path)
+
+
+def _written(text: str, path: str | Path | None) -> str:
+    if path is not None:
+        write_report(Path(path), text)
+    return text

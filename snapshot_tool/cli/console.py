@@ -29,7 +29,7 @@ class TerminalProgress(protocol.Progress):
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
-        self._describe: Callable[[str], None] = _describe_nothing
+        self._describe: Callable[[str], None] | None = None
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Iterator[int]]:
@@ -43,11 +43,12 @@ class TerminalProgress(protocol.Progress):
             try:
                 yield _counting(progress, task)
             finally:
-                self._describe = _describe_nothing
+                self._describe = None
 
     def now(self, what: str) -> None:
         """Show the current step beside the stage's title."""
-        self._describe(what)
+        if self._describe:
+            self._describe(what)
 
     def note(self, message: str) -> None:
         """Print a line to standard error."""
@@ -74,10 +75,6 @@ def _bar(console: Console) -> Progress:
         console=console,
         transient=True,
     )
-
-
-def _describe_nothing(_what: str) -> None:
-    """Outside of a stage there is nothing to describe."""
 
 
 def _counting(progress: Progress, task: TaskID) -> Iterator[int]:

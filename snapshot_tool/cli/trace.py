@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -80,15 +81,12 @@ def trace_command(
     checkpoint: str | None,
     revision: str | None,
     mode: str,
-    first_pass_only: bool,
-    max_new_tokens: int | None,
-    max_elements: int,
     device: str,
-    dtype: str,
     golden_device: str | None,
     fms_path: Path | None,
     family: tuple[str, ...],
     goldens: Path,
+    **how: Any,
 ) -> int:
     """Run a model and write the inputs and outputs of every module to a safetensors file.
 
@@ -123,7 +121,7 @@ def trace_command(
         inputs=inputs,
         prompt=None if prompt is None else Prompt(prompt, images, checkpoint, revision),
     )
-    options = TraceOptions(Mode(mode), first_pass_only, max_elements, max_new_tokens, device, dtype)
+    options = TraceOptions(Mode(mode), device=device, **how)
     if isinstance(given, Prompt) or impl == "hf":
         header = trace_reference(out, given, options, TerminalProgress())
     else:

@@ -231,7 +231,8 @@ def fail_if_copied(
     A candidate that does not support the question, or raises, passes: it may be compiled for one
     shape. ran: whether a torch module ran for the outputs. run_again: runs the phase again.
     """
-    if phase is Phase.PREPROCESSING or not results or not all(map(_is_equal, results)):
+    equal = all(result.verdict is Verdict.PASS and result.max_abs == 0 for result in results)
+    if phase is Phase.PREPROCESSING or not results or not equal:
         return results
     if not ran and phase is not Phase.GENERATE:
         # Rounding differs between implementations, so equal bits without any product are a copy.
@@ -251,10 +252,6 @@ def fail_if_copied(
     if answer.verdict is not Verdict.FAIL:
         return results
     return _failures(results, f"but wrong for {question} ({answer.reason})")
-
-
-def _is_equal(result: Result) -> bool:
-    return result.verdict is Verdict.PASS and result.max_abs == 0
 
 
 def _failures(results: list[Result], why: str) -> list[Result]:

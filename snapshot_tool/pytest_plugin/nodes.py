@@ -14,7 +14,7 @@ import pytest
 
 from snapshot_tool.base.errors import SnapError, UsageError
 from snapshot_tool.base.localisation import Localisation
-from snapshot_tool.base.protocol import Candidate, Phase, Progress
+from snapshot_tool.base.protocol import Phase, Progress
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.candidates import PlainCandidate
 from snapshot_tool.check.request import CheckRequest, select_cases
@@ -142,11 +142,6 @@ class LoadedCandidate:
     session: Session
     name: str
     _localised: dict[str, Localisation | None] = field(default_factory=dict)
-
-    @property
-    def candidate(self) -> Candidate:
-        """The candidate itself, watched."""
-        return self.session.candidate
 
     def localise(self, bad: list[Result]) -> Localisation | None:
         """Return in which module these results' error arises, found once for each failed case."""

@@ -69,10 +69,8 @@ def find_previews(report: CheckReport, goldens: Path) -> Mapping[str, CasePrevie
 def _find_folder(identity: GoldenIdentity, goldens: Path) -> Path:
     selection = Selection(identity.checkpoint, identity.revision, identity.device, identity.dtype)
     for found in find_goldens(goldens):
-        manifest = found.manifest
-        if manifest is None or not selection.matches(manifest):
-            continue
-        if manifest.golden_version == identity.golden_version:
+        manifest, version = found.manifest, identity.golden_version
+        if manifest and selection.matches(manifest) and manifest.golden_version == version:
             return found.folder
     raise GoldenNotFound(
         f"{goldens} does not have the golden set of the check, {identity}",

@@ -85,7 +85,11 @@ class CompiledCalls(StaticCalls):
     ) -> T:
         """Call a method; call it twice for inputs of new shapes."""
         shapes = [
-            (-(-one.attention_mask.shape[1] // BLOCK), _shape(one.pixel_values)) for one in inputs
+            (
+                -(-one.attention_mask.shape[1] // BLOCK),
+                () if one.pixel_values is None else tuple(one.pixel_values.shape),
+            )
+            for one in inputs
         ]
         key = method.__name__, str(shapes), str(options)
         if key not in self._shapes:
@@ -95,10 +99,6 @@ class CompiledCalls(StaticCalls):
         answer = method(*given, **options)
         self._counted["late"] += _count_graphs() - before
         return answer
-
-
-def _shape(tensor: torch.Tensor | None) -> tuple[int, ...]:
-    return () if tensor is None else tuple(tensor.shape)
 
 
 # torch 2.5 to 2.13 count both here only; the module is named in torch's troubleshooting guide.
