@@ -55,8 +55,7 @@ class CheckRun:
 
     def to_html(self, path: str | Path | None = None) -> str:
         """Return the report as one HTML page, and write it to a file if a path is given."""
-        from snapshot_tool.reports.html import run_to_html
-        from snapshot_tool.reports.preview import find_previews
+        from snapshot_tool.reports.html import find_previews, run_to_html
 
         previews = find_previews(self.report, self.goldens) if self.goldens else {}
         return _written(run_to_html(self.report, previews, base=str(Path.cwd())), path)

@@ -192,8 +192,8 @@ def compare_traces_command(
     from snapshot_tool.base.localisation import ERROR_LIMIT, Metric
     from snapshot_tool.base.protocol import Side
     from snapshot_tool.families import name_families
+    from snapshot_tool.reports.diff import comparison_lines
     from snapshot_tool.reports.json import write_json
-    from snapshot_tool.reports.traces import comparison_lines
     from snapshot_tool.traces.compare import compare_traces
 
     name_families(family)

@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
 
+from snapshot_tool.base.errors import GoldenNotFound
 from snapshot_tool.base.localisation import ERROR_LIMIT, Localisation, ModuleErrors
 from snapshot_tool.base.protocol import Phase
-from snapshot_tool.base.report import CheckReport
+from snapshot_tool.base.report import CheckReport, GoldenIdentity
 from snapshot_tool.base.results import Result, overall_verdict
+from snapshot_tool.goldens.find import Selection, find_goldens
+from snapshot_tool.goldens.manifest import case_recipe
 from snapshot_tool.reports import plots, text
-from snapshot_tool.reports.preview import CasePreview
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from snapshot_tool.goldens.golden import Golden
 
 _COLUMNS = (
     *("differ", "of", "max abs", "max rel", "rms", "cosine", "tolerance used", "atol", "rtol"),
@@ -31,6 +41,32 @@ _COLUMNS = (
 # The area of the curve, in percent of the picture; the rest is for the labels of the axis.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 11.0, 99.0, 4.0, 96.0
 _MOST_LABELS = 7
+_SIDE = 192  # pixels, so that a report with many cases stays small
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A small version of an image as a data: address, with the original size in pixels."""
+
+    data: str
+    width: int
+    height: int
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class CasePreview:
+    """A case for a page.
+
+    text: the tokenizer's input, before image placeholders were expanded. generated: the reference's
+    new tokens as text. tokens: the length of the prompt. tiles: those of all images.
+    """
+
+    text: str
+    generated: str
+    tokens: int
+    tiles: int
+    pictures: tuple[Picture, ...]
 
 
 def page_environment() -> jinja2.Environment:
@@ -130,6 +166,52 @@ def _plot_errors(result: Result) -> dict[str, str]:
         "columns": columns,
         "note": note,
     }
+
+
+def find_previews(report: CheckReport, goldens: Path) -> Mapping[str, CasePreview]:
+    """Return previews of a check's cases by name, from its golden set.
+
+    Raises GoldenNotFound if the set, or its version, is not in the folder.
+    """
+    # This imports torch, which a page without previews does not need.
+    from snapshot_tool.goldens.golden import open_golden
+
+    golden = open_golden(_find_folder(report.golden, goldens))
+    names = {result.case for result in report.results}
+    return {
+        case.name: CasePreview(
+            case.text, case.generated, case.tokens, case.tiles, tuple(_pictures(golden, case.name))
+        )
+        for case in golden.manifest.cases
+        if case.name in names
+    }
+
+
+def _find_folder(identity: GoldenIdentity, goldens: Path) -> Path:
+    selection = Selection(identity.checkpoint, identity.revision, identity.device, identity.dtype)
+    for found in find_goldens(goldens):
+        manifest, version = found.manifest, identity.golden_version
+        if manifest and selection.matches(manifest) and manifest.golden_version == version:
+            return found.folder
+    raise GoldenNotFound(
+        f"{goldens} does not have the golden set of the check, {identity}",
+        "pass its folder: --goldens DIR",
+    )
+
+
+def _pictures(golden: Golden, case: str) -> Iterator[Picture]:
+    recipes = case_recipe(golden.case(case)).recipe.images
+    for image, recipe in zip(golden.images(case), recipes, strict=True):
+        yield Picture(_data(image), image.width, image.height, f"{recipe.kind}, {recipe.mode}")
+
+
+def _data(image: Image.Image) -> str:
+    """Return a small version as a data: address; WebP, since noise makes large PNGs."""
+    small = image.convert("RGBA" if image.mode in ("RGBA", "LA", "P") else "RGB")
+    small.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, format="WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 @dataclass(frozen=True, slots=True)

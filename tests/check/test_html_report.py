@@ -19,9 +19,8 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from snapshot_tool.base.report import CheckReport
-from snapshot_tool.reports.html import run_to_html
+from snapshot_tool.reports.html import CasePreview, run_to_html
 from snapshot_tool.reports.json import read_run
-from snapshot_tool.reports.preview import CasePreview
 from tests.conftest import CHECKOUT, GOLDENS, Run, Snap, error_lines
 from tests.mutants.corpus import edit_of
 from tests.mutants.mutant import plant
