@@ -81,16 +81,16 @@ def check_command(*, every: bool, **options: Any) -> int:
     --markdown name folders, with a file for each golden set.
     """
     from snapshot_tool.check.shards import follow_leader, is_follower, leading
-    from snapshot_tool.check.workflow import check
+    from snapshot_tool.check.workflow import check, check_all, check_paths
 
     request, outputs = _prepare(options)
     if is_follower():
         follow_leader(request.device)
         return 0
     if every:
-        return _check_all(request, outputs)
+        return _show_several(check_all(request, outputs.progress), "golden sets", request, outputs)
     if len(request.paths) > 1:
-        return _check_paths(request, outputs)
+        return _show_several(check_paths(request, outputs.progress), "paths", request, outputs)
     with leading(request.device):
         report = _with_configuration(check(request, outputs.progress))
     return _show_run(CheckRun(report, Path(request.goldens)), outputs)
@@ -142,32 +142,16 @@ def _with_configuration(report: CheckReport) -> CheckReport:
     return dataclasses.replace(report, environment={**report.environment, "options": options})
 
 
-def _check_all(request: CheckRequest, outputs: Outputs) -> int:
-    """Check all golden sets, and print a table of their verdicts."""
-    from snapshot_tool.check.workflow import check_all, exit_code_of_all
+def _show_several(
+    found: Iterator[SetCheck], what: str, request: CheckRequest, outputs: Outputs
+) -> int:
+    """Print each of several checks and a table, write their files, and return the exit code.
 
-    checks = _each_written(check_all(request, outputs.progress), request, outputs)
-    draw_checks(checks)
-    draw_combined(checks, "golden sets")
-    return exit_code_of_all(checks)
-
-
-def _check_paths(request: CheckRequest, outputs: Outputs) -> int:
-    """Check a golden set on several paths, and print a table of them."""
-    from snapshot_tool.check.workflow import check_paths, exit_code_of_all
+    what: "golden sets" or "paths".
+    """
+    from snapshot_tool.check.workflow import exit_code_of_all
     from snapshot_tool.reports.history import paths_table
 
-    checks = _each_written(check_paths(request, outputs.progress), request, outputs)
-    draw_table(paths_table([one.report for one in checks if one.report]))
-    draw_checks([one for one in checks if not one.report])
-    draw_combined(checks, "paths")
-    return exit_code_of_all(checks)
-
-
-def _each_written(
-    found: Iterator[SetCheck], request: CheckRequest, outputs: Outputs
-) -> list[SetCheck]:
-    """Print each check and write its files; return all."""
     if str(outputs.json_path) == "-":
         raise UsageError("several checks write a file each", "name a folder: --json DIR")
     checks = []
@@ -182,7 +166,13 @@ def _each_written(
             _write(run, own)
         if request.fail_fast and one.verdict in (Verdict.FAIL, Verdict.ERROR):
             break
-    return checks
+    if what == "paths":
+        draw_table(paths_table([one.report for one in checks if one.report]))
+        draw_checks([one for one in checks if not one.report])
+    else:
+        draw_checks(checks)
+    draw_combined(checks, what)
+    return exit_code_of_all(checks)
 
 
 def _print(run: CheckRun, outputs: Outputs) -> None:
