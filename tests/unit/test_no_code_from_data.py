@@ -26,7 +26,7 @@ IMPORTERS = {
     "cli/commands.py": "a table of snap's own commands",
     "candidates/__init__.py": "--candidate module:factory",
     "candidates/fms/importing.py": "FMS, installed or of --fms-path",
-    "families/own.py": "a file or an entry point of --family",
+    "families/__init__.py": "a file or an entry point of --family",
     "__init__.py": "a table of the names that the package offers",
 }
 PROCESSES = {"candidates/fms/importing.py", "base/git.py", "check/bisect.py"}
