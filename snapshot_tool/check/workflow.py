@@ -220,13 +220,10 @@ def _cached(golden: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class SetCheck:
-    """One golden set and its report, or the reason why it was not checked.
+    """One of several checks: its report, or the reason why there is none.
 
-    Args:
-        name: the set's path below the goldens folder.
-        verdict: "error" if the check could not run, "skip" if the options do not apply to the set.
-        report: the finished check, or None.
-        reason: the reason why there is no report.
+    name: the golden set's path below the goldens folder, or the path that FMS ran on. verdict:
+    "error" if the check could not run, "skip" if the options do not apply to the set.
     """
 
     name: str
