@@ -55,7 +55,8 @@ from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.diagnose.localise import localise_case
 from snapshot_tool.diagnose.modules import graft_module
 from snapshot_tool.explore.questions import Question
-from snapshot_tool.explore.run import explore, fail_if_copied, replay
+from snapshot_tool.explore.recorded import Recorded
+from snapshot_tool.explore.run import QueryRunner, explore, fail_if_copied, replay
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.find import open_checkpoint_of
@@ -297,16 +298,13 @@ class Session:
     def explore(self, cases: Sequence[CaseEntry], progress: Progress) -> Exploration | None:
         """Run the questions of --replay, or the number of --explore."""
         request = self.request
-        if request.replay:
-            return replay(
-                self.candidate,
-                self.golden,
-                request.questions,
-                judge=self.judge,
-                allow_near_ties=self.allows_near_ties,
-            )
-        if not request.explore:
+        if not (request.replay or request.explore):
             return None
+        names = None if request.replay else [case.name for case in cases]
+        recorded = Recorded.of(self.golden, names)
+        runner = QueryRunner(self.candidate, recorded, self.judge, self.allows_near_ties)
+        if request.replay:
+            return replay(runner, request.questions)
         with progress.stage("derived questions", request.explore) as steps:
 
             def on_question(question: Question) -> None:
@@ -314,14 +312,10 @@ class Session:
                 next(steps)
 
             return explore(
-                self.candidate,
-                self.golden,
+                runner,
                 count=request.explore,
                 seed=request.seed,
-                cases=[case.name for case in cases],
                 phases=request.phases,
-                judge=self.judge,
-                allow_near_ties=self.allows_near_ties,
                 on_question=on_question,
             )
 

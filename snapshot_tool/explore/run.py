@@ -127,26 +127,20 @@ def _without_figures(question: Question, verdict: Verdict, reason: str) -> Resul
 
 
 def explore(
-    candidate: Any,
-    golden: Golden,
+    runner: QueryRunner,
     *,
     count: int,
     seed: int | None = None,
-    cases: Sequence[str] | None = None,
     phases: Sequence[Phase] = PHASES,
-    judge: Judge | None = None,
-    allow_near_ties: bool = False,
     on_question: Callable[[Question], None] = lambda _question: None,
 ) -> Exploration:
     """Run `count` derived questions, an equal number of each kind as far as possible.
 
-    Shrinking runs more. By default the seed is that of the golden set, all cases are used, and the
-    candidate computes in the golden set's dtype. on_question: called before a question runs.
+    Shrinking runs more. By default the seed is that of the golden set. on_question: called before
+    a question runs.
     """
-    seed = golden.manifest.seed if seed is None else seed
-    recorded = Recorded.of(golden, cases)
-    runner = QueryRunner(candidate, recorded, judge or Judge.of(golden), allow_near_ties)
-    has = recorded.family.phases
+    seed = runner.recorded.golden.manifest.seed if seed is None else seed
+    has = runner.recorded.family.phases
     kinds = [
         kind
         for kind in KINDS.values()
@@ -198,16 +192,8 @@ def _explore_kind(
     return ExploredKind(kind.kind, len(known), tuple(results))
 
 
-def replay(
-    candidate: Any,
-    golden: Golden,
-    questions: Sequence[Question],
-    *,
-    judge: Judge | None = None,
-    allow_near_ties: bool = False,
-) -> Exploration:
+def replay(runner: QueryRunner, questions: Sequence[Question]) -> Exploration:
     """Run the given questions; raise UsageError if the golden set has no output for one."""
-    runner = QueryRunner(candidate, Recorded.of(golden), judge or Judge.of(golden), allow_near_ties)
     results: dict[str, list[Result]] = {}
     for question in questions:
         results.setdefault(question.kind, []).append(runner.run(question))

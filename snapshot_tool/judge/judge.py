@@ -43,12 +43,6 @@ class Judge:
     atol: float | None = None
     rtol: float | None = None
 
-    @classmethod
-    def of(cls, golden: Golden) -> Judge:
-        """Return the judge of a candidate in the golden set's dtype."""
-        dtype = golden.manifest.dtype
-        return cls(golden, dtype, default_rule(dtype, dtype))
-
     def judge(
         self,
         case: CaseEntry,

@@ -16,9 +16,10 @@ from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.explore.questions import KINDS, Batch, Prefix, parse_question, questions_of
 from snapshot_tool.explore.recorded import Prompt, Recorded, capabilities_of
-from snapshot_tool.explore.run import explore, replay
+from snapshot_tool.explore.run import QueryRunner, explore, replay
 from snapshot_tool.families.idefics3 import IDEFICS3
 from snapshot_tool.goldens.golden import Golden, open_golden
+from snapshot_tool.judge.judge import Judge
 from snapshot_tool.judge.watch import WatchedCandidate
 from tests.conftest import CHECKOUT, GOLDENS, ROOT, Run, Snap
 from tests.mutants.corpus import edit_of
@@ -40,6 +41,11 @@ LEAKING_TILES = Edit(
     "last_hidden_state = self.post_layernorm(last_hidden_state)\n"
     "        last_hidden_state = 0.99 * last_hidden_state + 0.01 * last_hidden_state.roll(1, 0)",
 )
+
+
+def runner(candidate: Any, golden: Golden) -> QueryRunner:
+    """Return what runs questions on a candidate in float32."""
+    return QueryRunner(candidate, Recorded.of(golden), Judge(golden, "float32"))
 
 
 def failures(run: Run) -> list[str]:
@@ -66,7 +72,7 @@ def test_a_correct_port_passes_every_kind_of_question(
         config = golden.manifest.checkpoint.config
         request = CandidateRequest(FAMILIES / "checkpoints" / "llama", config, "cpu", "float32")
         candidate = load_fms_candidate(request, fms_path=CHECKOUT)
-    found = explore(candidate, golden, count=90, seed=7)
+    found = explore(runner(candidate, golden), count=90, seed=7)
     absent = "chunks|tiles" if family == "llama" else "chunks"  # chunks need a paged cache
     kinds = [kind for kind in KINDS if not re.search(absent, kind)]
     assert [kind.kind for kind in found.kinds] == kinds
@@ -79,7 +85,7 @@ def test_one_seed_draws_the_same_questions_again(golden: Golden, candidate: FmsC
     """And another seed draws others."""
 
     def drawn(seed: int) -> list[str]:
-        found = explore(candidate, golden, count=18, seed=seed, phases=[Phase.CONNECTOR])
+        found = explore(runner(candidate, golden), count=18, seed=seed, phases=[Phase.CONNECTOR])
         return [result.tensor for result in found.results]
 
     assert drawn(1) == drawn(1) != drawn(2)
@@ -111,7 +117,7 @@ def test_a_candidate_may_refuse_some_questions_and_fail_others(
             logits = candidate.forward_batch(rows)
             return logits if rows[0].input_ids.shape[1] < 100 else logits + 1
 
-    found = explore(TwoRows(), golden, count=120, phases=[Phase.FORWARD])
+    found = explore(runner(TwoRows(), golden), count=120, phases=[Phase.FORWARD])
     batch = found.kinds[-1]
     assert {result.verdict for result in batch.results} == {"pass", "skip", "fail"}
     assert batch.failure is not None
@@ -233,12 +239,8 @@ def test_a_question_that_raises_is_an_error_of_its_kind_alone(
         def forward_batch(self, rows: Any) -> Any:
             raise RuntimeError(f"not {len(rows)} rows\nand a second line")
 
-    found = explore(
-        WatchedCandidate(Raises(), dtype="float32", settings={}),
-        golden,
-        count=12,
-        phases=[Phase.FORWARD],
-    )
+    watched = WatchedCandidate(Raises(), dtype="float32", settings={})
+    found = explore(runner(watched, golden), count=12, phases=[Phase.FORWARD])
     verdicts = {kind.kind: kind.verdict for kind in found.kinds}
     assert verdicts == {"prefix": "pass", "padding": "pass", "split": "skip", "batch": "error"}
     failure = found.kinds[-1].failure
@@ -268,7 +270,7 @@ def test_a_question_without_a_recorded_answer_is_refused(
 ) -> None:
     """Nothing is compared, and nothing passes."""
     with pytest.raises(UsageError, match=problem):
-        replay(candidate, golden, [parse_question(question)])
+        replay(runner(candidate, golden), [parse_question(question)])
 
 
 def test_another_token_is_reported_with_its_step_and_the_goldens_margin(golden: Golden) -> None:
@@ -282,7 +284,9 @@ def test_another_token_is_reported_with_its_step_and_the_goldens_margin(golden: 
             rest[9 - (len(tokens) - max_new_tokens)] = top[1]
             return rest
 
-    (result,) = replay(TakesSecondBest(), golden, [parse_question("resumed:one-image:6")]).results
+    (result,) = replay(
+        runner(TakesSecondBest(), golden), [parse_question("resumed:one-image:6")]
+    ).results
     assert result.verdict is Verdict.FAIL
     expected = f"first other token at step 9: expected {top[0]}, actual {top[1]} ("
     assert result.reason.startswith(expected)
@@ -308,11 +312,11 @@ def test_every_position_of_every_row_is_compared(
             return logits
 
     prompts = (Prompt("one-image", 5), Prompt("variant-02", 3))
-    (result,) = replay(OneOff(), golden, [Batch(prompts)]).results
+    (result,) = replay(runner(OneOff(), golden), [Batch(prompts)]).results
     assert (result.verdict, result.case) == ("fail", prompts[row].case)
     assert result.worst is not None
     assert result.worst.index[0] == position
-    (result,) = replay(OneOff(), golden, [Prefix(prompts[1])]).results
+    (result,) = replay(runner(OneOff(), golden), [Prefix(prompts[1])]).results
     assert result.reason == "shape mismatch: expected (1, 3, 480), actual (1, 6, 480)"
 
 

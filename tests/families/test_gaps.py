@@ -26,11 +26,13 @@ from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.candidates.fms.weights import CheckpointWeights
 from snapshot_tool.diagnose.localise import localise_case
-from snapshot_tool.explore.run import explore
+from snapshot_tool.explore.recorded import Recorded
+from snapshot_tool.explore.run import QueryRunner, explore
 from snapshot_tool.families.family import ModulePair
 from snapshot_tool.families.llama import LLAMA
 from snapshot_tool.goldens.coverage import coverage, generated_tokens
 from snapshot_tool.goldens.golden import Golden, open_golden
+from snapshot_tool.judge.judge import Judge
 from tests.conftest import CHECKOUT, Snap, fms_of, imported_fms
 
 FOLDER = Path(__file__).parent
@@ -209,10 +211,11 @@ class ForgetsMasks(Candidate):
 def test_encoders_are_asked_in_batches_padded_on_the_right() -> None:
     """The right one passes; one that attends to the padding fails there alone."""
     golden, right = golden_of("roberta"), load("roberta")
+    recorded, judge = Recorded.of(golden), Judge(golden, "float32")
 
     def verdicts(candidate: object) -> dict[str, set[Verdict]]:
         with torch.inference_mode():
-            found = explore(candidate, golden, count=24)
+            found = explore(QueryRunner(candidate, recorded, judge), count=24)
         return {kind.kind: {r.verdict for r in kind.results} for kind in found.kinds}
 
     assert verdicts(right)["batch"] == {Verdict.PASS}
