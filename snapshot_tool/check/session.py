@@ -20,12 +20,7 @@ from snapshot_tool.base.environment import (
 )
 from snapshot_tool.base.errors import (
     GoldenNotFound,
-    PhaseUnsupported,
-    SnapError,
     UsageError,
-    describe_error,
-    place_of_error,
-    traceback_of,
 )
 from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.protocol import (
@@ -66,7 +61,7 @@ from snapshot_tool.goldens.manifest import CaseEntry, Storage
 from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge
 from snapshot_tool.judge.phases import OnePass, Pair, RecordedCase, run_phase
-from snapshot_tool.judge.watch import WatchedCandidate, require_raised_by_candidate
+from snapshot_tool.judge.watch import WatchedCandidate, result_of_exception
 from snapshot_tool.numerics.compare import compare_weights
 
 # By case, phase and tensor.
@@ -257,24 +252,9 @@ class Session:
             self._keep(case, phase, pairs)
             for pair in pairs:
                 results.append(self._judge(judge, case, phase, pair, seconds))
-        except PhaseUnsupported as unsupported:
-            return [Result(case.name, phase, "", Verdict.SKIP, str(unsupported))]
-        except SnapError:
-            raise
         except Exception as error:  # the candidate's code may raise anything
-            require_raised_by_candidate(error, case=case.name, phase=phase)
-            return [
-                Result(
-                    case.name,
-                    phase,
-                    "",
-                    Verdict.ERROR,
-                    describe_error(error),
-                    seconds=round(time.perf_counter() - began, 6),
-                    place=place_of_error(error),
-                    traceback=traceback_of(error),
-                )
-            ]
+            seconds = time.perf_counter() - began
+            return [result_of_exception(error, case=case.name, phase=phase, seconds=seconds)]
         return results or [Result(case.name, phase, "", Verdict.FAIL, "nothing was compared")]
 
     def _judge(

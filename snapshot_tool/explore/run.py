@@ -15,13 +15,6 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.errors import (
-    PhaseUnsupported,
-    SnapError,
-    describe_error,
-    place_of_error,
-    traceback_of,
-)
 from snapshot_tool.base.protocol import PHASES, Phase
 from snapshot_tool.base.report import Exploration, ExploredKind
 from snapshot_tool.base.results import Result, Verdict
@@ -40,7 +33,7 @@ from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge
-from snapshot_tool.judge.watch import WatchedCandidate, require_raised_by_candidate
+from snapshot_tool.judge.watch import WatchedCandidate, result_of_exception
 
 _BAD = (Verdict.FAIL, Verdict.ERROR)
 
@@ -71,22 +64,15 @@ class QueryRunner:
         has no output for the question.
         """
         if reason := self.why_unsupported(type(question)):
-            return _without_figures(question, Verdict.SKIP, reason)
+            case, phase = question.first_case, question.phase
+            return Result(case, phase, str(question), Verdict.SKIP, reason)
         began = time.perf_counter()
         try:
             with torch.inference_mode():
                 answers = question.run(self.candidate, self.recorded)
-        except PhaseUnsupported as unsupported:
-            return _without_figures(question, Verdict.SKIP, str(unsupported))
-        except SnapError:
-            raise
         except Exception as error:  # the candidate's code may raise anything
-            where = f"{question.first_case} ({question})"
-            require_raised_by_candidate(error, case=where, phase=question.phase)
-            result = _without_figures(question, Verdict.ERROR, describe_error(error))
-            return dataclasses.replace(
-                result, place=place_of_error(error), traceback=traceback_of(error)
-            )
+            case, phase = question.first_case, question.phase
+            return result_of_exception(error, case=case, phase=phase, question=str(question))
         seconds = time.perf_counter() - began
         results = [self._judge(question, answer, seconds) for answer in answers]
         bad = [result for result in results if result.verdict in _BAD]
@@ -120,10 +106,6 @@ class QueryRunner:
             golden, None, self.judge.dtype, allow_near_ties=self.allow_near_ties
         )
         return explainer.explain(result, whole, self.candidate)
-
-
-def _without_figures(question: Question, verdict: Verdict, reason: str) -> Result:
-    return Result(question.first_case, question.phase, str(question), verdict, reason)
 
 
 def explore(

@@ -79,12 +79,12 @@ class GenerationExplainer:
         # Tokens after a near-tie follow another prompt, so the logits after the golden's tokens are
         # judged instead.
         if near_tie and not self.runs:
-            reason = f"allowed, and what follows is not compared: {found}"
-            return replace(result, verdict=Verdict.PASS, reason=reason, divergence=found)
-        if near_tie and logits is not None and self._has_only_near_ties(result.case, logits):
-            reason = f"allowed: {found}"
-            return replace(result, verdict=Verdict.PASS, reason=reason, divergence=found)
-        return replace(result, reason=f"{found}; {result.reason}", divergence=found)
+            allowed = "allowed, and what follows is not compared"
+        elif near_tie and logits is not None and self._has_only_near_ties(result.case, logits):
+            allowed = "allowed"
+        else:
+            return replace(result, reason=f"{found}; {result.reason}", divergence=found)
+        return replace(result, verdict=Verdict.PASS, reason=f"{allowed}: {found}", divergence=found)
 
     def _find_divergence(self, case: str, actual: list[int]) -> TokenDivergence | None:
         """Return the first step at which the new tokens differ from the golden's, or None."""

@@ -17,9 +17,18 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snapshot_tool.base.environment import precision_settings
-from snapshot_tool.base.errors import GoldenDamaged, PhaseUnsupported, SnapError, is_out_of_memory
+from snapshot_tool.base.errors import (
+    GoldenDamaged,
+    PhaseUnsupported,
+    SnapError,
+    describe_error,
+    is_out_of_memory,
+    place_of_error,
+    traceback_of,
+)
 from snapshot_tool.base.foreign_code import foreign_code
-from snapshot_tool.base.protocol import CANDIDATE_METHODS, Candidate
+from snapshot_tool.base.protocol import CANDIDATE_METHODS, Candidate, Phase
+from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.numerics.compare import fingerprint
 
 _RAISED = "_raised_by_snaps_candidate"
@@ -30,20 +39,35 @@ _PRODUCTS = ("mm", "matmul", "linear", "conv", "attention", "dot", "einsum")
 _DESCRIBING = ("info", "output_cache")
 
 
-def require_raised_by_candidate(error: BaseException, *, case: str, phase: str) -> None:
-    """Return if a phase failed in the candidate's own code.
+def result_of_exception(
+    error: Exception, *, case: str, phase: Phase, question: str = "", seconds: float = 0.0
+) -> Result:
+    """Return the result of a phase, or of a derived question, in which the candidate raised.
 
-    Raises GoldenDamaged if snap's own code failed, because the golden set's tensors then do not fit
-    together. Raises the error itself if memory ran out.
+    Raises errors of snap, and of memory that ran out, as they are. Raises GoldenDamaged if snap's
+    own code failed, because the golden set's tensors then do not fit together.
     """
-    if is_out_of_memory(error):
+    if isinstance(error, PhaseUnsupported):
+        return Result(case, phase, question, Verdict.SKIP, str(error))
+    if isinstance(error, SnapError) or is_out_of_memory(error):
         raise error
     if not getattr(error, _RAISED, False):
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        where = f"{case} ({question})" if question else case
         raise GoldenDamaged(
-            f"{phase} of case {case}: tensors of the golden set do not fit together ({what})",
+            f"{phase} of case {where}: tensors of the golden set do not fit together ({what})",
             "record the set again, or copy it again from its source",
         ) from error
+    return Result(
+        case,
+        phase,
+        question,
+        Verdict.ERROR,
+        describe_error(error),
+        seconds=round(seconds, 6),
+        place=place_of_error(error),
+        traceback=traceback_of(error),
+    )
 
 
 class CountProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
