@@ -278,13 +278,10 @@ class Session:
     def explore(self, cases: Sequence[CaseEntry], progress: Progress) -> Exploration | None:
         """Run the questions of --replay, or the number of --explore."""
         request = self.request
-        if not (request.replay or request.explore):
-            return None
-        names = None if request.replay else [case.name for case in cases]
-        recorded = Recorded.of(self.golden, names)
-        runner = QueryRunner(self.candidate, recorded, self.judge, self.allows_near_ties)
         if request.replay:
-            return replay(runner, request.questions)
+            return replay(self._runner(), request.questions)
+        if not request.explore:
+            return None
         with progress.stage("derived questions", request.explore) as steps:
 
             def on_question(question: Question) -> None:
@@ -292,12 +289,16 @@ class Session:
                 next(steps)
 
             return explore(
-                runner,
+                self._runner([case.name for case in cases]),
                 count=request.explore,
                 seed=request.seed,
                 phases=request.phases,
                 on_question=on_question,
             )
+
+    def _runner(self, cases: Sequence[str] | None = None) -> QueryRunner:
+        recorded = Recorded.of(self.golden, cases)
+        return QueryRunner(self.candidate, recorded, self.judge, self.allows_near_ties)
 
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:
         """Return the module in which the first divergence of the results arises, or None.
