@@ -173,8 +173,13 @@ benign: setup fms-checkout $(BENIGN)/goldens
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TORCHINDUCTOR_COMPILE_THREADS=1 \
 		$(CHECK)/bin/python -m tests.mutants.false_alarms --workers 2
 
+# More cases than for the table of families, so that there are 3,000 questions.
+QUESTIONS := build/questions
 questions: export OMP_NUM_THREADS = 1
-questions: $(CHECK)/.ready fms-checkout
+questions: setup $(NEWER)/.ready $(NEWEST)/.ready fms-checkout
+	$(RECORD)/bin/python -m tests.families.record --out $(QUESTIONS) --variants 60
+	$(NEWER)/bin/python -m tests.families.record --out $(QUESTIONS) --variants 60
+	$(NEWEST)/bin/python -m tests.families.record --out $(QUESTIONS) --variants 60
 	$(CHECK)/bin/python -m tests.families.questions --workers 2
 
 mutants-answers: setup fms-checkout

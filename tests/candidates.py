@@ -43,7 +43,7 @@ class Wrapped:
     ) -> torch.Tensor:
         return self.fms.generate(inputs, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids)
 
-    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
+    def forward_batch(self, rows: Sequence[CaseInputs]) -> Any:
         return self.fms.forward_batch(rows)
 
     def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:

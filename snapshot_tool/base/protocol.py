@@ -298,10 +298,13 @@ class Candidate:
         """Return the greedy new tokens, (new,) int64, the end token included."""
         _raise_unsupported("generate")
 
-    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
+    def forward_batch(
+        self, rows: Sequence[CaseInputs]
+    ) -> torch.Tensor | Mapping[str, torch.Tensor]:
         """Return the logits of several prompts at once, (rows, length, vocabulary).
 
-        The rows are padded on the left to one length.
+        The rows are padded to one length, on the left for decoders. An encoder returns what its
+        forward returns, with a row for each prompt.
         """
         _raise_unsupported("forward_batch")
 

@@ -55,11 +55,11 @@ def capabilities_of(golden: Golden, case: str, family: Family) -> Capabilities:
     tiles = next(iter(golden.image_input_shape(case, "pixel_values")), 0)
     padded = not bool(inputs.attention_mask.all())
     recurrent = family.recurrent and golden.manifest.environment.get(PADDING) != UNSEEN
-    encoder = family.logits and family.takes_text and not (family.takes_images or family.generates)
+    encoder = family.takes_text and not (family.takes_images or family.generates)
     phases: set[Phase] = set()
     if family.generates and not (recurrent and padded):
         phases |= {Phase.FORWARD, Phase.GENERATE} & kept
-    # An encoder's positions depend on padding before them, and its logits on token types.
+    # An encoder's positions depend on padding before them, and its outputs on token types.
     if encoder and not padded and inputs.token_type_ids is None:
         phases |= {Phase.FORWARD} & kept
     if entry.eos_token_ids is not None:
@@ -70,7 +70,7 @@ def capabilities_of(golden: Golden, case: str, family: Family) -> Capabilities:
     generated = 0
     if Phase.GENERATE in phases:
         generated = len(golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS))
-    if encoder:  # Every token attends to all others, so a prefix has other logits.
+    if encoder:  # Every token attends to all others, so a prefix has other outputs.
         cuts = {inputs.input_ids.shape[1]: 0}
     else:
         cuts = _find_cuts(inputs, tiles, golden.manifest.checkpoint.config, family)
@@ -202,7 +202,11 @@ class Recorded:
         """Return the recorded logits of all positions of each prompt, with the candidate's.
 
         actual: should be (prompts, pads + length, vocabulary), alone or among others by name.
+
+        A family without logits is compared by its other outputs.
         """
+        if not self.family.logits:
+            return self._whole_outputs(prompts, actual)
         if isinstance(actual, Mapping):
             actual = actual.get(parts.LOGITS)
         case, length = prompts[0].case, prompts[0].pads + prompts[0].length
@@ -226,6 +230,24 @@ class Recorded:
             for name in parts.POSITION_RECORDS:
                 pair = Pair(name, expected[name], found[name])
                 answers.append(Answer(prompt.case, pair, slice(prompt.length)))
+        return answers
+
+    def _whole_outputs(self, prompts: Sequence[Prompt], actual: object) -> list[Answer]:
+        """Return the recorded outputs of whole prompts, with the candidate's by name.
+
+        actual: each should be (prompts, pads + length, width) or (prompts, width).
+        """
+        named = actual if isinstance(actual, Mapping) else {}
+        answers = []
+        for name in self.family.whole_outputs:
+            outputs = named.get(name)
+            for row, prompt in enumerate(prompts):
+                output = outputs
+                if isinstance(outputs, torch.Tensor) and len(outputs) == len(prompts):
+                    output = parts.without_padding(outputs[row : row + 1], self.inputs(prompt))
+                expected = recorded(self.golden, prompt.case, Phase.FORWARD, name)
+                pairs = pairs_with(expected, output, name)
+                answers += [Answer(prompt.case, pair) for pair in pairs]
         return answers
 
     def features(

@@ -262,9 +262,9 @@ class EncoderCalls(FmsCalls):
             handle.remove()
         return {"last_hidden_state": hidden[0], **self.head_outputs(answer)}
 
-    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
-        """Return the logits of prompts padded to one length, (rows, length, vocabulary)."""
-        return self.forward(join_rows(rows))["logits"]
+    def forward_batch(self, rows: Sequence[CaseInputs]) -> Mapping[str, torch.Tensor]:
+        """Return what forward returns, of prompts padded to one length: a row for each."""
+        return self.forward(join_rows(rows))
 
     def head_outputs(self, answer: Any) -> dict[str, torch.Tensor]:
         """Return the head's answer by name: logits of every position."""

@@ -114,7 +114,7 @@ def test_a_candidate_may_refuse_some_questions_and_fail_others(
         def forward_batch(self, rows: Any) -> Any:
             if len(rows) > 2:
                 raise PhaseUnsupported("two rows at most")
-            logits = candidate.forward_batch(rows)
+            logits: Any = candidate.forward_batch(rows)
             return logits if rows[0].input_ids.shape[1] < 100 else logits + 1
 
     found = explore(runner(TwoRows(), golden), count=120, phases=[Phase.FORWARD])
@@ -306,7 +306,7 @@ def test_every_position_of_every_row_is_compared(
             return candidate.forward(inputs).repeat(1, 2, 1)
 
         def forward_batch(self, rows: Any) -> Any:
-            logits = candidate.forward_batch(rows)
+            logits: Any = candidate.forward_batch(rows)
             pads = 0 if row == 0 else 2
             logits[row, pads + position] += 1e-3
             return logits

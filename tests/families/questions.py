@@ -2,10 +2,10 @@
 
     .venv-check/bin/python -m tests.families.questions [--count 3000] [--report]
 
-The golden sets are those of `make families`, one for each family: the first that FMS passes. FMS is
-the tests' checkout, where a fault of FMS that every family has is mended (see fms.patch). What was
-run already is kept in a file and not run again. With --report, only the section of docs/families.md
-is written.
+The golden sets are recorded before (see the Makefile), one for each family: the first that FMS
+passes. FMS is the tests' checkout, where a fault of FMS that every family has is mended (see
+fms.patch). What was run already is kept in a file and not run again. With --report, only the
+section of docs/families.md is written.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def section(found: list[Asked], count: int) -> str:
         f"`make questions` writes this section: up to {count:,} derived questions on one golden "
         "set of each family, and which of them a right port fails. FMS is the tests' checkout: "
         "1.13.1 without its fault in prompts of as many tokens as there are key/value heads. "
-        "mistral3 has only its cases with at most one image. Encoders allow only other padding "
-        "and batches, and no questions if they have no logits of every token.",
+        "mistral3 has only its cases with at most one image. Text encoders allow only other "
+        "padding and batches; an image encoder, other orders of its tiles.",
         "",
         f"{alarms} false alarms in {total:,} questions ({bound(alarms, total)} at 95 %); "
         f"{hours:.1f} hours of one process on a busy machine.",
@@ -154,7 +154,7 @@ def main() -> None:
     """Run what is missing and write the section."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=COUNT)
-    parser.add_argument("--out", type=Path, default=Path("build/families"))
+    parser.add_argument("--out", type=Path, default=Path("build/questions"))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "families.md")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--report", action="store_true", help="run nothing")

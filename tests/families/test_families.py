@@ -184,6 +184,20 @@ def test_the_installed_fms_passes(snap: Snap, folders: dict[str, Path], name: st
     assert run.report["environment"]["transformers_imported"] is False
 
 
+def test_an_encoders_head_is_asked_with_padding_and_in_batches(
+    snap: Snap, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """A head that forgets all rows but the first is right about every text by itself."""
+    rows = "x = x[:, 0] * (torch.arange(len(x)) == 0)[:, None]"
+    edit = Edit("fms/modules/head.py", "x = x[:, 0]", rows)
+    wrong = "--fms-path", broken_fms(edit, tmp_path)
+    for options, batches in ((), "pass"), (wrong, "fail"):
+        run = check(snap, folders[CLASSES], CLASSES, "--explore", 24, *options)
+        assert run.code == (batches == "fail")
+        kinds = {kind["kind"]: kind["verdict"] for kind in run.report["exploration"]["kinds"]}
+        assert (kinds["padding"], kinds["batch"]) == ("pass", batches)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_a_familys_code_shows_in_its_phase(
     snap: Snap, folders: dict[str, Path], tmp_path: Path, fault: str

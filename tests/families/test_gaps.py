@@ -202,7 +202,7 @@ class ForgetsMasks(Candidate):
         """Return what the right one does."""
         return self.right.forward(inputs)
 
-    def forward_batch(self, rows: Sequence[CaseInputs]) -> torch.Tensor:
+    def forward_batch(self, rows: Sequence[CaseInputs]) -> Any:
         """Take every token for a real one."""
         ones = [replace(row, attention_mask=torch.ones_like(row.attention_mask)) for row in rows]
         return self.right.forward_batch(ones)
