@@ -16,7 +16,7 @@ CHECKOUT := build/fms-checkout
 EMBEDDED := tests/checkpoints/tiny-idefics3
 
 .DEFAULT_GOAL := help
-.PHONY: help docs setup fms-checkout demo test check port goldens families versions history real llama-cpp aftu drift schema pictures torture lowest package audit mutants mutants-compact mutants-answers benign questions paths bench clean
+.PHONY: help docs setup fms-checkout demo test check port goldens families versions history real llama-cpp aftu drift schema pictures torture lowest package audit mutants mutants-compact mutants-answers benign questions paths ranks bench clean
 
 help:
 	@echo "make setup         build both environments, $(RECORD) and $(CHECK)"
@@ -40,6 +40,7 @@ help:
 	@echo "make benign        run a right port in 3,000 other ways, for hours; writes into docs/detection.md"
 	@echo "make questions     run 3,000 derived questions on each family; after make families"
 	@echo "make paths         plant faults in FMS's caches and paths; writes a table into docs/paths.md"
+	@echo "make ranks         compare every known fault in one process and on two ranks; writes docs/scale.md"
 	@echo "make mutants-compact  compare what a compact and a full golden set detect"
 	@echo "make mutants-answers  compare snap judge with snap check on faults; writes docs/answers.md"
 	@echo "make bench         measure time and memory; writes docs/performance.md"
@@ -184,6 +185,10 @@ questions: setup $(NEWER)/.ready $(NEWEST)/.ready fms-checkout
 
 mutants-answers: setup fms-checkout
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(CHECK)/bin/python -m tests.mutants.elsewhere
+
+# What was run already is kept in build/ranks.json.
+ranks: setup fms-checkout
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(CHECK)/bin/python -m tests.mutants.ranks
 
 paths: setup fms-checkout
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(CHECK)/bin/python -m tests.mutants.paths

@@ -239,10 +239,7 @@ class DistributedCandidate(Candidate):
         """Return which implementation this is, and over how many ranks it is split."""
         own = self._own
         info = own.info() if own.supports("info") else CandidateInfo(self._spec)
-        note = (
-            f"on {self._ranks.size} ranks ({self._ranks.backend}); modules are compared where a "
-            "rank has the whole output: blocks, attention, feed-forward"
-        )
+        note = f"on {self._ranks.size} ranks ({self._ranks.backend})"
         return replace(info, notes=(*info.notes, note))
 
     def observe_forward(self, inputs: CaseInputs, observe: Observer) -> Mapping[str, str]:

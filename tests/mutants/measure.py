@@ -118,10 +118,11 @@ def planted(mutant: Mutant | None, checkout: Path) -> Iterator[Planted]:
 def measure(mutant: Mutant, setup: Setup) -> Outcome:
     """Check a mutant and try the rules of other projects on it, in a process of its own."""
     with planted(mutant, setup.checkout) as plan:
-        return replace(_check(setup), rules=rules_that_fail(plan, setup))
+        return replace(check_planted(setup), rules=rules_that_fail(plan, setup))
 
 
-def _check(setup: Setup) -> Outcome:
+def check_planted(setup: Setup) -> Outcome:
+    """Check what is planted in this process."""
     request = CheckRequest(setup.goldens, candidate=SPEC)
     try:
         report = check(request, Progress())

@@ -13,7 +13,7 @@ import torch
 
 from snapshot_tool.base.errors import CandidateUnavailable
 from snapshot_tool.base.protocol import Observer, Side
-from snapshot_tool.candidates.fms.shards import split_modules
+from snapshot_tool.candidates.fms.shards import Shards
 from snapshot_tool.families.family import ModulePair, pairs_of
 from snapshot_tool.taps.hooks import (
     first_tensor,
@@ -57,31 +57,30 @@ class PairedModules:
         return undo_rotary_order(tensor, self.head_dim)
 
     def _found(self) -> dict[str, tuple[torch.nn.Module, list[tuple[str, ModulePair]]]]:
-        """Return FMS's modules that have a pair, by their names.
-
-        A shard, inside of a tensor-parallel module, has none: the module itself joins them.
-        """
-        inside = tuple(f"{name}." for name in split_modules(self.model))
+        """Return FMS's modules that have a pair, by their names."""
         return {
             name: (module, pairs)
             for name, module in plain_modules(self.model).items()
-            if not name.startswith(inside) and (pairs := pairs_of(name, self.pairs))
+            if (pairs := pairs_of(name, self.pairs))
         }
 
     @contextmanager
     def observed(self, observe: Observer) -> Iterator[Mapping[str, str]]:
         """Observe every module that has a pair; yield FMS's names by Hugging Face's.
 
-        A tensor that `observe` returns takes the place of the one that it was given.
+        What is split over several ranks is gathered. A tensor that `observe` returns takes the
+        place of the one that it was given.
         """
-        found = self._found()
+        found, shards = self._found(), Shards(self.model)
 
         def watch(name: str, side: Side, value: Any) -> Any:
             pairs, is_input = found[name][1], side is Side.INPUT
             # Of several modules of Hugging Face, the inner one is entered last and finishes first.
             for hf_name, pair in pairs if is_input else reversed(pairs):
                 tensor = first_tensor(value) if is_input else self._part_of(value, pair)
-                replaced = None if tensor is None else observe(hf_name, side, tensor)
+                if tensor is None:
+                    continue
+                replaced = observe(hf_name, side, shards.gather(name, side, tensor, pair.part))
                 if replaced is not None and is_input:
                     value = replace_first_tensor(value, replaced)
                 elif replaced is not None:

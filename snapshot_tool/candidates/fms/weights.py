@@ -111,7 +111,7 @@ class CheckpointWeights:
             ) from error
         own, shards = plain_names(model.state_dict().items()), Shards(model)
         for name, weight in adapted.items():
-            if name in own and own[name].shape != shards.of(name, adapted, own[name]).shape:
+            if name in own and own[name].shape != shards.of(name, weight, own[name]).shape:
                 fields = fields_of_shape(self._config, weight.shape, own[name].shape)
                 raise CandidateUnavailable(
                     f"{name} is {tuple(weight.shape)} in {self._checkpoint}, "
@@ -210,13 +210,9 @@ class CheckpointWeights:
             # Opened again: what was read of mapped files stays in memory until they are closed.
             with _open_weights(self._checkpoint) as files:
                 layer = {key: files[key].get_tensor(key) for key in keys}
-                adapted = {
-                    name: self._only_renamed(name, layer, weight)
-                    for name, weight in self._adapt(model, layer).items()
-                }
-                for name in adapted:
+                for name, adapted in self._adapt(model, layer).items():
                     actual = _own_weight(own, name)
-                    expected = shards.of(name, adapted, actual)
+                    expected = shards.of(name, self._only_renamed(name, layer, adapted), actual)
                     modules = partial(self._reference_modules, name)
                     yield WeightPair(name, expected, actual, modules)
 
