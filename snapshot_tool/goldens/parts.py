@@ -27,7 +27,7 @@ from snapshot_tool.taps.sketches import (
 from snapshot_tool.taps.sketches import without_padding as text_without_padding
 
 TOP_K = 20
-_INPUTS = tuple(field.name for field in fields(CaseInputs))
+INPUT_NAMES = tuple(field.name for field in fields(CaseInputs))
 _LOGITS_AT_ONCE = 2**20
 _SKETCH = ("shapes", "moments", "sample", "projection")
 LOGITS = "logits"
@@ -62,7 +62,7 @@ Tensors = dict[str, torch.Tensor]
 def input_tensors(prepared: PreparedCase, images: Sequence[Image.Image]) -> Tensors:
     """Return a case's part of inputs.safetensors."""
     inputs = prepared.inputs
-    named = {name: getattr(inputs, name) for name in _INPUTS}
+    named = {name: getattr(inputs, name) for name in INPUT_NAMES}
     tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
     for index, image in enumerate(images):
         for part, array in to_arrays(image).items():
@@ -228,4 +228,4 @@ def read_inputs(path: Path) -> CaseInputs:
 
 def as_inputs(tensors: Mapping[str, torch.Tensor]) -> CaseInputs:
     """Return the inputs among a case's unpacked tensors of inputs.safetensors."""
-    return CaseInputs(**{name: tensors[name] for name in _INPUTS if name in tensors})
+    return CaseInputs(**{name: tensors[name] for name in INPUT_NAMES if name in tensors})

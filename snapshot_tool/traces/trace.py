@@ -7,7 +7,7 @@ Tensors up to a size are kept whole, and a sketch of larger ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from snapshot_tool.base.errors import SnapError, TraceInvalid
 from snapshot_tool.base.files import sync_folder
 from snapshot_tool.base.protocol import CaseInputs, Side
 from snapshot_tool.goldens.manifest import Count, Digest, RelativePath
-from snapshot_tool.goldens.parts import stack_sketches, unstack_sketches
+from snapshot_tool.goldens.parts import INPUT_NAMES, as_inputs, stack_sketches, unstack_sketches
 from snapshot_tool.goldens.tensors import TORCH_DTYPES, Span, TensorFile, open_tensors, write_file
 from snapshot_tool.numerics.compare import tensor_bytes
 from snapshot_tool.taps.hooks import named_modules, named_tensors, run_eagerly, watch_modules
@@ -39,7 +39,6 @@ TwinOutputs = Callable[[str, object], Mapping[str, torch.Tensor]]
 SCHEMA = "snap-trace/1"
 _METADATA_KEY = "snap-trace"
 _SKETCHES = "sketches"
-_INPUT_NAMES = tuple(field.name for field in fields(CaseInputs))
 _SKETCH_WIDTHS = {
     "shapes": MAX_DIMENSIONS,
     "moments": len(MOMENTS),
@@ -132,8 +131,8 @@ class Trace:
 
     def inputs(self) -> CaseInputs:
         """Return the model's inputs."""
-        names = [name for name in _INPUT_NAMES if f"inputs/{name}" in self._file.spans]
-        return CaseInputs(**{name: self._file.read(f"inputs/{name}") for name in names})
+        names = [name for name in INPUT_NAMES if f"inputs/{name}" in self._file.spans]
+        return as_inputs({name: self._file.read(f"inputs/{name}") for name in names})
 
 
 def open_trace(path: Path) -> Trace:
@@ -267,7 +266,7 @@ class _TraceWriter:
 
     def finish(self) -> TraceHeader:
         """Write the whole trace to its target, in one step."""
-        for name in _INPUT_NAMES:
+        for name in INPUT_NAMES:
             if (tensor := getattr(self._inputs, name)) is not None:
                 self._keep(tensor, f"inputs/{name}")
         for name, tensor in stack_sketches(self._sketches).items():
