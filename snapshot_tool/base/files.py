@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import stat
-from io import BufferedReader, FileIO
+from io import BufferedReader
 from pathlib import Path
 
 from snapshot_tool.base.errors import GoldenDamaged, SnapError
@@ -36,7 +36,7 @@ def open_plain(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def file_size(file: BufferedReader | FileIO) -> int:
+def file_size(file: BufferedReader) -> int:
     """Return the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
 

@@ -1,7 +1,7 @@
 """A recipe is enough to build a case again without hypothesis: it is what a manifest keeps."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from snapshot_tool.base.protocol import Phase
@@ -70,7 +70,7 @@ class CaseRecipe:
     """
 
     prompt: str
-    images: tuple[ImageRecipe, ...] = field(default=())
+    images: tuple[ImageRecipe, ...] = ()
     chat: bool = False
     left_padding: int = 0
     right_padding: int = 0

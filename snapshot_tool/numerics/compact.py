@@ -55,7 +55,7 @@ class CompactTensor:
         shape: the tensor's shape.
         seed: the seed of places and signs.
         sample: (blocks, at most 2048), elements at seeded places of each block, in its dtype.
-        moments: (blocks, 5) float64, see sketch.MOMENTS.
+        moments: (blocks, 5) float64, see MOMENTS.
         sums: (blocks, 16) float64, signed sums divided by the root of a block's element count.
         blocks: the block of each row.
     """
