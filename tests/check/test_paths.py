@@ -133,6 +133,23 @@ def test_every_fault_of_the_table_can_be_planted(name: str) -> None:
     assert set(FAULTS[name].places) <= set(PATHS)
 
 
+def test_a_fault_of_padded_prompts_is_found_on_the_static_path_alone(tmp_path: Path) -> None:
+    """Without padding there is no mask, and the head runs on all positions."""
+    fault = FAULTS["last-logits-one-early"].fault
+    assert isinstance(fault, Edit)
+    options = ("--fms-path", broken_fms(fault, tmp_path / "fms"), "--case", "one-sentence")
+    run_snap("check", *LLAMA, *options, "--path", "eager,static", "--json", tmp_path / "reports")
+    first = {
+        path: json.loads((tmp_path / "reports" / f"{path}.json").read_text())["first_divergence"]
+        for path in ("eager", "static")
+    }
+    assert first["eager"] is None
+    assert (first["static"]["phase"], first["static"]["place"]) == (
+        "generate",
+        "the generation loop",
+    )
+
+
 def test_a_fault_of_a_module_has_the_same_name_on_a_path(tmp_path: Path) -> None:
     """The pieces of a prompt are put together before they are compared."""
     edit = Edit("fms/models/llama.py", "self.config.activation_fn", '"relu"')

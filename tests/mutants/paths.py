@@ -22,23 +22,24 @@ from pathlib import Path
 import torch._dynamo
 import torch.distributed.checkpoint  # noqa: F401
 
-from snapshot_tool.base.protocol import Progress
+from snapshot_tool.base.protocol import Phase, Progress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.workflow import check_paths
 from tests.conftest import CHECKOUT, GOLDENS, ROOT
 from tests.mutants.corpus import read_mutants
 from tests.mutants.forked import Crash, run_forked
-from tests.mutants.mutant import DERIVED, Edit, Mutant, plant_linked
+from tests.mutants.mutant import DERIVED, GENERATION, Edit, Mutant, plant_linked
 
 PATHS = ("eager", "static", "paged", "chunked:50")
 CASES = ("one-image", "variant-01", "variant-02")
-MODULE = "model.text_model.layers.0.self_attn"
+# Masks and positions of `static` are those of FMS's pad_input_ids in a llama, not in an idefics3.
+LLAMA, LLAMA_CASES = ROOT / "tests/families/goldens", ("one-sentence", "variant-03", "variant-04")
+MODULES = ("model.text_model.layers.0.self_attn", "model.layers.0.self_attn")
 FAULTS: Mapping[str, Mutant] = {
     fault.name: fault for fault in read_mutants(Path(__file__).parent / "paths.txt")
 }
 QUESTIONS, QUESTIONS_OF_A_FAULT = 1000, 28
 _SECONDS = 1200
-_LLAMA = ROOT / "tests" / "families"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,10 @@ class Found:
     places: Mapping[str, str]
 
     def shows(self, fault: Mutant) -> bool:
-        """Return whether every path that must show a fault does, and the module is right."""
-        return all(
-            self.phases[path]
-            and (fault.phase == DERIVED or self.places[path] in (MODULE, "raised"))
+        """Return whether each path that must show a fault names its place, and eager passes."""
+        places = (GENERATION,) if fault.phase == Phase.GENERATE else (*MODULES, "raised")
+        return not self.phases["eager"] and all(
+            self.phases[path] and (fault.phase == DERIVED or self.places[path] in places)
             for path in fault.places
         )
 
@@ -61,13 +62,15 @@ def check_fault(fault: Mutant, paths: Sequence[str] = PATHS) -> Found:
     """Check an FMS with a fault on several paths, in a process of its own."""
     assert isinstance(fault.fault, Edit)
     phases, places = {}, {}
+    goldens, cases = (LLAMA, LLAMA_CASES) if "static" in fault.places else (GOLDENS, CASES)
     with tempfile.TemporaryDirectory(dir=CHECKOUT.resolve().parent, prefix=".path-") as folder:
         plant_linked(fault.fault, checkout=CHECKOUT, out=Path(folder))
         request = CheckRequest(
-            GOLDENS,
+            goldens,
+            checkpoint="llama" if goldens == LLAMA else None,
             fms_path=folder,
             path=paths,
-            case=CASES if fault.phase != DERIVED else CASES[1:],
+            case=cases if fault.phase != DERIVED else cases[1:],
             phase=("forward", "generate"),
             explore=QUESTIONS_OF_A_FAULT if fault.phase == DERIVED else None,
         )
@@ -82,9 +85,7 @@ def check_fault(fault: Mutant, paths: Sequence[str] = PATHS) -> Found:
 
 def count_questions(path: str, count: int) -> tuple[int, int]:
     """Ask a right llama derived questions on a path; return how many, and how many fail."""
-    request = CheckRequest(
-        _LLAMA / "goldens", checkpoint="llama", path=[path], explore=count, case="*"
-    )
+    request = CheckRequest(LLAMA, checkpoint="llama", path=[path], explore=count, case="*")
     (one,) = check_paths(request, Progress())
     assert one.report is not None
     assert one.report.exploration is not None
@@ -96,9 +97,10 @@ def write_table(page: Path, found: Mapping[str, Found], asked: int, alarms: int)
     """Replace the part of the page between the marks."""
     shown = sum(found[name].shows(FAULTS[name]) for name in found)
     lines = [
-        f"{shown} of {len(found)} faults are found on every path that has them, and placed in "
-        f"the attention of the first layer if a recorded case shows them. A right FMS was given "
-        f"{asked} derived questions on its paths: {alarms} false alarms.",
+        f"{shown} of {len(found)} faults are found on every path that has them. If a recorded "
+        f"case shows a fault, it is placed in the attention of the first layer or, if only tokens "
+        f"differ, in the generation loop. A right FMS was given {asked} derived questions on its "
+        f"paths: {alarms} false alarms.",
         "",
         f"| fault | {' | '.join(f'`{path}`' for path in PATHS)} |",
         f"| --- |{' --- |' * len(PATHS)}",
