@@ -206,7 +206,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
 # Methods that run the model, or a part of it.
 _RUN_EVERYWHERE = (
     *("vision", "connector", "forward", "generate"),
-    *("forward_batch", "forward_in_parts", "generate_batch"),
+    *("forward_batch", "forward_in_parts", "generate_batch", "run_module"),
 )
 _RUN_BY_LEADER = ("preprocess", "weights", "unset_weights", "modules", "twin_outputs")
 _END_GRAFT = "end of graft"
@@ -231,9 +231,8 @@ class DistributedCandidate(Candidate):
 
     def supports(self, method: str) -> bool:
         """Return whether the leader's candidate has a method of this name."""
-        # A module by itself, or another layout of the cache, would be on the leader alone.
-        alone = method in ("run_module", "cache_layout")
-        return method == "info" or (not alone and self._own.supports(method))
+        # Another layout of the cache would be on the leader alone.
+        return method == "info" or (method != "cache_layout" and self._own.supports(method))
 
     def info(self) -> CandidateInfo:
         """Return which implementation this is, and over how many ranks it is split."""

@@ -77,7 +77,7 @@ def test_a_split_llama_passes_with_paged_attention(tmp_path: Path) -> None:
 
 
 def test_a_split_idefics3_passes_and_all_of_its_modules_are_compared(tmp_path: Path) -> None:
-    """Inputs and outputs inside of attention and MLP are gathered: no module is left out."""
+    """Inputs and outputs inside of attention and MLP are gathered, in forward and by themselves."""
     run = launch(tmp_path, "--fms-path", CHECKOUT, *IDEFICS3, "--localise")
     assert (run.code, run.report["verdict"]) == (0, "pass")
     layer = "model.text_model.layers.0"
@@ -85,6 +85,9 @@ def test_a_split_idefics3_passes_and_all_of_its_modules_are_compared(tmp_path: P
     inside = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.act_fn")
     assert {layer, f"{layer}.mlp", *(f"{layer}.{name}" for name in inside)} <= compared
     assert not any(layer in name for name in run.report["module_mapping"]["not_compared"])
+    trials = run.report["probes"]
+    assert trials["tried"] > 0
+    assert (trials["wrong"], trials["not_tried"]) == ([], [])
 
 
 def test_a_fault_is_found_in_the_module_in_which_one_process_finds_it(tmp_path: Path) -> None:

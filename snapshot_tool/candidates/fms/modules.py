@@ -109,9 +109,11 @@ class PairedModules:
         name, own, pair = self._by_hf_name[module]
         parameters = inspect.signature(own.forward).parameters.values()
         needed = [p for p in parameters if p.default is p.empty and p.kind is _PLAIN]
+        shards = Shards(self.model)
         with run_eagerly():
-            answer = self._part_of(own(given, *[None] * (len(needed) - 1)), pair)
-        return None if answer is None else (name, answer)
+            answer = own(shards.share(name, given), *[None] * (len(needed) - 1))
+        found = self._part_of(answer, pair)
+        return None if found is None else (name, shards.gather(name, Side.OUTPUT, found, pair.part))
 
     @contextmanager
     def grafted(self, module: str, output: torch.Tensor) -> Iterator[str]:

@@ -81,6 +81,12 @@ class Shards:
             start += part * unit
         return torch.cat(shards, dim)
 
+    def share(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """Return this rank's part of a module's input; `name` is FMS's."""
+        if self._module_around(name) is None or name.rpartition(".")[2] in _TAKE_WHOLE:
+            return whole
+        return self._cut(whole, -1, [self._size])
+
     def gather(self, name: str, side: Side, own: torch.Tensor, part: int | None) -> torch.Tensor:
         """Return a module's whole input or output; every rank calls this, in the same order.
 
