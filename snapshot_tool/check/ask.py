@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,30 +92,17 @@ def _question(golden: Golden, case: str, *, inputs: list[str], out: Path) -> dic
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One folder: its path, the cases in it as 0.pt, 1.pt …, and the padded length."""
-
-    folder: Path
-    cases: tuple[str, ...]
-    length: int
-
-
 def ask_aftu(
     golden: Golden, out: Path, *, model_id: str, attn_type: str, version: str
-) -> list[Batch]:
-    """Write one folder for each padded length; return them.
+) -> list[tuple[Path, list[str], int]]:
+    """Write one folder for each padded length; return it, its cases (0.pt, 1.pt …), and the length.
 
     Cases with images are left out, and those that end before the last new token. Of the logits
     (new, vocabulary) the greatest are the recorded ones. All others of a step are equal, so that
     their log-sum-exp is the recorded one: that is not what Hugging Face answered.
 
-    Args:
-        golden: the set.
-        out: an empty or missing folder.
-        model_id: the model as the tests of aiu-fms-testing-utils name it.
-        attn_type: the kind of attention in the name of the folder.
-        version: of aiu-fms-testing-utils: "0.8.1".
+    model_id, attn_type: in the names of the folders, as the tests of aiu-fms-testing-utils have
+    them. version: of aiu-fms-testing-utils, "0.8.1".
     """
     _require_empty(out)
     new = golden.manifest.generation.max_new_tokens
@@ -154,7 +140,7 @@ def ask_aftu(
         folder.mkdir(parents=True)
         for index, name_of_case in enumerate(cases):
             torch.save(_sentence(golden, name_of_case, length), folder / f"{index}.pt")
-        batches.append(Batch(folder, tuple(cases), length))
+        batches.append((folder, cases, length))
     return batches
 
 

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,36 +91,18 @@ def temporary_worktree(repository: Path, commit: Commit) -> Iterator[Path]:
     The worktree is removed when the block ends, also by Ctrl-C or SIGTERM.
     """
     prefix = read_git(repository, "rev-parse", "--show-prefix")
-    with _interruptible_by_sigterm():
-        holder = Path(tempfile.mkdtemp(prefix="snap-worktree-"))
-        root = holder / "fms"
-        try:
-            # An unfinished worktree would remain registered and locked in the repository.
-            with _interrupts_deferred():
-                read_git(
-                    repository, "worktree", "add", "--quiet", "--detach", str(root), commit.sha
-                )
-            yield root / prefix
-        finally:
-            with _interrupts_deferred():
-                run_git(repository, "worktree", "remove", "--force", str(root))
-                shutil.rmtree(holder, ignore_errors=True)
-
-
-@contextmanager
-def _interruptible_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block like Ctrl-C, so that the worktree is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    holder = Path(tempfile.mkdtemp(prefix="snap-worktree-"))
+    root = holder / "fms"
     try:
-        yield
+        # An unfinished worktree would remain registered and locked in the repository.
+        with _interrupts_deferred():
+            read_git(repository, "worktree", "add", "--quiet", "--detach", str(root), commit.sha)
+        yield root / prefix
     finally:
+        with _interrupts_deferred():
+            run_git(repository, "worktree", "remove", "--force", str(root))
+            shutil.rmtree(holder, ignore_errors=True)
         signal.signal(signal.SIGTERM, before)
 
 

@@ -271,8 +271,8 @@ def ask_command(
             attn_type=attn_type,
             version=aftu_version,
         )
-        for batch in batches:
-            click.echo(f"{batch.folder}: {', '.join(batch.cases)}, padded to {batch.length}")
+        for path, cases, length in batches:
+            click.echo(f"{path}: {', '.join(cases)}, padded to {length}")
         return 0
     ask(opened, out, TerminalProgress())
     click.echo(f"asked {len(manifest.cases)} cases of {manifest.title} in {out}")
