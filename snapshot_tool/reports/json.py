@@ -262,25 +262,3 @@ def _localisation(document: CheckDocument) -> Localisation | None:
         modules=document.modules or (),
         mapping=document.module_mapping,
     )
-
-
-def check_schema() -> dict[str, Any]:
-    """Return the JSON Schema of the file, from the declarations."""
-    schema: dict[str, Any] = _describe_written(msgspec.json.schema(CheckDocument))
-    figure = {"anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]}]}
-    schema["$defs"]["Figure"] = figure
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _describe_written(node: Any) -> Any:
-    """Return a schema in which figures may be strings and all fields are required."""
-    if isinstance(node, list):
-        return [_describe_written(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    if node.get("type") == "number":
-        return {"$ref": "#/$defs/Figure"}
-    described = {name: _describe_written(item) for name, item in node.items() if name != "default"}
-    if "properties" in described:
-        described["required"] = list(described["properties"])
-    return described
