@@ -33,9 +33,16 @@ if importlib.util.find_spec("transformers") is None:
     collect_ignore = []
 
 
+# A file runs on one of two workers: at the end, one would wait for the other's long file.
+LONG_FILES = (
+    "test_bisect.py", "test_own_families.py", "test_record.py", "test_docs.py", "test_mutants.py",
+    "test_families.py", "test_dtypes.py", "test_torchrun.py", "test_launch.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files: at the end, one of two workers would wait for the other."""
-    items.sort(key=lambda item: "torture" not in item.path.parts)
+    """Begin with the longest files."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +180,15 @@ def set_folder(goldens: Path) -> Path:
     """Return the folder of the one golden set."""
     (manifest,) = goldens.glob("*/*/*/manifest.json")
     return manifest.parent
+
+
+def contents(goldens: Path) -> dict[str, bytes]:
+    """Return every file of the golden sets, by relative path."""
+    return {
+        path.relative_to(goldens).as_posix(): path.read_bytes()
+        for path in sorted(goldens.rglob("*"))
+        if path.is_file() and ".snap" not in path.parts
+    }
 
 
 def error_lines(run: Run) -> list[str]:

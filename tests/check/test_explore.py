@@ -28,9 +28,7 @@ from tests.mutants.mutant import Edit, plant
 FAMILIES = ROOT / "tests" / "families"
 # Faults that no recorded case shows: the phase that they are in, and what they must shrink to.
 SMALLEST = {
-    "length-of-heads": ("forward", "padding:variant-02@1+1"),
     "cache-off-by-one": ("forward", "split:variant-02@2:1"),
-    "mask-of-first-row": ("forward", "batch:variant-02@1,variant-02@2"),
     "batch-ends-with-first-row": ("generate", "generation-batch:variant-02,variant-11:7"),
     "images-across-rows": ("forward", "batch:"),
     "single-tile-squeezed": ("vision", "tiles:variant-01:0"),

@@ -28,7 +28,7 @@ from tests.mutants.ways import OTHER_SHAPES, WAYS, Replaced, Way
 
 DETECTION = ROOT / "docs" / "detection.md"
 SEED = 1
-BENIGN = 2
+BENIGN = 1
 SETUP = Setup(GOLDENS, CHECKOUT)
 DRAWN = benign_runs(
     400, names=[name for name, way in WAYS.items() if not way.compiles and name != OTHER_SHAPES]
@@ -99,14 +99,14 @@ def test_the_readme_has_the_figures_of_the_report() -> None:
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Run mutants of three groups, one that only derived questions show, and benign changes."""
+    """Run mutants of two groups, one that only derived questions show, and benign changes."""
     draw = random.Random(SEED)
     # The page names those that are missed, wrongly named, or change no answer.
     exceptions = set(re.findall(r"`([a-z0-9-]+)`", DETECTION.read_text(encoding="utf-8")))
     groups = [[m for m in mutants if m.name not in exceptions] for mutants in GROUPS.values()]
     derived = [m for group in groups for m in group if m.phase == DERIVED]
     names = list(
-        dict.fromkeys(draw.choice(group).name for group in (*draw.sample(groups, 3), derived))
+        dict.fromkeys(draw.choice(group).name for group in (*draw.sample(groups, 2), derived))
     )
     path = tmp_path_factory.mktemp("sample") / "found.json"
     command = ["-m", "tests.mutants.run", "--mutants", ",".join(names), "--benign", str(BENIGN)]
@@ -126,7 +126,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_a_sample_of_the_corpus_is_found_and_named(sample: Any) -> None:
     """As docs/detection.md documents."""
-    assert len(sample["mutants"]) >= 3
+    assert len(sample["mutants"]) == 3
     wrong = {
         name: verdict["outcome"]
         for name, verdict in sample["mutants"].items()
@@ -142,7 +142,7 @@ def test_benign_runs_raise_no_alarm_by_any_rule(sample: Any) -> None:
     assert [run["outcome"]["rules"] for run in sample["alarms"].values()] == [[]] * BENIGN
 
 
-@pytest.mark.parametrize("benign", random.Random(SEED).sample(DRAWN, 12), ids=str)
+@pytest.mark.parametrize("benign", random.Random(SEED).sample(DRAWN, 8), ids=str)
 def test_another_way_to_compute_the_same_raises_no_alarm(benign: Benign) -> None:
     """A sample of what `make benign` runs."""
     assert run_benign(benign, SETUP) == Alarms()

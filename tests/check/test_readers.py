@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from snapshot_tool.cli.commands import run
 from snapshot_tool.goldens.layout import SetLocation
 from snapshot_tool.goldens.manifest import load_manifest
 from snapshot_tool.goldens.transaction import recording_lock
-from tests.conftest import CHECKOUT, GOLDENS, ROOT, set_folder
+from tests.conftest import CHECKOUT, Snap, set_folder
 from tests.unit.factory import write_golden
 
 State = dict[str, tuple[int, int, bytes]]
@@ -58,52 +56,34 @@ def interrupted(goldens: Path) -> None:
     place.revision_folder.rename(place.work_folder / "replaced")
 
 
-@pytest.fixture
-def goldens(tmp_path: Path) -> Path:
-    """Copy the committed goldens and their checkpoint."""
-    shutil.copytree(GOLDENS, tmp_path / "goldens", ignore=shutil.ignore_patterns(".snap"))
-    shutil.copytree(ROOT / "tests" / "checkpoints", tmp_path / "tests" / "checkpoints")
-    return tmp_path / "goldens"
-
-
-def snap_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Run a command in this process; return its exit code and what it printed."""
-    with pytest.raises(SystemExit) as ended:
-        run(list(arguments))
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
-
-
 @pytest.mark.parametrize(("prepare", "code"), [(read_only, 0), (unfinished, 0), (interrupted, 3)])
 @pytest.mark.parametrize(
     "command", [("list",), ("show",), ("verify",), ("diff", "cpu-float32", "cpu-float32"), CHECK]
 )
 def test_readers_write_nothing(
-    goldens: Path,
-    capsys: pytest.CaptureFixture[str],
+    snap: Snap,
+    goldens_copy: Path,
     command: tuple[str, ...],
     prepare: Callable[[Path], None],
     code: int,
 ) -> None:
     """Neither in a folder that is read-only nor beside a recording that was killed."""
-    prepare(goldens)
-    before = state(goldens)
-    found, out, err = snap_here(capsys, *command, "--goldens", str(goldens))
-    assert state(goldens) == before
-    assert found == code, out + err
+    prepare(goldens_copy)
+    before = state(goldens_copy)
+    run = snap(*command, "--goldens", goldens_copy)
+    assert state(goldens_copy) == before
+    assert run.code == code, run.out + run.err
     if prepare is interrupted:
-        assert "a recording was interrupted while it replaced" in out + err
-        assert len(err.splitlines()) <= 2
+        assert "a recording was interrupted while it replaced" in run.out + run.err
+        assert len(run.err.splitlines()) <= 2
     if prepare is interrupted and command[0] not in ("list", "verify"):
-        assert "go on with snap record --resume or snap pull" in err
+        assert "go on with snap record --resume or snap pull" in run.err
 
 
-def test_a_writer_puts_an_interrupted_set_back(
-    goldens: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_writer_puts_an_interrupted_set_back(snap: Snap, goldens_copy: Path) -> None:
     """After that, the set is whole and listed again."""
-    place = location(goldens)
-    interrupted(goldens)
+    place = location(goldens_copy)
+    interrupted(goldens_copy)
     with recording_lock(place):
         assert place.folder.is_dir()
-    assert snap_here(capsys, "verify", "--goldens", str(goldens))[0] == 0
+    assert snap("verify", "--goldens", goldens_copy).code == 0

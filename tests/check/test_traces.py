@@ -20,7 +20,6 @@ from snapshot_tool.goldens.find import GoldenChoice
 from snapshot_tool.traces.compare import compare_traces, read_map
 from snapshot_tool.traces.trace import TraceHeader, open_trace
 from snapshot_tool.traces.workflow import Mode, TraceOptions, subject_of_golden, trace_candidate
-from tests.check.test_cli import loaded_modules
 from tests.conftest import CHECKOUT, GOLDENS, Snap, error_lines
 from tests.unit.factory import flip_bit, truncate, write_raw
 
@@ -163,22 +162,6 @@ def test_what_cannot_be_traced_says_why(
     assert run.code == code
     assert problem in " ".join(error_lines(run))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_neither_command_imports_transformers_or_the_reference(trace: Path, tmp_path: Path) -> None:
-    """Tracing FMS with another trace's inputs, and comparing."""
-    for arguments in (
-        [
-            "trace", "--fms-path", str(CHECKOUT), "--inputs", str(trace), "--checkpoint",
-            "tests/checkpoints/tiny-idefics3", "--out", str(tmp_path / "again"),
-        ],
-        ["compare-traces", str(trace), str(tmp_path / "again")],
-    ):  # fmt: skip
-        loaded = loaded_modules(arguments)
-        assert "torch" in loaded
-        assert not {name for name in loaded if name.startswith("snapshot_tool.reference")}
-        assert "transformers" not in loaded
-    assert "fms" not in loaded
 
 
 def test_the_same_model_traced_twice_is_equal_by_its_own_names(

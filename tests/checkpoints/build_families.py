@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # Before transformers is imported: it reads this once.
@@ -31,6 +32,20 @@ def build(name: str, folder: Path) -> None:
     print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, {size} bytes")
 
 
+def build_all(out: Path, names: Sequence[str], *, new: bool = False) -> None:
+    """Write checkpoints below a folder, all of them by default.
+
+    new: leave what is there as it is.
+    """
+    for name in names or TINY:
+        if new and (out / name).exists():
+            continue
+        if available(name):
+            build(name, out / name)
+        else:
+            print(f"{name}: not in this release of transformers", file=sys.stderr)
+
+
 def main() -> int:
     """Parse the arguments and build."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -38,13 +53,7 @@ def main() -> int:
     parser.add_argument("--new", action="store_true", help="leave what is there as it is")
     parser.add_argument("names", nargs="*", metavar="NAME")
     arguments = parser.parse_args()
-    for name in arguments.names or TINY:
-        if arguments.new and (arguments.out / name).exists():
-            continue
-        if available(name):
-            build(name, arguments.out / name)
-        else:
-            print(f"{name}: not in this release of transformers", file=sys.stderr)
+    build_all(arguments.out, arguments.names, new=arguments.new)
     return 0
 
 

@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bash tests/live/install.sh
-PYTHONPATH=build/live .venv-check/bin/python -m pytest -m live tests/live
+PYTHONPATH=build/live .venv-check/bin/python -m pytest -m live -n 2 tests/live

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from snapshot_tool.goldens.find import find_goldens
 from snapshot_tool.goldens.verify import verify_set
-from tests.conftest import ROOT
+from tests.conftest import ROOT, contents
 from tests.torture.remembered import remember_references
 from tests.torture.saboteur import Kind, Saboteur
 from tests.unit.factory import write_golden
@@ -84,26 +84,16 @@ class Survival:
     failures: list[str] = field(default_factory=list)
 
 
-def contents(root: Path) -> Contents:
-    """Return every file of the golden sets below a scenario's folder."""
-    goldens = root / "goldens"
-    return {
-        path.relative_to(goldens).as_posix(): path.read_bytes()
-        for path in sorted(goldens.rglob("*"))
-        if path.is_file() and ".snap" not in path.parts
-    }
-
-
 def run_undisturbed(scenario: Scenario, workplace: Path) -> Undisturbed:
     """Run a scenario whole, and note what it does."""
     root = workplace / "undisturbed"
     shutil.copytree(scenario.start, root)
-    before = contents(root)
+    before = contents(root / "goldens")
     log = workplace / "operations"
     status, error = run_forked(scenario.failed, root, log=log)
     if status != 0:
         raise AssertionError(f"{scenario.name} fails without a fault: {status} {error}")
-    return Undisturbed(before, contents(root), tuple(log.read_text("utf-8").split()))
+    return Undisturbed(before, contents(root / "goldens"), tuple(log.read_text("utf-8").split()))
 
 
 def try_points(
@@ -151,7 +141,7 @@ def _look(root: Path, whole: Undisturbed) -> tuple[str, list[str]]:
             return "interrupted", []
         else:
             problems.append(found.problem)
-    there = contents(root)
+    there = contents(root / "goldens")
     state = "old" if there == whole.before else "new" if there == whole.after else "a mixture"
     if state == "a mixture":
         problems.append(f"a mixture: {sorted(there)}")
@@ -161,12 +151,12 @@ def _look(root: Path, whole: Undisturbed) -> tuple[str, list[str]]:
 def _finish(scenario: Scenario, whole: Undisturbed, root: Path) -> list[str]:
     """Go on as a user would; the files must be those of the undisturbed run."""
     unfinished = any(root.glob("goldens/.snap/*/*/cpu-float32"))
-    if contents(root) != whole.after or unfinished:
+    if contents(root / "goldens") != whole.after or unfinished:
         command = (*scenario.command, *(scenario.resume if unfinished else ()))
         status, error = run_forked(command, root)
         if status != 0 and "is recorded already" not in error:
             return [f"going on ended with {status}: {error}"]
-    if contents(root) != whole.after:
+    if contents(root / "goldens") != whole.after:
         return ["the completed set is not the one of an undisturbed run"]
     return []
 
