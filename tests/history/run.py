@@ -60,6 +60,7 @@ class Fix:
         place: pattern of its place, from the diff: module, weight, or what fails in loading.
         left: another fault, with which the commit itself still differs; "" if it passes.
         missed: why the parent passes, or another place is named; "" if its own is named.
+        other: the commit in this file that mends the fault that is named instead, or "".
     """
 
     commit: str
@@ -69,6 +70,7 @@ class Fix:
     place: str
     left: str
     missed: str
+    other: str = ""
 
 
 def read_fixes() -> list[Fix]:
@@ -222,6 +224,12 @@ def page(rows: Sequence[Row], releases: Mapping[str, Sequence[versions.Outcome]]
     """Return docs/history.md."""
     found, mended = [row for row in rows if row.found], [r for r in rows if r.after.cell == PASS]
     named = [row for row in found if row.named]
+    places = {row.fix.commit: row.fix.place for row in rows}
+    instead = [
+        row
+        for row in found
+        if not row.named and row.fix.other and re.search(places[row.fix.other], row.before.said)
+    ]
     other = [row for row in rows if row.other_fault]
     wrongly = len(rows) - len(mended) - len(other)
     lines = [
@@ -234,7 +242,9 @@ def page(rows: Sequence[Row], releases: Mapping[str, Sequence[versions.Outcome]]
         f"- {_share(len(found), len(rows))} parents fail or are refused for the fault: "
         f"{sum(row.before.failed for row in found)} fail, "
         f"{sum(not row.before.failed for row in found)} are refused.",
-        f"- {_share(len(named), len(found))} of those are named right.",
+        f"- {_share(len(named), len(found))} of those are named right. Of the others, "
+        f"{len(instead)} are named by another fault of the same parent, which another commit "
+        "below mends.",
         f"- {_share(wrongly, len(rows))} fixes differ by what they mend: {len(mended)} pass, "
         f"{len(other)} differ by another fault of FMS, named below.",
         "",

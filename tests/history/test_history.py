@@ -55,6 +55,16 @@ def test_the_page_counts_and_lists_every_miss() -> None:
     assert re.search(r"\*\*0b\*\*: two faults", text)
 
 
+def test_another_fault_of_the_parent_is_counted_by_itself() -> None:
+    """If the place that is named is that of the fault which another fix mends."""
+    fix = row(Outcome("**forward** 3/9 `mlp`", "mlp", 3), commit="0c", place="mlp")
+    for other, count in (("0c", 1), ("0a", 0), ("", 0)):
+        both = [row(FAILS), fix, row(OTHERWISE, missed="two faults", commit="0b", other=other)]
+        text = page(both, {"llama": [ReleaseOutcome(PASS)] * len(RELEASES)})
+        assert f"2 of 3 ({interval(2, 3)}) of those are named right" in text
+        assert f"Of the others, {count} are named by another fault" in text
+
+
 def test_each_commit_is_declared_once_and_stands_on_the_page() -> None:
     """With the date, so that a stale page shows."""
     fixes = read_fixes()
