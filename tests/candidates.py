@@ -74,6 +74,13 @@ class UnnamedAndFaulty(Unnamed):
             self.fms.model.vision_tower.base_model.encoder.layers[1].mlp.w2.weight.mul_(1.01)
 
 
+def with_another_epsilon(request: CandidateRequest) -> FmsCandidate:
+    """Return FMS's idefics3 with another epsilon in one norm."""
+    port = load_fms_candidate(request, fms_path=CHECKOUT)
+    port.model.text_model.base_model.layers[2].ln.eps = 1e-6
+    return port
+
+
 class RaisesInForward(Unnamed):
     """Raises after forward has run."""
 

@@ -454,8 +454,7 @@ class CheckReport:
     @property
     def location_is_guess(self) -> bool:
         """Whether no module shows the first divergence, in the run or by itself."""
-        found = self.localisation
-        return found is not None and found.guess and not self.wrong_modules
+        return self.localisation is not None and self.localisation.guess
 
     @property
     def wrong_modules(self) -> tuple[ModuleTrial, ...]:
@@ -496,8 +495,6 @@ class CheckReport:
             return first.phase.value
         if found is None or not (found.compared or found.module):
             return ""
-        if found.guess and self.wrong_modules:
-            return self.wrong_modules[0].module
         if found.first_bad is None and not found.between:
             # The forward pass agrees, module by module: it is what is done with it.
             is_compiled = self.path.startswith("compiled") and first.phase is not Phase.GENERATE

@@ -36,6 +36,7 @@ from snapshot_tool.check.request import (
     shard_of,
 )
 from snapshot_tool.check.session import Outputs, Session, open_session
+from snapshot_tool.diagnose.localise import name_wrong_module
 from snapshot_tool.diagnose.modules import can_graft, isolate_modules, probe_modules
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.coverage import coverage
@@ -92,6 +93,9 @@ def check(
     candidate, dtype = session.candidate, session.judge.dtype
     isolated = isolate_modules(candidate, golden, dtype=dtype) if request.isolate else None
     probes = probe_modules(candidate, golden, dtype=dtype) if session.judges_model else None
+    if localisation:
+        wrong = [trial.module for one in (isolated, probes) if one for trial in one.wrong]
+        localisation = name_wrong_module(localisation, wrong, candidate)
     environment = session.environment()
     manifest, reached = golden.manifest, _coverage(golden, request)
     # A single tensor is skipped if others of its phase were judged.

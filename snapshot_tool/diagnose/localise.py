@@ -60,6 +60,33 @@ def localise_case(
     return _with_source(msgspec.structs.replace(found, mapping=mapping), candidate)
 
 
+def name_wrong_module(
+    found: Localisation, wrong: Sequence[str], candidate: Candidate
+) -> Localisation:
+    """Return where the error arises if some modules are wrong by themselves.
+
+    The first of them is named if the recorded inputs show only a guess, or a module after it: a
+    small error inside of a block is beyond a limit only later.
+
+    wrong: their names.
+    """
+    order = [errors.module for errors in found.modules]
+    first = min((order.index(name) for name in wrong if name in order), default=None)
+    if first is None or found.first_bad is None or found.raised:
+        return found
+    if not found.guess and first >= order.index(found.first_bad):
+        return found
+    named = msgspec.structs.replace(
+        found,
+        first_bad=order[first],
+        own_code=False,
+        skipped=False,
+        guess=False,
+        neighbours=("", ""),
+    )
+    return _with_source(named, candidate)
+
+
 def _with_source(found: Localisation, candidate: Candidate) -> Localisation:
     """Add the class of the first bad module and its source line."""
     bad = found.first_bad_module

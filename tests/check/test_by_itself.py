@@ -26,7 +26,7 @@ from snapshot_tool.diagnose.modules import (
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.numerics.compare import compare_weights
 from tests.candidates import CHECKOUT
-from tests.conftest import ROOT, set_folder
+from tests.conftest import ROOT, Snap, set_folder
 from tests.mutants.corpus import MUTANTS
 from tests.mutants.mutant import Change, weight_of
 
@@ -152,6 +152,17 @@ def test_an_epsilon_shows_by_itself(
     module = llama[1].model.base_model.get_submodule(norm)
     monkeypatch.setattr(module, "eps", 1.1e-6)
     assert wrong(llama) == {f"model.{names[norm]}"}
+
+
+def test_what_is_wrong_by_itself_is_named_before_what_shows_later(snap: Snap) -> None:
+    """On the recorded inputs, the error of this norm is beyond a limit only after attention."""
+    port = "tests.candidates:with_another_epsilon"
+    run = snap("check", "--candidate", port, "--tolerance", "oracle", "--json", "-")
+    assert run.code == 1
+    first = run.report["first_divergence"]
+    named = first["module"], first["place"], run.report["localisation"]["culprit"]
+    assert named == ("model.text_model.layers.2.input_layernorm",) * 3
+    assert not first["guess"]
 
 
 def test_a_bias_and_the_tail_of_an_activation_show_by_themselves(
