@@ -25,6 +25,7 @@ from snapshot_tool.diagnose.modules import (
 )
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.numerics.compare import compare_weights
+from snapshot_tool.taps.sketches import probe_input
 from tests.candidates import CHECKOUT
 from tests.conftest import ROOT, Snap, set_folder
 from tests.mutants.corpus import MUTANTS
@@ -165,10 +166,10 @@ def test_what_is_wrong_by_itself_is_named_before_what_shows_later(snap: Snap) ->
     assert not first["guess"]
 
 
-def test_a_bias_and_the_tail_of_an_activation_show_by_themselves(
+def test_a_bias_the_tail_of_an_activation_and_an_unused_row_show_by_themselves(
     llama: tuple[Golden, FmsCandidate],
 ) -> None:
-    """A bias of 9e-6, and a clamp at 30."""
+    """A bias of 9e-6, a clamp at 30, and an embedding that no prompt has."""
     model = llama[1].model.base_model
     hooks = [
         model.layers[0].attn.dense.register_forward_hook(lambda _m, _g, answer: answer + 9e-6),
@@ -180,6 +181,37 @@ def test_a_bias_and_the_tail_of_an_activation_show_by_themselves(
         for hook in hooks:
             hook.remove()
     assert wrong(llama) == set()
+    with changed(llama[1], [Change("base_model.embedding.weight", "row 0 doubled")]):
+        assert wrong(llama) == {"model.embed_tokens"}
+
+
+def test_a_module_that_takes_or_returns_something_else_is_not_tried(
+    llama: tuple[Golden, FmsCandidate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed by name, and no other module is wrong."""
+    recorded, port = llama
+    layer = port.model.base_model.layers[0]
+
+    def take_nothing() -> torch.Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(layer.ln, "forward", take_nothing)
+    monkeypatch.setattr(layer.attn.dense, "forward", lambda given: given[..., :3])
+    found = probe_modules(port, recorded, dtype="float32")
+    assert found is not None
+    assert found.wrong == ()
+    assert found.not_tried == (
+        "model.layers.0.input_layernorm",
+        "model.layers.0.self_attn.o_proj",
+    )
+
+
+def test_the_input_of_a_probe_is_the_same_everywhere() -> None:
+    """It is made from a seed, since no file holds it."""
+    one, other = (probe_input((1, 4, 8), 1e-4, seed=3) for _ in range(2))
+    assert torch.equal(one, other)
+    assert 1e-5 < one.std() < 1e-3
+    assert probe_input((1, 5), 0, seed=3).tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_isolation_names_each_fault_of_several_and_a_modules_own_code(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.protocol import PHASES, CaseInputs, Generation, Phase, PreparedCase
 from snapshot_tool.base.recipes import CaseRecipe, ImageRecipe, NamedRecipe
@@ -30,8 +30,10 @@ from snapshot_tool.goldens.manifest import (
     Manifest,
     TapsEntry,
     encode,
+    load_manifest,
 )
 from snapshot_tool.goldens.tensors import describe_file, join_files
+from snapshot_tool.goldens.verify import set_file
 from snapshot_tool.taps.sketches import Tap, sketch
 
 CHECKPOINT = "local/tiny"
@@ -175,6 +177,20 @@ def write_golden(
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a manifest into a set's folder."""
     (folder / MANIFEST).write_bytes(encode(manifest))
+
+
+def rewrite(folder: Path, file: str, change: Callable[[Tensors], object], **fields: object) -> None:
+    """Change tensors of a file of a set, and describe it anew in the manifest.
+
+    fields: others of the manifest's that change.
+    """
+    path = set_file(folder, file)
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    manifest = load_manifest(folder)
+    files = {**manifest.files, file: describe_file(path)}
+    write_manifest(folder, msgspec.structs.replace(manifest, files=files, **fields))
 
 
 def flip_bit(path: Path, *, byte: int, bit: int = 0) -> None:

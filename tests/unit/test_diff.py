@@ -22,7 +22,7 @@ from snapshot_tool.goldens.tensors import describe_file
 from snapshot_tool.goldens.verify import set_file
 from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_markdown
 from snapshot_tool.reports.json import write_json
-from tests.unit.factory import write_golden, write_manifest
+from tests.unit.factory import rewrite, write_golden, write_manifest
 
 Change = Callable[[dict[str, torch.Tensor]], object]
 
@@ -32,13 +32,7 @@ def diff_after(tmp_path: Path, file: str, change: Change, **fields: object) -> S
     one = write_golden(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     other = tmp_path / "other" / one.relative_to(tmp_path / "one")
-    path = set_file(other, file)
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-    manifest = load_manifest(other)
-    files = {**manifest.files, file: describe_file(path)}
-    write_manifest(other, msgspec.structs.replace(manifest, files=files, **fields))
+    rewrite(other, file, change, **fields)
     return diff_folders(one, other)
 
 
