@@ -6,15 +6,14 @@ and a phase without an answer is not supported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import functools
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import torch
-from PIL import Image
 
 from snapshot_tool.base.checkpoint import is_small_file
 from snapshot_tool.base.errors import AnswersInvalid, PhaseUnsupported, RevisionMismatch, suggest
@@ -24,7 +23,6 @@ from snapshot_tool.base.protocol import (
     Candidate,
     CandidateInfo,
     CaseInputs,
-    KeepOutputs,
     Phase,
 )
 from snapshot_tool.families import family_of
@@ -141,12 +139,18 @@ def read_header(folder: Path) -> AnswersHeader:
 
 
 class Answers(Candidate):
-    """The answers of a folder; `file` has the tensors, by <case>/<phase>.<tensor>."""
+    """The answers of a folder; `file` has the tensors, by <case>/<phase>.<tensor>.
+
+    The method of each phase returns the answers of `case`, whatever its inputs.
+    """
 
     def __init__(self, header: AnswersHeader, file: TensorFile) -> None:
         self.header = header
+        self.case = ""
         self._file = file
-        self._case = ""
+        for phase in PHASES:
+            method = "preprocess" if phase is Phase.PREPROCESSING else phase.value
+            setattr(self, method, functools.partial(self._answers, phase))
 
     def info(self) -> CandidateInfo:
         """Return who answered."""
@@ -154,45 +158,14 @@ class Answers(Candidate):
         folder = str(self._file.path.parent)
         return CandidateInfo(self.header.engine, folder, self.header.version, notes=note)
 
-    def output_cache(self) -> KeepOutputs:
-        """Return a function that opens a context in which the answers of a case are returned."""
-        return self._answering
-
-    @contextmanager
-    def _answering(self, case: str) -> Iterator[None]:
-        self._case = case
-        yield
-
-    def _answers(self, phase: Phase) -> Mapping[str, torch.Tensor]:
-        prefix = f"{self._case}/{phase}."
+    def _answers(
+        self, phase: Phase, *_inputs: object, **_options: object
+    ) -> Mapping[str, torch.Tensor]:
+        prefix = f"{self.case}/{phase}."
         names = [key.removeprefix(prefix) for key in self._file.spans if key.startswith(prefix)]
         if not names:
             raise PhaseUnsupported("not answered")
         return {name: self._file.read(prefix + name) for name in names}
-
-    def preprocess(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
-        """Return the answers of preprocessing."""
-        return self._answers(Phase.PREPROCESSING)
-
-    def vision(
-        self, pixel_values: torch.Tensor, *, image_sizes: torch.Tensor | None = None
-    ) -> Mapping[str, torch.Tensor]:
-        """Return the answers of the vision encoder."""
-        return self._answers(Phase.VISION)
-
-    def connector(self, features: torch.Tensor, *, image_sizes: torch.Tensor | None = None) -> Any:
-        """Return the answers of the connector."""
-        return self._answers(Phase.CONNECTOR)
-
-    def forward(self, inputs: CaseInputs) -> Mapping[str, torch.Tensor]:
-        """Return the answers of forward."""
-        return self._answers(Phase.FORWARD)
-
-    def generate(
-        self, inputs: CaseInputs, *, max_new_tokens: int, eos_token_ids: Sequence[int]
-    ) -> Any:
-        """Return the answers of the generation."""
-        return self._answers(Phase.GENERATE)
 
 
 def open_answers(folder: Path, golden: Golden) -> Answers:
