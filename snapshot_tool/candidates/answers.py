@@ -18,13 +18,7 @@ import torch
 from snapshot_tool.base.checkpoint import is_small_file
 from snapshot_tool.base.errors import AnswersInvalid, PhaseUnsupported, RevisionMismatch, suggest
 from snapshot_tool.base.files import open_plain, require_bounded_json
-from snapshot_tool.base.protocol import (
-    PHASES,
-    Candidate,
-    CandidateInfo,
-    CaseInputs,
-    Phase,
-)
+from snapshot_tool.base.protocol import PHASES, Candidate, CandidateInfo, CaseInputs, Phase
 from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden, connector_input

@@ -18,10 +18,7 @@ from snapshot_tool.base.environment import (
     package_versions,
     require_device,
 )
-from snapshot_tool.base.errors import (
-    GoldenNotFound,
-    UsageError,
-)
+from snapshot_tool.base.errors import GoldenNotFound, UsageError
 from snapshot_tool.base.localisation import Localisation
 from snapshot_tool.base.protocol import (
     Candidate,
@@ -34,13 +31,7 @@ from snapshot_tool.base.protocol import (
     Progress,
     keep_nothing,
 )
-from snapshot_tool.base.report import (
-    Exploration,
-    Graft,
-    Transformers,
-    WeightReport,
-    find_harmful,
-)
+from snapshot_tool.base.report import Exploration, Graft, Transformers, WeightReport, find_harmful
 from snapshot_tool.base.results import Result, Verdict, first_divergence
 from snapshot_tool.base.tolerance import HALF_DTYPES, ORACLE_DTYPES, Rule, default_rule
 from snapshot_tool.candidates import load_candidate

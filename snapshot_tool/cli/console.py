@@ -57,13 +57,7 @@ class TerminalProgress(protocol.Progress):
 
 def _bar(console: Console) -> Progress:
     # Imported only if a bar is drawn.
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Column
 
     return Progress(

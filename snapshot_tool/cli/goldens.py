@@ -197,11 +197,7 @@ def diff_command(
     tolerances; 1: some are not.
     """
     from snapshot_tool.diagnose.diff import diff_folders
-    from snapshot_tool.reports.diff import (
-        diff_lines,
-        diff_to_html,
-        diff_to_markdown,
-    )
+    from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_markdown
 
     folders = [find_golden(goldens, spec)[0] for spec in (one, other)]
     diff = diff_folders(*folders)

@@ -46,12 +46,7 @@ from snapshot_tool.candidates.fms.configuration import (
 )
 from snapshot_tool.candidates.fms.importing import FmsSource, import_fms
 from snapshot_tool.candidates.fms.modules import PairedModules
-from snapshot_tool.candidates.fms.paths import (
-    PagedCalls,
-    PathCalls,
-    PieceObserver,
-    calls_on_path,
-)
+from snapshot_tool.candidates.fms.paths import PagedCalls, PathCalls, PieceObserver, calls_on_path
 from snapshot_tool.candidates.fms.shards import split_modules
 from snapshot_tool.candidates.fms.weights import CheckpointWeights, stray_files
 from snapshot_tool.candidates.output_cache import OutputCache
