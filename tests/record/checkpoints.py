@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from snapshot_tool.goldens.manifest import Manifest
 from snapshot_tool.record.request import RecordRequest
 from snapshot_tool.record.workflow import record
 from tests.conftest import CHECKPOINT, ROOT, set_folder
+from tests.families.record import builder
 
 LLAMA = ROOT / "tests" / "families" / "checkpoints" / "llama"
 ROBERTA = ROOT / "tests" / "families" / "checkpoints" / "roberta"
@@ -65,15 +64,6 @@ def manifest_of(goldens: Path) -> Any:
     return json.loads((set_folder(goldens) / "manifest.json").read_text(encoding="utf-8"))
 
 
-def contents(goldens: Path) -> dict[str, bytes]:
-    """Return every file of the golden sets, by relative path."""
-    return {
-        path.relative_to(goldens).as_posix(): path.read_bytes()
-        for path in sorted(goldens.rglob("*"))
-        if path.is_file() and ".snap" not in path.parts
-    }
-
-
 def copy_checkpoint(source: Path, folder: Path) -> Path:
     """Copy a checkpoint's folder."""
     return Path(shutil.copytree(source, folder))
@@ -81,8 +71,7 @@ def copy_checkpoint(source: Path, folder: Path) -> Path:
 
 def build_checkpoint(name: str, folder: Path, **fields: Any) -> Path:
     """Build a tiny checkpoint of a family, with other fields in its config.json."""
-    build = ROOT / "tests" / "checkpoints" / "build_families.py"
-    subprocess.run([sys.executable, str(build), str(folder), name], check=True, capture_output=True)
+    builder().build_all(folder, [name])
     edit_json(folder / name / "config.json", **fields)
     return folder / name
 

@@ -9,9 +9,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.record.request import RecordRequest
@@ -20,15 +23,23 @@ from tests.conftest import ROOT, Snap, error_lines
 pytestmark = pytest.mark.record
 CHECKPOINT = ROOT / "tests" / "families" / "checkpoints" / "llama"
 OPTIONS = ("record", "--checkpoint", CHECKPOINT, "--variants", "2", "--oracle")
-# Launchers give each process one thread: sums over another number of parts round differently.
-FIXED = {"OMP_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "1700000000"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_and_one_date() -> Iterator[None]:
+    """Have what launched processes have: sums over several threads' parts round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with mock.patch.dict(os.environ, SOURCE_DATE_EPOCH="1700000000"):
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def recorded(snap: Snap, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Record in one process."""
     goldens = tmp_path_factory.mktemp("one") / "goldens"
-    assert snap(*OPTIONS, "--goldens", goldens, **FIXED).code == 0
+    assert snap(*OPTIONS, "--goldens", goldens).code == 0
     return files(goldens)
 
 
@@ -45,7 +56,7 @@ def launch(goldens: Path, *, module: str = "snapshot_tool") -> subprocess.Comple
         *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
         *("--dynamo_backend", "no", "-m", module, *map(str, OPTIONS), "--goldens", str(goldens)),
     ]
-    environment = {**os.environ, **FIXED, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=200
     )
@@ -67,7 +78,7 @@ def test_a_killed_process_leaves_a_recording_to_go_on_with(
     assert launch(goldens, module="tests.record.dying_rank").returncode != 0
     assert not files(goldens)
     assert list(goldens.glob(".snap/**/parts/*/forward.safetensors"))
-    assert snap(*OPTIONS, "--goldens", goldens, "--resume", **FIXED).code == 0
+    assert snap(*OPTIONS, "--goldens", goldens, "--resume").code == 0
     assert files(goldens) == recorded
 
 
@@ -78,7 +89,7 @@ def test_a_reference_that_lies_partly_on_disk_answers_with_the_same_bytes(
     goldens = tmp_path / "goldens"
     # In float64 nothing of it would fit.
     spread = ("--no-oracle", "--device-map", "auto", "--max-memory", "cpu=400KB")
-    assert snap(*OPTIONS, "--goldens", goldens, *spread, **FIXED).code == 0
+    assert snap(*OPTIONS, "--goldens", goldens, *spread).code == 0
     own = files(goldens)
     (manifest,) = [name for name in own if name.endswith("manifest.json")]
     placed = json.loads(own.pop(manifest))["environment"]

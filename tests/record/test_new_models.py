@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, Run, Snap, error_lines, set_folder
+from tests.conftest import Run, Snap, error_lines, set_folder
+from tests.families.record import builder
 from tests.record.checkpoints import SMALL, copy_checkpoint, edit_json, manifest_of
 
 pytestmark = pytest.mark.record
 
-BUILD = ROOT / "tests" / "checkpoints" / "build_families.py"
 PAGE = "docs/adding-a-family.md"
 DECODERS = {"phi3": True, "bloom": True, "gemma2": True, "rwkv": False}
 OTHERS = ("xlm-roberta", "xlm-roberta-decoder")
@@ -35,7 +33,7 @@ class OwnForCausalLM(Phi3ForCausalLM):
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the checkpoints."""
     out = tmp_path_factory.mktemp("new") / "checkpoints"
-    subprocess.run([sys.executable, str(BUILD), str(out), *DECODERS, *OTHERS], check=True)
+    builder().build_all(out, (*DECODERS, *OTHERS))
     return out
 
 

@@ -26,6 +26,7 @@ from tests.conftest import (
     ROOT,
     Run,
     Snap,
+    contents,
     error_lines,
     run_snap,
     run_snap_here,
@@ -36,7 +37,6 @@ from tests.record.checkpoints import (
     ROBERTA,
     SMALL,
     Notes,
-    contents,
     manifest_of,
     record_here,
 )

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from snapshot_tool.base.errors import GoldenExists, UsageError
+from snapshot_tool.base.errors import GoldenExists, InputRefused, UsageError
 from snapshot_tool.base.protocol import Phase
 from snapshot_tool.goldens.layout import INPUTS, phase_file
 from snapshot_tool.goldens.manifest import Storage
-from snapshot_tool.goldens.tensors import describe_file
+from snapshot_tool.reference.huggingface import HuggingFaceReference
 from tests.record.checkpoints import (
     IDEFICS3,
     LLAMA,
@@ -24,7 +22,7 @@ from tests.record.checkpoints import (
     open_set,
     record_here,
 )
-from tests.unit.factory import write_manifest
+from tests.unit.factory import rewrite
 
 pytestmark = pytest.mark.record
 
@@ -54,6 +52,23 @@ def test_an_update_and_another_dtype_keep_the_inputs(tmp_path: Path) -> None:
     other = record_here(dated, goldens, variants=None, max_new_tokens=None, dtype="bfloat16")
     assert other.files[INPUTS] == before.files[INPUTS]
     assert [case.text for case in other.cases] == [case.text for case in before.cases]
+
+
+def test_a_case_that_the_processor_no_longer_takes_is_kept(
+    llama_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another release may refuse a prompt: it is reported by case, and its inputs stay."""
+    before = open_set(llama_copy).manifest
+
+    def refuse(*_given: Any, **_options: Any) -> None:
+        raise InputRefused("ValueError: unsupported")
+
+    monkeypatch.setattr(HuggingFaceReference, "prepare", refuse)
+    notes = Notes()
+    after = record_here(LLAMA, llama_copy, notes=notes, **{**UPDATE, "max_new_tokens": 3})
+    assert after.files[INPUTS] == before.files[INPUTS]
+    for case in before.cases:
+        assert any(f"case {case.name}:" in line for line in notes.lines)
 
 
 @pytest.mark.parametrize("options", [{"redraw": True, "long": (40,)}, {"variants": 3}])
@@ -122,21 +137,21 @@ def test_an_update_accepts_some_cases_and_leaves_the_others(tmp_path: Path) -> N
     goldens = tmp_path / "goldens"
     record_here(LLAMA, goldens, variants=2)
     golden = open_set(goldens)
-    path = golden.folder / phase_file(Phase.FORWARD)
-    tensors = load_file(path)
     first, second, *_ = golden.cases
-    for name in (first, second):
-        tensors[f"{name}/logits"] += 1
-    save_file(tensors, path)
-    files = {**golden.manifest.files, path.name: describe_file(path)}
-    write_manifest(golden.folder, msgspec.structs.replace(golden.manifest, files=files))
+    before = {name: golden.tensor(name, Phase.FORWARD, "logits").clone() for name in golden.cases}
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in (first, second):
+            tensors[f"{name}/logits"] += 1
+
+    rewrite(golden.folder, phase_file(Phase.FORWARD), change)
     notes = Notes()
     record_here(LLAMA, goldens, notes=notes, case=[first], **{**UPDATE, "variants": 2})
     after = open_set(goldens)
     assert after.manifest.golden_version == 2
     accepted, left = (after.tensor(name, Phase.FORWARD, "logits") for name in (first, second))
-    assert torch.equal(accepted + 1, tensors[f"{first}/logits"])
-    assert torch.equal(left, tensors[f"{second}/logits"])
+    assert torch.equal(accepted, before[first])
+    assert torch.equal(left, before[second] + 1)
     assert after.cases[second] == golden.cases[second]
     assert any("cases keep their recorded answers" in line for line in notes.lines)
     for options in ({"case": ["nothing"]}, {"case": [first], "max_new_tokens": 3}):
