@@ -17,7 +17,6 @@ from tests.record.checkpoints import LLAMA, Notes, record_here
 
 pytestmark = pytest.mark.record
 
-DTYPES = ("float32", "bfloat16", "float16")
 Recorded = Callable[[str, Path], Path]
 
 
@@ -81,8 +80,8 @@ def test_the_right_port_with_images_passes_in_half_precision(
     assert {r["phase"] for r in report["results"]} >= {"vision", "connector", "forward", "generate"}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_wrong_port_fails_in_every_dtype(
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_wrong_port_fails_in_half_precision(
     snap: Snap, recorded: Recorded, tmp_path: Path, dtype: str
 ) -> None:
     """With one attention head of the vision encoder dropped."""
