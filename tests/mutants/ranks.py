@@ -179,7 +179,8 @@ def write_page(page: Path, results: Mapping[str, Mapping[str, str]]) -> None:
             [(f"`{name}`", found["whole"], found["split"]) for name, found in other.items()],
         ),
         "",
-        "Each rank has one of the two key heads, so faults that need several do not arise there.",
+        "Each rank has one of the two key heads, so faults that need several do not arise there. "
+        "Changes of a weight are made to each shard; one that is not square cannot be transposed.",
     ]
     write_section("Faults on two ranks", lines, page)
 
