@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,7 +50,6 @@ class Asked:
         cases: how many cases the questions are about.
         kinds: how many questions were run, by kind.
         alarms: each question that failed, with the reason.
-        seconds: the time that it took.
     """
 
     checkpoint: str
@@ -59,7 +57,6 @@ class Asked:
     cases: int
     kinds: Mapping[str, int]
     alarms: Mapping[str, str]
-    seconds: float
 
     @property
     def count(self) -> int:
@@ -82,7 +79,6 @@ def run_questions(name: str, manifest: Manifest, out: Path, count: int) -> Asked
     Each kind gets an equal share of the questions. If some kinds have too few of them, more are
     drawn, until there are `count` or no more.
     """
-    began = time.perf_counter()
     sys.path.insert(0, str(CHECKOUT))
     logging.disable(logging.WARNING)  # FMS's remarks on tied heads
     cases = [
@@ -108,7 +104,6 @@ def run_questions(name: str, manifest: Manifest, out: Path, count: int) -> Asked
         len(cases),
         {kind.kind: _ran([kind]) for kind in explored if _ran([kind])},
         {k.failure.tensor: k.failure.reason for k in explored if k.failure},
-        time.perf_counter() - began,
     )
 
 
@@ -132,7 +127,6 @@ def section(found: list[Asked], count: int) -> str:
         names = ", ".join(f"`{question}`: {why}" for question, why in one.alarms.items())
         rows.append((one.family, one.checkpoint, one.cases, one.count, kinds, names or 0))
     total, alarms = sum(one.count for one in found), sum(len(one.alarms) for one in found)
-    hours = sum(one.seconds for one in found) / 3600
     lines = [
         QUESTIONS,
         "",
@@ -142,8 +136,7 @@ def section(found: list[Asked], count: int) -> str:
         "mistral3 has only its cases with at most one image. Text encoders allow only other "
         "padding and batches; an image encoder, other orders of its tiles.",
         "",
-        f"{alarms} false alarms in {total:,} questions ({bound(alarms, total)} at 95 %); "
-        f"{hours:.1f} hours of one process on a busy machine.",
+        f"{alarms} false alarms in {total:,} questions ({bound(alarms, total)} at 95 %).",
         "",
         *table_lines(("family", "checkpoint", "cases", "questions", "kinds", "false alarms"), rows),
     ]
