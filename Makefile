@@ -120,7 +120,7 @@ port: setup fms-checkout
 	$(CHECK)/bin/python -m tests.port.run --fms-repo $(FMS_REPO) $(if $(SUITE),--suite $(SUITE)) \
 		$(if $(SMOLVLM),--smolvlm $(SMOLVLM))
 
-# The commands' help is read from the package, which needs click alone for it.
+# The commands' help is read from the package, which needs no torch for it.
 $(DOCS)/.ready: .ci/docs.txt Makefile
 	$(PYTHON) -m venv --clear $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet -r .ci/docs.txt
