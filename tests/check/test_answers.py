@@ -54,6 +54,7 @@ def answered(
     weights = list(questions["weights"].values())
     who = {"engine": "fms", "version": "1", "device": "cpu", "dtype": "float32"}
     answer(candidate.model, asked, folder, **who, checkpoint=weights)
+    candidate.model.requires_grad_(True)  # other tests have the same model
     return folder
 
 

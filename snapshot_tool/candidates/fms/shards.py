@@ -48,10 +48,10 @@ class Shards:
 
         name: FMS's name. whole: the checkpoint's weight. own: the model's.
         """
-        *_, module, kind = name.split(".")
         split = self._module_around(name)
         if split is None or own is None or own.dim() != whole.dim():
             return whole
+        module, kind = name.split(".")[-2:]
         if own.shape == whole.shape:
             is_added_once = kind == "bias" and module in _SUMMED
             return torch.zeros_like(whole) if is_added_once and self._rank else whole
