@@ -53,8 +53,10 @@ def answered(
     folder = tmp_path_factory.mktemp("answered") / "answers"
     weights = list(questions["weights"].values())
     who = {"engine": "fms", "version": "1", "device": "cpu", "dtype": "float32"}
+    before = [(weight, weight.requires_grad) for weight in candidate.model.parameters()]
     answer(candidate.model, asked, folder, **who, checkpoint=weights)
-    candidate.model.requires_grad_(True)  # other tests have the same model
+    for weight, required in before:  # other tests have the same model
+        weight.requires_grad_(required)
     return folder
 
 
