@@ -111,7 +111,7 @@ def bound(some: int, of: int) -> str:
     """
     if some or not of:
         return interval(some, of)
-    return f"at most {100 * (1 - 0.05 ** (1 / of)):.2f} %"
+    return f"at most {100 * (1 - 0.05 ** (1 / of)):.2g} %"
 
 
 @dataclass(frozen=True, slots=True)

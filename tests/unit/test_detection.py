@@ -161,6 +161,6 @@ def test_the_section_of_false_alarms_counts_them_by_kind(tmp_path: Path) -> None
 
 def test_no_alarm_bounds_the_share() -> None:
     """By the rule of three, 3 / n."""
-    assert bound(0, 3000) == "at most 0.10 %"
+    assert bound(0, 3000) == "at most 0.1 %"
     assert bound(0, 300) == "at most 0.99 %"
     assert bound(1, 100) == interval(1, 100)
