@@ -86,7 +86,9 @@ def copy(tmp_path: Path) -> Path:
             shutil.copytree(source, root / name, ignore=ignored)
         else:
             shutil.copy(source, root)
-    shutil.copytree(CHECKOUT, root / CHECKOUT.relative_to(ROOT))  # with compiled files
+    # With compiled files, without the lock of a git that another test runs there.
+    locks = shutil.ignore_patterns("*.lock")
+    shutil.copytree(CHECKOUT, root / CHECKOUT.relative_to(ROOT), ignore=locks)
     for name in (".venv-check", ".venv-record"):
         (root / name).symlink_to(ROOT / name)
     subprocess.run(["git", "init", "--quiet", str(root)], check=True)
