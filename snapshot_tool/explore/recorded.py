@@ -14,7 +14,7 @@ from snapshot_tool.families.family import PADDING, UNSEEN, Family
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden, Rows, connector_input, recorded, recorded_shape
 from snapshot_tool.goldens.layout import phase_file
-from snapshot_tool.judge.phases import Pair, pairs_with
+from snapshot_tool.judge.phases import Pair, pairs_with, whole_output_pairs
 from snapshot_tool.numerics.compact import CompactTensor
 
 
@@ -239,15 +239,16 @@ class Recorded:
         """
         named = actual if isinstance(actual, Mapping) else {}
         answers = []
-        for name in self.family.whole_outputs:
-            outputs = named.get(name)
-            for row, prompt in enumerate(prompts):
-                output = outputs
-                if isinstance(outputs, torch.Tensor) and len(outputs) == len(prompts):
-                    output = parts.without_padding(outputs[row : row + 1], self.inputs(prompt))
-                expected = recorded(self.golden, prompt.case, Phase.FORWARD, name)
-                pairs = pairs_with(expected, output, name)
-                answers += [Answer(prompt.case, pair) for pair in pairs]
+        for row, prompt in enumerate(prompts):
+            own = {
+                name: output[row : row + 1]
+                if isinstance(output, torch.Tensor) and len(output) == len(prompts)
+                else output
+                for name, output in named.items()
+            }
+            inputs = self.inputs(prompt)
+            pairs = whole_output_pairs(own, self.golden, prompt.case, inputs, self.family)
+            answers += [Answer(prompt.case, pair) for pair in pairs]
         return answers
 
     def features(

@@ -242,11 +242,22 @@ def _forward_pairs(answer: object, case: RecordedCase) -> list[Pair]:
     pairs = _logits(named.get(parts.LOGITS), case) if case.family.logits else []
     if parts.TOPK_LOGPROBS in named:
         pairs.append(_position_logprobs(named, case))
-    for name in case.family.whole_outputs:
+    return pairs + whole_output_pairs(named, case.golden, case.name, case.inputs, case.family)
+
+
+def whole_output_pairs(
+    named: Mapping[str, Any], golden: Golden, case: str, inputs: CaseInputs, family: Family
+) -> list[Pair]:
+    """Return the pairs of a case's outputs of forward that are compared whole, not as logits.
+
+    named: the candidate's outputs by name. inputs: what it was given; padding is not compared.
+    """
+    pairs = []
+    for name in family.whole_outputs:
         actual = named.get(name)
         if isinstance(actual, torch.Tensor):
-            actual = parts.without_padding(actual, case.inputs)
-        pairs += pairs_with(recorded(case.golden, case.name, Phase.FORWARD, name), actual, name)
+            actual = parts.without_padding(actual, inputs)
+        pairs += pairs_with(recorded(golden, case, Phase.FORWARD, name), actual, name)
     return pairs
 
 
