@@ -93,9 +93,6 @@ def check(
     candidate, dtype = session.candidate, session.judge.dtype
     isolated = isolate_modules(candidate, golden, dtype=dtype) if request.isolate else None
     probes = probe_modules(candidate, golden, dtype=dtype) if session.judges_model else None
-    if localisation:
-        wrong = [trial.module for one in (isolated, probes) if one for trial in one.wrong]
-        localisation = name_wrong_module(localisation, wrong, candidate)
     environment = session.environment()
     manifest, reached = golden.manifest, _coverage(golden, request)
     # A single tensor is skipped if others of its phase were judged.
@@ -140,6 +137,10 @@ def check(
         shard=shard_of(manifest, request),
         path=str(request.paths[0]),
     )
+    if localisation:
+        wrong = [trial.module for trial in report.wrong_modules]
+        named = name_wrong_module(localisation, wrong, candidate)
+        report = replace(report, localisation=named)
     return replace(report, next_commands=_next_commands(session, report))
 
 
