@@ -41,8 +41,7 @@ class ExploredKind:
     @property
     def failure(self) -> Result | None:
         """The result of the smallest question that failed, or None."""
-        bad = (Verdict.FAIL, Verdict.ERROR)
-        return next((result for result in self.results if result.verdict in bad), None)
+        return next((result for result in self.results if result.verdict.is_bad), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,7 +421,7 @@ class CheckReport:
     @property
     def bad(self) -> tuple[Result, ...]:
         """The results that failed or raised, by phase, the furthest beyond the tolerance first."""
-        bad = [r for r in self.all_results if r.verdict in (Verdict.FAIL, Verdict.ERROR)]
+        bad = [r for r in self.all_results if r.verdict.is_bad]
         return tuple(sorted(bad, key=lambda r: (phase_order(r.phase), -(r.tolerance_used or 0.0))))
 
     @property
@@ -505,7 +504,7 @@ class CheckReport:
     @property
     def exit_code(self) -> int:
         """0 all passed; 1 something differs or raised; 3 nothing compared, or a required skip."""
-        if self.verdict in (Verdict.FAIL, Verdict.ERROR):
+        if self.verdict.is_bad:
             return 1
         return 3 if self.unmet or self.verdict is Verdict.SKIP else 0
 

@@ -144,6 +144,11 @@ class Verdict(StrEnum):
     SKIP = "skip"
     ERROR = "error"
 
+    @property
+    def is_bad(self) -> bool:
+        """Whether something differs or raised."""
+        return self in (Verdict.FAIL, Verdict.ERROR)
+
 
 @dataclass(frozen=True, slots=True)
 class Worst:
@@ -270,5 +275,5 @@ def first_divergence(results: tuple[Result, ...]) -> Result | None:
 
     Phases are fed with the golden's own inputs, so the earliest failing phase has the fault.
     """
-    bad = [r for r in results if r.verdict in (Verdict.FAIL, Verdict.ERROR)]
+    bad = [r for r in results if r.verdict.is_bad]
     return min(bad, key=lambda r: phase_order(r.phase), default=None)

@@ -19,7 +19,6 @@ from snapshot_tool.base.checkpoint import is_small_file
 from snapshot_tool.base.errors import AnswersInvalid, PhaseUnsupported, RevisionMismatch, suggest
 from snapshot_tool.base.files import open_plain, require_bounded_json
 from snapshot_tool.base.protocol import PHASES, Candidate, CandidateInfo, CaseInputs, Phase
-from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden, connector_input
 from snapshot_tool.goldens.layout import phase_file
@@ -80,7 +79,7 @@ class AnswersHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def wanted_answers(golden: Golden, case: str) -> list[str]:
     """Return the names of the tensors that answer a case, as <phase>.<tensor>."""
-    family, entry = family_of(golden.manifest.checkpoint.family), golden.case(case)
+    family, entry = golden.family, golden.case(case)
     wanted: list[str] = []
     for phase in PHASES:
         if phase not in entry.phases or phase_file(phase) not in golden.manifest.files:
@@ -107,7 +106,7 @@ def question_inputs(golden: Golden, case: str) -> dict[str, torch.Tensor]:
     inputs = golden.inputs(case)
     named = {name: getattr(inputs, name) for name in CaseInputs.__dataclass_fields__}
     if Phase.CONNECTOR in golden.case(case).phases:
-        vision = family_of(golden.manifest.checkpoint.family).compared[Phase.VISION]
+        vision = golden.family.compared[Phase.VISION]
         named["connector_input"] = connector_input(golden, case, vision)
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 

@@ -43,7 +43,6 @@ from snapshot_tool.diagnose.modules import graft_module
 from snapshot_tool.explore.questions import Question
 from snapshot_tool.explore.recorded import Recorded
 from snapshot_tool.explore.run import QueryRunner, explore, fail_if_copied, replay
-from snapshot_tool.families import family_of
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.find import open_checkpoint_of
 from snapshot_tool.goldens.golden import Golden, has_coarse_oracle
@@ -371,7 +370,7 @@ class Session:
             **describe_machine(),
             **package_versions(),
             **self.settings,
-            **family_of(self.golden.manifest.checkpoint.family).environment,
+            **self.golden.family.environment,
             "device": device_name(self.request.device),
         }
 

@@ -148,7 +148,7 @@ def _next_commands(session: Session, report: CheckReport) -> tuple[str, ...]:
     """Return commands after a failure: to test the module, and to find the commit."""
     request = session.request
     commands: list[str] = []
-    if report.verdict not in (Verdict.FAIL, Verdict.ERROR):
+    if not report.verdict.is_bad:
         return ()
     module = report.localisation.module if report.localisation else ""
     raises = report.divergence is not None and report.divergence.verdict is Verdict.ERROR
@@ -202,8 +202,7 @@ def _read_failed(golden: Path) -> set[_Run]:
 
 def _keep_failed(golden: Path, ran: Iterable[_Run], results: Iterable[Result]) -> None:
     """Store the runs that failed now, and those that failed before and did not run again."""
-    bad = (Verdict.FAIL, Verdict.ERROR)
-    failed = {(result.case, result.phase) for result in results if result.verdict in bad}
+    failed = {(result.case, result.phase) for result in results if result.verdict.is_bad}
     failed |= _read_failed(golden) - set(ran)
     try:
         path = _cached(golden)

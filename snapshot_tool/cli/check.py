@@ -12,7 +12,6 @@ import click
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.options import options_of
 from snapshot_tool.base.report import CheckReport
-from snapshot_tool.base.results import Verdict
 from snapshot_tool.base.tolerance import Rule
 from snapshot_tool.check.bisect import bisect
 from snapshot_tool.check.request import CheckRequest
@@ -164,7 +163,7 @@ def _show_several(
                 _print(run, own)
                 click.echo()
             _write(run, own)
-        if request.fail_fast and one.verdict in (Verdict.FAIL, Verdict.ERROR):
+        if request.fail_fast and one.verdict.is_bad:
             break
     if what == "paths":
         draw_table(paths_table([one.report for one in checks if one.report]))

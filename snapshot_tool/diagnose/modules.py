@@ -21,11 +21,10 @@ from snapshot_tool.base.localisation import (
 )
 from snapshot_tool.base.protocol import Candidate, CaseInputs, Phase, Side
 from snapshot_tool.base.report import Graft
-from snapshot_tool.base.results import Judgement, Result, Verdict
+from snapshot_tool.base.results import Judgement, Result
 from snapshot_tool.candidates.distributed import joined_ranks
 from snapshot_tool.diagnose.align import enclosing
 from snapshot_tool.diagnose.localise import localise_case
-from snapshot_tool.families import family_of
 from snapshot_tool.goldens.golden import Golden, tap_limits
 from snapshot_tool.goldens.manifest import CaseEntry, Storage
 from snapshot_tool.taps.sketches import (
@@ -251,7 +250,7 @@ def _judgements(results: list[Result]) -> tuple[Judgement, ...]:
 def _graft_case(
     golden: Golden, module: str, results: tuple[Result, ...]
 ) -> tuple[CaseEntry, torch.Tensor]:
-    bad = {r.case for r in results if r.verdict in (Verdict.FAIL, Verdict.ERROR)}
+    bad = {r.case for r in results if r.verdict.is_bad}
     for case in sorted(golden.manifest.cases, key=lambda case: case.name not in bad):
         output = _whole_output(golden, case.name, module)
         if output is not None:
@@ -268,7 +267,7 @@ def _graft_case(
 
 def _whole_output(golden: Golden, case: str, module: str) -> torch.Tensor | None:
     """Return a module's recorded whole output, of a phase or of --whole-outputs, or None."""
-    for capture in family_of(golden.manifest.checkpoint.family).captures:
+    for capture in golden.family.captures:
         kept = capture.name in golden.tensor_names(case, capture.phase)
         if (capture.module, capture.side) == (module, Side.OUTPUT) and kept:
             return golden.tensor(case, capture.phase, capture.name)

@@ -9,7 +9,6 @@ import torch
 
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.protocol import CaseInputs, Phase
-from snapshot_tool.families import family_of
 from snapshot_tool.families.family import PADDING, UNSEEN, Family
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden, Rows, connector_input, recorded, recorded_shape
@@ -151,14 +150,8 @@ class Recorded:
     @classmethod
     def of(cls, golden: Golden, names: Sequence[str] | None = None) -> Recorded:
         """Return the recorded outputs of the named cases, by default of all."""
-        family = family_of(golden.manifest.checkpoint.family)
         names = [case.name for case in golden.manifest.cases] if names is None else names
-        return cls(golden, {name: capabilities_of(golden, name, family) for name in names})
-
-    @property
-    def family(self) -> Family:
-        """The family of the golden set."""
-        return family_of(self.golden.manifest.checkpoint.family)
+        return cls(golden, {name: capabilities_of(golden, name, golden.family) for name in names})
 
     def case(self, name: str) -> Capabilities:
         """Return the capabilities of a case."""
@@ -183,7 +176,7 @@ class Recorded:
         ids = whole.input_ids[:, parts.real_positions(whole)[: prompt.length]]
         pads = ids.new_full((1, prompt.pads), self.golden.manifest.generation.pad_token_id)
         mask, no_mask = torch.ones_like(ids), torch.zeros_like(pads)
-        left = self.family.generates
+        left = self.golden.family.generates
         return CaseInputs(
             torch.cat([pads, ids] if left else [ids, pads], dim=1),
             torch.cat([no_mask, mask] if left else [mask, no_mask], dim=1),
@@ -205,7 +198,7 @@ class Recorded:
 
         A family without logits is compared by its other outputs.
         """
-        if not self.family.logits:
+        if not self.golden.family.logits:
             return self._whole_outputs(prompts, actual)
         if isinstance(actual, Mapping):
             actual = actual.get(parts.LOGITS)
@@ -217,7 +210,7 @@ class Recorded:
             return [Answer(case, Pair("", torch.zeros(()).expand(shape), actual))]
         answers = []
         for prompt, rows in zip(prompts, actual.to("cpu"), strict=True):
-            real = rows[prompt.pads :] if self.family.generates else rows[: prompt.length]
+            real = rows[prompt.pads :] if self.golden.family.generates else rows[: prompt.length]
             expected = {
                 name: self.golden.tensor(prompt.case, Phase.FORWARD, name)[: prompt.length]
                 for name in (*parts.POSITION_RECORDS, "position_topk_ids")
@@ -247,7 +240,7 @@ class Recorded:
                 for name, output in named.items()
             }
             inputs = self.inputs(prompt)
-            pairs = whole_output_pairs(own, self.golden, prompt.case, inputs, self.family)
+            pairs = whole_output_pairs(own, self.golden, prompt.case, inputs)
             answers += [Answer(prompt.case, pair) for pair in pairs]
         return answers
 
@@ -258,7 +251,7 @@ class Recorded:
 
         Both should be (tiles, places, width), `actual` alone or among others by name.
         """
-        name = self.family.compared[phase]
+        name = self.golden.family.compared[phase]
         if isinstance(actual, Mapping):
             actual = actual.get(name)
         whole = recorded(self.golden, case, phase, name)
@@ -275,7 +268,7 @@ class Recorded:
     def connector_input(self, case: str, tiles: Sequence[int]) -> torch.Tensor:
         """Return the recorded input of the connector for some tiles, (tiles, patches, width)."""
         self._require_tiles(case, tiles)
-        whole = connector_input(self.golden, case, self.family.compared[Phase.VISION])
+        whole = connector_input(self.golden, case, self.golden.family.compared[Phase.VISION])
         if whole is None:
             raise UsageError(f"the connector's input of case {case} was not recorded")
         return whole[list(tiles)]

@@ -35,8 +35,6 @@ from snapshot_tool.judge.generation import GenerationExplainer
 from snapshot_tool.judge.judge import Judge
 from snapshot_tool.judge.watch import WatchedCandidate, result_of_exception
 
-_BAD = (Verdict.FAIL, Verdict.ERROR)
-
 
 @dataclass(frozen=True, slots=True)
 class QueryRunner:
@@ -75,7 +73,7 @@ class QueryRunner:
             return result_of_exception(error, case=case, phase=phase, question=str(question))
         seconds = time.perf_counter() - began
         results = [self._judge(question, answer, seconds) for answer in answers]
-        bad = [result for result in results if result.verdict in _BAD]
+        bad = [result for result in results if result.verdict.is_bad]
         return max(bad or results, key=lambda result: result.tolerance_used or 0.0)
 
     def _judge(self, question: Question, answer: Answer, seconds: float) -> Result:
@@ -122,7 +120,7 @@ def explore(
     a question runs.
     """
     seed = runner.recorded.golden.manifest.seed if seed is None else seed
-    has = runner.recorded.family.phases
+    has = runner.recorded.golden.family.phases
     kinds = [
         kind
         for kind in KINDS.values()
@@ -165,10 +163,10 @@ def _explore_kind(
                 return False  # The candidate does not support the kind.
             on_question(question)
             known[question] = runner.run(question)
-        return known[question].verdict in _BAD
+        return known[question].verdict.is_bad
 
     smallest = find_smallest_failure(questions, fails, count=share, seed=f"{seed} {kind.kind}")
-    results = [result for result in known.values() if result.verdict not in _BAD]
+    results = [result for result in known.values() if not result.verdict.is_bad]
     if smallest is not None:
         results.append(known[smallest])
     return ExploredKind(kind.kind, len(known), tuple(results))

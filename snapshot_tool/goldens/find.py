@@ -27,7 +27,6 @@ from snapshot_tool.base.errors import (
     SnapError,
     UsageError,
 )
-from snapshot_tool.families import family_of
 from snapshot_tool.families.family import ANSWERS, PAGE
 from snapshot_tool.goldens.layout import set_folders
 from snapshot_tool.goldens.lock import lock_path
@@ -277,7 +276,7 @@ def open_checkpoint_of(golden: Golden, spec: str | None, *, weights: bool = True
 
 def _require_known_family(golden: Golden) -> None:
     try:
-        family = family_of(golden.manifest.checkpoint.family)
+        family = golden.family
     except UsageError as unknown:
         raise ManifestInvalid(
             f"{golden.folder}: {unknown.problem}",

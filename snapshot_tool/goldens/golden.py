@@ -14,6 +14,8 @@ from snapshot_tool.base.errors import GoldenDamaged, GoldenNotFound
 from snapshot_tool.base.localisation import noise_limit
 from snapshot_tool.base.protocol import CaseInputs, Phase, Side
 from snapshot_tool.base.tolerance import OracleTensor
+from snapshot_tool.families import family_of
+from snapshot_tool.families.family import Family
 from snapshot_tool.goldens.images import (
     IMAGE_PARTS,
     LEVELS,
@@ -70,6 +72,11 @@ class Golden:
     def root(self) -> Path:
         """The goldens folder."""
         return self.folder.parent.parent.parent
+
+    @property
+    def family(self) -> Family:
+        """The model's family."""
+        return family_of(self.manifest.checkpoint.family)
 
     @cached_property
     def cases(self) -> Mapping[str, CaseEntry]:

@@ -12,8 +12,6 @@ from snapshot_tool.base.errors import PhaseUnsupported
 from snapshot_tool.base.protocol import Candidate, CaseInputs, Phase
 from snapshot_tool.base.results import Agreement
 from snapshot_tool.base.tolerance import Tolerance
-from snapshot_tool.families import family_of
-from snapshot_tool.families.family import Family
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden, connector_input, recorded
 from snapshot_tool.judge.generation import greedy_tokens, step_logits, with_golden_tokens
@@ -89,11 +87,6 @@ class RecordedCase:
     golden: Golden
     name: str
     inputs: CaseInputs
-
-    @property
-    def family(self) -> Family:
-        """The family of the golden set."""
-        return family_of(self.golden.manifest.checkpoint.family)
 
     def tensor(self, phase: Phase, name: str) -> torch.Tensor:
         """Read a recorded tensor of the case."""
@@ -184,7 +177,7 @@ def _preprocessing(candidate: Candidate, case: RecordedCase) -> list[Pair]:
 
 
 def _vision(candidate: Candidate, case: RecordedCase) -> list[Pair]:
-    golden, name = case.golden, case.family.compared[Phase.VISION]
+    golden, name = case.golden, case.golden.family.compared[Phase.VISION]
     inputs = case.copied_inputs()
     if inputs.pixel_values is None:
         raise PhaseUnsupported("the case has no images")
@@ -193,7 +186,7 @@ def _vision(candidate: Candidate, case: RecordedCase) -> list[Pair]:
     note = _odd_positions(case)
     kept = {kept.partition(".")[0] for kept in golden.tensor_names(case.name, Phase.VISION)}
     pairs = []
-    for output in case.family.judged_outputs(Phase.VISION):
+    for output in golden.family.judged_outputs(Phase.VISION):
         if output == name or output in kept:  # an encoder may have been built without its head
             expected = recorded(golden, case.name, Phase.VISION, output)
             pairs += pairs_with(expected, named.get(output), output, note)
@@ -220,7 +213,7 @@ def _odd_positions(case: RecordedCase) -> str:
 
 
 def _connector(candidate: Candidate, case: RecordedCase) -> list[Pair]:
-    golden, compared = case.golden, case.family.compared
+    golden, compared = case.golden, case.golden.family.compared
     features = connector_input(golden, case.name, compared[Phase.VISION])
     if features is None:
         raise PhaseUnsupported(
@@ -239,21 +232,21 @@ def _sizes(inputs: CaseInputs) -> dict[str, torch.Tensor]:
 
 def _forward_pairs(answer: object, case: RecordedCase) -> list[Pair]:
     named: Mapping[str, Any] = answer if isinstance(answer, Mapping) else {parts.LOGITS: answer}
-    pairs = _logits(named.get(parts.LOGITS), case) if case.family.logits else []
+    pairs = _logits(named.get(parts.LOGITS), case) if case.golden.family.logits else []
     if parts.TOPK_LOGPROBS in named:
         pairs.append(_position_logprobs(named, case))
-    return pairs + whole_output_pairs(named, case.golden, case.name, case.inputs, case.family)
+    return pairs + whole_output_pairs(named, case.golden, case.name, case.inputs)
 
 
 def whole_output_pairs(
-    named: Mapping[str, Any], golden: Golden, case: str, inputs: CaseInputs, family: Family
+    named: Mapping[str, Any], golden: Golden, case: str, inputs: CaseInputs
 ) -> list[Pair]:
     """Return the pairs of a case's outputs of forward that are compared whole, not as logits.
 
     named: the candidate's outputs by name. inputs: what it was given; padding is not compared.
     """
     pairs = []
-    for name in family.whole_outputs:
+    for name in golden.family.whole_outputs:
         actual = named.get(name)
         if isinstance(actual, torch.Tensor):
             actual = parts.without_padding(actual, inputs)

@@ -97,7 +97,7 @@ class GoldenPhase(_GoldenItem):
         for result in results:
             if (used := result.tolerance_used) is not None:
                 self.user_properties.append((f"{result.tensor} tolerance used", f"{used:.3g}"))
-        bad = [r for r in results if r.verdict in (Verdict.FAIL, Verdict.ERROR)]
+        bad = [r for r in results if r.verdict.is_bad]
         if bad:
             others = ", ".join(result.tensor for result in bad[1:])
             found = self.loaded.localise(bad)

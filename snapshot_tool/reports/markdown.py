@@ -68,7 +68,7 @@ def annotation_lines(report: CheckReport) -> Iterator[str]:
 
     If no place is known, yield one error without a place. Yield nothing if the check did not fail.
     """
-    if report.verdict not in (Verdict.FAIL, Verdict.ERROR):
+    if not report.verdict.is_bad:
         return
     raised = {result.place: result.reason for result in report.bad if result.place}
     for place, reason in raised.items():

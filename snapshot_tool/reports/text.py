@@ -105,7 +105,7 @@ def grid(report: CheckReport) -> list[tuple[str, list[Result]]]:
 
     def badness(row: tuple[str, list[Result]]) -> tuple[int, float]:
         verdict = worst_verdict(row[1])
-        if verdict in (Verdict.PASS, Verdict.SKIP):
+        if not verdict.is_bad:
             return len(_SEVERITY), 0.0  # in the order of the run
         return _SEVERITY.index(verdict), -max(result.tolerance_used or 0.0 for result in row[1])
 
@@ -359,7 +359,7 @@ def next_lines(report: CheckReport, *, page: Path | None = None) -> list[str]:
 
     page: the HTML report; None if there is none.
     """
-    if report.verdict not in (Verdict.FAIL, Verdict.ERROR):
+    if not report.verdict.is_bad:
         return []
     look = f"open {page} in a browser" if page else f"{report.command} --html report.html"
     commands = [*report.next_commands, look]
@@ -383,7 +383,7 @@ def _number_of_cases(report: CheckReport) -> int:
 
 def summary_line(report: CheckReport) -> str:
     """Return the verdict in one line; for a failure with its phase, cases and module."""
-    first, failed = report.divergence, report.verdict in (Verdict.FAIL, Verdict.ERROR)
+    first, failed = report.divergence, report.verdict.is_bad
     facts = [] if failed else [counts_text(report)]
     if first is not None:
         same = {r.case for r in report.bad if r.phase is first.phase}
