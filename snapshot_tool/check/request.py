@@ -248,6 +248,8 @@ class CheckRequest:
     @property
     def questions(self) -> tuple[Question, ...]:
         """The questions that --replay names; raise UsageError for an invalid one."""
+        if not self.replay:
+            return ()
         from snapshot_tool.explore.questions import parse_question
 
         return tuple(map(parse_question, self.replay))

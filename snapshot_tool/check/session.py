@@ -40,9 +40,8 @@ from snapshot_tool.candidates.distributed import DistributedCandidate
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.diagnose.localise import localise_case
 from snapshot_tool.diagnose.modules import graft_module
-from snapshot_tool.explore.questions import Question
 from snapshot_tool.explore.recorded import Recorded
-from snapshot_tool.explore.run import QueryRunner, explore, fail_if_copied, replay
+from snapshot_tool.explore.run import QueryRunner, fail_if_copied, replay
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.find import open_checkpoint_of
 from snapshot_tool.goldens.golden import Golden, has_coarse_oracle
@@ -268,27 +267,30 @@ class Session:
     def explore(self, cases: Sequence[CaseEntry], progress: Progress) -> Exploration | None:
         """Run the questions of --replay, or the number of --explore."""
         request = self.request
-        if request.replay:
-            return replay(self._runner(), request.questions)
-        if not request.explore:
+        if not request.replay and not request.explore:
             return None
-        with progress.stage("derived questions", request.explore) as steps:
+        names = None if request.replay else [case.name for case in cases]
+        recorded = Recorded.of(self.golden, names)
+        runner = QueryRunner(self.candidate, recorded, self.judge, self.allows_near_ties)
+        if request.replay:
+            return replay(runner, request.questions)
+        # Only here, because it imports hypothesis: a tenth of the time of a small check.
+        from snapshot_tool.explore.draw import explore
 
-            def on_question(question: Question) -> None:
+        count = request.explore or 0
+        with progress.stage("derived questions", count) as steps:
+
+            def on_question(question: object) -> None:
                 progress.now(str(question))
                 next(steps)
 
             return explore(
-                self._runner([case.name for case in cases]),
-                count=request.explore,
+                runner,
+                count=count,
                 seed=request.seed,
                 phases=request.phases,
                 on_question=on_question,
             )
-
-    def _runner(self, cases: Sequence[str] | None = None) -> QueryRunner:
-        recorded = Recorded.of(self.golden, cases)
-        return QueryRunner(self.candidate, recorded, self.judge, self.allows_near_ties)
 
     def localise(self, results: tuple[Result, ...]) -> Localisation | None:
         """Return the module in which the first divergence of the results arises, or None.

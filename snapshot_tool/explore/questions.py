@@ -15,27 +15,22 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from random import Random
-from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import hypothesis
 import torch
-from hypothesis import configuration
-from hypothesis import strategies as st
-from hypothesis.errors import NoSuchExample
 
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.protocol import CaseInputs, Phase
 from snapshot_tool.explore.recorded import Answer, Capabilities, Prompt, Recorded, some_tiles
 from snapshot_tool.judge.phases import Pair
 
+if TYPE_CHECKING:
+    from snapshot_tool.explore.draw import Draw
+
 _MAX_PADS = 40
 _MAX_ROWS = 4
-_SHORT = 8
 _MAX_ORDER = 99
 
 Cases = Sequence[Capabilities]
@@ -66,7 +61,7 @@ class Question(ABC):
 
     @classmethod
     @abstractmethod
-    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+    def draw(cls, draw: Draw, cases: Cases) -> Self:
         """Draw a question about some of the cases, which are in the order of their length.
 
         Smaller numbers must be simpler to draw, so that hypothesis shrinks to the shortest prompt
@@ -99,6 +94,12 @@ class Question(ABC):
         return [getattr(self, field.name) for field in dataclasses.fields(self)]  # type: ignore[arg-type]
 
 
+def _draw_prompt(draw: Draw, cases: Cases, pads: tuple[int, int] = (0, 0)) -> Prompt:
+    """Draw a recorded prompt up to one of its cuts, with at least and at most so many pads."""
+    case = draw.one_of(cases)
+    return Prompt(case.case, draw.early(list(case.cuts)), draw.integer(*pads))
+
+
 @dataclass(frozen=True, slots=True)
 class Prefix(Question):
     """Logits of a prompt's first tokens, which later tokens must not change."""
@@ -110,9 +111,9 @@ class Prefix(Question):
     prompt: Prompt
 
     @classmethod
-    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+    def draw(cls, draw: Draw, cases: Cases) -> Self:
         """Draw a prompt; with padding, at least one pad."""
-        return cls(draw(_prompts(cases, pads=(1, _MAX_PADS) if cls.pads else (0, 0))))
+        return cls(_draw_prompt(draw, cases, (1, _MAX_PADS) if cls.pads else (0, 0)))
 
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
         """Run one forward pass."""
@@ -141,13 +142,13 @@ class Split(Question):
     first: int
 
     @classmethod
-    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+    def draw(cls, draw: Draw, cases: Cases) -> Self:
         """Draw a prompt of at least two cuts, and one of the earlier cuts."""
-        case = draw(st.sampled_from(cases))
+        case = draw.one_of(cases)
         cuts = list(case.cuts)
-        length = draw(_lengths(cuts[1:]))
-        first = draw(st.sampled_from(cuts[: cuts.index(length)]))
-        pads = draw(st.integers(0, _MAX_PADS if case.paddable else 0))
+        length = draw.early(cuts[1:])
+        first = draw.one_of(cuts[: cuts.index(length)])
+        pads = draw.integer(0, _MAX_PADS if case.paddable else 0)
         return cls(Prompt(case.case, length, pads), first)
 
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
@@ -184,9 +185,10 @@ class Batch(Question):
     prompts: tuple[Prompt, ...]
 
     @classmethod
-    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+    def draw(cls, draw: Draw, cases: Cases) -> Self:
         """Draw at least two prompts."""
-        return cls(tuple(draw(st.lists(_prompts(cases), min_size=2, max_size=_MAX_ROWS))))
+        rows = draw.integer(2, _MAX_ROWS)
+        return cls(tuple(_draw_prompt(draw, cases) for _ in range(rows)))
 
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
         """Run one forward pass over all prompts."""
@@ -208,14 +210,10 @@ class VisionTiles(Question):
     tiles: tuple[int, ...]
 
     @classmethod
-    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+    def draw(cls, draw: Draw, cases: Cases) -> Self:
         """Draw at least one tile, each at most once."""
-        case = draw(st.sampled_from(cases))
-        tile = st.integers(0, case.tiles - 1)
-        # Draw the size first, so that all sizes are equally likely: lists are short by default.
-        size = draw(st.integers(1, case.tiles))
-        tiles = draw(st.lists(tile, min_size=size, max_size=size, unique=True))
-        return cls(case.case, tuple(tiles))
+        case = draw.one_of(cases)
+        return cls(case.case, draw.different(draw.integer(1, case.tiles), below=case.tiles))
 
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
         """Encode the tiles."""
@@ -251,10 +249,10 @@ class Shorter(Question):
     cut: int
 
     @classmethod
-    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+    def draw(cls, draw: Draw, cases: Cases) -> Self:
         """Draw the step before which the generation is cut."""
-        case = draw(st.sampled_from(cases))
-        return cls(case.case, draw(st.integers(1, case.generated - 1)))
+        case = draw.one_of(cases)
+        return cls(case.case, draw.integer(1, case.generated - 1))
 
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
         """Generate fewer tokens."""
@@ -305,10 +303,10 @@ class Chunks(Prefix):
     order: int
 
     @classmethod
-    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+    def draw(cls, draw: Draw, cases: Cases) -> Self:
         """Draw a prompt with any number of pads, the size of a chunk, and an order of blocks."""
-        prompt = draw(_prompts(cases, pads=(0, _MAX_PADS)))
-        return cls(prompt, *draw(_layouts(prompt.length)))
+        prompt = _draw_prompt(draw, cases, (0, _MAX_PADS))
+        return cls(prompt, *_draw_layout(draw, prompt.length))
 
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
         """Run one forward pass."""
@@ -329,11 +327,11 @@ class ResumedChunks(Resumed):
     order: int
 
     @classmethod
-    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+    def draw(cls, draw: Draw, cases: Cases) -> Self:
         """Draw where the generation is resumed, the size of a chunk, and an order of blocks."""
-        case = draw(st.sampled_from(cases))
-        cut = draw(st.integers(1, case.generated - 1))
-        return cls(case.case, cut, *draw(_layouts(case.length + cut)))
+        case = draw.one_of(cases)
+        cut = draw.integer(1, case.generated - 1)
+        return cls(case.case, cut, *_draw_layout(draw, case.length + cut))
 
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
         """Generate from the prompt and the tokens before the cut."""
@@ -341,10 +339,9 @@ class ResumedChunks(Resumed):
             return Resumed.run(self, candidate, recorded)
 
 
-def _layouts(length: int) -> st.SearchStrategy[tuple[int, int]]:
-    """Return sizes of chunks and orders of blocks for a prompt; half of the chunks are short."""
-    sizes = st.one_of(st.integers(1, min(_SHORT, length)), st.integers(1, length))
-    return st.tuples(sizes, st.integers(0, _MAX_ORDER))
+def _draw_layout(draw: Draw, length: int) -> tuple[int, int]:
+    """Return the size of a chunk and an order of blocks for a prompt."""
+    return draw.early(range(1, length + 1)), draw.integer(0, _MAX_ORDER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,10 +357,10 @@ class GenerationBatch(Question):
     tokens: int
 
     @classmethod
-    def draw(cls, draw: st.DrawFn, cases: Cases) -> Self:
+    def draw(cls, draw: Draw, cases: Cases) -> Self:
         """Draw at least two cases, and up to as many tokens as the longest generation has."""
-        rows = draw(st.lists(st.sampled_from(cases), min_size=2, max_size=_MAX_ROWS))
-        tokens = draw(st.integers(1, max(case.generated for case in rows)))
+        rows = [draw.one_of(cases) for _ in range(draw.integer(2, _MAX_ROWS))]
+        tokens = draw.integer(1, max(case.generated for case in rows))
         return cls(tuple(case.case for case in rows), tokens)
 
     def run(self, candidate: Any, recorded: Recorded) -> list[Answer]:
@@ -434,69 +431,3 @@ _PARSERS: Mapping[Any, Callable[[str], Any]] = {
     "tuple[int, ...]": lambda text: tuple(map(int, text.split(","))),
     "tuple[Prompt, ...]": lambda text: tuple(map(_parse_prompt, text.split(","))),
 }
-
-
-@st.composite
-def _prompts(draw: st.DrawFn, cases: Cases, pads: tuple[int, int] = (0, 0)) -> Prompt:
-    case = draw(st.sampled_from(cases))
-    return Prompt(case.case, draw(_lengths(list(case.cuts))), draw(st.integers(*pads)))
-
-
-def _lengths(cuts: Sequence[int]) -> st.SearchStrategy[int]:
-    """Return the cuts of a prompt; half of them are among the first few, which are edge cases."""
-    return st.one_of(st.sampled_from(cuts[:_SHORT]), st.sampled_from(cuts))
-
-
-def questions_of(kind: type[Question], cases: Cases) -> st.SearchStrategy[Question] | None:
-    """Return a strategy for a kind of question, or None if no case can be used."""
-    usable = [
-        case
-        for case in sorted(cases, key=lambda case: (case.length, case.case))
-        if kind.phase in case.phases and kind.enough(case) and (case.paddable or not kind.pads)
-    ]
-    return _questions(kind, usable) if usable else None
-
-
-@st.composite
-def _questions(draw: st.DrawFn, kind: type[Question], cases: Cases) -> Question:
-    return kind.draw(draw, cases)
-
-
-def find_smallest_failure(
-    questions: st.SearchStrategy[Question],
-    fails: Callable[[Question], bool],
-    *,
-    count: int,
-    seed: str,
-) -> Question | None:
-    """Draw up to `count` questions; return the smallest that fails, or None.
-
-    A seed draws the same questions only with the same installed code. The text form of a question
-    always gives the same question.
-    """
-    settings = hypothesis.settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        derandomize=False,
-        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
-    )
-    random = Random(seed)  # noqa: S311 - for drawing, not for secrets
-    with temporary_hypothesis_folder():
-        try:
-            return hypothesis.find(questions, fails, settings=settings, random=random)
-        except NoSuchExample:
-            return None
-
-
-@contextmanager
-def temporary_hypothesis_folder() -> Iterator[None]:
-    """Prevent hypothesis from writing a folder .hypothesis, even without a database."""
-    # The user's own tests may have set one. hypothesis 6.131 to 6.170 has no public way to read it.
-    before = vars(configuration).get("__hypothesis_home_directory")
-    with TemporaryDirectory(prefix="snap-") as folder:
-        configuration.set_hypothesis_home_dir(folder)
-        try:
-            yield
-        finally:
-            configuration.set_hypothesis_home_dir(before)

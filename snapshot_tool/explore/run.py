@@ -1,4 +1,4 @@
-"""Run derived questions on a candidate: `explore` draws them, `replay` runs given ones.
+"""Run derived questions on a candidate, given ones: `snapshot_tool.explore.draw` draws them.
 
 One such question also tells outputs that were copied from the golden set from computed ones: a
 candidate that copies outputs is wrong for other inputs.
@@ -7,7 +7,6 @@ candidate that copies outputs is wrong for other inputs.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,18 +14,15 @@ from typing import Any
 
 import torch
 
-from snapshot_tool.base.protocol import PHASES, Phase
+from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.report import Exploration, ExploredKind
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.explore.questions import (
-    KINDS,
     ConnectorTiles,
     Prefix,
     Question,
     Resumed,
     VisionTiles,
-    find_smallest_failure,
-    questions_of,
 )
 from snapshot_tool.explore.recorded import Answer, Capabilities, Prompt, Recorded
 from snapshot_tool.goldens import parts
@@ -104,72 +100,6 @@ class QueryRunner:
             golden, None, self.judge.dtype, allow_near_ties=self.allow_near_ties
         )
         return explainer.explain(result, whole, self.candidate)
-
-
-def explore(
-    runner: QueryRunner,
-    *,
-    count: int,
-    seed: int | None = None,
-    phases: Sequence[Phase] = PHASES,
-    on_question: Callable[[Question], None] = lambda _question: None,
-) -> Exploration:
-    """Run `count` derived questions, an equal number of each kind as far as possible.
-
-    Shrinking runs more. By default the seed is that of the golden set. on_question: called before
-    a question runs.
-    """
-    seed = runner.recorded.golden.manifest.seed if seed is None else seed
-    has = runner.recorded.golden.family.phases
-    kinds = [
-        kind
-        for kind in KINDS.values()
-        if kind.phase in phases and kind.phase in has
-        if not (kind.optional and runner.why_unsupported(kind))
-    ]
-    explored: list[ExploredKind] = []
-    left = count
-    for place, kind in enumerate(kinds):
-        # If a kind has too few questions, later kinds get the rest.
-        share = math.ceil(left / (len(kinds) - place))
-        explored.append(_explore_kind(runner, kind, share, seed, on_question))
-        left -= min(share, explored[-1].asked)
-    return Exploration(tuple(explored), seed)
-
-
-def _explore_kind(
-    runner: QueryRunner,
-    kind: type[Question],
-    share: int,
-    seed: int,
-    on_question: Callable[[Question], None],
-) -> ExploredKind:
-    """Run `share` questions of a kind, or fewer: up to the first failure, which is shrunk."""
-    questions = questions_of(kind, tuple(runner.recorded.cases.values()))
-    reason = runner.why_unsupported(kind)
-    if not reason and questions is None:
-        reason = "no selected case can be used for it"
-    if not reason and share == 0:
-        reason = "too few questions to draw one of each kind"
-    if reason or questions is None:
-        skip = Result("*", kind.phase, kind.kind, Verdict.SKIP, reason)
-        return ExploredKind(kind.kind, 0, (skip,))
-    known: dict[Question, Result] = {}  # hypothesis repeats questions
-
-    def fails(question: Question) -> bool:
-        if question not in known:
-            first = next(iter(known.values()), None)
-            if first is not None and first.verdict is Verdict.SKIP:
-                return False  # The candidate does not support the kind.
-            on_question(question)
-            known[question] = runner.run(question)
-        return known[question].verdict.is_bad
-
-    smallest = find_smallest_failure(questions, fails, count=share, seed=f"{seed} {kind.kind}")
-    results = [result for result in known.values() if not result.verdict.is_bad]
-    if smallest is not None:
-        results.append(known[smallest])
-    return ExploredKind(kind.kind, len(known), tuple(results))
 
 
 def replay(runner: QueryRunner, questions: Sequence[Question]) -> Exploration:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from snapshot_tool.base.recipes import IMAGE_KINDS, IMAGE_MODES, CaseRecipe, ImageRecipe, InputKind
-from snapshot_tool.explore.questions import temporary_hypothesis_folder
+from snapshot_tool.explore.draw import temporary_hypothesis_folder
 
 _WORDS = (
     "describe", "compare", "the", "a", "red", "green", "blue", "small", "large", "circle",

@@ -14,9 +14,10 @@ from snapshot_tool.base.errors import PhaseUnsupported, UsageError
 from snapshot_tool.base.protocol import Candidate, CandidateRequest, CaseInputs, Phase
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
-from snapshot_tool.explore.questions import KINDS, Batch, Prefix, parse_question, questions_of
+from snapshot_tool.explore.draw import explore, questions_of
+from snapshot_tool.explore.questions import KINDS, Batch, Prefix, parse_question
 from snapshot_tool.explore.recorded import Prompt, Recorded, capabilities_of
-from snapshot_tool.explore.run import QueryRunner, explore, replay
+from snapshot_tool.explore.run import QueryRunner, replay
 from snapshot_tool.families.idefics3 import IDEFICS3
 from snapshot_tool.goldens.golden import Golden, open_golden
 from snapshot_tool.judge.judge import Judge

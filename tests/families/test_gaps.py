@@ -26,8 +26,9 @@ from snapshot_tool.base.results import Verdict
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 from snapshot_tool.candidates.fms.weights import CheckpointWeights
 from snapshot_tool.diagnose.localise import localise_case
+from snapshot_tool.explore.draw import explore
 from snapshot_tool.explore.recorded import Recorded
-from snapshot_tool.explore.run import QueryRunner, explore
+from snapshot_tool.explore.run import QueryRunner
 from snapshot_tool.families.family import ModulePair
 from snapshot_tool.families.llama import LLAMA
 from snapshot_tool.goldens.coverage import coverage, generated_tokens
