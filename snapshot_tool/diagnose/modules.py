@@ -7,11 +7,13 @@ run, so that no module sees the error of another. A graft replaces the output of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 
 from snapshot_tool.base.errors import GoldenNotFound, UsageError
+from snapshot_tool.base.foreign_code import foreign_code
 from snapshot_tool.base.localisation import (
     ERROR_LIMIT,
     ERROR_LIMIT_ULPS,
@@ -59,22 +61,22 @@ def run_probes(
     """
     trials, not_tried = [], dict[str, None]()
     eps = max(torch.finfo(getattr(torch, dtype)).eps for dtype in dtypes)
-    for probe in probes:
-        found = None
-        if probe.module not in not_tried:
-            given = probe_input(probe.shape, probe.size, seed=seed)
-            try:
-                with torch.inference_mode():
+    # One block for all: entering one takes as long as running a small module.
+    with foreign_code("the candidate"), torch.inference_mode():
+        for probe in probes:
+            found = None
+            if probe.module not in not_tried:
+                given = probe_input(probe.shape, probe.size, seed=seed)
+                # A module that takes other inputs raises.
+                with suppress(TypeError, RuntimeError, IndexError):
                     found = candidate.run_module(probe.module, given)
-            except (TypeError, RuntimeError, IndexError):  # it takes other inputs
-                found = None
-        if found is None or found[1].shape != probe.answer.shape:
-            not_tried[probe.module] = None
-            continue
-        name, answer = found
-        error = relative_error(probe.answer, sketch(answer, seed=seed))
-        limit = noise_limit(max(probe.noise[dtype] for dtype in dtypes), eps=eps)
-        trials.append(ModuleTrial(probe.module, name, str(probe), error, limit))
+            if found is None or found[1].shape != probe.answer.shape:
+                not_tried[probe.module] = None
+                continue
+            name, answer = found
+            error = relative_error(probe.answer, sketch(answer, seed=seed))
+            limit = noise_limit(max(probe.noise[dtype] for dtype in dtypes), eps=eps)
+            trials.append(ModuleTrial(probe.module, name, str(probe), error, limit))
     return _summary(trials, not_tried)
 
 

@@ -10,6 +10,7 @@ Probes are seeded inputs of many sizes for single modules, which no recorded inp
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Sketch:
     projection: torch.Tensor
 
 
+@functools.lru_cache(maxsize=64)
 def sample_indices(numel: int, *, seed: int) -> torch.Tensor:
     """Return sorted flat indices, (at most 64,) int64, the same for the same seed."""
     if numel <= SAMPLE_SIZE:
@@ -52,6 +54,7 @@ def sample_indices(numel: int, *, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.sort(draws))
 
 
+@functools.lru_cache(maxsize=64)  # modules of a model have few shapes
 def _signs(length: int, *, seed: int, dimension: int) -> torch.Tensor:
     """Return (length, 16) of +1 and -1, drawn for one dimension of a tensor."""
     state = np.random.RandomState((seed + 7919 * (dimension + 1)) % 2**32)
