@@ -192,14 +192,16 @@ class _Calls(DecoderCalls):
             pixels = some[:0] if row.pixel_values is None else row.pixel_values
             real = row.pixel_attention_mask
             if real is None:
-                real = pixels.new_ones((len(pixels), *pixels.shape[-2:]))
+                real = pixels.new_ones((len(pixels), *pixels.shape[-2:]), dtype=torch.bool)
             tiles.append(pixels)
-            masks.append(real.long())  # (tiles, height, width) int64, as Hugging Face has it
-        given["pixel_values"] = pad_sequence(tiles, batch_first=True)
+            masks.append(real)
+        # A copy of the tiles of a large image takes 100 MB.
+        alone = len(tiles) == 1
+        given["pixel_values"] = tiles[0][None] if alone else pad_sequence(tiles, batch_first=True)
         mask = pad_sequence(masks, batch_first=True)
         taken = inspect.signature(self.model.forward).parameters
         if not bool(mask.all()) and "pixel_attention_mask" in taken:
-            given["pixel_attention_mask"] = mask
+            given["pixel_attention_mask"] = mask.long()  # as Hugging Face has it
         return given
 
 
