@@ -14,9 +14,9 @@ from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.protocol import Progress
 from snapshot_tool.check.request import CheckRequest
 from snapshot_tool.check.run import CheckRun
-from snapshot_tool.check.sets import Verification, diff_goldens, verify_goldens
+from snapshot_tool.check.sets import Verification, open_both, verify_goldens
 from snapshot_tool.check.workflow import check as run_check
-from snapshot_tool.diagnose.diff import SetDiff
+from snapshot_tool.diagnose.diff import SetDiff, diff_goldens
 from snapshot_tool.families import name_families
 from snapshot_tool.record.request import RecordRequest
 from snapshot_tool.record.workflow import RecordOutcome
@@ -82,4 +82,4 @@ def diff(one: str, other: str, *, goldens: str | Path = "goldens") -> SetDiff:
 
     Raises SnapError if a set is missing or damaged.
     """
-    return diff_goldens(Path(goldens), one, other)
+    return diff_goldens(*open_both(Path(goldens), one, other))

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from snapshot_tool.base.errors import Place
 from snapshot_tool.base.protocol import Phase, phase_order
-from snapshot_tool.base.tolerance import OracleComparison
+from snapshot_tool.base.tolerance import OracleComparison, Tolerance
 
 # Bounds of the sizes that are counted: four to a decade, from 1e-4 to 1e4 times the tolerance.
 SIZE_BOUNDS: tuple[float, ...] = tuple(10 ** (step / 4) for step in range(-16, 17))
@@ -157,6 +157,23 @@ class Worst:
     index: tuple[int, ...]
     expected: float
     actual: float
+
+    @property
+    def difference(self) -> float:
+        """|actual - expected|."""
+        return abs(self.actual - self.expected)
+
+    def used(self, tolerance: Tolerance) -> float | None:
+        """Return the difference in units of what is allowed; None if nothing is."""
+        allowed = tolerance.at(self.expected)
+        return self.difference / allowed if allowed else None
+
+    def describe(self, tolerance: Tolerance) -> str:
+        """Return the element and what is allowed, as part of a reason."""
+        return (
+            f"worst at {list(self.index)}: expected {self.expected:.6g}, actual {self.actual:.6g} "
+            f"(|diff| {self.difference:.3g} > {tolerance.at(self.expected):.3g} allowed)"
+        )
 
 
 @dataclass(frozen=True)  # without slots: vars() returns the fields

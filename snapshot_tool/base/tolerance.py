@@ -25,6 +25,11 @@ class Tolerance:
         if not (0 <= self.atol < float("inf") and 0 <= self.rtol < float("inf")):
             raise ValueError(f"atol and rtol must be finite and >= 0, not {self.atol}, {self.rtol}")
 
+    def at(self, expected: float) -> float:
+        """Return the difference from an expected value that is allowed."""
+        # Zero times infinity is NaN.
+        return self.atol + (self.rtol * abs(expected) if self.rtol else 0.0)
+
 
 class Rule(StrEnum):
     """What decides: the golden's table of tolerances, or its oracle."""

@@ -20,7 +20,7 @@ from snapshot_tool.goldens.verify import verify_set
 
 if TYPE_CHECKING:
     from snapshot_tool.base.localisation import Localisation
-    from snapshot_tool.diagnose.diff import SetDiff
+    from snapshot_tool.goldens.golden import Golden
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +76,20 @@ def _verify(found: FoundSet) -> Verification:
     return Verification(found.folder, manifest.title, tuple(damage))
 
 
-def diff_goldens(root: Path, one: str, other: str) -> SetDiff:
-    """Return which tensors differ between two sets, named as for `find_golden`."""
-    from snapshot_tool.diagnose.diff import diff_folders
+def open_both(root: Path, one: str, other: str) -> tuple[Golden, Golden]:
+    """Open two sets, named as for `find_golden`."""
+    from snapshot_tool.goldens.golden import open_golden
 
-    return diff_folders(find_golden(root, one)[0], find_golden(root, other)[0])
+    return open_golden(*find_golden(root, one)), open_golden(*find_golden(root, other))
 
 
-def locate_difference(one_folder: Path, other_folder: Path) -> Localisation | None:
+def locate_difference(one: Golden, other: Golden) -> Localisation | None:
     """Return the first module whose sketches differ between two sets, in the first such case.
 
     Returns None if no module differs.
     """
     from snapshot_tool.diagnose.localise import localise
-    from snapshot_tool.goldens.golden import open_golden
 
-    one, other = open_golden(one_folder), open_golden(other_folder)
     shared = {case.name for case in other.manifest.cases}
     for case in (case.name for case in one.manifest.cases if case.name in shared):
         theirs = {tap.module: tap for tap in other.taps(case)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from snapshot_tool.check.sets import find_golden, locate_difference, verify_goldens
+from snapshot_tool.check.sets import find_golden, locate_difference, open_both, verify_goldens
 from snapshot_tool.cli.console import TerminalProgress
 from snapshot_tool.cli.options import (
     golden_argument,
@@ -99,7 +99,6 @@ def show_command(*, golden: str | None, as_json: bool, goldens: Path) -> int:
 
 
 def _show_facts(manifest: Manifest) -> None:
-
     environment = manifest.environment
     if manifest.storage is not Storage.FULL:
         click.echo(f"storage   {manifest.storage}: sample, moments, signed sums of large tensors")
@@ -196,13 +195,13 @@ def diff_command(
     revisions, transformers versions or devices. Exit code 0: all differences are within ONE's
     tolerances; 1: some are not.
     """
-    from snapshot_tool.diagnose.diff import diff_folders
+    from snapshot_tool.diagnose.diff import diff_goldens
     from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_markdown
 
-    folders = [find_golden(goldens, spec)[0] for spec in (one, other)]
-    diff = diff_folders(*folders)
+    both = open_both(goldens, one, other)
+    diff = diff_goldens(*both)
     if "-" not in map(str, (json_path, html_path, markdown_path)):
-        for line in (*diff_lines(diff), *localisation_lines(locate_difference(*folders))):
+        for line in (*diff_lines(diff), *localisation_lines(locate_difference(*both))):
             click.echo(line)
     write_files(
         (json_path, partial(write_json, diff)),

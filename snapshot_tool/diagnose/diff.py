@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -13,7 +12,7 @@ from snapshot_tool.base.errors import GoldenDamaged
 from snapshot_tool.base.protocol import PHASES, Phase
 from snapshot_tool.base.results import Verdict
 from snapshot_tool.base.tolerance import EXACT
-from snapshot_tool.goldens.golden import Golden, open_golden
+from snapshot_tool.goldens.golden import Golden
 from snapshot_tool.goldens.layout import INPUTS, MODULE_INPUTS, ORACLE, OUTPUTS, PROBES, phase_file
 from snapshot_tool.goldens.manifest import TensorEntry
 from snapshot_tool.goldens.parts import PLACES, STEP_LOGSUMEXP, TOKEN_IDS, TOPK_RECORDS
@@ -177,11 +176,6 @@ def describe_diff(diff: SetDiff) -> list[str]:
     return [*lines, *diff.files]
 
 
-def diff_folders(one: Path, other: Path) -> SetDiff:
-    """Open two sets by folder and return their differences."""
-    return diff_goldens(open_golden(one), open_golden(other))
-
-
 def diff_goldens(one: Golden, other: Golden) -> SetDiff:
     """Return every tensor whose bytes differ, in the order of phases and keys."""
     moved: list[TensorDiff] = []
@@ -303,8 +297,6 @@ def _diff(one: Golden, other: Golden, part: str, file: str, key: str) -> TensorD
         return TensorDiff(part, case, name, Verdict.PASS, reason)
     if figures is None or figures.worst is None:
         return TensorDiff(part, case, name, verdict, reason)
-    difference = abs(figures.worst.actual - figures.worst.expected)
-    allowed = tolerance.atol + tolerance.rtol * abs(figures.worst.expected)
     return TensorDiff(
         part,
         case,
@@ -314,7 +306,7 @@ def _diff(one: Golden, other: Golden, part: str, file: str, key: str) -> TensorD
         max_abs=figures.max_abs,
         mismatched=figures.mismatched,
         numel=figures.numel,
-        tolerances=difference / allowed if allowed else None,
+        tolerances=figures.worst.used(tolerance),
     )
 
 

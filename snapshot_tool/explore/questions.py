@@ -19,11 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
-
 from snapshot_tool.base.errors import UsageError
 from snapshot_tool.base.protocol import CaseInputs, Phase
 from snapshot_tool.explore.recorded import Answer, Capabilities, Prompt, Recorded, some_tiles
+from snapshot_tool.judge.generation import with_golden_tokens
 from snapshot_tool.judge.phases import Pair
 
 if TYPE_CHECKING:
@@ -276,14 +275,8 @@ class Resumed(Shorter):
         """Generate from the prompt and the tokens before the cut."""
         generation = recorded.golden.manifest.generation
         tokens = recorded.new_tokens(self.case, needed=self.cut + 1)
-        inputs, given = recorded.golden.inputs(self.case), tokens[None, : self.cut]
-        longer = dataclasses.replace(
-            inputs,
-            input_ids=torch.cat([inputs.input_ids, given], dim=1),
-            attention_mask=torch.cat([inputs.attention_mask, torch.ones_like(given)], dim=1),
-        )
         output = candidate.generate(
-            longer,
+            with_golden_tokens(recorded.golden, self.case, end=self.cut),
             max_new_tokens=generation.max_new_tokens - self.cut,
             eos_token_ids=generation.eos_token_ids,
         )

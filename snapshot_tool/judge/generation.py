@@ -14,10 +14,10 @@ from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden, step_noise
 
 
-def with_golden_tokens(golden: Golden, case: str) -> CaseInputs:
-    """Return a case's prompt followed by the recorded tokens, except the last one."""
+def with_golden_tokens(golden: Golden, case: str, *, end: int = -1) -> CaseInputs:
+    """Return a case's prompt followed by the recorded tokens before `end`, an index."""
     inputs = golden.inputs(case)
-    given = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)[None, :-1]
+    given = golden.tensor(case, Phase.GENERATE, parts.TOKEN_IDS)[None, :end]
     return replace(
         inputs,
         input_ids=torch.cat([inputs.input_ids, given], dim=1),

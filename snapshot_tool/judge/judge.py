@@ -9,7 +9,7 @@ import torch
 from snapshot_tool.base.errors import SnapError, UsageError
 from snapshot_tool.base.protocol import Phase
 from snapshot_tool.base.report import CheckReport
-from snapshot_tool.base.results import Comparison, Result, Verdict
+from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.base.tolerance import (
     CAP,
     OracleComparison,
@@ -64,13 +64,14 @@ class Judge:
         pair, tolerance = pair.in_units(self.tolerance(case, of_phase))
         expected, actual = pair.expected, pair.actual
         verdict, reason = Verdict.FAIL, "the candidate did not return this tensor"
-        comparison = figures = errors = None
+        comparison = figures = errors = used = None
         if actual is not None:
             dtype = getattr(torch, self.dtype)
             verdict, reason, comparison = judge_tensor(
                 expected, actual, tolerance, computed_in=dtype
             )
         if comparison and isinstance(actual, torch.Tensor):
+            used = comparison.worst.used(tolerance) if comparison.worst else None
             oracle = oracle_tensor(
                 self.golden,
                 case.name,
@@ -85,6 +86,7 @@ class Judge:
                 if self.rule is Rule.ORACLE:
                     verdict = Verdict.PASS if figures.within else Verdict.FAIL
                     reason = "" if figures.within else describe_limit(figures)
+                    used = figures.used
             if verdict is Verdict.FAIL:
                 errors = map_errors(expected, actual, tolerance)
         if verdict is not Verdict.PASS and pair.note:
@@ -98,7 +100,7 @@ class Judge:
             **(vars(comparison) if comparison else {}),
             atol=tolerance.atol,
             rtol=tolerance.rtol,
-            tolerance_used=_used(comparison, figures, tolerance, self.rule),
+            tolerance_used=used,
             seconds=round(seconds, 6),
             error_map=errors,
             oracle=figures,
@@ -134,22 +136,6 @@ class Judge:
             own.atol if self.atol is None else self.atol,
             own.rtol if self.rtol is None else self.rtol,
         )
-
-
-def _used(
-    comparison: Comparison | None,
-    figures: OracleComparison | None,
-    tolerance: Tolerance,
-    rule: Rule,
-) -> float | None:
-    """Return how much of what is allowed was used; by the table, |diff| / allowed at the worst."""
-    if rule is Rule.ORACLE and figures:
-        return figures.used
-    if comparison is None or comparison.worst is None:
-        return None
-    worst = comparison.worst
-    allowed = tolerance.atol + tolerance.rtol * abs(worst.expected)
-    return abs(worst.actual - worst.expected) / allowed if allowed else None
 
 
 def describe_limit(figures: OracleComparison) -> str:
@@ -213,30 +199,23 @@ def _by_table(result: Result, atol: float | None, rtol: float | None) -> Result 
     own = Tolerance(result.atol or 0.0, result.rtol or 0.0)
     tolerance = Tolerance(own.atol if atol is None else atol, own.rtol if rtol is None else rtol)
     worst = result.worst
-    difference = abs(worst.actual - worst.expected)
-    allowed = tolerance.atol + tolerance.rtol * abs(worst.expected)
+    exceeds = not worst.difference <= tolerance.at(worst.expected)
     if tolerance == own:
         passes = result.mismatched == 0
     elif own == Tolerance(1.0, 0.0):  # each element has its own limit, as in compact sets
         return None
     elif result.max_abs <= tolerance.atol or result.max_rel <= tolerance.rtol:
         passes = True
-    elif not difference <= allowed or 0 in (tolerance.atol, tolerance.rtol):
+    elif exceeds or 0 in (tolerance.atol, tolerance.rtol):
         passes = False
     else:
         return None
-    reason = ""
-    if not passes:
-        reason = (
-            f"worst at {list(worst.index)}: expected {worst.expected:.6g}, actual "
-            f"{worst.actual:.6g} (|diff| {difference:.3g} > {allowed:.3g} allowed)"
-        )
     return replace(
         result,
         verdict=Verdict.PASS if passes else Verdict.FAIL,
-        reason=reason,
+        reason="" if passes else worst.describe(tolerance),
         atol=tolerance.atol,
         rtol=tolerance.rtol,
-        tolerance_used=difference / allowed if allowed else None,
+        tolerance_used=worst.used(tolerance),
         error_map=None if passes or tolerance != own else result.error_map,
     )

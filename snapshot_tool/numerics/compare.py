@@ -70,14 +70,7 @@ def _reason(actual: torch.Tensor, comparison: Comparison, tolerance: Tolerance) 
             if found := int(bad.sum()):
                 reason += f", {found} {name}"
     worst = comparison.worst
-    if worst is None:
-        return reason
-    diff = abs(worst.actual - worst.expected)
-    allowed = tolerance.atol + (tolerance.rtol * abs(worst.expected) if tolerance.rtol else 0.0)
-    return (
-        f"{reason}; worst at {list(worst.index)}: expected {worst.expected:.6g}, actual "
-        f"{worst.actual:.6g} (|diff| {diff:.3g} > {allowed:.3g} allowed)"
-    )
+    return reason if worst is None else f"{reason}; {worst.describe(tolerance)}"
 
 
 def compare_tensors(

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from snapshot_tool.base.results import Verdict
-from snapshot_tool.diagnose.diff import SetDiff, describe_diff, diff_folders
+from snapshot_tool.diagnose.diff import SetDiff, describe_diff, diff_goldens
+from snapshot_tool.goldens.golden import open_golden
 from snapshot_tool.goldens.layout import INPUTS
 from snapshot_tool.goldens.manifest import SCHEMA_VERSION, load_manifest
 from snapshot_tool.goldens.parts import STEP_LOGSUMEXP
@@ -33,7 +34,7 @@ def diff_after(tmp_path: Path, file: str, change: Change, **fields: object) -> S
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     other = tmp_path / "other" / one.relative_to(tmp_path / "one")
     rewrite(other, file, change, **fields)
-    return diff_folders(one, other)
+    return diff_goldens(open_golden(one), open_golden(other))
 
 
 def add(key: str, amount: float) -> Change:
@@ -171,7 +172,7 @@ def test_sets_with_other_cases_are_compared_by_what_both_have(tmp_path: Path) ->
             files[name] = describe_file(path)
     cases = tuple(case for case in manifest.cases if case.name == "text-only")
     write_manifest(other, msgspec.structs.replace(manifest, files=files, cases=cases))
-    found = diff_folders(one, other)
+    found = diff_goldens(open_golden(one), open_golden(other))
     assert found.moved == ()
     assert (found.only_in_one, found.only_in_other) == (("two-images",), ())
     assert not found.same

@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from snapshot_tool.base.errors import UpdateDeclined
 from snapshot_tool.cli import record
-from snapshot_tool.diagnose.diff import SetDiff, diff_folders
+from snapshot_tool.diagnose.diff import SetDiff, diff_goldens
+from snapshot_tool.goldens.golden import open_golden
 from snapshot_tool.goldens.manifest import load_manifest
 from tests.unit.factory import write_golden, write_manifest
 
@@ -25,7 +26,7 @@ def diff(tmp_path: Path) -> SetDiff:
         tmp_path / "one"
     )
     write_manifest(other, msgspec.structs.replace(load_manifest(other), golden_version=2))
-    return diff_folders(one, other)
+    return diff_goldens(open_golden(one), open_golden(other))
 
 
 def review(diff: SetDiff, *, typed: str, reason: str = "", yes: bool = False) -> Result:
