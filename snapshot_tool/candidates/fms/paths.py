@@ -139,19 +139,18 @@ class PieceObserver:
         return None
 
 
-def padded(inputs: CaseInputs, pads: int, pad_id: int) -> CaseInputs:
-    """Return a batch with further padding on the left."""
+def padded(inputs: CaseInputs, pads: int, config: Config) -> CaseInputs:
+    """Return a batch with further padding on the left.
+
+    Its token id is the configuration's, else 0 as in FMS's pad_input_ids.
+    """
+    found = text_config(config).get("pad_token_id")
+    pad_id = found if isinstance(found, int) else 0
     return dataclasses.replace(
         inputs,
         input_ids=pad_tensor(inputs.input_ids, (pads, 0), value=pad_id),
         attention_mask=pad_tensor(inputs.attention_mask, (pads, 0), value=0),
     )
-
-
-def padding_id(config: Config) -> int:
-    """Return the token id of padding: the configuration's, else 0 as in FMS's pad_input_ids."""
-    found = text_config(config).get("pad_token_id")
-    return found if isinstance(found, int) else 0
 
 
 class StaticCalls(PathCalls):
@@ -197,7 +196,7 @@ class StaticCalls(PathCalls):
         return self.own.generate_batch([self._pad(row, pads) for row in rows], **options)
 
     def _pad(self, inputs: CaseInputs, pads: int) -> CaseInputs:
-        return padded(inputs, pads, padding_id(self.own.loaded.config))
+        return padded(inputs, pads, self.own.loaded.config)
 
     def _forward(
         self, rows: Sequence[CaseInputs], run: Callable[[Sequence[CaseInputs]], torch.Tensor]
@@ -220,23 +219,26 @@ class PagedCalls(PathCalls):
         own: the calls on the eager path.
         chunk: tokens in a chunk of a prompt; each attends to the cache. 0: a prompt is run at
             once, and attends to its own keys and values.
+
+    Attributes:
+        order: the seed of the order of the blocks, and of the cache's first values.
     """
 
     own: DecoderCalls
 
     def __init__(self, own: DecoderCalls, *, chunk: int = 0) -> None:
         super().__init__(own)
-        self._chunk, self._order = chunk, 0
+        self.chunk, self.order = chunk, 0
 
     @contextmanager
     def cache_layout(self, *, chunk: int, order: int) -> Iterator[None]:
         """Run prompts in other chunks, on blocks in another order, inside the block."""
-        before = self._chunk, self._order
-        self._chunk, self._order = chunk, order
+        before = self.chunk, self.order
+        self.chunk, self.order = chunk, order
         try:
             yield
         finally:
-            self._chunk, self._order = before
+            self.chunk, self.order = before
 
     def forward(self, inputs: CaseInputs) -> torch.Tensor:
         """Return the logits of every position, (1, length, vocabulary); zeros for padding.
@@ -276,7 +278,7 @@ class PagedCalls(PathCalls):
     ) -> list[torch.Tensor]:
         run = self._start(rows, rows[0].input_ids.shape[1], room=max_new_tokens)
         # As aiu-fms-testing-utils asks for them: the last 64 of a prompt, one of each step.
-        prompts = [run.prefill(i, self._ends(run), last_n_tokens=BLOCK) for i in range(len(rows))]
+        prompts = [run.prefill(i, run.ends, last_n_tokens=BLOCK) for i in range(len(rows))]
         logits = torch.cat([found[:, -1] for found in prompts])
         ends = torch.tensor(list(eos_token_ids), device=logits.device)
         new = logits.argmax(-1, keepdim=True)
@@ -291,7 +293,7 @@ class PagedCalls(PathCalls):
         run = self._start(rows, length - decoded, room=decoded)
         found = []
         for index in range(len(rows)):
-            logits = run.prefill(index, self._ends(run), is_last=not decoded)
+            logits = run.prefill(index, run.ends, is_last=not decoded)
             found.append(_with_padding(logits, length - decoded))
         steps = [torch.cat(found)]
         for place in range(length - decoded, length):
@@ -311,24 +313,12 @@ class PagedCalls(PathCalls):
 
     def _start(self, rows: Sequence[CaseInputs], length: int, *, room: int = 0) -> PagedRun:
         """Return the rows on an empty cache: `length` tokens of prompts, `room` new ones."""
-        end = length + -length % (self._chunk or BLOCK)
-        pad_id = padding_id(self.own.loaded.config)
-        longer = [padded(row, end - length, pad_id) for row in rows]
-        return PagedRun(
-            self,
-            longer,
-            end,
-            room=room,
-            layers=self._layers,
-            chunked=self._chunk > 0,
-            seed=self._order,
-        )
-
-    def _ends(self, run: PagedRun) -> Sequence[int]:
-        return range(self._chunk, run.end + 1, self._chunk) if self._chunk else [run.end]
+        end = length + -length % (self.chunk or BLOCK)
+        longer = [padded(row, end - length, self.own.loaded.config) for row in rows]
+        return PagedRun(self, longer, end, room=room)
 
     @functools.cached_property
-    def _layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of one token in each layer, (1, heads, 1, width), for their shapes."""
         device = next(self.own.model.parameters()).device
         one = torch.zeros(1, 1, dtype=torch.int64, device=device)
@@ -370,9 +360,6 @@ class PagedRun:
         rows: the prompts, padded on the left.
         end: the positions that `prefill` runs; later ones are decoded.
         room: how many tokens are decoded at most.
-        layers: keys and values of one token in each layer, (1, heads, 1, width).
-        chunked: whether the first chunk of a prompt attends to the cache, too.
-        seed: of the order of the blocks and of the first values.
 
     Attributes:
         end: the positions that each row has on the cache, padding included.
@@ -385,17 +372,13 @@ class PagedRun:
         end: int,
         *,
         room: int,
-        layers: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        chunked: bool,
-        seed: int = 0,
     ) -> None:
         self.end = end
         self._calls = calls
-        self._chunked = chunked
         self._name = "spyre_paged_attn"
         if any(getattr(m, "has_sinks", False) for m in calls.own.model.modules()):
             self._name = "spyre_paged_attn_with_sinks"
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(calls.order)
         count = 1 + len(rows) * (-(-(end + room) // BLOCK) + 1) + _SPARE
         self._free = torch.randperm(count, generator=generator).tolist()
         reserved = self._free.pop()
@@ -404,7 +387,7 @@ class PagedRun:
                 torch.randn(count, BLOCK, one.shape[1], one.shape[3], generator=generator).to(one)
                 for one in layer
             )
-            for layer in layers
+            for layer in calls.layers
         ]
         self._rows = []
         for row in rows:
@@ -413,6 +396,12 @@ class PagedRun:
             with calls.running(Piece(row.input_ids.shape[1], pads)):
                 embedded = calls.own.embed(row)
             self._rows.append(_Sequence(row, embedded, pads, [reserved] * (pads // BLOCK) + own))
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """Where each chunk of the prompts ends."""
+        chunk = self._calls.chunk
+        return range(chunk, self.end + 1, chunk) if chunk else [self.end]
 
     def prefill(
         self, index: int, ends: Sequence[int], *, is_last: bool = True, **options: Any
@@ -428,12 +417,12 @@ class PagedRun:
         )
         seen = self._calls.own.pad(text)
         start = row.pads // BLOCK * BLOCK
-        if self._chunked:
+        if self._calls.chunk:
             start = max((end for end in ends if end <= row.pads), default=0)
         found: list[torch.Tensor] = []
         for end in (end for end in ends if end > row.pads):
             given: dict[str, Any] = {"mask": seen["mask"][:, None, start:end, start:end]}
-            if self._chunked or found:
+            if self._calls.chunk or found:
                 given = self._seen([row], end)
             given["position_ids"] = seen["position_ids"][:, start:end]
             given["slot_mapping"] = self._tensor([row.slots(start, end)])
