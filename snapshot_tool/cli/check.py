@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from snapshot_tool.base.errors import UsageError
+from snapshot_tool.base.files import make_folder
 from snapshot_tool.base.options import options_of
 from snapshot_tool.base.report import CheckReport
 from snapshot_tool.base.tolerance import Rule
@@ -25,7 +26,13 @@ from snapshot_tool.cli.console import (
     draw_table,
     draw_verdict,
 )
-from snapshot_tool.cli.options import Outputs, report_options, request_options, write_files
+from snapshot_tool.cli.options import (
+    Outputs,
+    report_options,
+    request_options,
+    require_files,
+    write_files,
+)
 from snapshot_tool.families import name_families
 from snapshot_tool.reports.json import read_run
 from snapshot_tool.reports.markdown import annotation_lines
@@ -70,7 +77,7 @@ class _GroupedCommand(click.Command):
     epilog="Example: snap check --fms-path ./foundation-model-stack --device cuda",
 )
 @request_options(CheckRequest, "answers")
-@click.option("--all", "every", is_flag=True, is_eager=True, help="Check all golden sets.")
+@click.option("--all", "every", is_flag=True, help="Check all golden sets.")
 @report_options
 def check_command(*, every: bool, **options: Any) -> int:
     """Run FMS (or another candidate) on the inputs of a golden set and judge its outputs.
@@ -90,6 +97,7 @@ def check_command(*, every: bool, **options: Any) -> int:
         return _show_several(check_all(request, outputs.progress), "golden sets", request, outputs)
     if len(request.paths) > 1:
         return _show_several(check_paths(request, outputs.progress), "paths", request, outputs)
+    require_files(*outputs.paths)
     with leading(request.device):
         report = _with_configuration(check(request, outputs.progress))
     return _show_run(CheckRun(report, Path(request.goldens)), outputs)
@@ -112,6 +120,7 @@ def judge_command(*, answers: Path, **options: Any) -> int:
     from snapshot_tool.check.workflow import check
 
     request, outputs = _prepare({"answers": answers, **options})
+    require_files(*outputs.paths)
     report = _with_configuration(check(request, outputs.progress))
     return _show_run(CheckRun(report, Path(request.goldens)), outputs)
 
@@ -151,8 +160,10 @@ def _show_several(
     from snapshot_tool.check.workflow import exit_code_of_all
     from snapshot_tool.reports.history import paths_table
 
-    if str(outputs.json_path) == "-":
+    if outputs.printed:
         raise UsageError("several checks write a file each", "name a folder: --json DIR")
+    for folder in outputs.paths:
+        make_folder(folder)
     checks = []
     for one in found:
         checks.append(one)
@@ -235,6 +246,7 @@ def report_command(
     kept figures do not decide.
     """
     outputs = Outputs.taken_from(options)
+    require_files(*outputs.paths)
     reports = [read_run(run) for run in runs]
     if (tolerance, atol, rtol) != (None, None, None):
         from snapshot_tool.judge.judge import judge_again  # it imports torch
@@ -268,6 +280,7 @@ def merge_command(*, runs: tuple[Path, ...], goldens: Path | None, **options: An
     from snapshot_tool.check.shards import merge_reports
 
     outputs = Outputs.taken_from(options)
+    require_files(*outputs.paths)
     report = merge_reports([(str(run), read_run(run)) for run in runs])
     return _show_run(CheckRun(report, goldens), outputs)
 

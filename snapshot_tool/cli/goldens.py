@@ -17,6 +17,7 @@ from snapshot_tool.cli.options import (
     html_option,
     json_option,
     markdown_option,
+    require_files,
     write_files,
 )
 from snapshot_tool.goldens.coverage import coverage, generated_tokens
@@ -198,6 +199,7 @@ def diff_command(
     from snapshot_tool.diagnose.diff import diff_goldens
     from snapshot_tool.reports.diff import diff_lines, diff_to_html, diff_to_markdown
 
+    require_files(json_path, html_path, markdown_path)
     both = open_both(goldens, one, other)
     diff = diff_goldens(*both)
     if "-" not in map(str, (json_path, html_path, markdown_path)):

@@ -121,35 +121,14 @@ family_option = click_option(_CHECK["family"])
 device_option = click_option(_CHECK["device"])
 
 
-def _require_writable(
-    context: click.Context, _parameter: click.Parameter, path: Path | None
-) -> Path | None:
-    """Raise UsageError before the work starts if the file cannot be written."""
-    if path is not None and str(path) != "-" and not context.params.get("every"):
-        require_writable(path)
-    return path
-
-
 def _report_option(flag: str, name: str, text: str) -> Callable[[_Command], _Command]:
-    kind = click.Path(path_type=Path)
-    return click.option(flag, name, type=kind, callback=_require_writable, help=text)
+    return click.option(flag, name, type=click.Path(path_type=Path), help=text)
 
 
 json_option = _report_option("--json", "json_path", "Write all figures; - prints them.")
 html_option = _report_option("--html", "html_path", "Write a page for the browser.")
-
-
 markdown_option = _report_option(
     "--markdown", "markdown_path", "Write Markdown for the summary of a CI run or a comment."
-)
-annotations_option = click.option(
-    "--annotations",
-    is_flag=True,
-    help="Print GitHub's workflow commands, which show a failure at its line of code.",
-)
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only the last line.")
-verbose_option = click.option(
-    "--verbose", "-v", is_flag=True, help="Print every failure, not only the worst of each phase."
 )
 
 
@@ -170,9 +149,15 @@ class Outputs:
         return cls(**{field.name: options.pop(field.name) for field in fields(cls)})
 
     @property
+    def paths(self) -> list[Path]:
+        """The paths that are given; of several checks they are folders."""
+        every = (self.json_path, self.html_path, self.markdown_path)
+        return [path for path in every if path is not None]
+
+    @property
     def printed(self) -> bool:
         """Whether one of the files is standard output."""
-        return "-" in map(str, (self.json_path, self.html_path, self.markdown_path))
+        return Path("-") in self.paths
 
     @property
     def progress(self) -> Progress:
@@ -182,13 +167,10 @@ class Outputs:
         return Progress() if self.quiet else TerminalProgress()
 
     def in_folders(self, name: str) -> Outputs:
-        """Return the outputs of one of several checks: files in the folders, which are created."""
+        """Return the outputs of one of several checks: files in the folders."""
 
         def inside(folder: Path | None, ending: str) -> Path | None:
-            if folder is None:
-                return None
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder / f"{name}.{ending}"
+            return None if folder is None else folder / f"{name}.{ending}"
 
         return replace(
             self,
@@ -200,24 +182,34 @@ class Outputs:
 
 def report_options(command: _Command) -> _Command:
     """Give a command the options of Outputs; see Outputs.taken_from."""
-    for option in (
-        *(quiet_option, verbose_option, annotations_option),
-        *(markdown_option, html_option, json_option),
-    ):
+    quiet = click.option("-q", "--quiet", is_flag=True, help="Print only the last line.")
+    verbose = click.option(
+        "--verbose",
+        "-v",
+        is_flag=True,
+        help="Print every failure, not only the worst of each phase.",
+    )
+    annotations = click.option(
+        "--annotations",
+        is_flag=True,
+        help="Print GitHub's workflow commands, which show a failure at its line of code.",
+    )
+    for option in (quiet, verbose, annotations, markdown_option, html_option, json_option):
         command = option(command)
     return command
 
 
+def require_files(*paths: Path | None) -> None:
+    """Raise SnapError, before the work starts, if one of the files cannot be written."""
+    for path in paths:
+        if path not in (None, Path("-")):
+            require_writable(path)
+
+
 def write_files(*files: tuple[Path | None, Callable[[], str]]) -> None:
-    """Write each report that has a path; only these are made."""
+    """Write each report that has a path, to standard output for "-"; only these are made."""
     for path, text in files:
-        if path is not None:
-            write_text(path, text())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a report to a file, or to standard output for "-"."""
-    if str(path) == "-":
-        click.echo(text, nl=False)
-    else:
-        write_report(path, text)
+        if path == Path("-"):
+            click.echo(text(), nl=False)
+        elif path is not None:
+            write_report(path, text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from snapshot_tool.cli.options import (
     fms_path_option,
     goldens_option,
     json_option,
-    write_text,
+    require_files,
+    write_files,
 )
 
 _DTYPES = ["float32", "float64", "bfloat16", "float16"]
@@ -197,6 +199,7 @@ def compare_traces_command(
     from snapshot_tool.traces.compare import compare_traces
 
     name_families(family)
+    require_files(json_path)
     found = compare_traces(
         one,
         two,
@@ -207,6 +210,5 @@ def compare_traces_command(
     if str(json_path) != "-":
         for line in comparison_lines(found, metric=Metric(metric), limit=limit):
             click.echo(line)
-    if json_path is not None:
-        write_text(json_path, write_json(found))
+    write_files((json_path, partial(write_json, found)))
     return found.exit_code

@@ -133,6 +133,21 @@ def test_every_fault_of_the_table_can_be_planted(name: str) -> None:
     assert set(FAULTS[name].places) <= set(PATHS)
 
 
+@pytest.mark.parametrize("several", [("--all",), ("--path", "eager,static")])
+def test_several_checks_write_into_folders(
+    snap: Snap, tmp_path: Path, several: tuple[str, ...]
+) -> None:
+    """One that exists is used; a path that cannot be one is refused before any check."""
+    options = (*LLAMA, *several, "--case", "one-sentence", "--phase", "forward")
+    for file in ("-", tmp_path / "file"):
+        (tmp_path / "file").touch()
+        run = snap("check", *options, "--markdown", file)
+        assert run.code in (2, 3)
+        assert "forward" not in run.out
+    assert snap("check", *options, "--json", tmp_path).code == 0
+    assert len(list(tmp_path.glob("*.json"))) >= 1
+
+
 def test_a_fault_of_padded_prompts_is_found_on_the_static_path_alone(tmp_path: Path) -> None:
     """Without padding there is no mask, and the head runs on all positions."""
     fault = FAULTS["last-logits-one-early"].fault
