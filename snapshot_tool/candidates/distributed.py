@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 # How long one rank waits for another inside a collective of the model.
-_MODEL_PATIENCE = dt.timedelta(minutes=10)
+_MODEL_TIMEOUT = dt.timedelta(minutes=10)
 # How long a follower waits for a call while the leader judges and explores.
-_LEADER_PATIENCE = dt.timedelta(days=7)
-# How long a rank that raised waits for the others, before it takes them for stuck.
-RAISED_PATIENCE = dt.timedelta(seconds=60)
+_LEADER_TIMEOUT = dt.timedelta(days=7)
+# How long a rank that raised waits for the others, before it reports them as stuck.
+RAISED_TIMEOUT = dt.timedelta(seconds=60)
 
 Load = Callable[[str, CandidateRequest, Path | None], Candidate]
 
@@ -104,7 +104,7 @@ class Ranks:
         keys = [f"ending/{self._calls}/{rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], ending)
         try:
-            self.store.wait(keys, RAISED_PATIENCE if raised else _MODEL_PATIENCE)
+            self.store.wait(keys, RAISED_TIMEOUT if raised else _MODEL_TIMEOUT)
         except RuntimeError as error:
             here = f"rank {self.rank} ended it with {ending}" if raised else "this rank has"
             raise CandidateUnavailable(
@@ -192,9 +192,9 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         store=PrefixStore("model", store),
         rank=rank,
         world_size=size,
-        timeout=_MODEL_PATIENCE,
+        timeout=_MODEL_TIMEOUT,
     )
-    control = dist.new_group(backend="gloo", timeout=_LEADER_PATIENCE)
+    control = dist.new_group(backend="gloo", timeout=_LEADER_TIMEOUT)
     _JOINED.append(Ranks(rank, size, backend, PrefixStore("snap", store), control))
     try:
         yield _JOINED[-1]

@@ -125,10 +125,10 @@ _LEFT = re.compile(r"^# possible first bad commit: \[([0-9a-f]+)\]", re.MULTILIN
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One commit that was checked, with its mark for git bisect: skip if it could not be.
+    """One commit and its mark for git bisect: "skip" if it could not be checked.
 
-    Of a bad one, phase and case are the first that differ. `module` is the first bad module, by its
-    name in the reference and the candidate; "" if none is known.
+    For a bad commit, phase and case are the first that differ. `module` is the first bad module, by
+    its name in the reference and the candidate; "" if none is known.
     """
 
     commit: Commit

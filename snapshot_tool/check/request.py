@@ -342,7 +342,7 @@ def shard_of(manifest: Manifest, request: CheckRequest) -> Shard | None:
         "--repeat": str(request.repeat),
         "--explore": str(request.explore or 0),
         "--seed": str(request.seed),
-        "--graft": request.graft or "",
+        "--graft": request.graft,
         "--loading": request.loading,
         "--path": ",".join(map(str, request.paths)),
     }

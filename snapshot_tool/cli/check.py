@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from snapshot_tool.check.workflow import SetCheck
 
 _CANNOT_RUN = 3
-# The options of `snap judge`, where nothing runs.
+# The options of `snap judge`, which runs nothing.
 _JUDGES = ("goldens", "family", "phase", "case", "tolerance", "atol", "rtol", "allow_near_ties")
 _LEFT_OUT = [name for name in options_of(CheckRequest) if name not in (*_JUDGES, "require")]
 _GROUPS = {

@@ -272,7 +272,7 @@ def ask_command(
             click.echo(f"{path}: {', '.join(cases)}, padded to {length}")
         return 0
     ask(opened, out, TerminalProgress())
-    click.echo(f"asked {len(manifest.cases)} cases of {manifest.title} in {out}")
+    click.echo(f"wrote the questions of {len(manifest.cases)} cases to {out}")
     click.echo("judge the answers with: snap judge ANSWERS")
     return 0
 

@@ -127,9 +127,8 @@ def trace_command(
     if isinstance(given, Prompt) or impl == "hf":
         header = trace_reference(out, given, options, TerminalProgress())
     else:
-        candidate = candidate or "fms"
         header = trace_candidate(
-            out, given, options, TerminalProgress(), candidate=candidate, fms_path=fms_path
+            out, given, options, TerminalProgress(), candidate=candidate or "fms", fms_path=fms_path
         )
     tensors = sum(len(call.inputs) + len(call.outputs) for call in header.calls)
     click.echo(f"traced {header.implementation}, {header.question}")

@@ -13,7 +13,7 @@ from snapshot_tool.families.family import PADDING, UNSEEN, Family
 from snapshot_tool.goldens import parts
 from snapshot_tool.goldens.golden import Golden, Rows, connector_input, recorded, recorded_shape
 from snapshot_tool.goldens.layout import phase_file
-from snapshot_tool.judge.phases import Pair, pairs_with, whole_output_pairs
+from snapshot_tool.judge.phases import Pair, by_name, pairs_with, whole_output_pairs
 from snapshot_tool.numerics.compact import CompactTensor
 
 
@@ -200,8 +200,7 @@ class Recorded:
         """
         if not self.golden.family.logits:
             return self._whole_outputs(prompts, actual)
-        if isinstance(actual, Mapping):
-            actual = actual.get(parts.LOGITS)
+        actual = by_name(actual, parts.LOGITS).get(parts.LOGITS)
         case, length = prompts[0].case, prompts[0].pads + prompts[0].length
         vocabulary = len(self.golden.tensor(case, Phase.FORWARD, parts.LOGITS))
         shape = (len(prompts), length, vocabulary)
@@ -252,10 +251,8 @@ class Recorded:
         Both should be (tiles, places, width), `actual` alone or among others by name.
         """
         name = self.golden.family.compared[phase]
-        if isinstance(actual, Mapping):
-            actual = actual.get(name)
         whole = recorded(self.golden, case, phase, name)
-        rows = list(tiles)
+        rows, actual = list(tiles), by_name(actual, name).get(name)
         expected = whole.of_blocks(rows) if isinstance(whole, CompactTensor) else whole[rows]
         return [Answer(case, pair, rows) for pair in pairs_with(expected, actual, name)]
 

@@ -1,8 +1,8 @@
 """Model families as data, for the reference and for FMS alike.
 
 A family of the user's own is declared with what is exported here; see docs/adding-a-family.md. It
-stands in a Python file or an installed package, whose code runs. So the user names it (`--family`);
-a golden set names a family and never a file.
+is in a Python file or an installed package, whose code runs. So the user names it (`--family`); a
+golden set names a family and never a file.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def register(family: Family) -> None:
     is_taken = family.name in (*FAMILIES, family.hf_class) or undeclared_family(family.name)
     problem = ""
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", family.name):
-        problem = "its name is not of letters, digits, '_', '.' and '-'"
+        problem = "its name has other characters than letters, digits, '_', '.' and '-'"
     elif is_taken:
         problem = "its name is one of snap's own, or a class"
     elif not (family.takes_text or family.takes_images):

@@ -33,9 +33,9 @@ def _fms_config(config: Config) -> Fields:
 
 
 class _Calls(DecoderCalls):
-    """FMS's cache of states goes by position ids: they are always passed.
+    """FMS's cache of states depends on position ids, so they are always passed.
 
-    After the prompt it takes one token at a time: a prompt in parts comes out wrong.
+    After the prompt it takes one token at a time, so a prompt in parts gives wrong outputs.
     """
 
     forward_in_parts = None  # type: ignore[assignment]

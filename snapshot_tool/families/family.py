@@ -13,7 +13,7 @@ from snapshot_tool.families.fms_calls import FmsCalls
 Config = Mapping[str, Any]  # Hugging Face's
 Fields = dict[str, Any]  # of FMS's configuration, nested as FMS nests them
 
-# Keys of an environment: the file that declares a family, and what a golden set has of it.
+# Keys of an environment: the digest of the file that declares a family, and the recorded outputs.
 FILE, ANSWERS = "family_file", "family_answers"
 # Key and value in the environment of a model without a declaration, if padding changes no logits.
 PADDING, UNSEEN = "padding", "changes nothing"
@@ -50,7 +50,7 @@ class ModulePair:
 
     Args:
         fms: pattern of the FMS module's whole name.
-        hf: the other's name, with the pattern's groups.
+        hf: the Hugging Face module's name, with the pattern's groups.
         part: the part of the FMS module's output, if FMS fuses several modules into one: an index
             into a tuple, or into `parts` equal pieces of the last dimension.
         parts: into how many pieces a fused tensor is cut.
@@ -97,17 +97,17 @@ def renamed(config: Config, *same: str, **names: str) -> Fields:
 
 @dataclass(frozen=True, slots=True)
 class FmsPort:
-    """How FMS has a family.
+    """How FMS implements a family.
 
     Args:
         architecture: its name in FMS's registry.
         config: from Hugging Face's configuration to FMS's fields, nested as FMS nests them.
         calls: how FMS's model is called, phase by phase.
         module_pairs: how modules are named on both sides.
-        absent: what FMS computes with if its configuration has no such field, as in releases from
-            before it: a value, or a function of the fields beside it. Nested fields by their own
-            names.
-        not_weights: patterns of checkpoint keys that are no weights (buffers that some files hold).
+        absent: by field, what FMS computes with if its configuration lacks it, as in older
+            releases: a value, or a function of the fields beside it. Nested fields have only their
+            own names here.
+        not_weights: patterns of checkpoint keys that are not weights, but buffers.
         tied: pattern of the head's key. If the configuration ties it to the embedding, Hugging Face
             ignores what a checkpoint holds under it.
         encoder: the module that encodes images within FMS's model; "" if there is none.
@@ -154,23 +154,23 @@ class Family:
     """One model family.
 
     Args:
-        name: what golden sets call it.
+        name: its name in golden sets.
         hf_class: the transformers class that a checkpoint's config.json names, and that loads it.
         phases: the phases that it has. Without forward it takes no text, without vision no images.
-        fms: how FMS has it; by default FMS does not have it, and another candidate is checked.
+        fms: how FMS implements it; by default it does not, and another candidate is checked.
         captures: what is kept of a forward pass besides the logits.
-        compared: for vision and connector, the name of the tensor that a candidate must return, or
-            return among others by name: what else is captured of a phase is compared as well.
+        compared: for vision and connector, the name of the tensor that a candidate must return,
+            alone or among others by name. Whatever else is captured of a phase is compared as well.
         logits: whether forward returns logits of every position over the vocabulary.
         pixel_dims: dimensions of the pixel values that Hugging Face's forward takes: 4 for (tiles,
             channels, height, width), 5 for a batch of them.
         reserved_positions: position embeddings that no token can have.
         attention: the implementation of attention that Hugging Face runs; "" for its own choice.
-        tile_id_field: the field of Hugging Face's configuration with the id that stands in a
-            prompt for each token that the connector makes of a tile, tile after tile; "" if
+        tile_id_field: the field of Hugging Face's configuration with the id of the placeholder: a
+            prompt has one for each token that the connector makes of a tile, tile after tile. "" if
             prompts cannot be cut between tiles.
-        recurrent: whether it has layers whose state padding enters: what was recorded with padding
-            then holds for that padding alone. Without a declaration, recording tries it.
+        recurrent: whether padding enters the state of some layers. What was recorded with padding
+            then holds for that padding alone. Without a declaration, recording finds out.
         language_model: `model_type` of the text model, if one class serves several families.
         digest: SHA-256 of the user's file that declares it, set on loading; "" for snap's own.
     """
@@ -192,12 +192,12 @@ class Family:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a golden set and a report say of a declaration that is not snap's own."""
+        """What a golden set and a report say about a declaration that is not snap's own."""
         return {FILE: self.digest, ANSWERS: self.answers} if self.digest else {}
 
     @property
     def answers(self) -> str:
-        """What a golden set holds of it, on one line."""
+        """The outputs that a golden set keeps, on one line."""
         kept = [
             f"{c.phase} {c.name} ({c.module} {c.side}{'' if c.judged else ', not judged'})"
             for c in self.captures

@@ -42,9 +42,9 @@ EndToken = int | list[int] | None
 
 
 class FmsCalls:
-    """One method for each phase that FMS has of a family; it lacks a phase without a method.
+    """One method for each phase that FMS implements; a phase without a method is not supported.
 
-    Tensors come in on the model's device. `causal`: whether a token sees only those before it.
+    Inputs are on the model's device. `causal`: whether a token attends only to those before it.
     """
 
     causal = True
@@ -221,7 +221,7 @@ class DecoderCalls(FmsCalls):
 class ImageTextCalls(DecoderCalls):
     """A language model with images, which FMS embeds in a hook before the first step.
 
-    FMS takes the images of a batch for those of its first row: several prompts are not joined.
+    FMS uses the images of a batch for its first row, so several prompts are not joined.
     """
 
     forward_batch = None  # type: ignore[assignment]
@@ -245,7 +245,7 @@ class ImageTextCalls(DecoderCalls):
 
 
 class EncoderCalls(FmsCalls):
-    """An encoder: every real token sees every other one."""
+    """An encoder: every real token attends to every other one."""
 
     causal = False
 

@@ -106,7 +106,7 @@ class _Calls(DecoderCalls):
     ) -> tuple[torch.Tensor, Any]:
         if "position_ids" not in inspect.signature(self.model.forward).parameters:
             raise PhaseUnsupported(
-                "FMS's forward takes no position_ids: it cannot go on from a key-value cache"
+                "FMS's forward takes no position_ids: it cannot continue from a key-value cache"
             )
         return self._run_on_cache(self._arguments([part]), cache, seen)
 

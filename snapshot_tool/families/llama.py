@@ -379,7 +379,8 @@ class _UndeclaredCalls(DecoderCalls):
 def _port(config: Config) -> FmsPort:
     """Return a port to the architecture that is called like the model type, Llama-like.
 
-    A port may lack a field and have its value built in: the numbers judge that. The sizes it needs.
+    FMS may lack a field and have its value built in: the outputs show if it is another. The sizes
+    are required.
     """
     try:
         fields = _undeclared_config(config)
@@ -402,8 +403,8 @@ def _undeclared_config(config: Config) -> Fields:
             fields |= {"rope_theta": rope_theta(config), "rope_scaling": rope_scaling(config)}
     except KeyError as missing:
         raise CandidateUnavailable(
-            f"the configuration of {config.get('model_type')} has no {missing.args[0]}, which "
-            "Llama's has: it takes a declaration to fill in FMS's",
+            f"the configuration of {config.get('model_type')} has no {missing.args[0]}, so FMS's "
+            "cannot be filled in as Llama's is",
             f"declare the family in a file of your own: --family FILE.py ({PAGE})",
         ) from missing
     biases = {"attn_bias": "attention_bias", "mlp_bias": "mlp_bias"}

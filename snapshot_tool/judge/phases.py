@@ -162,9 +162,13 @@ class OnePass:
         return [Pair(parts.TOKEN_IDS, expected, greedy_tokens(steps))]
 
 
+def by_name(answer: object, name: str) -> Mapping[str, Any]:
+    """Return a candidate's outputs by name; one that it returns alone has the name given."""
+    return answer if isinstance(answer, Mapping) else {name: answer}
+
+
 def _preprocessing(candidate: Candidate, case: RecordedCase) -> list[Pair]:
-    answer: object = candidate.preprocess(case.golden.images(case.name))
-    named = answer if isinstance(answer, Mapping) else {"pixel_values": answer}
+    named = by_name(candidate.preprocess(case.golden.images(case.name)), "pixel_values")
     inputs, pairs = case.inputs, []
     if inputs.pixel_values is not None:
         pairs.append(Pair("pixel_values", inputs.pixel_values, named.get("pixel_values")))
@@ -181,8 +185,7 @@ def _vision(candidate: Candidate, case: RecordedCase) -> list[Pair]:
     inputs = case.copied_inputs()
     if inputs.pixel_values is None:
         raise PhaseUnsupported("the case has no images")
-    answer = candidate.vision(inputs.pixel_values, **_sizes(inputs))
-    named = answer if isinstance(answer, Mapping) else {name: answer}
+    named = by_name(candidate.vision(inputs.pixel_values, **_sizes(inputs)), name)
     note = _odd_positions(case)
     kept = {kept.partition(".")[0] for kept in golden.tensor_names(case.name, Phase.VISION)}
     pairs = []
@@ -220,9 +223,8 @@ def _connector(candidate: Candidate, case: RecordedCase) -> list[Pair]:
             "the golden set was recorded without vision, whose output is its input"
         )
     name = compared[Phase.CONNECTOR]
-    answer: object = candidate.connector(features, **_sizes(case.copied_inputs()))
-    actual = answer.get(name) if isinstance(answer, Mapping) else answer
-    return pairs_with(recorded(golden, case.name, Phase.CONNECTOR, name), actual, name)
+    answer = by_name(candidate.connector(features, **_sizes(case.copied_inputs())), name)
+    return pairs_with(recorded(golden, case.name, Phase.CONNECTOR, name), answer.get(name), name)
 
 
 def _sizes(inputs: CaseInputs) -> dict[str, torch.Tensor]:
@@ -231,7 +233,7 @@ def _sizes(inputs: CaseInputs) -> dict[str, torch.Tensor]:
 
 
 def _forward_pairs(answer: object, case: RecordedCase) -> list[Pair]:
-    named: Mapping[str, Any] = answer if isinstance(answer, Mapping) else {parts.LOGITS: answer}
+    named = by_name(answer, parts.LOGITS)
     pairs = _logits(named.get(parts.LOGITS), case) if case.golden.family.logits else []
     if parts.TOPK_LOGPROBS in named:
         pairs.append(_position_logprobs(named, case))

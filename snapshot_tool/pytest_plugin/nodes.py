@@ -204,7 +204,7 @@ def manifests(config: pytest.Config) -> list[Path]:
 def set_names(config: pytest.Config) -> Mapping[str, Path]:
     """Return the manifests by the names of their sets: the checkpoint's, device and dtype.
 
-    Where two sets share that, their names are their folders, from pytest's root folder.
+    If two sets share that, their names are their folders, relative to pytest's root folder.
     """
     paths = manifests(config)
     short = [f"{p.parents[2].name.partition('--')[2]}/{p.parent.name}" for p in paths]

@@ -29,7 +29,9 @@ def diff_lines(diff: SetDiff) -> list[str]:
     if not diff.parts:
         return lines
     lines += ["", f"{'part':<14}{'tensors':>8}{'moved':>7}{'beyond':>8}  worst"]
-    lines += [_part_line(diff, part) for part in diff.parts]
+    for part in diff.parts:
+        figures = f"{part.part:<14}{part.tensors:>8}{part.moved:>7}{part.beyond:>8}"
+        lines.append(f"{figures}  {_worst(diff, part)}")
     lines += ["0.5x: the worst element moved by half of its tolerance", ""]
     for text in diff.tokens:
         lines += [
@@ -46,11 +48,10 @@ def diff_lines(diff: SetDiff) -> list[str]:
     return lines
 
 
-def _part_line(diff: SetDiff, part: PartDiff) -> str:
+def _worst(diff: SetDiff, part: PartDiff) -> str:
+    """Return a part's worst tensor, and by how many tolerances it moved."""
     worst = diff.worst(part)
-    figures = f"{part.part:<14}{part.tensors:>8}{part.moved:>7}{part.beyond:>8}"
-    used = f"{_used(part.tolerances)} " if part.tolerances is not None else ""
-    return f"{figures}  {used}{worst.case} / {worst.tensor}"
+    return f"{_used(part.tolerances)} {worst.case} / {worst.tensor}".strip()
 
 
 def _used(tolerances: float | None) -> str:
@@ -78,8 +79,7 @@ def diff_to_markdown(diff: SetDiff) -> str:
     lines += ["", "| part | tensors | moved | beyond tolerance | worst |"]
     lines.append("| --- | ---: | ---: | ---: | --- |")
     for part in diff.parts:
-        worst = diff.worst(part)
-        where = escape(f"{_used(part.tolerances)} {worst.case} / {worst.tensor}".strip())
+        where = escape(_worst(diff, part))
         lines.append(f"| {part.part} | {part.tensors} | {part.moved} | {part.beyond} | {where} |")
     lines += ["", "| case | moved | beyond tolerance |", "| --- | --- | --- |"]
     for case in dict.fromkeys(found.case for found in diff.moved):

@@ -42,7 +42,7 @@ class RaisesBefore(_OnRankOne):
 
     def __init__(self, request: CandidateRequest) -> None:
         super().__init__(request)
-        ranks.RAISED_PATIENCE = timedelta(seconds=2)
+        ranks.RAISED_TIMEOUT = timedelta(seconds=2)
 
     def forward(self, inputs: CaseInputs) -> torch.Tensor:
         """Raise on rank 1."""

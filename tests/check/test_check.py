@@ -313,7 +313,7 @@ def test_cases_and_phases_are_repeated_or_separated_by_commas(snap: Snap) -> Non
         (["--device", "cuda"], 3, "finds no GPU"),
         (["--revision", "abc"], 3, "no golden for any checkpoint at abc (cpu)"),
         (["--goldens", "nowhere"], 3, "no golden set at all"),
-        (["--fms-path", "docs"], 3, "--fms-path docs is no FMS: it has no fms/__init__.py"),
+        (["--fms-path", "docs"], 3, "docs is not an FMS checkout: it has no fms/__init__.py"),
         (["--fms-path", "build/fms-checkout/fms"], 3, "give the folder that holds fms/"),
         (["--checkpoint", "/nowhere"], 3, "checkpoint /nowhere is neither a folder"),
         (["--checkpoint", "docs"], 3, "checkpoint docs has no config.json"),

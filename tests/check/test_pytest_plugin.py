@@ -230,7 +230,7 @@ def test_a_candidate_that_cannot_be_loaded_is_tried_once(golden_tests: pytest.Py
     """Every test says why, in snap's two lines."""
     found = run(golden_tests, "--snap-phase", "vision", fms=golden_tests.path)
     found.assert_outcomes(errors=13)
-    found.stdout.fnmatch_lines(["--fms-path * is no FMS: it has no fms/__init__.py"])
+    found.stdout.fnmatch_lines(["--fms-path * is not an FMS checkout: it has no fms/__init__.py"])
     assert "Traceback" not in found.stdout.str()
     assert "pytest_nodes.py" not in found.stdout.str()
 

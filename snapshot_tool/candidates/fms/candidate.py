@@ -170,7 +170,7 @@ class FmsCandidate(Candidate):
         return model
 
     def twin_outputs(self, module: str, output: object) -> Mapping[str, torch.Tensor]:
-        """Return the outputs of Hugging Face's modules in an output, as Hugging Face has them."""
+        """Return the outputs of the Hugging Face modules that an FMS module's output holds."""
         return self._paired.outputs(module, output)
 
     def run_module(self, module: str, given: torch.Tensor) -> tuple[str, torch.Tensor] | None:
@@ -235,7 +235,7 @@ def load_fms_candidate(request: CandidateRequest, *, fms_path: Path | None) -> F
     mapping: tuple[FieldDifference, ...] = ()
     try:
         with warnings.catch_warnings():
-            # The error of a configuration without sense is enough.
+            # The error of a configuration that makes no sense is enough.
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
             if request.loading is Loading.OWN:
                 model, mapping = _load_as_users_do(family, request)

@@ -162,7 +162,7 @@ def compare_mappings(family: Family, request: CandidateRequest) -> tuple[FieldDi
             architecture, variant, device=torch.device("meta"), extra_args=own
         )
         config: Any = model.config
-    except Exception:  # a mapping without sense: its fields are compared as they are
+    except Exception:  # the mapping makes no sense: its fields are compared as they are
         config = own
     return tuple(_differences(family.fms, request.config, config))
 
@@ -217,7 +217,7 @@ def _sources(mapping: Callable[[Config], Config], config: Config, name: str) -> 
         try:
             if _field(mapping(changed), name) != own:
                 yield source
-        except Exception:  # noqa: S112 - a value without sense, which says nothing
+        except Exception:  # noqa: S112 - a value that makes no sense
             continue
 
 

@@ -75,7 +75,7 @@ def _put_first(fms_path: Path) -> None:
     if not (fms_path / "fms" / "__init__.py").is_file():
         inside = " (give the folder that holds fms/)" if fms_path.name == "fms" else ""
         raise CandidateUnavailable(
-            f"--fms-path {fms_path} is no FMS: it has no fms/__init__.py{inside}",
+            f"--fms-path {fms_path} is not an FMS checkout: it has no fms/__init__.py{inside}",
             "pass the root of a foundation-model-stack checkout",
         )
     root = str(fms_path.resolve())

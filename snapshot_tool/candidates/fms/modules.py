@@ -38,9 +38,9 @@ class PairedModules:
     head_dim: int
 
     def outputs(self, module: str, output: object) -> dict[str, torch.Tensor]:
-        """Return the outputs of Hugging Face's modules in that of FMS's, as Hugging Face has them.
+        """Return the outputs of the Hugging Face modules that an FMS module's output holds.
 
-        By Hugging Face's names.
+        They have Hugging Face's names and layout.
         """
         found = {name: self._part_of(output, pair) for name, pair in pairs_of(module, self.pairs)}
         return {name: tensor for name, tensor in found.items() if tensor is not None}

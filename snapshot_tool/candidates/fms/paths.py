@@ -81,7 +81,7 @@ class PathCalls:
 
     @contextmanager
     def running(self, piece: Piece) -> Iterator[None]:
-        """Let an observer see that the model is run on a piece inside the block."""
+        """Show observers the piece that the model is run on inside the block."""
         self.piece = piece
         try:
             yield
@@ -134,7 +134,7 @@ class PieceObserver:
         if piece.is_last:
             self._observe(module, side, torch.cat(self._pieces.pop((module, side)), dim=1))
         else:
-            # Nothing to compare, but a module that is entered and raises is known then.
+            # Nothing to compare yet, but a module that raises has been entered.
             self._observe(module, side, tensor[:, :0])
         return None
 
@@ -277,7 +277,7 @@ class PagedCalls(PathCalls):
         self, rows: Sequence[CaseInputs], max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> list[torch.Tensor]:
         run = self._start(rows, rows[0].input_ids.shape[1], room=max_new_tokens)
-        # As aiu-fms-testing-utils asks for them: the last 64 of a prompt, one of each step.
+        # As in aiu-fms-testing-utils: the logits of the last 64 of a prompt, one of each step.
         prompts = [run.prefill(i, run.ends, last_n_tokens=BLOCK) for i in range(len(rows))]
         logits = torch.cat([found[:, -1] for found in prompts])
         ends = torch.tensor(list(eos_token_ids), device=logits.device)
@@ -302,7 +302,7 @@ class PagedCalls(PathCalls):
         return torch.cat(steps, dim=1)
 
     def _decoded(self, rows: Sequence[CaseInputs]) -> int:
-        """Return how many last tokens are run one by one: none stands for a part of an image."""
+        """Return how many last tokens are run one by one: none of them is of an image."""
         config = self.own.loaded.config
         names = ("image_token_id", "image_token_index")
         images = [config[name] for name in names if config.get(name) is not None]
@@ -448,7 +448,7 @@ class PagedRun:
             return self._step(embedded, {**given, **options})
 
     def _seen(self, rows: Sequence[_Sequence], end: int) -> dict[str, Any]:
-        """Return what tells the model which slots each row attends to, up to a position."""
+        """Return the arguments with the slots that each row attends to, up to a position."""
         return {
             "mask": None,
             "block_table": self._tensor([row.blocks[: -(-end // BLOCK)] for row in rows]),

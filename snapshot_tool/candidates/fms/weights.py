@@ -63,7 +63,7 @@ class CheckpointWeights:
     def require_few_layers(self) -> None:
         """Raise if the recorded configuration has more layers than there are weights.
 
-        The same for more positions, or larger images, than any checkpoint has by default.
+        Also raise for more positions, or larger images, than `_PLACES` and config.json allow.
         """
         own: dict[str, int] = {}
         with suppress(OSError, ValueError, RecursionError):
@@ -219,7 +219,7 @@ class CheckpointWeights:
     def _only_renamed(
         self, name: str, layer: Mapping[str, torch.Tensor], adapted: torch.Tensor
     ) -> torch.Tensor:
-        """Return the checkpoint's own weight if FMS has it alike under another name, or `adapted`.
+        """Return the checkpoint's own weight if FMS only renames it, else `adapted`.
 
         A fault of the adapter would be in both weights that are compared.
         """
@@ -259,7 +259,7 @@ def stray_files(checkpoint: Path) -> list[str]:
 
 
 def _all_files(checkpoint: Path) -> list[Path]:
-    # FMS passes over Mistral's own layout of the same weights.
+    # FMS skips Mistral's own layout of the same weights.
     found = checkpoint.glob("*.safetensors")
     return sorted(path for path in found if path.name != "consolidated.safetensors")
 
