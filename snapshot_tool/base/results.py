@@ -270,7 +270,7 @@ class Result(Judgement):
     traceback: str = ""
 
 
-def overall_verdict(results: tuple[Result, ...]) -> Verdict:
+def overall_verdict(results: Iterable[Result]) -> Verdict:
     """Return the verdict on a run; see `combine`."""
     return combine(result.verdict for result in results)
 
@@ -287,7 +287,7 @@ def combine(verdicts: Iterable[Verdict]) -> Verdict:
     return Verdict.SKIP
 
 
-def first_divergence(results: tuple[Result, ...]) -> Result | None:
+def first_divergence(results: Iterable[Result]) -> Result | None:
     """Return the first failing result in the order of phases, or None.
 
     Phases are fed with the golden's own inputs, so the earliest failing phase has the fault.

@@ -100,7 +100,8 @@ class CheckRequest:
     )
     last_failed: bool = option(
         False,
-        "Check only what failed in the last check of the golden set; everything if nothing failed.",
+        "Check only what failed in the last check of the golden set on this path; everything if "
+        "nothing failed.",
         in_pytest=False,
     )
     fail_fast: bool = option(False, "Stop at the first failure.", short="-x", in_pytest=False)

@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +61,7 @@ def check(
     golden = request.golden_choice.open()
     require_phases(golden.manifest, request)
     cases = select_cases(golden.manifest, request)
+    path = str(request.paths[0])
     session = open_session(request, golden, progress)
     session.outputs = outputs
     found: list[Result] = []
@@ -67,7 +69,7 @@ def check(
     left_out: tuple[str, ...] = ()
     if not request.replay:  # a replay runs only its questions
         runs = [(c, p) for c in cases for p in PHASES if p in request.phases and p in c.phases]
-        failed = _read_failed(golden.folder) if request.last_failed else set()
+        failed = _read_failed(golden.folder, path) if request.last_failed else set()
         chosen = [(case, phase) for case, phase in runs if (case.name, phase) in failed] or runs
         with progress.stage("checking", len(chosen)) as steps:
             for case, phase in chosen:
@@ -75,10 +77,10 @@ def check(
                 found += session.run(case, phase)
                 ran.append((case.name, phase))
                 next(steps)
-                if request.fail_fast and first_divergence(tuple(found)):
+                if request.fail_fast and first_divergence(found):
                     break
         if not request.answers:
-            _keep_failed(golden.folder, ran, found)
+            _keep_failed(golden.folder, path, ran, found)
         if len(ran) < len(runs):
             why = "--fail-fast" if request.fail_fast else "--last-failed"
             left_out = (f"{len(runs) - len(ran)} of {len(runs)} runs were left out ({why})",)
@@ -135,7 +137,7 @@ def check(
         warnings=(*left_out, *manifest.reference_warnings, *candidate.warnings),
         environment_differences=environment_differences(manifest.environment, environment),
         shard=shard_of(manifest, request),
-        path=str(request.paths[0]),
+        path=path,
     )
     if localisation:
         wrong = [trial.module for trial in report.wrong_modules]
@@ -147,9 +149,9 @@ def check(
 def _next_commands(session: Session, report: CheckReport) -> tuple[str, ...]:
     """Return commands after a failure: to test the module, and to find the commit."""
     request = session.request
-    commands: list[str] = []
     if not report.verdict.is_bad:
         return ()
+    commands: list[str] = []
     module = report.localisation.module if report.localisation else ""
     raises = report.divergence is not None and report.divergence.verdict is Verdict.ERROR
     if raises or request.graft or request.paths != (EAGER,):
@@ -192,34 +194,34 @@ def _coverage(golden: Golden, request: CheckRequest) -> tuple[Coverage, ...]:
     return coverage(golden.manifest, cases, generated)
 
 
-def _read_failed(golden: Path) -> set[_Run]:
-    """Return the runs that failed in the last check of a golden set; empty if unknown."""
+def _failed_file(golden: Path, path: str) -> Path:
+    """Return the file with the runs that failed in the last check of a golden set on a path."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    # Two repositories may have a set of the same name.
+    name = hashlib.sha256(os.fsencode(golden.resolve() / path)).hexdigest()[:32]
+    return Path(cache, "fms-snap", "last-failed", f"{name}.json")
+
+
+def _read_failed(golden: Path, path: str) -> set[_Run]:
+    """Return the runs that failed in the last check; empty if unknown."""
     try:
-        return msgspec.json.decode(_cached(golden).read_bytes(), type=set[_Run])
+        return msgspec.json.decode(_failed_file(golden, path).read_bytes(), type=set[_Run])
     except (OSError, RuntimeError, msgspec.DecodeError):
         return set()
 
 
-def _keep_failed(golden: Path, ran: Iterable[_Run], results: Iterable[Result]) -> None:
+def _keep_failed(golden: Path, path: str, ran: Iterable[_Run], results: Iterable[Result]) -> None:
     """Store the runs that failed now, and those that failed before and did not run again."""
     failed = {(result.case, result.phase) for result in results if result.verdict.is_bad}
-    failed |= _read_failed(golden) - set(ran)
-    try:
-        path = _cached(golden)
+    failed |= _read_failed(golden, path) - set(ran)
+    # If the cache cannot be written, the next check runs everything.
+    with suppress(OSError, RuntimeError):
+        file = _failed_file(golden, path)
         if not failed:
-            path.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.encode(sorted(failed)))
-    except (OSError, RuntimeError):  # the cache cannot be written: the next check runs everything
-        return
-
-
-def _cached(golden: Path) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    # Two repositories may have a set of the same name.
-    name = hashlib.sha256(os.fsencode(golden.resolve())).hexdigest()[:32]
-    return Path(cache, "fms-snap", "last-failed", f"{name}.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(msgspec.json.encode(sorted(failed)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def run_to_html(report: CheckReport, previews: Mapping[str, CasePreview], *, bas
     environment.filters.update(
         error=text.error_text,
         figures=lambda result: _figures(result)[: len(columns)],
-        overall=lambda results: overall_verdict(tuple(results)),
+        overall=overall_verdict,
         outcome=text.outcome,
         plot=_plot_errors,
         verdict=text.worst_verdict,
@@ -109,7 +109,7 @@ def run_to_html(report: CheckReport, previews: Mapping[str, CasePreview], *, bas
         first_anchor=anchor,
         previews=previews,
         phases=report.phases,
-        verdicts=sorted({overall_verdict(tuple(results)).value for _, results in cases}),
+        verdicts=sorted({overall_verdict(results).value for _, results in cases}),
         columns=columns,
         text=text,
         facts=text.header_facts(report, base=base),

@@ -148,6 +148,21 @@ def test_several_checks_write_into_folders(
     assert len(list(tmp_path.glob("*.json"))) >= 1
 
 
+def test_each_path_has_its_own_last_failures(tmp_path: Path) -> None:
+    """A path that passes afterwards does not hide them."""
+    fault = FAULTS["last-logits-one-early"].fault
+    assert isinstance(fault, Edit)
+    options = ("--fms-path", broken_fms(fault, tmp_path / "fms"), "--case", "one-sentence")
+    reports = tmp_path / "reports"
+    for last_failed in ([], ["--last-failed"]):
+        run_snap(
+            *("check", *LLAMA, *options, "--path", "static,eager", "--json", reports, *last_failed),
+            XDG_CACHE_HOME=str(tmp_path),
+        )
+    results = json.loads((reports / "static.json").read_text("utf-8"))["results"]
+    assert {result["phase"] for result in results} == {"generate"}
+
+
 def test_a_fault_of_padded_prompts_is_found_on_the_static_path_alone(tmp_path: Path) -> None:
     """Without padding there is no mask, and the head runs on all positions."""
     fault = FAULTS["last-logits-one-early"].fault
