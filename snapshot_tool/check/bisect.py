@@ -166,6 +166,8 @@ def bisect(
     first, last = find_commit(fms_path, good), find_commit(fms_path, bad)
     if first.sha == last.sha:
         raise UsageError(f"--good and --bad are both {first}", "name two commits")
+    if run_git(fms_path, "merge-base", "--is-ancestor", last.sha, first.sha).returncode == 0:
+        raise UsageError(f"--bad {last} comes before --good {first}", "swap them")
     trials: dict[str, Trial] = {}
     with temporary_worktree(fms_path, first) as folder:
 
@@ -174,10 +176,9 @@ def bisect(
             progress.note(str(trial))
             return trial
 
-        read_git(folder, "checkout", "--quiet", "--detach", first.sha)
-        first_trial = check(first)
-        read_git(folder, "checkout", "--quiet", "--detach", last.sha)
-        _require_ends(first_trial, check(last))
+        for name, commit in (("good", first), ("bad", last)):
+            read_git(folder, "checkout", "--quiet", "--detach", commit.sha)
+            _require_end(name, check(commit))
         log = _run_bisect(folder, "start", last.sha, first.sha)
         while not (_FOUND.search(log) or _LEFT.search(log)):
             log = _run_bisect(folder, check(read_commit(folder, "HEAD")).mark)
@@ -187,24 +188,18 @@ def bisect(
         return BisectOutcome(None, suspects, len(trials))
 
 
-def _require_ends(good: Trial, bad: Trial) -> None:
-    """Raise unless the good commit passes and the bad one fails."""
-    for name, trial in (("good", good), ("bad", bad)):
-        if trial.mark == "skip":
-            raise SnapError(f"--{name} {trial.commit} cannot be checked: {trial.reason}")
-    if good.mark == "bad" and bad.mark == "good":
+def _require_end(name: str, trial: Trial) -> None:
+    """Raise unless the good commit passes or the bad one fails."""
+    if trial.mark == "skip":
+        raise SnapError(f"--{name} {trial.commit} cannot be checked: {trial.reason}")
+    if name == "good" and trial.mark == "bad":
         raise UsageError(
-            f"{good.commit} fails and {bad.commit} passes: --good and --bad are swapped",
-            "swap them",
-        )
-    if good.mark == "bad":
-        raise UsageError(
-            f"--good {good.commit} fails: {good.phase}, case {good.case}",
+            f"--good {trial.commit} fails: {trial.phase}, case {trial.case}",
             "name an older commit that passes",
         )
-    if bad.mark == "good":
+    if name == "bad" and trial.mark == "good":
         raise UsageError(
-            f"--bad {bad.commit} passes",
+            f"--bad {trial.commit} passes",
             "name a commit that fails snap check with the same options",
         )
 

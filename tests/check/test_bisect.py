@@ -114,12 +114,11 @@ def test_the_commit_the_phase_and_the_module_are_found(
 @pytest.mark.parametrize(
     ("good", "bad", "problem"),
     [
-        ("fault", "first", "--good and --bad are swapped"),
-        ("first", "two", "passes"),
+        ("first", "two", "--bad .* passes"),
         ("does not import", "fault", "cannot be checked: FMS at the checkout"),
     ],
 )
-def test_a_good_commit_must_pass_and_a_bad_one_fail(
+def test_both_ends_must_be_checked_and_a_bad_one_must_fail(
     history: History, temporary: Path, good: str, bad: str, problem: str
 ) -> None:
     """Otherwise nothing is searched, and nothing is left behind."""
@@ -128,6 +127,16 @@ def test_a_good_commit_must_pass_and_a_bad_one_fail(
         search(history, history.commits[good], history.commits[bad])
     assert history.state() == before
     assert list(temporary.glob("snap-*")) == []
+
+
+def test_a_good_commit_must_pass(history: History, tmp_path: Path) -> None:
+    """It is refused before the bad one is checked."""
+    clone = History(tmp_path / "clone", {})
+    shutil.copytree(history.repository, clone.repository)
+    clone.git("checkout", "--quiet", "--force")
+    clone.commit("after", MODEL, "# 4\n", "# 5\n")
+    with pytest.raises(SnapError, match=r"--good .* fails: vision, case variant-04"):
+        search(clone, "HEAD~1", "HEAD")
 
 
 def test_all_commits_that_may_be_the_one_are_named(history: History, tmp_path: Path) -> None:
@@ -173,13 +182,14 @@ def test_an_interrupted_search_leaves_no_worktree(
         ("fms", "no-such-branch", "HEAD", "has no commit 'no-such-branch'"),
         ("fms", "--all", "HEAD", "has no commit '--all'"),
         ("fms", "HEAD", "HEAD~0", "--good and --bad are both"),
+        ("fms", "HEAD", "HEAD~1", "comes before"),
         ("nowhere", "HEAD~1", "HEAD", "is not a git repository"),
     ],
 )
-def test_commits_that_do_not_exist_are_wrong_usage(
+def test_commits_that_cannot_be_an_end_are_wrong_usage(
     history: History, repository: str, good: str, bad: str, problem: str
 ) -> None:
-    """Git's own messages are not shown."""
+    """Nothing is checked, and git's own messages are not shown."""
     elsewhere = History(history.repository.parent / repository, {})
     with pytest.raises(UsageError, match=problem):
         search(elsewhere, good, bad)
