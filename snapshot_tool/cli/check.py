@@ -247,6 +247,8 @@ def report_command(
     """
     outputs = Outputs.taken_from(options)
     require_files(*outputs.paths)
+    if len(runs) > 1 and (outputs.json_path or outputs.markdown_path):
+        raise UsageError("several runs are written as HTML only", "leave out --json and --markdown")
     reports = [read_run(run) for run in runs]
     if (tolerance, atol, rtol) != (None, None, None):
         from snapshot_tool.judge.judge import judge_again  # it imports torch
@@ -258,7 +260,8 @@ def report_command(
     from snapshot_tool.reports.history import history_table, history_to_html
 
     past = [(str(path), report) for path, report in zip(runs, reports, strict=True)]
-    draw_table(history_table(past))
+    if not outputs.printed:
+        draw_table(history_table(past))
     write_files((outputs.html_path, partial(history_to_html, past)))
     return reports[-1].exit_code
 

@@ -378,6 +378,16 @@ def test_several_runs_make_a_history(
     assert logged(chromium) == []
 
 
+@pytest.mark.parametrize("option", ["--json", "--markdown"])
+def test_several_runs_are_written_as_a_page_only(
+    snap: Snap, failed_check: Run, folder: Path, option: str
+) -> None:
+    """A file of another kind is refused, and a page that is printed stands alone."""
+    runs = (folder / "run.json", folder / "run.json")
+    assert snap("report", *runs, option, folder / "several").code == 2
+    assert snap("report", *runs, "--html", "-").out.startswith("<!doctype html>")
+
+
 def test_goldens_that_the_run_does_not_know_are_refused(
     snap: Snap, failed_check: Run, folder: Path, tmp_path: Path
 ) -> None:
