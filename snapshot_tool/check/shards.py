@@ -15,6 +15,7 @@ from snapshot_tool.base.report import (
     Exploration,
     ExploredKind,
     Shard,
+    WeightReport,
     unmet_requirements,
 )
 from snapshot_tool.base.results import Result
@@ -69,7 +70,6 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
     for other in shards[1:]:
         _require_one_check(shards[0], other)
     _require_each_once(shards)
-    weights = [one.report.weights for one in shards if one.report.weights]
     merged = replace(
         shards[0].report,
         results=tuple(_in_golden_order(shards)),
@@ -77,7 +77,7 @@ def merge_reports(reports: Sequence[tuple[str, CheckReport]]) -> CheckReport:
         environment=_environment([one.report.environment for one in shards]),
         warnings=_union(one.report.warnings for one in shards),
         environment_differences=_union(one.report.environment_differences for one in shards),
-        weights=next((found for found in weights if found.differing), next(iter(weights), None)),
+        weights=_weights([one.report.weights for one in shards if one.report.weights]),
         shard=None,
         date=min(one.report.date for one in shards),
         seconds=round(sum(one.report.seconds for one in shards), 3),
@@ -164,6 +164,19 @@ def _exploration(shards: Sequence[ShardReport]) -> Exploration | None:
         results = tuple(result for kind in run for result in kind.results)
         merged.append(ExploredKind(name, sum(kind.asked for kind in same), results))
     return Exploration(tuple(merged), explored[0].seed)
+
+
+def _weights(found: Sequence[WeightReport]) -> WeightReport | None:
+    """Return the report with weights that differ, or the first, with what NaN came from in any.
+
+    An unset weight matters only for some cases.
+    """
+    if not found:
+        return None
+    harmful = _union(one.harmful or () for one in found)
+    is_unknown = not harmful and any(one.harmful is None for one in found)
+    chosen = next((one for one in found if one.differing), found[0])
+    return replace(chosen, harmful=None if is_unknown else harmful)
 
 
 def _environment(all_of_them: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 
 from snapshot_tool.base.errors import SnapError, UsageError
 from snapshot_tool.base.protocol import Phase
-from snapshot_tool.base.report import CheckReport, Share, parse_share
+from snapshot_tool.base.report import CheckReport, Share, WeightReport, parse_share
 from snapshot_tool.base.results import Result, Verdict
 from snapshot_tool.check.shards import merge_reports
 from snapshot_tool.reports.json import read_run
@@ -151,6 +151,20 @@ def test_a_phase_that_one_shard_lacks_is_judged_by_the_others(shards: list[Path]
     merged = merge_reports([("1", bare[0]), ("2", bare[1]), ("3", bare[2])])
     assert merged.unmet == (Phase.VISION,)
     assert len([r for r in merged.results if r.verdict is Verdict.SKIP]) == 1
+
+
+@pytest.mark.parametrize("harmful", [("head.weight",), None])
+def test_an_unset_weight_that_one_shard_uses_is_used(
+    shards: list[Path], harmful: tuple[str, ...] | None
+) -> None:
+    """It is unused in the others, whose cases do not reach it."""
+    reports = [(str(file), read_run(file)) for file in shards]
+    for index, (file, report) in enumerate(reports):
+        weights = WeightReport(9, unset=("head.weight",), harmful=harmful if index == 1 else ())
+        reports[index] = (file, replace(report, weights=weights))
+    merged = merge_reports(reports).weights
+    assert merged is not None
+    assert merged.harmful == harmful
 
 
 def test_a_whole_report_is_no_shard(shards: list[Path]) -> None:
