@@ -46,6 +46,12 @@ def read_defaults(commands: Mapping[str, object]) -> dict[str, dict[str, Any]]:
         table = tomllib.loads(text).get("tool", {}).get("snap", {})
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}", "correct the file") from error
+    if not isinstance(table, dict) or not all(
+        isinstance(table.get(command, {}), dict) for command in commands
+    ):
+        raise UsageError(
+            f"{path}: [{_TABLE}] and [{_TABLE}.COMMAND] must be tables", "correct the file"
+        )
     common = {name: value for name, value in table.items() if name not in commands}
     return {
         command: _defaults({**common, **table.get(command, {})}, command, path)
@@ -72,7 +78,7 @@ def _defaults(table: dict[str, Any], command: str, path: Path) -> dict[str, Any]
             continue
         values = value if isinstance(value, list) else [value]
         if option.kind is Path or str(value).endswith(".py"):
-            values = [str(Path(folder, one)) for one in values]
+            values = [str(Path(folder, str(one))) for one in values]
         defaults[option.field] = values if option.repeated else values[0]
     return defaults
 

@@ -110,7 +110,6 @@ class WatchedCandidate(Candidate):
         sees_modules: bool = True,
     ) -> None:
         self.modules_run = 0
-        self._candidate = candidate
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._settings = settings
         self._sees_modules = sees_modules

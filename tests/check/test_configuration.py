@@ -64,10 +64,14 @@ def test_what_is_typed_comes_before_a_variable_and_that_before_the_file(project:
 
 @pytest.mark.parametrize(
     ("line", "problem"),
-    [("goldns = 'x'", "did you mean goldens?"), ("goldens = ", "is not valid TOML")],
+    [
+        ("goldns = 'x'", "did you mean goldens?"),
+        ("goldens = ", "is not valid TOML"),
+        ("check = 'x'", "must be tables"),
+    ],
 )
 def test_a_default_that_is_wrong_names_the_file(project: Path, line: str, problem: str) -> None:
-    """An option that does not exist would be ignored in silence."""
+    """Nothing in it is ignored in silence."""
     (project / "pyproject.toml").write_text(f"[tool.snap]\n{line}\n", encoding="utf-8")
     run = run_snap_here("list", cwd=project)
     assert run.code == 2
