@@ -240,7 +240,11 @@ def trace_reference(
     def run() -> object:
         if options.mode is Mode.FORWARD:
             return reference.forward(subject.inputs, observe=lambda *_: None)
-        return reference.generate(subject.inputs, max_new_tokens=header.max_new_tokens)
+        return reference.generate(
+            subject.inputs,
+            max_new_tokens=header.max_new_tokens,
+            eos_token_ids=header.eos_token_ids,
+        )
 
     return write_trace(out, reference.modules(), run, header=header, inputs=subject.inputs)
 

@@ -18,7 +18,7 @@ from snapshot_tool.traces.workflow import (
     trace_candidate,
     trace_reference,
 )
-from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, Snap, run_snap
+from tests.conftest import CHECKOUT, CHECKPOINT, GOLDENS, ROOT, Snap, run_snap
 
 pytestmark = pytest.mark.record
 
@@ -82,6 +82,18 @@ def test_a_correct_port_agrees_in_every_module_by_the_familys_names(
         assert len(measured) >= len({row.module for row in found.rows}) - 1
         assert max(row.relative_error or 0 for row in measured) < ERROR_LIMIT / 3
     assert {row.run for row in found.rows} == set(range(options.max_new_tokens or 1))
+
+
+def test_both_generate_up_to_the_end_token_of_the_case(tmp_path: Path) -> None:
+    """It is not one of the checkpoint's: recording chose it so that the generation meets it."""
+    choice = GoldenChoice(ROOT / "tests" / "module-goldens", None, None, "cpu")
+    subject = subject_of_golden(choice, "end-token")
+    options = TraceOptions(Mode.GENERATE)
+    hf, fms = tmp_path / "hf.safetensors", tmp_path / "fms.safetensors"
+    passes = trace_reference(hf, subject, options, Progress()).runs
+    assert passes == trace_candidate(fms, subject, options, Progress(), fms_path=CHECKOUT).runs
+    assert passes < subject.header.max_new_tokens
+    assert compare(hf, fms).exit_code == 0
 
 
 def test_modules_without_names_are_matched_by_what_they_compute(tmp_path: Path) -> None:
