@@ -201,8 +201,12 @@ class Assembly:
         words += ["--prompt", "FILE"] if settings.prompts else []
         for tokens in settings.long:
             words += ["--long", str(tokens)]
-        for glob in settings.whole_outputs:
-            words += ["--whole-outputs", glob]
+        for option, globs in (
+            ("--whole-outputs", settings.whole_outputs),
+            ("--modules", settings.modules),
+        ):
+            for glob in globs:
+                words += [option, glob]
         return printable(shlex.join(words))
 
     def _case(self, case: PlannedCase, files: dict[str, FileEntry]) -> CaseEntry:

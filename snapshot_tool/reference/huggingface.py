@@ -423,7 +423,10 @@ def _try_decoder(reference: HuggingFaceReference, checkpoint: Path) -> dict[str,
 
 
 class _Float64Throughout(TorchDispatchMode):  # type: ignore[no-untyped-call] # untyped in torch
-    """Replaces float32 by float64 in every operation."""
+    """Replaces float32 by float64 in every operation.
+
+    Its base class is documented (Extending PyTorch), but up to torch 2.13 only at this path.
+    """
 
     def __torch_dispatch__(
         self,

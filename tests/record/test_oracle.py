@@ -109,6 +109,7 @@ def test_single_modules_are_run_on_inputs_of_many_sizes(recorded: Path) -> None:
 
 def test_whole_inputs_and_outputs_are_kept_of_the_cases_named(recorded: Path) -> None:
     """Every module's, and of no other case; what the phases keep is the same tensor."""
+    assert "--modules 'one-*'" in manifest_of(recorded)["history"][0]["command"]
     inputs = load(recorded, "module_inputs")
     assert {key.partition("/")[0] for key in inputs} == {"one-image"}
     assert len(inputs) > 90
