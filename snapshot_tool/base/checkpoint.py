@@ -401,7 +401,7 @@ def _hub_problem(name: str, revision: str, error: Exception) -> CheckpointUnavai
         case OSError(errno=number) if number in _CACHE_ERRORS:
             return CheckpointUnavailable(
                 f"{name} cannot be written to the hub's cache: {error}",
-                "make room, or name another folder with HF_HOME",
+                "free disk space, or name another folder with HF_HOME",
             )
         case OfflineModeIsEnabled():
             why = "offline mode is on (HF_HUB_OFFLINE)"

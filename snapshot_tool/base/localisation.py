@@ -240,7 +240,7 @@ class ModuleTrials(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         tried: how many modules.
         wrong: those that differ by themselves, each where it differs most, in order of execution.
-        not_tried: the reference's modules that the candidate does not have, or has otherwise.
+        not_tried: the reference's modules that the candidate lacks, or has in another form.
     """
 
     tried: int

@@ -311,7 +311,7 @@ class Candidate:
     def generate_batch(
         self, rows: Sequence[CaseInputs], *, max_new_tokens: int, eos_token_ids: Sequence[int]
     ) -> Sequence[torch.Tensor]:
-        """Return each row's greedy new tokens, (new,) int64, up to its own end token, included."""
+        """Return each row's greedy new tokens, (new,) int64, up to and including its end token."""
         _raise_unsupported("generate_batch")
 
     def forward_in_parts(self, parts: Sequence[CaseInputs]) -> torch.Tensor:

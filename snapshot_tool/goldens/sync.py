@@ -307,7 +307,7 @@ def _fetch(wanted: dict[str, LockedFile], store: Path, remote: Remote, progress:
                         advance(len(block))
             except OSError as error:
                 raise SnapError(
-                    f"cannot write {partial}: {error.strerror}", "make room, then pull again"
+                    f"cannot write {partial}: {error.strerror}", "free disk space, then pull again"
                 ) from error
             if file_sha256(partial) != file.sha256:
                 partial.unlink()

@@ -243,7 +243,7 @@ class _CaseMaker:
         which = "every case with an image" if cases else "every case"
         raise ReferenceUnavailable(
             f"the reference refuses {which}; case {name}: {reason}",
-            "see that the processor's files, config.json and the weights fit each other",
+            "check that the processor's files, config.json and the weights fit each other",
         )
 
     def _end_case(self) -> list[PlannedCase]:

@@ -68,7 +68,7 @@ def stage_float64(
         del reference  # before the next one is loaded
         if overflows:
             progress.note(
-                f"in {dtype} the reference answers NaN or Inf in {overflows} of {len(missing)} "
+                f"in {dtype} the reference returns NaN or Inf in {overflows} of {len(missing)} "
                 f"cases: they cannot be checked in {dtype}"
             )
     for case in cases:

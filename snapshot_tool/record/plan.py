@@ -68,7 +68,8 @@ class Staging:
             write_atomically(path, data)
         except OSError as error:
             raise SnapError(
-                f"cannot write {path}: {error.strerror}", "make room, then go on with --resume"
+                f"cannot write {path}: {error.strerror}",
+                "free disk space, then continue with --resume",
             ) from error
 
     def count_cases(self) -> int:

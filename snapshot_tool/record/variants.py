@@ -158,8 +158,8 @@ def _deal_modes(
 ) -> CaseRecipe:
     """Give the images the modes that follow each other from place `first` on.
 
-    After a refusal some have the first mode instead, in every combination: so the others are dealt
-    all the same, and a reference that takes one mode alone gets to it.
+    After a refusal some have the first mode instead, in every combination. A reference that takes
+    only that mode is given it at last, and one that takes others is still given those.
     """
     images = []
     for place, image in enumerate(recipe.images):

@@ -192,7 +192,7 @@ def _reported_errors(goldens: Path) -> Iterator[None]:
         where = f" {error.filename}" if error.filename else f" below {goldens}"
         raise SnapError(
             f"cannot write{where}: {error.strerror or error}",
-            "nothing that was recorded is lost: mend it, then go on with --resume",
+            "nothing that was recorded is lost: repair it, then continue with --resume",
         ) from error
 
 

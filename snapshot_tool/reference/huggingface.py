@@ -325,7 +325,7 @@ class HuggingFaceReference:
         def make(why: str) -> ReferenceUnavailable:
             return ReferenceUnavailable(
                 f"{self.family.hf_class} of transformers {transformers.__version__} raises {why}",
-                "see that config.json, the tokenizer and --dtype fit the weights"
+                "check that config.json, the tokenizer and --dtype fit the weights"
                 + ("" if self.family.is_declared else f"; to declare the model: {PAGE}"),
             )
 

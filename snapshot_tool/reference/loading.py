@@ -61,7 +61,7 @@ def require_filled(model: torch.nn.Module, report: Mapping[str, Any], checkpoint
             first = min(map(str, keys))
             raise CheckpointUnavailable(
                 f"{checkpoint} {problem}: {first}, first of {len(keys)} {kind}",
-                "see that config.json and the weights are of the same model",
+                "check that config.json and the weights are of the same model",
             )
 
 
@@ -191,7 +191,7 @@ def require_computed(given: Mapping[str, Any], config: Any, path: Path) -> None:
         least = max(newer.values())
         needed = max(least, written) if written else least
         raise CheckpointUnavailable(
-            f"{path} has {_listed(newer)}: newer releases compute by it, transformers {installed} "
+            f"{path} has {_listed(newer)}: newer releases use it, transformers {installed} "
             "does not have it",
             f"record it with transformers {needed} or newer",
         )
@@ -234,7 +234,7 @@ def placement(settings: LoadSettings) -> dict[str, Any]:
 
 
 def special_token(model: Any, name: str) -> Any:
-    """Return a special token's id: generation's own, else the configuration's."""
+    """Return a special token's id, from the generation configuration or else from the model's."""
     own = getattr(getattr(model, "generation_config", None), name, None)
     return own if own is not None else getattr(model.config, name, None)
 
@@ -354,7 +354,7 @@ def log_to_handlers_alone() -> None:
 def loading(what: str, warned: Warned, settings: LoadSettings) -> Iterator[None]:
     """Collect warnings; raise CheckpointUnavailable for the errors of transformers."""
     remedy = (
-        "install what it names as missing, or see that the checkpoint is whole and for "
+        "install what it names as missing, or check that the checkpoint is whole and for "
         f"transformers {transformers.__version__}"
     )
     if settings.max_memory:  # transformers 4.51 takes no map that has everything on disk

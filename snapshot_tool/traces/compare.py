@@ -364,7 +364,7 @@ def _fits(mine: TracedTensor, theirs: TracedTensor, columns: slice | None) -> bo
 
 def _kind(tensor: TracedTensor) -> str:
     """Return "float", "int", "bool" …, whatever the precision."""
-    return tensor.dtype.removeprefix("b").rstrip("0123456789")
+    return tensor.dtype.replace("bfloat", "float").rstrip("0123456789")
 
 
 def _narrowed(shape: tuple[int, ...], columns: slice | None) -> tuple[int, ...]:

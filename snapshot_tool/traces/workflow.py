@@ -74,7 +74,7 @@ class TraceOptions:
     Args:
         first_pass_only: whether a generation ends after one token.
         max_elements: tensors of up to this size are kept whole, and a sketch of larger ones.
-        max_new_tokens: replaces the subject's; None: not.
+        max_new_tokens: in place of the subject's; None: the subject's.
     """
 
     mode: Mode = Mode.FORWARD

@@ -67,7 +67,7 @@ def test_an_oracle_that_overflows_is_reported_and_no_limit_is_made_of_it(
     goldens = tmp_path / "goldens"
     notes = Notes()
     record_here(folder, goldens, oracle=True, notes=notes)
-    assert any("in float16 the reference answers NaN or Inf" in line for line in notes.lines)
+    assert any("in float16 the reference returns NaN or Inf" in line for line in notes.lines)
     assert not any("bfloat16" in line for line in notes.lines)
     run = snap("show", "--goldens", goldens)
     assert run.code == 0, run.err
@@ -85,7 +85,7 @@ def test_an_oracle_that_overflows_is_reported_and_no_limit_is_made_of_it(
             "is of transformers 5.2.0, installed is 4.51.3, which does not have dtype, rope_para",
         ),
         ({"transformers_version": "5.0.0.dev0"}, "is of transformers 5.0.0.dev0"),
-        ({"rope_parameters": {"rope_theta": 2e4}}, "has rope_parameters: newer releases compute"),
+        ({"rope_parameters": {"rope_theta": 2e4}}, "has rope_parameters: newer releases use"),
         ({"layer_types": ["sliding_attention", "full_attention"]}, "has layer_types"),
         ({"text_config": {"rope_parameters": {"rope_theta": 2e4}}}, "has text_config.rope_param"),
     ],
