@@ -10,7 +10,12 @@ import torch
 from PIL import Image
 
 from snapshot_tool.base.errors import PhaseUnsupported
-from snapshot_tool.base.protocol import CandidateInfo, CandidateRequest, CaseInputs
+from snapshot_tool.base.protocol import (
+    CandidateInfo,
+    CandidateRequest,
+    CaseInputs,
+    KeepOutputs,
+)
 from snapshot_tool.candidates.fms.candidate import FmsCandidate, load_fms_candidate
 
 CHECKOUT = Path(__file__).parent.parent / "build" / "fms-checkout"
@@ -123,11 +128,15 @@ class WrongType(Wrapped):
 
 
 class SpoilsItsInputs(Wrapped):
-    """Overwrites its inputs after using them."""
+    """Overwrites its inputs after using them, and reshapes one in place."""
+
+    def output_cache(self) -> KeepOutputs:
+        return self.fms.output_cache()
 
     def vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
         features = super().vision(pixel_values)
         pixel_values.zero_()
+        pixel_values.unsqueeze_(0)
         return features
 
     def connector(self, features: torch.Tensor) -> Any:
